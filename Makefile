@@ -1,0 +1,49 @@
+# `make demo` and `make test` need Python 3.11 or later and a package index; everything else lands in .venv.
+PYTHON ?= python3
+VENV ?= .venv
+BIN := $(VENV)/bin
+
+.PHONY: demo test test-fast check lint types format train-tiny measure-tiny samples clean
+
+demo: $(VENV)/.ready  ## Caption sample_images with the model inside the package and show the rows.
+	$(BIN)/blip2cap caption sample_images --model tiny --overwrite
+	$(BIN)/blip2cap show captions.jsonl
+
+test: $(VENV)/.ready  ## All tests that need no GPU.
+	$(BIN)/python -m pytest
+
+test-fast: $(VENV)/.ready  ## Without those that take seconds.
+	$(BIN)/python -m pytest -m "not slow"
+
+check: lint types test  ## What CI runs.
+
+lint: $(VENV)/.ready
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+types: $(VENV)/.ready
+	$(BIN)/mypy
+
+format: $(VENV)/.ready
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+train-tiny: $(VENV)/.ready  ## Train the model inside the package (about 50 minutes on 2 cores; goes on where it was cut off).
+	$(BIN)/python -m blip2cap.train tiny runs/tiny
+	cp runs/tiny/model/* blip2cap/tiny/
+	$(MAKE) measure-tiny
+
+measure-tiny: $(VENV)/.ready  ## How right it is about scenes it has never seen.
+	$(BIN)/python -m blip2cap.train measure tiny --out benchmarks/results/tiny.json
+
+samples: $(VENV)/.ready  ## Draw sample_images anew.
+	$(BIN)/python -m tests.make_samples
+
+$(VENV)/.ready: pyproject.toml constraints.txt
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --upgrade "pip>=25.1"
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable . --group dev
+	touch $@
+
+clean:
+	rm -rf $(VENV) .mypy_cache .pytest_cache .ruff_cache .hypothesis

@@ -1,0 +1,21 @@
+"""Batch captions and answers for images with BLIP-2.
+
+>>> from blip2cap import Captioner
+"""
+
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from blip2cap.captioner import Captioner as Captioner
+
+__version__ = "0.1.0"
+__all__ = ["Captioner", "__version__"]
+
+
+def __getattr__(name: str) -> Any:
+    """Import torch only when the captioner is asked for: the command line starts without it."""
+    if name == "Captioner":
+        from blip2cap.captioner import Captioner
+
+        return Captioner
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -1,0 +1,60 @@
+"""The command line: one file per command; parses, builds options, makes one call, prints."""
+
+from __future__ import annotations
+
+import sys
+from typing import Annotated, Any
+
+import typer
+from typer.core import TyperGroup
+
+from blip2cap import __version__
+from blip2cap.cli.arguments import EPILOG
+from blip2cap.cli.caption import caption
+from blip2cap.cli.show import show
+from blip2cap.cli.terminal import clean
+from blip2cap.cli.vqa import vqa
+
+
+class Commands(TyperGroup):
+    """The commands; what typer repeats of their arguments, which may be file names, is made harmless."""
+
+    def invoke(self, ctx: Any) -> Any:
+        """Run the command of this call."""
+        try:
+            return super().invoke(ctx)
+        except typer.TyperException as error:
+            error.message = clean(error.message)
+            raise
+
+
+app = typer.Typer(
+    name="blip2cap",
+    cls=Commands,
+    help="Captions and answers for folders of images, with BLIP-2: fast, resumable, on a GPU or a CPU.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+    context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110},
+)
+
+
+def _version(wanted: bool) -> None:
+    if wanted:
+        sys.stdout.write(f"blip2cap {__version__}\n")
+        raise typer.Exit
+
+
+@app.callback()
+def main(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version.")
+    ] = False,
+) -> None:
+    """Captions and answers for folders of images, with BLIP-2: fast, resumable, on a GPU or a CPU."""
+
+
+app.command(epilog=EPILOG)(caption)
+app.command(epilog=EPILOG)(vqa)
+app.command()(show)

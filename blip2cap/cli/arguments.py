@@ -1,0 +1,99 @@
+"""The options that commands share: one definition each, so that names, help and environment are the same everywhere."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from blip2cap.cli.config import load_config
+
+EPILOG = (
+    "Every option that is given once can be set by a variable too: BLIP2CAP_MODEL=tiny is --model tiny. "
+    "What counts: the flag, else the variable, else the file of --config, else the default."
+)
+
+
+def option(*flags: str, **settings: Any) -> Any:
+    """Declare an option that the variable BLIP2CAP_<LONG NAME> can set too; its value is called N unless said."""
+    settings = {"metavar": "N"} | settings
+    return typer.Option(*flags, envvar=f"BLIP2CAP_{_long_name(flags)}", show_envvar=False, **settings)
+
+
+def repeated_option(*flags: str, **settings: Any) -> Any:
+    """Declare an option that may be given several times; without a variable, which typer would cut at every space."""
+    return typer.Option(*flags, **settings)
+
+
+def _long_name(flags: tuple[str, ...]) -> str:
+    long = next(flag for flag in flags if flag.startswith("--"))
+    return long[2:].replace("-", "_").upper()
+
+
+Inputs = Annotated[
+    list[str] | None,
+    typer.Argument(
+        metavar="INPUT",
+        help="A folder (walked recursively), image files, or `-` for paths on standard input.",
+        show_default=False,
+    ),
+]
+FilesFrom = Annotated[
+    list[str] | None,
+    repeated_option("--files-from", metavar="FILE", help="Read paths from FILE, one a line; may be repeated."),
+]
+NullSeparated = Annotated[bool, option("-0", "--null", help="Paths in lists end with NUL, as from find -print0.")]
+Out = Annotated[str, option("-o", "--out", metavar="PATH", help="Output .jsonl file; `-` is stdout.")]
+Model = Annotated[
+    str,
+    option(
+        "-m",
+        "--model",
+        metavar="NAME",
+        help="`tiny` (inside the package), a local folder or a hub id.",
+    ),
+]
+Revision = Annotated[
+    str | None,
+    option("--revision", metavar="NAME", help="Commit, branch or tag of the model on the hub."),
+]
+Dtype = Annotated[str, option("--dtype", metavar="NAME", help="auto, float32, bfloat16 or float16.")]
+Device = Annotated[str, option("--device", metavar="NAME", help="auto, cpu, cuda or cuda:N.")]
+BatchSize = Annotated[
+    int | None,
+    option("--batch-size", help="Images at once. Left out: 16 on a CPU, 64 on a GPU."),
+]
+Threads = Annotated[int, option("--threads", help="Threads that decode; 0 is one per core.")]
+MaxNewTokens = Annotated[int, option("--max-new-tokens", help="Longest text, in tokens.")]
+MinNewTokens = Annotated[int, option("--min-new-tokens", help="Shortest text, in tokens.")]
+NumBeams = Annotated[int, option("--num-beams", help="Beams to search with; 1 is greedy.")]
+Temperature = Annotated[float | None, option("--temperature", help="Sample, at this temperature.")]
+TopP = Annotated[float | None, option("--top-p", help="Sample from the likeliest tokens of this total share.")]
+TopK = Annotated[int | None, option("--top-k", help="Sample from this many of the likeliest tokens.")]
+RepetitionPenalty = Annotated[
+    float, option("--repetition-penalty", help="Above 1: tokens that were said become less likely.")
+]
+NoRepeatNgramSize = Annotated[
+    int, option("--no-repeat-ngram-size", help="No sequence of so many tokens twice; 0 is off.")
+]
+LengthPenalty = Annotated[
+    float, option("--length-penalty", help="With beams: above 0 favours long texts, below 0 short ones.")
+]
+Seed = Annotated[int, option("--seed", help="Of sampling.")]
+Limit = Annotated[int | None, option("--limit", metavar="N", help="Take the first N images only.")]
+Overwrite = Annotated[bool, option("--overwrite", help="Replace the output instead of resuming it.")]
+DryRun = Annotated[bool, option("--dry-run", help="Print what would be done; load no model, write nothing.")]
+Quiet = Annotated[bool, option("--quiet", help="Errors only.")]
+Verbose = Annotated[bool, option("--verbose", help="Name every image that fails.")]
+AsJson = Annotated[bool, option("--json", help="Print the summary as one JSON object on stdout.")]
+Config = Annotated[
+    Path | None,
+    option(
+        "--config",
+        metavar="FILE",
+        callback=load_config,
+        is_eager=True,
+        help="TOML file with options; flags and BLIP2CAP_* variables come first.",
+    ),
+]

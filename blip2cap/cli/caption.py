@@ -1,0 +1,91 @@
+"""`blip2cap caption`."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+from blip2cap.cli import arguments as arg
+from blip2cap.cli.guard import handle_errors
+from blip2cap.cli.session import Session
+from blip2cap.options import (
+    BatchOptions,
+    DecodeOptions,
+    GenerateOptions,
+    ModelOptions,
+    SourceOptions,
+)
+
+_DECODE, _MODEL, _GENERATE = DecodeOptions(), ModelOptions(), GenerateOptions()
+
+
+@handle_errors
+def caption(
+    inputs: arg.Inputs = None,
+    files_from: arg.FilesFrom = None,
+    null: arg.NullSeparated = False,
+    out: arg.Out = "captions.jsonl",
+    model: arg.Model = _MODEL.name,
+    revision: arg.Revision = _MODEL.revision,
+    prompt: Annotated[
+        str | None,
+        arg.option(
+            "--prompt",
+            metavar="TEXT",
+            help='What the text begins with, as "a photo of"; may hold {stem} {folder} {file_name}.',
+        ),
+    ] = None,
+    dtype: arg.Dtype = _MODEL.dtype,
+    device: arg.Device = _MODEL.device,
+    batch_size: arg.BatchSize = None,
+    threads: arg.Threads = _DECODE.num_threads,
+    max_new_tokens: arg.MaxNewTokens = _GENERATE.max_new_tokens,
+    min_new_tokens: arg.MinNewTokens = _GENERATE.min_new_tokens,
+    num_beams: arg.NumBeams = _GENERATE.num_beams,
+    temperature: arg.Temperature = _GENERATE.temperature,
+    top_p: arg.TopP = _GENERATE.top_p,
+    top_k: arg.TopK = _GENERATE.top_k,
+    repetition_penalty: arg.RepetitionPenalty = _GENERATE.repetition_penalty,
+    no_repeat_ngram_size: arg.NoRepeatNgramSize = _GENERATE.no_repeat_ngram_size,
+    length_penalty: arg.LengthPenalty = _GENERATE.length_penalty,
+    num_captions: Annotated[
+        int, arg.option("--num-captions", help="Captions for each image, in the column `texts`.")
+    ] = _GENERATE.num_captions,
+    seed: arg.Seed = _GENERATE.seed,
+    limit: arg.Limit = None,
+    overwrite: arg.Overwrite = False,
+    dry_run: arg.DryRun = False,
+    config: arg.Config = None,
+    quiet: arg.Quiet = False,
+    verbose: arg.Verbose = False,
+    as_json: arg.AsJson = False,
+) -> None:
+    """Write a caption for every image."""
+    Session(
+        command="caption",
+        source=SourceOptions(
+            inputs=tuple(inputs or ()), files_from=tuple(files_from or ()), null_separated=null, limit=limit
+        ),
+        decode=DecodeOptions(num_threads=threads),
+        model=ModelOptions(name=model, revision=revision, dtype=dtype, device=device),
+        batch=BatchOptions(batch_size=batch_size),
+        generate=GenerateOptions(
+            max_new_tokens=max_new_tokens,
+            min_new_tokens=min_new_tokens,
+            num_beams=num_beams,
+            temperature=temperature,
+            top_p=top_p,
+            top_k=top_k,
+            repetition_penalty=repetition_penalty,
+            no_repeat_ngram_size=no_repeat_ngram_size,
+            length_penalty=length_penalty,
+            num_captions=num_captions,
+            seed=seed,
+        ),
+        template=prompt,
+        questions=None,
+        out=out,
+        overwrite=overwrite,
+        quiet=quiet,
+        verbose=verbose,
+        as_json=as_json,
+    ).start(dry_run=dry_run)

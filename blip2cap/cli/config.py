@@ -1,0 +1,76 @@
+"""`--config FILE`: options from a TOML file, below flags and environment variables, above the defaults.
+
+model = "tiny"            # for every command
+
+[caption]                 # for one command
+prompt = "a photo of"
+num-beams = 3
+"""
+
+from __future__ import annotations
+
+import tomllib
+from pathlib import Path
+from typing import Any
+
+import typer
+
+from blip2cap.cli.terminal import clean
+from blip2cap.errors import UsageError
+
+_COMMANDS = ("caption", "vqa")
+
+
+def load_config(context: typer.Context, path: Path | None) -> Path | None:
+    """Read the file into the defaults of the command that is being parsed.
+
+    Raises typer.BadParameter for a file that cannot be read or an option that the command does not have.
+    """
+    if path is None:
+        return None
+    try:
+        content = tomllib.loads(path.read_text(encoding="utf-8-sig"))
+    except OSError as error:
+        raise typer.BadParameter(f"{clean(str(path))} cannot be read: {error.strerror}.") from error
+    except ValueError as error:
+        raise typer.BadParameter(f"{clean(str(path))} is not TOML: {clean(str(error))}.") from error
+    options = {key: value for key, value in content.items() if key not in _COMMANDS}
+    table = content.get(str(context.info_name), {})
+    if not isinstance(table, dict):
+        raise typer.BadParameter(f"{clean(str(path))}: expected [{context.info_name}] to be a table.")
+    known = _names(context)
+    defaults: dict[str, Any] = {}
+    for key, value in (options | table).items():
+        name = key.replace("_", "-")
+        if name not in known:
+            raise typer.BadParameter(
+                f"{clean(str(path))}: unknown option {clean(key)}. {context.info_name} has: {', '.join(sorted(known))}."
+            )
+        parameter, takes_several = known[name]
+        defaults[parameter] = [value] if takes_several and not isinstance(value, list) else value
+    context.default_map = {**(context.default_map or {}), **defaults}
+    return path
+
+
+def _names(context: typer.Context) -> dict[str, tuple[str, bool]]:
+    """Long names of the command's options -> parameter, and whether it takes several values."""
+    names = {}
+    for parameter in context.command.params:
+        long = next((flag[2:] for flag in parameter.opts if flag.startswith("--")), parameter.name)
+        if parameter.name and long and long not in ("config", "help"):
+            names[long] = (parameter.name, getattr(parameter, "multiple", False) or parameter.nargs == -1)
+    return names
+
+
+def read_questions(path: Path) -> tuple[str, ...]:
+    """Read one question a line; empty lines are passed over. Raises UsageError."""
+    try:
+        lines = path.read_text(encoding="utf-8-sig").split("\n")
+    except OSError as error:
+        raise UsageError(f"--questions {path}: cannot be read: {error.strerror}.") from error
+    except ValueError as error:
+        raise UsageError(f"--questions {path}: not valid UTF-8.") from error
+    questions = tuple(line.strip() for line in lines if line.strip())
+    if not questions:
+        raise UsageError(f"--questions {path}: holds no question. Expected one a line.")
+    return questions

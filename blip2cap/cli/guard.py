@@ -1,0 +1,37 @@
+"""How a command ends when something is wrong: one line on stderr, and the exit code."""
+
+from __future__ import annotations
+
+import functools
+import os
+import sys
+from collections.abc import Callable
+from typing import Any
+
+import typer
+
+from blip2cap.cli.terminal import clean, say
+from blip2cap.errors import Blip2CapError
+
+_BROKEN_PIPE = 141
+"""What a shell reports of a process that SIGPIPE ended."""
+
+
+def handle_errors(command: Callable[..., None]) -> Callable[..., None]:
+    """Print our errors as one line and end with their exit code; any other exception is a bug and shows itself."""
+
+    @functools.wraps(command)
+    def guarded(*args: Any, **kwargs: Any) -> None:
+        try:
+            command(*args, **kwargs)
+        except Blip2CapError as error:
+            say(f"blip2cap: {clean(str(error))}")
+            raise typer.Exit(error.exit_code) from error
+        except BrokenPipeError:
+            # The reader of our output has gone; Python would complain once more when it flushes stdout at exit.
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            raise typer.Exit(_BROKEN_PIPE) from None
+        except KeyboardInterrupt:
+            raise typer.Exit(130) from None
+
+    return guarded

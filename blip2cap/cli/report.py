@@ -1,0 +1,121 @@
+"""What a run says: images that fail as they fail, the plan of a dry run, the summary at the end."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING, Any
+
+from blip2cap.cli.terminal import clean, say
+from blip2cap.errors import ImageError
+from blip2cap.plan import Plan
+from blip2cap.records import ImageRef
+from blip2cap.source import Source
+
+if TYPE_CHECKING:
+    from blip2cap.run import Summary
+
+_NAMED_FAILURES = 20
+
+
+class Failures:
+    """Names images that fail; after the first few only their number, unless --verbose."""
+
+    def __init__(self, say: Callable[[str], None], *, verbose: bool, quiet: bool) -> None:
+        self.say = say
+        self.limit = 0 if quiet else sys.maxsize if verbose else _NAMED_FAILURES
+        self.quiet = quiet
+        self.count = 0
+
+    def add(self, ref: ImageRef, error: ImageError) -> None:
+        """Say which image failed, and why."""
+        self.count += 1
+        if self.count <= self.limit:
+            self.say(f"{clean(ref.file_name)}: {error.code}: {clean(error.detail)}")
+
+    def close(self) -> None:
+        """Say how many were not named."""
+        if self.count > self.limit and not self.quiet:
+            self.say(f"... and {self.count - self.limit} more failures; --verbose names them all.")
+
+
+def plan_facts(out: str, source: Source, plan: Plan, finished: set[str], num_failed: int) -> dict[str, Any]:
+    """Walk the whole source and count what a run would do."""
+    num_images_to_do = num_rows_to_do = 0
+    for task in plan.tasks(source, finished):
+        num_images_to_do += 1
+        num_rows_to_do += len(task.asks)
+    return {
+        "out": out,
+        "images": plan.num_images,
+        "images_to_do": num_images_to_do,
+        "rows_to_do": num_rows_to_do,
+        "rows_there_before": plan.num_finished,
+        "rows_failed_before": num_failed,
+        "skipped": dict(source.skipped),
+    }
+
+
+def summary_facts(
+    out: str, source: Source, plan: Plan, num_failed_before: int, summary: Summary | None, *, stopped: bool
+) -> dict[str, Any]:
+    """Gather what a run has done; `summary` is None if there was nothing to do."""
+    seconds = summary.seconds if summary else 0.0
+    return {
+        "out": out,
+        "images": plan.num_images,
+        "rows_ok": summary.num_ok if summary else 0,
+        "rows_failed": summary.num_failed if summary else 0,
+        "failed_by_error": dict(summary.failed) if summary else {},
+        "rows_there_before": plan.num_finished,
+        "rows_failed_before": num_failed_before,
+        "skipped": dict(source.skipped),
+        "seconds": round(seconds, 3),
+        "images_per_s": round(summary.num_images / seconds, 2) if summary and seconds else 0.0,
+        "stopped": stopped,
+    }
+
+
+def print_json(facts: dict[str, Any]) -> None:
+    """Print one object on one line of stdout."""
+    sys.stdout.write(json.dumps(facts) + "\n")
+
+
+def say_plan(facts: dict[str, Any]) -> None:
+    """Say in one line what a dry run found."""
+    rows = f" ({_count(facts['rows_to_do'], 'row')})" if facts["rows_to_do"] != facts["images_to_do"] else ""
+    parts = [f"{facts['images_to_do']} of {_count(facts['images'], 'image')} to do{rows}", *_before(facts)]
+    say(f"dry run of {_where(facts)}: {', '.join(parts + _skipped(facts['skipped']))}; nothing was written")
+
+
+def say_summary(facts: dict[str, Any]) -> None:
+    """Say in one line what a run did."""
+    kinds = ", ".join(f"{count} {error}" for error, count in facts["failed_by_error"].items())
+    parts = [f"{facts['rows_ok']} ok", f"{facts['rows_failed']} failed" + (f" ({kinds})" if kinds else "")]
+    rate = f"; {facts['images_per_s']} images/s" if facts["images_per_s"] else ""
+    say(f"{_where(facts)}: {', '.join(parts + _before(facts) + _skipped(facts['skipped']))}{rate}")
+
+
+def no_image(source: Source) -> str:
+    """Say that there is nothing to do, and what was passed over."""
+    given = ", ".join((*source.options.inputs, *source.options.files_from))
+    skipped = f" ({', '.join(_skipped(source.skipped))})" if source.skipped else ""
+    return f"no image found in {given}{skipped}. Expected files like .jpg .png .webp; name other ones one by one."
+
+
+def _where(facts: dict[str, Any]) -> str:
+    return "standard output" if facts["out"] == "-" else clean(facts["out"])
+
+
+def _before(facts: dict[str, Any]) -> list[str]:
+    failed = f" ({facts['rows_failed_before']} failed)" if facts["rows_failed_before"] else ""
+    return [f"{facts['rows_there_before']} there before{failed}"] if facts["rows_there_before"] else []
+
+
+def _skipped(skipped: Mapping[str, int]) -> list[str]:
+    return [f"skipped {count} {reason.replace('_', ' ')}" for reason, count in skipped.items()]
+
+
+def _count(count: int, noun: str) -> str:
+    return f"{count} {noun}" if count == 1 else f"{count} {noun}s"

@@ -1,0 +1,103 @@
+"""`blip2cap vqa`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+from blip2cap.cli import arguments as arg
+from blip2cap.cli.config import read_questions
+from blip2cap.cli.guard import handle_errors
+from blip2cap.cli.session import Session
+from blip2cap.errors import UsageError
+from blip2cap.options import (
+    ANSWER_NEW_TOKENS,
+    BatchOptions,
+    DecodeOptions,
+    GenerateOptions,
+    ModelOptions,
+    SourceOptions,
+)
+
+_DECODE, _MODEL, _GENERATE = DecodeOptions(), ModelOptions(), GenerateOptions(max_new_tokens=ANSWER_NEW_TOKENS)
+
+
+@handle_errors
+def vqa(
+    inputs: arg.Inputs = None,
+    questions: Annotated[
+        list[str] | None, arg.repeated_option("-q", "--question", metavar="TEXT", help="What to ask; may be repeated.")
+    ] = None,
+    questions_file: Annotated[
+        Path | None, arg.option("--questions", metavar="FILE", help="Questions from a file, one a line.")
+    ] = None,
+    files_from: arg.FilesFrom = None,
+    null: arg.NullSeparated = False,
+    out: arg.Out = "answers.jsonl",
+    model: arg.Model = _MODEL.name,
+    revision: arg.Revision = _MODEL.revision,
+    template: Annotated[
+        str | None,
+        arg.option(
+            "--template",
+            metavar="TEXT",
+            help="How a question is put to the model; holds {question}. Left out: as the model's family expects it.",
+        ),
+    ] = None,
+    dtype: arg.Dtype = _MODEL.dtype,
+    device: arg.Device = _MODEL.device,
+    batch_size: arg.BatchSize = None,
+    threads: arg.Threads = _DECODE.num_threads,
+    max_new_tokens: arg.MaxNewTokens = _GENERATE.max_new_tokens,
+    min_new_tokens: arg.MinNewTokens = _GENERATE.min_new_tokens,
+    num_beams: arg.NumBeams = _GENERATE.num_beams,
+    temperature: arg.Temperature = _GENERATE.temperature,
+    top_p: arg.TopP = _GENERATE.top_p,
+    top_k: arg.TopK = _GENERATE.top_k,
+    repetition_penalty: arg.RepetitionPenalty = _GENERATE.repetition_penalty,
+    no_repeat_ngram_size: arg.NoRepeatNgramSize = _GENERATE.no_repeat_ngram_size,
+    length_penalty: arg.LengthPenalty = _GENERATE.length_penalty,
+    seed: arg.Seed = _GENERATE.seed,
+    limit: arg.Limit = None,
+    overwrite: arg.Overwrite = False,
+    dry_run: arg.DryRun = False,
+    config: arg.Config = None,
+    quiet: arg.Quiet = False,
+    verbose: arg.Verbose = False,
+    as_json: arg.AsJson = False,
+) -> None:
+    """Answer questions about every image.
+
+    Every question is asked about every image; an image is encoded once, however many questions there are.
+    """
+    asked = tuple(questions or ()) + (read_questions(questions_file) if questions_file else ())
+    if not asked:
+        raise UsageError("no question given. Ask with -q TEXT, once or more often, or --questions FILE.")
+    Session(
+        command="vqa",
+        source=SourceOptions(
+            inputs=tuple(inputs or ()), files_from=tuple(files_from or ()), null_separated=null, limit=limit
+        ),
+        decode=DecodeOptions(num_threads=threads),
+        model=ModelOptions(name=model, revision=revision, dtype=dtype, device=device),
+        batch=BatchOptions(batch_size=batch_size),
+        generate=GenerateOptions(
+            max_new_tokens=max_new_tokens,
+            min_new_tokens=min_new_tokens,
+            num_beams=num_beams,
+            temperature=temperature,
+            top_p=top_p,
+            top_k=top_k,
+            repetition_penalty=repetition_penalty,
+            no_repeat_ngram_size=no_repeat_ngram_size,
+            length_penalty=length_penalty,
+            seed=seed,
+        ),
+        template=template,
+        questions=asked,
+        out=out,
+        overwrite=overwrite,
+        quiet=quiet,
+        verbose=verbose,
+        as_json=as_json,
+    ).start(dry_run=dry_run)

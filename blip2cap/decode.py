@@ -1,0 +1,186 @@
+"""Image files as people have them -> RGB uint8 pixels at the model's size.
+
+For plain RGB files the pixels equal those of transformers' Pillow image processor bit for bit: bicubic, straight to the
+square, aspect not kept. Everything else is first made into the RGB picture that a viewer would show.
+
+Covered: EXIF orientation, transparency (on white), palettes, CMYK, 16-bit and float grey, first frame of animations.
+Not covered: vector formats (they would start Ghostscript), HEIC.
+"""
+
+from __future__ import annotations
+
+import io
+import os
+import stat
+import struct
+import threading
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+from PIL import ExifTags, Image, UnidentifiedImageError
+
+from blip2cap.errors import ImageError
+from blip2cap.options import DecodeOptions
+from blip2cap.records import ImageRef
+
+FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "DIB", "TIFF", "AVIF", "JPEG2000", "PPM")
+"""What Pillow may try, decided by content. MPO files arrive through JPEG."""
+
+_TURNS = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+"""EXIF orientation -> what brings the picture upright."""
+
+_HEIC_BRANDS = (b"heic", b"heix", b"hevc", b"hevx", b"heim", b"heis", b"mif1", b"msf1")
+
+Pixels = npt.NDArray[np.uint8]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Decoded:
+    """One image as the model takes it."""
+
+    pixels_HWC: Pixels
+    """uint8 RGB, square at the model's size."""
+    width: int
+    """Of the image in pixels as displayed."""
+    height: int
+
+
+def read(ref: ImageRef) -> bytes:
+    """Read the file of one input. Raises ImageError: vanished, permission, not_regular, corrupt (unreadable)."""
+    try:
+        # A FIFO would block open() for ever; devices and sockets are no images either.
+        if not stat.S_ISREG(os.stat(ref.path).st_mode):
+            raise ImageError("not_regular", "not a regular file")
+        with open(ref.path, "rb") as file:
+            return file.read()
+    except (FileNotFoundError, NotADirectoryError) as error:
+        raise ImageError("vanished", "no such file") from error
+    except PermissionError as error:
+        raise ImageError("permission", "no permission to read it") from error
+    except (OSError, ValueError) as error:
+        raise ImageError("corrupt", f"cannot be read: {error}") from error
+
+
+def decode(data: bytes, size: int, options: DecodeOptions) -> Decoded:
+    """Decode the bytes of an image file to `size` x `size` RGB. Raises ImageError."""
+    try:
+        with _own_limits(options.max_pixels), Image.open(io.BytesIO(data), formats=FORMATS) as image:
+            _check_size(image, options)
+            return resize(image, size)
+    except (ImageError, MemoryError):
+        raise
+    # What Pillow's decoders raise on bad input; the one place where they become ours.
+    except UnidentifiedImageError as error:
+        raise _unidentified(data) from error
+    except Image.DecompressionBombError as error:
+        raise ImageError("too_large", str(error)) from error
+    except NotImplementedError as error:
+        raise ImageError("unsupported", str(error)) from error
+    except EOFError as error:
+        raise ImageError("truncated", str(error) or "the file ends too early") from error
+    except (OSError, ValueError, SyntaxError, IndexError, KeyError, TypeError, RuntimeError, struct.error) as error:
+        code = "truncated" if "truncated" in str(error).lower() else "corrupt"
+        raise ImageError(code, str(error)) from error
+
+
+def resize(image: Image.Image, size: int) -> Decoded:
+    """Bring an open picture to the model's size, upright and in RGB."""
+    upright = to_rgb(_turn(image))
+    small = upright.resize((size, size), Image.Resampling.BICUBIC)
+    return Decoded(pixels_HWC=np.array(small), width=upright.width, height=upright.height)
+
+
+def to_rgb(image: Image.Image) -> Image.Image:
+    """Make the RGB picture that a viewer would show: transparency on white, deep grey scaled, not clipped."""
+    if image.mode == "RGB" and "transparency" not in image.info:
+        return image
+    if image.mode in ("I", "F") or image.mode.startswith("I;16"):
+        return _scale_grey(image)
+    if image.has_transparency_data:
+        layers = image.convert("RGBA")
+        white = Image.new("RGBA", image.size, "white")
+        return Image.alpha_composite(white, layers).convert("RGB")
+    return image.convert("RGB")
+
+
+def _turn(image: Image.Image) -> Image.Image:
+    """Turn a picture as its EXIF orientation says; damaged EXIF says nothing, the picture is good all the same."""
+    image.load()
+    try:
+        orientation = image.getexif().get(ExifTags.Base.Orientation)
+    except (OSError, ValueError, SyntaxError, IndexError, KeyError, TypeError, struct.error):
+        return image
+    return image.transpose(_TURNS[orientation]) if orientation in _TURNS else image
+
+
+def _scale_grey(image: Image.Image) -> Image.Image:
+    """Map 16-bit values by their full range and float values by the range they use, 0..1 taken as it is."""
+    values = np.asarray(image, dtype=np.float64)
+    values = np.nan_to_num(values, nan=0.0, posinf=0.0, neginf=0.0)
+    low, high = float(values.min()), float(values.max())
+    if image.mode == "F":
+        low, high = (0.0, 1.0) if low >= 0 and high <= 1 else (low, high)
+    elif low >= 0 and high <= 65535:
+        low, high = 0.0, 65535.0
+    span = (high - low) or 1.0
+    return Image.fromarray(((values - low) / span * 255 + 0.5).astype(np.uint8)).convert("RGB")
+
+
+class _OwnLimits:
+    """While any thread decodes, our pixel limit stands in place of Pillow's, and Pillow's warnings are silent.
+
+    Both are settings of the whole process: the first thread to come changes them, the last to go puts them back.
+    """
+
+    def __init__(self) -> None:
+        self.lock = threading.Lock()
+        self.num_threads = 0
+
+    @contextmanager
+    def __call__(self, max_pixels: int) -> Iterator[None]:
+        with self.lock:
+            if self.num_threads == 0:
+                self.warnings, self.limit = warnings.catch_warnings(), Image.MAX_IMAGE_PIXELS
+                self.warnings.__enter__()
+                warnings.simplefilter("ignore")
+            self.num_threads += 1
+            Image.MAX_IMAGE_PIXELS = max(max_pixels, Image.MAX_IMAGE_PIXELS or 0)
+        try:
+            yield
+        finally:
+            with self.lock:
+                self.num_threads -= 1
+                if self.num_threads == 0:
+                    Image.MAX_IMAGE_PIXELS = self.limit
+                    self.warnings.__exit__(None, None, None)
+
+
+_own_limits = _OwnLimits()
+
+
+def _check_size(image: Image.Image, options: DecodeOptions) -> None:
+    pixels = image.width * image.height
+    if pixels > options.max_pixels:
+        raise ImageError("too_large", f"{image.width}x{image.height} is more than {options.max_pixels:,} pixels")
+    if pixels == 0:
+        raise ImageError("corrupt", f"{image.width}x{image.height} has no pixels")
+
+
+def _unidentified(data: bytes) -> ImageError:
+    if not data:
+        return ImageError("truncated", "the file is empty")
+    if data[4:8] == b"ftyp" and data[8:12] in _HEIC_BRANDS:
+        return ImageError("unsupported", "HEIC is not supported by this installation")
+    return ImageError("not_an_image", "its content is no image format that is read here")

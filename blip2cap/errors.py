@@ -1,0 +1,59 @@
+"""Every error that blip2cap raises for its users, in one tree.
+
+    Blip2CapError                      exit code
+    |-- UsageError                     2   a wrong option or combination of options
+    |   `-- InputError                 2   an input that does not exist, or no image in it
+    |-- ModelError                     4   the model cannot be found, trusted or loaded
+    |-- OutputRefusedError             5   the output was made with other settings, is locked or damaged
+    |-- OutputError                    6   the output cannot be written
+    `-- ImageError                     -   one bad image: becomes a failed row, never ends a run
+
+A message says what was given, what was expected and what to do next.
+"""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+
+class Blip2CapError(Exception):
+    """Base of all errors of this package."""
+
+    exit_code: ClassVar[int] = 1
+
+
+class UsageError(Blip2CapError):
+    """A wrong option, or options that exclude each other."""
+
+    exit_code = 2
+
+
+class InputError(UsageError):
+    """An input that does not exist, or inputs without any image."""
+
+
+class ModelError(Blip2CapError):
+    """A model that cannot be found, trusted or loaded."""
+
+    exit_code = 4
+
+
+class OutputRefusedError(Blip2CapError):
+    """An output that must not be written: made with other settings, locked by another run, or damaged."""
+
+    exit_code = 5
+
+
+class OutputError(Blip2CapError):
+    """An output that cannot be written: disk full, I/O error."""
+
+    exit_code = 6
+
+
+class ImageError(Blip2CapError):
+    """One image that cannot be captioned; `code` is one of `records.FAILURES`."""
+
+    def __init__(self, code: str, detail: str) -> None:
+        super().__init__(f"{code}: {detail}")
+        self.code = code
+        self.detail = detail

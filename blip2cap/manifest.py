@@ -1,0 +1,98 @@
+"""The manifest beside an output: with which settings its rows were made, and which of them must not change."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from blip2cap import __version__
+from blip2cap.errors import OutputRefusedError
+
+SCHEMA_VERSION = 1
+
+_FLAGS = {
+    "model": "--model",
+    "prompt": "--prompt",
+    "template": "--template",
+    "dtype": "--dtype",
+    "model_commit": "the model's commit",
+    "input_root": "the input root",
+    "command": "the command",
+}
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Manifest:
+    """What a resumed run must agree with."""
+
+    settings: Mapping[str, Any]
+    """Everything that changes a text or a name: a resumed run must have the same."""
+    created: str = ""
+    """UTC, ISO 8601."""
+    blip2cap_version: str = __version__
+    schema_version: int = SCHEMA_VERSION
+
+    def check(self, wanted: Mapping[str, Any], output: str) -> None:
+        """Raise OutputRefusedError if `wanted` settings differ from these, naming each one."""
+        if self.schema_version != SCHEMA_VERSION:
+            raise OutputRefusedError(
+                f"{output} has rows of schema {self.schema_version}, this blip2cap writes schema {SCHEMA_VERSION}. "
+                "Use another --out, or --overwrite."
+            )
+        names = [name for name in {**self.settings, **wanted} if self.settings.get(name) != wanted.get(name)]
+        if "command" in names:  # then the rest differs as well, and says nothing
+            names = ["command"]
+        if names:
+            differences = "; ".join(
+                f"{_flag(name)} was {_show(self.settings.get(name))}, now {_show(wanted.get(name))}" for name in names
+            )
+            raise OutputRefusedError(
+                f"{output} was made with other settings: {differences}. Use another --out, or --overwrite."
+            )
+
+    def write(self, path: Path) -> None:
+        """Write the manifest whole or not at all."""
+        created = self.created or datetime.now(UTC).isoformat(timespec="seconds")
+        content = json.dumps(asdict(self) | {"settings": dict(self.settings), "created": created}, indent=2)
+        temporary = path.with_name(f"{path.name}.tmp")
+        with open(temporary, "w", encoding="utf-8") as file:
+            file.write(content + "\n")
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+        _sync_folder(path.parent)
+
+    @classmethod
+    def read(cls, path: Path) -> Manifest | None:
+        """Read a manifest, None if there is none. Raises OutputRefusedError if it is damaged."""
+        try:
+            manifest = cls(**json.loads(path.read_text(encoding="utf-8")))
+            if not isinstance(manifest.settings, dict):
+                raise TypeError("its settings are no object")
+            return manifest
+        except FileNotFoundError:
+            return None
+        except (OSError, ValueError, TypeError) as error:
+            raise OutputRefusedError(f"{path} is damaged ({error}). Use another --out, or --overwrite.") from error
+
+
+def _sync_folder(folder: Path) -> None:
+    """Make a new or renamed name in `folder` survive a power cut."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _flag(name: str) -> str:
+    return _FLAGS.get(name, f"--{name.replace('_', '-')}")
+
+
+def _show(value: Any) -> str:
+    return "none" if value in (None, "") else json.dumps(value, ensure_ascii=False)

@@ -1,0 +1,161 @@
+"""A model's name -> a folder that is safe to load, without importing torch.
+
+Refused, with the reason: folders without safetensors, with code of their own, or of another kind of model.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from blip2cap.errors import ModelError
+from blip2cap.options import ModelOptions
+
+TINY = Path(__file__).parent.parent / "tiny"
+"""The model inside the package."""
+
+_WANTED_FILES = ["*.json", "*.safetensors", "*.txt", "*.model"]
+_HINT = "`--model tiny` needs no download."
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Checkpoint:
+    """A checkpoint on this machine."""
+
+    name: str
+    """As the user gave it; a folder's full path."""
+    folder: Path
+    commit: str
+    """The hub's commit, or a fingerprint of the files of a local folder."""
+    family: str
+    """opt, t5 or instructblip: decides prompts and how the image meets the text."""
+    config: dict[str, Any]
+    """The content of config.json."""
+
+    @property
+    def image_size(self) -> int:
+        """Side of the square input in pixels."""
+        return int(self.config.get("vision_config", {}).get("image_size", 224))
+
+    @property
+    def text_type(self) -> str:
+        """The language model's type: opt, t5 or llama."""
+        return str(self.config.get("text_config", {}).get("model_type", "opt"))
+
+
+def find(options: ModelOptions) -> Checkpoint:
+    """Find the checkpoint of a name. Raises ModelError that says why it cannot be used and what to do."""
+    if options.name == "tiny":
+        return _check("tiny", TINY, _fingerprint(TINY))
+    folder = Path(options.name).expanduser()
+    if folder.is_dir():
+        return _check(str(folder.resolve()), folder, _fingerprint(folder))
+    if options.name.startswith((".", "/", "~")) or options.name.count("/") != 1:
+        raise ModelError(
+            f"--model {options.name}: no such folder. Expected `tiny`, a folder with config.json, "
+            f"or a hub id like Salesforce/blip2-opt-2.7b. {_HINT}"
+        )
+    folder = _download(options)
+    return _check(options.name, folder, folder.name)
+
+
+def _download(options: ModelOptions) -> Path:
+    """Return the folder of a hub id's snapshot: the cached one if it is whole, else fetched."""
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
+
+    def snapshot(local_only: bool) -> Path:
+        return Path(
+            snapshot_download(
+                options.name, revision=options.revision, allow_patterns=_WANTED_FILES, local_files_only=local_only
+            )
+        )
+
+    try:
+        try:
+            cached = snapshot(local_only=True)
+            _check(options.name, cached, cached.name)
+            return cached
+        except (LocalEntryNotFoundError, ModelError):
+            return snapshot(local_only=False)
+    except HFValidationError as error:
+        raise ModelError(f"--model {options.name}: neither a folder nor a hub id. {_HINT}") from error
+    except LocalEntryNotFoundError as error:
+        raise ModelError(
+            f"--model {options.name}: not in the local cache, and the hub cannot be reached. "
+            f"Check the network and the name. {_HINT}"
+        ) from error
+    except (HfHubHTTPError, OSError) as error:
+        raise ModelError(f"--model {options.name}: cannot be fetched from the hub: {error}. {_HINT}") from error
+
+
+def _check(name: str, folder: Path, commit: str) -> Checkpoint:
+    try:
+        config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    except FileNotFoundError as error:
+        raise ModelError(
+            f"--model {name}: {folder} has no config.json. Expected a BLIP-2 checkpoint. {_HINT}"
+        ) from error
+    except (OSError, ValueError) as error:
+        raise ModelError(f"--model {name}: config.json cannot be read: {error}. {_HINT}") from error
+    family = _family(name, config)
+    if _has_code(folder, config):
+        raise ModelError(
+            f"--model {name}: its configuration asks for code of its own (auto_map), which blip2cap never runs. {_HINT}"
+        )
+    _check_weights(name, folder)
+    return Checkpoint(name=name, folder=folder, commit=commit, family=family, config=config)
+
+
+def _family(name: str, config: dict[str, Any]) -> str:
+    model_type = config.get("model_type")
+    text_type = (config.get("text_config") or {}).get("model_type", "opt")
+    if "Blip2ForImageTextRetrieval" in (config.get("architectures") or ()):
+        raise ModelError(f"--model {name}: an image-text matching model, which writes no text. {_HINT}")
+    if model_type == "instructblip" and text_type in ("t5", "llama"):
+        return "instructblip"
+    if model_type == "blip-2" and text_type in ("opt", "t5"):
+        return str(text_type)
+    raise ModelError(
+        f"--model {name}: model_type {model_type!r} with language model {text_type!r}. "
+        f"Expected blip-2 (opt, t5) or instructblip (t5, llama). {_HINT}"
+    )
+
+
+def _has_code(folder: Path, config: dict[str, Any]) -> bool:
+    parts = [config, *(part for part in config.values() if isinstance(part, dict))]
+    parts += [json.loads(path.read_text(encoding="utf-8")) for path in folder.glob("*_config.json")]
+    return any("auto_map" in part for part in parts if isinstance(part, dict))
+
+
+def _check_weights(name: str, folder: Path) -> None:
+    index = folder / "model.safetensors.index.json"
+    if index.is_file():
+        files = sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
+        missing = [file for file in files if not (folder / file).is_file()]
+        if missing:
+            raise ModelError(
+                f"--model {name}: weight files are missing: {', '.join(missing)}. Fetch them again. {_HINT}"
+            )
+    elif not (folder / "model.safetensors").is_file():
+        pickles = [path.name for pattern in ("*.bin", "*.pth", "*.pt") for path in folder.glob(pattern)]
+        found = f"only {', '.join(sorted(pickles))}, which may run code when loaded" if pickles else "no weights"
+        raise ModelError(f"--model {name}: has {found}. Expected model.safetensors. {_HINT}")
+
+
+def _fingerprint(folder: Path) -> str:
+    """Name the content of a local folder: configs in full; of weights the size, the first and the last 64 KB."""
+    digest = hashlib.sha256()
+    edge = 65536
+    for path in sorted(folder.glob("*")):
+        if path.suffix not in (".json", ".txt", ".model", ".safetensors") or not path.is_file():
+            continue
+        size = path.stat().st_size
+        with open(path, "rb") as file:
+            head = file.read(edge) if path.suffix == ".safetensors" else file.read()
+            file.seek(max(0, size - edge))
+            digest.update(f"{path.name}\0{size}\0".encode() + head + file.read())
+    return f"sha256:{digest.hexdigest()[:16]}"

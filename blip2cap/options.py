@@ -1,0 +1,171 @@
+"""Options as frozen dataclasses, one per stage, checked where they are made.
+
+The defaults here are the defaults of the command line.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from dataclasses import dataclass
+
+from blip2cap.errors import UsageError
+
+DTYPES = ("auto", "float32", "bfloat16", "float16")
+DEFAULT_MODEL = "Salesforce/blip2-opt-2.7b"
+CAPTION_NEW_TOKENS = 30
+ANSWER_NEW_TOKENS = 10
+"""As LAVIS asks; answers are short."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class SourceOptions:
+    """Which images."""
+
+    inputs: tuple[str, ...] = ()
+    """Folders, image files, or `-` for paths on standard input."""
+    files_from: tuple[str, ...] = ()
+    """Files that hold paths."""
+    null_separated: bool = False
+    """Paths in lists end with NUL, not with a newline."""
+    limit: int | None = None
+    """Stop after this many images."""
+
+    def __post_init__(self) -> None:
+        if not self.inputs and not self.files_from:
+            raise UsageError(
+                "no INPUT given: expected a folder, image files, `-` for paths on standard input, or --files-from."
+            )
+        if (*self.inputs, *self.files_from).count("-") > 1:
+            raise UsageError("`-` given more than once: standard input can be read once.")
+        _at_least("--limit", self.limit, 1, "Leave it out to take every image.")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class DecodeOptions:
+    """How image files become pixels."""
+
+    max_pixels: int = 300_000_000
+    """Larger images fail as too_large, before they are decoded; 200-megapixel phone pictures are real."""
+    num_threads: int = 0
+    """Threads that decode; 0 takes one per core, at most 16."""
+
+    def __post_init__(self) -> None:
+        _at_least("--threads", self.num_threads, 0, "0 takes one per core.")
+
+    @property
+    def threads(self) -> int:
+        """The number of threads to start."""
+        return self.num_threads or min(16, os.cpu_count() or 1)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ModelOptions:
+    """Which model, and how it computes."""
+
+    name: str = DEFAULT_MODEL
+    """`tiny`, a local folder or a hub id."""
+    revision: str | None = None
+    """A commit, branch or tag on the hub."""
+    dtype: str = "auto"
+    """auto: bfloat16 on a GPU that has it, else float16 there (float32 for Flan-T5); float32 on a CPU."""
+    device: str = "auto"
+    """auto, cpu, cuda or cuda:N."""
+
+    def __post_init__(self) -> None:
+        if not self.name:
+            raise UsageError("--model is empty: expected `tiny`, a folder or a hub id.")
+        if self.dtype not in DTYPES:
+            raise UsageError(f"--dtype {self.dtype}: must be one of {', '.join(DTYPES)}.")
+        if not re.fullmatch(r"auto|cpu|cuda(:[0-9]+)?", self.device):
+            raise UsageError(f"--device {self.device}: must be auto, cpu, cuda or cuda:N.")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class BatchOptions:
+    """How many images go through the model at once."""
+
+    batch_size: int | None = None
+    """Left out: 16 on a CPU, 64 on a GPU; halved when memory runs out."""
+
+    def __post_init__(self) -> None:
+        _at_least("--batch-size", self.batch_size, 1, "Leave it out to let blip2cap choose.")
+
+    def resolve(self, device_type: str) -> int:
+        """Return the size to begin with on `cpu` or `cuda`."""
+        return self.batch_size or (16 if device_type == "cpu" else 64)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class GenerateOptions:
+    """How text is generated; the names are those of transformers."""
+
+    max_new_tokens: int = CAPTION_NEW_TOKENS
+    min_new_tokens: int = 0
+    num_beams: int = 1
+    temperature: float | None = None
+    """Given: sample. Left out: take the likeliest token, or the best beam."""
+    top_p: float | None = None
+    top_k: int | None = None
+    repetition_penalty: float = 1.0
+    no_repeat_ngram_size: int = 0
+    length_penalty: float = 1.0
+    num_captions: int = 1
+    """Texts for each image: sampled, or the best beams."""
+    seed: int = 0
+    """Of sampling; every image has its own stream, so neighbours and batches do not matter."""
+
+    def __post_init__(self) -> None:
+        _at_least("--max-new-tokens", self.max_new_tokens, 1, "")
+        _at_least("--min-new-tokens", self.min_new_tokens, 0, "")
+        _at_least("--num-beams", self.num_beams, 1, "1 is greedy.")
+        _at_least("--no-repeat-ngram-size", self.no_repeat_ngram_size, 0, "0 turns it off.")
+        _at_least("--num-captions", self.num_captions, 1, "")
+        _at_least("--top-k", self.top_k, 1, "Leave it out to keep every token.")
+        _at_least("--seed", self.seed, 0, "")
+        if self.min_new_tokens > self.max_new_tokens:
+            raise UsageError(
+                f"--min-new-tokens {self.min_new_tokens} is more than --max-new-tokens {self.max_new_tokens}. "
+                "Lower it, or raise the other."
+            )
+        if self.temperature is not None and not 0 < self.temperature < float("inf"):
+            raise UsageError(f"--temperature {self.temperature}: must be above 0. Leave it out for greedy text.")
+        if self.top_p is not None and not 0 < self.top_p <= 1:
+            raise UsageError(f"--top-p {self.top_p}: must be above 0 and at most 1.")
+        if not 0 < self.repetition_penalty < float("inf"):
+            raise UsageError(f"--repetition-penalty {self.repetition_penalty}: must be above 0; 1.0 turns it off.")
+        if not float("-inf") < self.length_penalty < float("inf"):
+            raise UsageError(f"--length-penalty {self.length_penalty}: must be a number.")
+        self._check_combinations()
+
+    @property
+    def sampling(self) -> bool:
+        """Whether tokens are drawn at random."""
+        return self.temperature is not None
+
+    def _check_combinations(self) -> None:
+        if not self.sampling:
+            for flag, value in (("--top-p", self.top_p), ("--top-k", self.top_k)):
+                if value is not None:
+                    raise UsageError(
+                        f"{flag} {value} has no effect without sampling. Add --temperature, or leave it out."
+                    )
+        elif self.num_beams > 1:
+            raise UsageError(
+                f"--temperature {self.temperature} and --num-beams {self.num_beams} exclude each other: "
+                "sample, or search with beams."
+            )
+        if self.length_penalty != 1.0 and self.num_beams == 1:
+            raise UsageError(
+                f"--length-penalty {self.length_penalty} has no effect without beams. Add --num-beams, or leave it out."
+            )
+        if self.num_captions > 1 and not self.sampling and self.num_captions > self.num_beams:
+            raise UsageError(
+                f"--num-captions {self.num_captions} needs --temperature, or --num-beams of at least "
+                f"{self.num_captions}: greedy text is always the same."
+            )
+
+
+def _at_least(flag: str, value: int | None, least: int, hint: str) -> None:
+    if value is not None and value < least:
+        raise UsageError(f"{flag} {value}: must be {least} or more. {hint}".rstrip())

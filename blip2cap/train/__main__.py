@@ -1,0 +1,65 @@
+"""`python -m blip2cap.train tiny FOLDER` trains the model inside the package, `measure MODEL` says how right one is."""
+
+from __future__ import annotations
+
+import json
+import platform
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import torch
+import transformers
+import typer
+
+from blip2cap.model.checkpoint import find
+from blip2cap.model.load import load
+from blip2cap.options import ModelOptions
+from blip2cap.scenes import VALIDATION_SEEDS
+from blip2cap.train.accuracy import measure
+from blip2cap.train.loop import TrainOptions, train
+
+app = typer.Typer(add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None)
+
+_MEASURED_FROM = VALIDATION_SEEDS.start + 10_000
+"""Seeds that no evaluation during training has looked at."""
+
+
+@app.command("tiny")
+def tiny_command(
+    folder: Annotated[Path, typer.Argument(help="Where the checkpoint and the finished model go.")],
+    num_steps: Annotated[int, typer.Option(min=1)] = TrainOptions().num_steps,
+) -> None:
+    """Train the tiny model in FOLDER, or go on where it was cut off."""
+    print(train(folder, TrainOptions(num_steps=num_steps)))
+
+
+@app.command("measure")
+def measure_command(
+    model: Annotated[str, typer.Argument(help="`tiny` or a folder.")],
+    out: Annotated[Path | None, typer.Option(help="Also write the figures to this JSON file.")] = None,
+    num_scenes: Annotated[int, typer.Option(min=1)] = 1_000,
+    num_questions: Annotated[int, typer.Option(min=1)] = 2_000,
+) -> None:
+    """Measure captions and answers on scenes that were never trained on, as the model is stored."""
+    options = ModelOptions(name=model, device="cpu")
+    accuracy = measure(
+        load(find(options), options), num_scenes=num_scenes, num_questions=num_questions, first_seed=_MEASURED_FROM
+    )
+    result = {
+        "command": f"python -m blip2cap.train measure {model}",
+        "seeds": [_MEASURED_FROM, _MEASURED_FROM + num_scenes - 1],
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "transformers": transformers.__version__,
+        **accuracy.as_dict(),
+    }
+    text = json.dumps(result, indent=2) + "\n"
+    sys.stdout.write(text)
+    if out is not None:
+        out.parent.mkdir(parents=True, exist_ok=True)
+        out.write_text(text, encoding="utf-8")
+
+
+if __name__ == "__main__":
+    app()

@@ -1,0 +1,39 @@
+"""Rows for tests of outputs, and short ways to write and read them."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+
+from blip2cap.records import Row
+from blip2cap.sink import JournalSink
+
+SETTINGS = {"command": "caption", "model": "tiny", "prompt": ""}
+
+
+def row(number: int, text: str = "a cat", **columns) -> Row:
+    return Row(file_name=f"{number}.jpg", file_name_b64="", text=text, width=4, height=3, **columns)
+
+
+def failed(number: int) -> Row:
+    return row(number, text="", status="failed", error="truncated")
+
+
+def write(path: Path, *rows: Row, overwrite: bool = False, made_with: Mapping[str, object] = SETTINGS) -> None:
+    sink = JournalSink(path, overwrite=overwrite)
+    try:
+        sink.begin(made_with)
+        sink.write(rows)
+    finally:
+        sink.close()
+
+
+def columns_of(path: Path) -> list[dict[str, object]]:
+    lines = path.read_bytes().split(b"\n")
+    assert lines.pop() == b""
+    return [json.loads(line) for line in lines]
+
+
+def left_in(folder: Path) -> list[str]:
+    return sorted(entry.name for entry in folder.iterdir())

@@ -1,0 +1,190 @@
+import random
+import threading
+import time
+from collections.abc import Callable, Iterator
+
+import numpy as np
+import pytest
+
+from blip2cap.batch import decode_ahead, in_batches
+from blip2cap.decode import Decoded
+from blip2cap.errors import ImageError
+from blip2cap.records import FAILURES, ImageRef
+
+PIXELS = np.zeros((2, 2, 3), dtype=np.uint8)
+
+
+def ref_of(number: int) -> ImageRef:
+    return ImageRef(path=str(number), name=str(number))
+
+
+def number_as_width(ref: ImageRef) -> Decoded:
+    return Decoded(pixels_HWC=PIXELS, width=int(ref.name), height=1)
+
+
+def decoded(
+    numbers: Iterator[int] | range,
+    decode: Callable[[ImageRef], Decoded] = number_as_width,
+    *,
+    num_threads: int = 4,
+    num_ahead: int = 8,
+) -> Iterator[tuple[int, Decoded | ImageError]]:
+    return decode_ahead(numbers, ref_of, decode, num_threads=num_threads, num_ahead=num_ahead)
+
+
+def widths(results: Iterator[tuple[int, Decoded | ImageError]]) -> list[tuple[int, int]]:
+    return [(number, image.width) for number, image in results if isinstance(image, Decoded)]
+
+
+@pytest.mark.parametrize(("num_threads", "num_ahead"), [(1, 1), (1, 8), (4, 2), (4, 16), (16, 64)])
+def test_order_is_kept_whatever_the_threads_do(num_threads, num_ahead):
+    rng = random.Random(num_threads)
+    delays = [rng.uniform(0, 0.003) for _ in range(100)]
+
+    def slow(ref: ImageRef) -> Decoded:
+        time.sleep(delays[int(ref.name)])
+        return number_as_width(ref)
+
+    results = decoded(range(100), slow, num_threads=num_threads, num_ahead=num_ahead)
+    assert widths(results) == [(number, number) for number in range(100)]
+
+
+def test_images_are_decoded_side_by_side():
+    together = threading.Barrier(4)
+
+    def meets_others(ref: ImageRef) -> Decoded:
+        together.wait(10)
+        return number_as_width(ref)
+
+    assert len(widths(decoded(range(8), meets_others))) == 8
+
+
+@pytest.mark.parametrize("num_ahead", [1, 5, 16])
+def test_no_more_is_read_or_decoded_than_allowed(num_ahead):
+    read = started = 0
+    lock = threading.Lock()
+
+    def numbers() -> Iterator[int]:
+        nonlocal read
+        for number in range(100):
+            read += 1
+            yield number
+
+    def counted(ref: ImageRef) -> Decoded:
+        nonlocal started
+        with lock:
+            started += 1
+        return number_as_width(ref)
+
+    most = 0
+    for taken, _ in enumerate(decoded(numbers(), counted, num_ahead=num_ahead)):
+        most = max(most, read - taken, started - taken)
+    assert most == num_ahead
+    assert read == started == 100
+
+
+def test_nothing_is_read_before_the_first_image_is_asked_for():
+    read = []
+    decoded(number for number in range(3) if not read.append(number))  # type: ignore[func-returns-value]
+    assert read == []
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        RuntimeError("decoder lost its way"),
+        ZeroDivisionError(),
+        RecursionError(),
+        UnicodeDecodeError("utf-8", b"\xff", 0, 1, "bad"),
+        AssertionError("never"),
+        SystemError("C code returned NULL"),
+        StopIteration(),
+    ],
+    ids=repr,
+)
+def test_whatever_a_decoder_raises_becomes_an_image_error(error):
+    def breaks(ref: ImageRef) -> Decoded:
+        if ref.name == "1":
+            raise error
+        return number_as_width(ref)
+
+    results = dict(decoded(range(3), breaks))
+    assert list(results) == [0, 1, 2]
+    bad = results[1]
+    assert isinstance(bad, ImageError)
+    assert bad.code == "decoder_crashed"
+    assert bad.detail == f"{type(error).__name__}: {error}"
+    assert isinstance(results[0], Decoded)
+    assert isinstance(results[2], Decoded)
+
+
+@pytest.mark.parametrize(
+    ("error", "code"), [(ImageError("truncated", "half of it"), "truncated"), (MemoryError(), "out_of_memory")]
+)
+def test_an_error_with_a_code_of_its_own_keeps_it(error, code):
+    def breaks(ref: ImageRef) -> Decoded:
+        raise error
+
+    ((_, bad),) = decoded(range(1), breaks)
+    assert isinstance(bad, ImageError)
+    assert bad.code == code
+    assert code in FAILURES
+
+
+def test_closing_early_leaves_no_work_running():
+    before = threading.active_count()
+    started = []
+
+    def slow(ref: ImageRef) -> Decoded:
+        started.append(ref.name)
+        time.sleep(0.02)
+        return number_as_width(ref)
+
+    results = decoded(range(1_000), slow, num_threads=2, num_ahead=64)
+    next(results)
+    results.close()  # type: ignore[attr-defined]
+    num_started = len(started)
+    assert threading.active_count() == before
+    assert num_started < 64
+    time.sleep(0.05)
+    assert len(started) == num_started
+
+
+def test_an_error_of_the_consumer_leaves_no_work_running():
+    before = threading.active_count()
+    results = decoded(range(1_000))
+    next(results)
+    with pytest.raises(KeyboardInterrupt):
+        results.throw(KeyboardInterrupt)  # type: ignore[attr-defined]
+    assert threading.active_count() == before
+
+
+def test_an_error_of_the_source_comes_through_and_leaves_no_work_running():
+    before = threading.active_count()
+
+    def numbers() -> Iterator[int]:
+        yield 0
+        raise OSError("the disk is gone")
+
+    with pytest.raises(OSError, match="the disk is gone"):
+        list(decoded(numbers()))
+    assert threading.active_count() == before
+
+
+def test_no_images_give_nothing():
+    assert list(decoded(range(0))) == []
+
+
+@pytest.mark.parametrize(
+    ("count", "size", "lengths"), [(0, 3, []), (2, 3, [2]), (3, 3, [3]), (7, 3, [3, 3, 1]), (3, 1, [1, 1, 1])]
+)
+def test_batches_are_full_but_for_the_last(count, size, lengths):
+    batches = list(in_batches(range(count), size))
+    assert [len(batch) for batch in batches] == lengths
+    assert [item for batch in batches for item in batch] == list(range(count))
+
+
+def test_a_batch_is_made_of_no_more_than_it_needs():
+    items = iter(range(10))
+    next(in_batches(items, 4))
+    assert next(items) == 4

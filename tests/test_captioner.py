@@ -1,0 +1,86 @@
+"""The Python interface."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+import blip2cap
+from blip2cap import Captioner
+from blip2cap.errors import ImageError, InputError, ModelError
+from blip2cap.options import GenerateOptions
+from blip2cap.records import Row
+from blip2cap.scenes import draw
+
+
+@pytest.fixture(scope="module")
+def captioner() -> Captioner:
+    return Captioner.load("tiny", device="cpu", batch_size=3)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("images")
+    for seed in range(5):
+        draw(seed, (160, 120)).image.save(folder / f"{seed}.png")
+    (folder / "3.png").write_bytes(b"no picture")
+    return folder
+
+
+def test_captions_come_in_order_for_pictures_and_paths_alike(captioner: Captioner, folder: Path) -> None:
+    paths = [folder / f"{seed}.png" for seed in (0, 1, 2, 4)]
+    from_paths = captioner.caption(paths)
+    assert len(from_paths) == 4
+    assert all(from_paths)
+    assert from_paths == captioner.caption([Image.open(path) for path in paths])
+    assert from_paths == [captioner.caption([str(path)])[0] for path in paths]
+
+
+def test_answers_are_shorter_than_captions(captioner: Captioner, folder: Path) -> None:
+    answers = captioner.ask([folder / "0.png", folder / "1.png"], "is it day or night?")
+    assert set(answers) <= {"day", "night"}
+
+
+def test_a_prompt_and_options_change_the_caption(captioner: Captioner, folder: Path) -> None:
+    (text,) = captioner.caption([folder / "0.png"], prompt="a photo of", options=GenerateOptions(max_new_tokens=2))
+    assert text
+    assert not text.startswith("a photo of")
+
+
+def test_a_folder_yields_typed_rows_bad_images_too(captioner: Captioner, folder: Path) -> None:
+    seen: list[int] = []
+    rows = captioner.caption_folder(folder, on_progress=lambda summary: seen.append(summary.num_images))
+    assert isinstance(rows, Iterator)
+    listed = list(rows)
+    assert all(isinstance(row, Row) for row in listed)
+    assert [row.file_name for row in listed] == [f"{seed}.png" for seed in range(5)]
+    assert [row.status for row in listed] == ["ok", "ok", "ok", "failed", "ok"]
+    assert listed[3].error == "not_an_image"
+    assert seen == [3, 5]
+
+
+def test_a_folder_equals_its_images_one_by_one(captioner: Captioner, folder: Path) -> None:
+    good = [row for row in captioner.caption_folder(folder) if row.status == "ok"]
+    assert [row.text for row in good] == captioner.caption([folder / row.file_name for row in good])
+
+
+def test_errors_are_ours(captioner: Captioner, folder: Path) -> None:
+    with pytest.raises(ImageError, match="not_an_image"):
+        captioner.caption([folder / "3.png"])
+    with pytest.raises(ImageError, match="vanished"):
+        captioner.ask(["nowhere.jpg"], "what is it?")
+    with pytest.raises(InputError):
+        list(captioner.caption_folder("nowhere"))
+    with pytest.raises(ModelError):
+        Captioner.load("./nowhere")
+    with pytest.raises(TypeError, match="in a list"):
+        captioner.caption("one.jpg")
+
+
+def test_the_package_offers_nothing_by_accident() -> None:
+    assert blip2cap.__version__
+    with pytest.raises(AttributeError):
+        blip2cap.captions  # noqa: B018

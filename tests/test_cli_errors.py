@@ -1,0 +1,148 @@
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+
+from blip2cap.model.checkpoint import TINY as TINY_FOLDER
+from tests.commands import TINY, invoke
+
+WRONG = {
+    "caption": ["no INPUT given", "--files-from"],
+    "caption missing": ["missing: no such file or folder", "Paths are relative to"],
+    "caption images missing": ["missing: no such file or folder"],
+    "caption --files-from missing": ["missing: no such file or folder"],
+    "caption --files-from images": ["--files-from images: a folder", "INPUT"],
+    "caption empty": ["no image found in empty", "skipped 1 other suffix", ".jpg"],
+    "caption - -": ["`-` given more than once"],
+    "caption - --files-from -": ["`-` given more than once"],
+    "caption images -o captions.parquet": ["--out captions.parquet", ".jsonl", "`-`"],
+    "caption images -o - --json": ["--json and --out - exclude each other"],
+    "caption images -o - --overwrite": ["--overwrite and --out - exclude each other"],
+    "caption images --quiet --verbose": ["--quiet and --verbose exclude each other"],
+    "caption images --batch-size 0": ["--batch-size 0: must be 1 or more", "Leave it out"],
+    "caption images --limit 0": ["--limit 0: must be 1 or more", "Leave it out"],
+    "caption images --threads -1": ["--threads -1: must be 0 or more", "one per core"],
+    "caption images --dtype int7": ["--dtype int7", "auto, float32, bfloat16, float16"],
+    "caption images --device tpu": ["--device tpu", "auto, cpu, cuda or cuda:N"],
+    "caption images --max-new-tokens 0": ["--max-new-tokens 0: must be 1 or more"],
+    "caption images --min-new-tokens 40": ["--min-new-tokens 40 is more than --max-new-tokens 30", "Lower"],
+    "caption images --temperature 0": ["--temperature 0.0: must be above 0", "Leave it out"],
+    "caption images --top-p 0.5": ["--top-p 0.5 has no effect without sampling", "Add --temperature"],
+    "caption images --top-k 5": ["--top-k 5 has no effect without sampling", "Add --temperature"],
+    "caption images --temperature 1 --top-p 2": ["--top-p 2.0: must be above 0 and at most 1"],
+    "caption images --temperature 1 --num-beams 2": ["--temperature 1.0 and --num-beams 2 exclude each other"],
+    "caption images --length-penalty 2": ["--length-penalty 2.0 has no effect without beams", "Add --num-beams"],
+    "caption images --num-captions 2": ["--num-captions 2 needs --temperature, or --num-beams of at least 2"],
+    "caption images --repetition-penalty 0": ["--repetition-penalty 0.0: must be above 0", "1.0 turns it off"],
+    "caption images --prompt {name}": ["unknown field {name}", "{stem} {folder} {file_name}"],
+    "caption images --bogus": ["--bogus"],
+    "caption images --batch-size many": ["--batch-size", "integer"],
+    "vqa images": ["no question given", "-q TEXT", "--questions FILE"],
+    "vqa images -q where? -q where?": ['question "where?" is asked twice'],
+    "vqa images -q where? --template Question:": ["has no {question}"],
+    "vqa images -q where? --template {question}{name}": ["unknown field {name}", "{question}"],
+    "vqa images --questions missing": ["--questions missing: cannot be read: No such file"],
+    "vqa images --questions empty/nothing.txt": ["holds no question", "one a line"],
+    "show missing.jsonl": ["missing.jsonl: cannot be read: No such file"],
+}
+
+
+@pytest.fixture
+def workplace(here: Path, scenes: Path) -> Path:
+    (here / "images").symlink_to(scenes)
+    (here / "empty").mkdir()
+    (here / "empty" / "nothing.txt").touch()
+    return here
+
+
+@pytest.mark.parametrize("command", WRONG)
+def test_wrong_usage_ends_with_2_says_what_was_given_and_expected_and_leaves_no_file(
+    workplace: Path, command: str
+) -> None:
+    before = sorted(workplace.iterdir())
+    # A model that cannot be loaded: what is wrong with the command is said first.
+    result = invoke(*command.split(), env={"BLIP2CAP_MODEL": "./no-model"})
+    assert result.exit_code == 2, result.output
+    assert not [part for part in WRONG[command] if part not in result.stderr], result.stderr
+    assert (result.stdout, sorted(workplace.iterdir())) == ("", before)
+
+
+def test_an_empty_list_on_stdin_is_no_image(workplace: Path) -> None:
+    result = invoke("caption", "-", *TINY, stdin=b"\n\n")
+    assert (result.exit_code, result.stderr.split(".")[0]) == (2, "blip2cap: no image found in -")
+
+
+def test_without_a_command_the_help_is_shown_and_the_exit_code_is_2() -> None:
+    result = invoke()
+    assert result.exit_code == 2
+    assert "caption" in result.output
+    assert "vqa" in result.output
+
+
+def make_model(folder: Path, **config: object) -> Path:
+    """Copy the embedded model with another config.json."""
+    shutil.copytree(TINY_FOLDER, folder)
+    path = folder / "config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | config))
+    return folder
+
+
+def check_model_error(workplace: Path, name: str, *reasons: str) -> None:
+    result = invoke("caption", "images", "--model", name)
+    assert result.exit_code == 4, result.output
+    assert not [part for part in (f"--model {name}", *reasons, "--model tiny") if part not in result.stderr]
+    assert (result.stdout, "Traceback" in result.stderr) == ("", False)
+    assert not (workplace / "captions.jsonl").exists()
+
+
+def test_an_unknown_model_folder_ends_with_4(workplace: Path) -> None:
+    check_model_error(workplace, "./missing", "no such folder")
+
+
+def test_a_folder_without_a_model_ends_with_4(workplace: Path) -> None:
+    check_model_error(workplace, str(workplace / "empty"), "no config.json")
+
+
+def test_a_model_with_pickled_weights_only_ends_with_4(workplace: Path) -> None:
+    folder = make_model(workplace / "model")
+    (folder / "model.safetensors").rename(folder / "pytorch_model.bin")
+    check_model_error(workplace, str(folder), "only pytorch_model.bin", "may run code", "model.safetensors")
+
+
+def test_a_model_with_code_of_its_own_ends_with_4(workplace: Path) -> None:
+    folder = make_model(workplace / "model", auto_map={"AutoModel": "evil.Model"})
+    check_model_error(workplace, str(folder), "auto_map", "never runs")
+
+
+def test_a_model_of_another_type_ends_with_4(workplace: Path) -> None:
+    folder = make_model(workplace / "model", model_type="bert")
+    check_model_error(workplace, str(folder), "model_type 'bert'", "Expected blip-2")
+
+
+def test_a_model_on_the_hub_that_cannot_be_reached_ends_with_4(workplace: Path) -> None:
+    check_model_error(workplace, "nobody/no-such-model", "not in the local cache", "hub cannot be reached")
+
+
+def test_a_model_with_damaged_weights_ends_with_4(workplace: Path) -> None:
+    folder = make_model(workplace / "model")
+    (folder / "model.safetensors").write_bytes(b"\x08")
+    check_model_error(workplace, str(folder), "cannot be loaded")
+
+
+@pytest.mark.parametrize(
+    ("out", "reason"),
+    [
+        ("missing/captions.jsonl", "No such file or directory. Make its folder first"),
+        ("empty/nothing.txt/captions.jsonl", "Not a directory"),
+        ("folder.jsonl", "Is a directory"),
+    ],
+)
+def test_an_output_that_cannot_be_opened_ends_with_6(workplace: Path, out: str, reason: str) -> None:
+    (workplace / "folder.jsonl").mkdir()
+    result = invoke("caption", "images", *TINY, "--out", out)
+    assert result.exit_code == 6
+    assert f"{out} cannot be opened for writing: {reason}" in result.stderr
+    assert "another --out" in result.stderr

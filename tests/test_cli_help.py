@@ -1,0 +1,95 @@
+from __future__ import annotations
+
+import re
+from dataclasses import fields
+from typing import Any
+
+import pytest
+import typer.main
+
+from blip2cap import __version__
+from blip2cap.cli import app
+from blip2cap.options import (
+    ANSWER_NEW_TOKENS,
+    DEFAULT_MODEL,
+    BatchOptions,
+    DecodeOptions,
+    GenerateOptions,
+    ModelOptions,
+)
+from tests.commands import invoke
+
+COMMANDS: dict[str, Any] = typer.main.get_command(app).commands  # type: ignore[attr-defined]
+DEFAULTS = {"caption": GenerateOptions(), "vqa": GenerateOptions(max_new_tokens=ANSWER_NEW_TOKENS)}
+
+
+def parameters(command: str) -> dict[str, Any]:
+    return {parameter.name: parameter for parameter in COMMANDS[command].params}
+
+
+@pytest.mark.parametrize("help_flag", ["-h", "--help"])
+@pytest.mark.parametrize("command", ["caption", "vqa", "show"])
+def test_every_command_explains_all_its_options(command: str, help_flag: str) -> None:
+    result = invoke(command, help_flag)
+    assert (result.exit_code, result.stderr) == (0, "")
+    for parameter in COMMANDS[command].params:
+        assert parameter.help
+        assert all(flag in result.stdout for flag in parameter.opts if flag.startswith("-"))
+
+
+def test_the_help_of_all_names_every_command() -> None:
+    stdout = invoke("--help").stdout
+    for name, command in COMMANDS.items():
+        assert name in stdout
+        assert command.help.splitlines()[0] in stdout
+
+
+@pytest.mark.parametrize("command", DEFAULTS)
+def test_the_defaults_are_those_of_the_dataclasses(command: str) -> None:
+    given = parameters(command)
+    for options in (DEFAULTS[command], DecodeOptions(), ModelOptions(), BatchOptions()):
+        for field in fields(options):
+            name = {"num_threads": "threads", "name": "model"}.get(field.name, field.name)
+            if name in given:
+                assert given[name].default == getattr(options, field.name), name
+
+
+@pytest.mark.parametrize("command", DEFAULTS)
+def test_the_help_names_the_defaults(command: str) -> None:
+    text = " ".join(invoke(command, "--help").stdout.split())
+    options = DEFAULTS[command]
+    for flag, default in {
+        "model": DEFAULT_MODEL,
+        "max-new-tokens": options.max_new_tokens,
+        "num-beams": options.num_beams,
+        "length-penalty": options.length_penalty,
+        "seed": options.seed,
+        "dtype": ModelOptions().dtype,
+        "threads": DecodeOptions().num_threads,
+    }.items():
+        assert re.search(rf"--{flag} [A-Z][^\[]*\[default: {re.escape(str(default))}\]", text), flag
+    batch = BatchOptions()
+    assert f"{batch.resolve('cpu')} on a CPU, {batch.resolve('cuda')} on a GPU" in text
+
+
+@pytest.mark.parametrize("command", DEFAULTS)
+def test_every_option_that_is_given_once_has_a_variable_of_its_name(command: str) -> None:
+    given = {name: parameter for name, parameter in parameters(command).items() if name not in ("inputs", "help")}
+    several = {"files_from", "questions"}
+    for name, parameter in given.items():
+        long = next(flag[2:] for flag in parameter.opts if flag.startswith("--"))
+        expected = None if name in several else f"BLIP2CAP_{long.replace('-', '_').upper()}"
+        assert parameter.envvar == expected, name
+
+
+def test_the_commands_share_names_flags_and_help() -> None:
+    caption, vqa = parameters("caption"), parameters("vqa")
+    shared = caption.keys() & vqa.keys()
+    assert set(caption) - shared == {"prompt", "num_captions"}
+    assert set(vqa) - shared == {"template", "questions", "questions_file"}
+    for name in shared:
+        assert (caption[name].opts, caption[name].help) == (vqa[name].opts, vqa[name].help)
+
+
+def test_the_version_is_the_package_s() -> None:
+    assert invoke("--version").stdout == f"blip2cap {__version__}\n"

@@ -1,0 +1,87 @@
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+from pathlib import Path
+
+import pytest
+import typer
+
+from blip2cap.cli.guard import handle_errors
+from blip2cap.cli.signals import stop_on_signal
+from tests.commands import TINY, draw_scenes, finish, invoke, names_below, num_lines, read_rows, start, wait_until
+
+NUM_IMAGES = 60
+
+
+def stop_a_run(here: Path, number: signal.Signals, *options: str) -> tuple[int, str]:
+    """Send a signal to a run when it has some rows; return its exit code and what it said."""
+    draw_scenes(here / "images", NUM_IMAGES)
+    process = start("caption", "images", *TINY, "--batch-size", "1", *options, cwd=here)
+    wait_until(lambda: num_lines(here / "captions.jsonl") >= 3, process)
+    process.send_signal(number)
+    _, stderr = finish(process)
+    return process.returncode, stderr.decode()
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+@pytest.mark.parametrize(("number", "exit_code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_a_signal_ends_the_run_after_its_batch_and_the_same_command_goes_on(
+    here: Path, number: signal.Signals, exit_code: int
+) -> None:
+    returncode, stderr = stop_a_run(here, number)
+    num_rows = len(read_rows(here / "captions.jsonl"))
+    assert returncode == exit_code
+    assert 3 <= num_rows < NUM_IMAGES
+    assert "Stopping after this batch; once more stops at once." in stderr
+    assert f"captions.jsonl: {num_rows} ok, 0 failed" in stderr
+    assert "Stopped. The rows so far are safe; run the same command again to go on." in stderr
+    assert "Traceback" not in stderr
+    assert invoke("caption", "images", *TINY, "--batch-size", "1").exit_code == 0
+    names = [row["file_name"] for row in read_rows(here / "captions.jsonl")]
+    assert names == names_below(here / "images")
+
+
+def test_the_first_signal_is_noted_and_the_second_has_its_usual_effect(capfd: pytest.CaptureFixture[str]) -> None:
+    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    with stop_on_signal() as stop:
+        assert stop.signal == 0
+        os.kill(os.getpid(), signal.SIGTERM)
+        assert stop.exit_code == 143
+        assert {signal.getsignal(number) for number in before} == {signal.SIG_DFL}
+    assert {number: signal.getsignal(number) for number in before} == before
+    assert "once more stops at once" in capfd.readouterr().err
+
+
+def test_a_quiet_run_says_nothing_of_a_signal(capfd: pytest.CaptureFixture[str]) -> None:
+    with stop_on_signal(quiet=True) as stop:
+        os.kill(os.getpid(), signal.SIGINT)
+    assert (stop.exit_code, capfd.readouterr().err) == (130, "")
+
+
+def test_what_handled_the_signals_is_back_after_an_error() -> None:
+    before = signal.getsignal(signal.SIGTERM)
+    with pytest.raises(ValueError, match="bug"), stop_on_signal():
+        raise ValueError("bug")
+    assert signal.getsignal(signal.SIGTERM) == before
+
+
+def test_an_interrupt_before_the_first_batch_ends_with_130() -> None:
+    @handle_errors
+    def command() -> None:
+        raise KeyboardInterrupt
+
+    with pytest.raises(typer.Exit) as end:
+        command()
+    assert end.value.exit_code == 130
+
+
+def test_a_run_that_waits_for_paths_is_ended_by_a_signal(here: Path) -> None:
+    process = start("caption", "-", *TINY, cwd=here, stdin=subprocess.PIPE)
+    wait_until((here / "captions.jsonl").exists, process)
+    process.send_signal(signal.SIGINT)
+    assert process.wait() == 130
+    assert b"Traceback" not in finish(process)[1]
+    assert num_lines(here / "captions.jsonl") == 0

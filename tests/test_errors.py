@@ -1,0 +1,124 @@
+import ast
+import struct
+from pathlib import Path
+
+import pytest
+from PIL import Image, UnidentifiedImageError
+
+import blip2cap
+from blip2cap import errors
+from blip2cap.decode import decode
+from blip2cap.errors import (
+    Blip2CapError,
+    ImageError,
+    InputError,
+    ModelError,
+    OutputError,
+    OutputRefusedError,
+    UsageError,
+)
+from blip2cap.options import DecodeOptions
+from blip2cap.records import FAILURES
+
+EXIT_CODES = {
+    Blip2CapError: 1,
+    UsageError: 2,
+    InputError: 2,
+    ModelError: 4,
+    OutputRefusedError: 5,
+    OutputError: 6,
+}
+
+PARENTS = {
+    UsageError: Blip2CapError,
+    InputError: UsageError,
+    ModelError: Blip2CapError,
+    OutputRefusedError: Blip2CapError,
+    OutputError: Blip2CapError,
+    ImageError: Blip2CapError,
+}
+
+PILLOW_ERRORS = {
+    UnidentifiedImageError("cannot identify image file"): "not_an_image",
+    Image.DecompressionBombError("could be decompression bomb"): "too_large",
+    NotImplementedError("no such compression"): "unsupported",
+    EOFError(): "truncated",
+    OSError("image file is truncated (3 bytes not processed)"): "truncated",
+    RuntimeError("Failed to decode frame 0: Truncated data"): "truncated",
+    OSError("broken data stream when reading image file"): "corrupt",
+    OSError("decoder jpeg2k not available"): "corrupt",
+    RuntimeError("Failed to decode image"): "corrupt",
+    ValueError("bad value"): "corrupt",
+    SyntaxError("broken PNG file"): "corrupt",
+    IndexError("list index out of range"): "corrupt",
+    KeyError("MPO"): "corrupt",
+    TypeError("bad type"): "corrupt",
+    struct.error("unpack requires a buffer of 4 bytes"): "corrupt",
+}
+
+
+@pytest.mark.parametrize(("error", "code"), EXIT_CODES.items())
+def test_every_error_knows_its_exit_code(error, code):
+    assert error.exit_code == code
+
+
+@pytest.mark.parametrize(("error", "parent"), PARENTS.items())
+def test_every_error_hangs_in_one_tree(error, parent):
+    assert error.__bases__ == (parent,)
+
+
+def test_the_tree_in_the_docstring_is_the_tree_in_the_code():
+    drawn = {}
+    for line in (errors.__doc__ or "").splitlines():
+        words = line.replace("|", " ").replace("`", " ").replace("--", " ").split()
+        if words and words[0].endswith("Error"):
+            drawn[words[0]] = words[1]
+    classes = {name: cls for name, cls in vars(errors).items() if isinstance(cls, type)}
+    assert drawn.keys() == classes.keys()
+    assert {name: drawn[name] for name in drawn if drawn[name].isdigit()} == {
+        cls.__name__: str(code) for cls, code in EXIT_CODES.items() if cls is not Blip2CapError
+    }
+
+
+def test_an_image_error_says_its_code_and_what_happened():
+    error = ImageError("corrupt", "broken data stream")
+    assert (error.code, error.detail, str(error)) == ("corrupt", "broken data stream", "corrupt: broken data stream")
+
+
+@pytest.mark.parametrize(("error", "code"), PILLOW_ERRORS.items(), ids=repr)
+def test_every_error_of_pillow_becomes_a_code_of_the_closed_set(error, code, monkeypatch):
+    def broken_open(*args, **kwargs):
+        raise error
+
+    monkeypatch.setattr(Image, "open", broken_open)
+    with pytest.raises(ImageError) as caught:
+        decode(b"some bytes", 16, DecodeOptions())
+    assert caught.value.code == code
+    assert caught.value.code in FAILURES
+    assert caught.value.__cause__ is error
+
+
+def test_running_out_of_memory_is_told_from_a_bad_image(monkeypatch):
+    def broken_open(*args, **kwargs):
+        raise MemoryError
+
+    monkeypatch.setattr(Image, "open", broken_open)
+    with pytest.raises(MemoryError):
+        decode(b"some bytes", 16, DecodeOptions())
+
+
+def raised_codes(source: str) -> set[str]:
+    """Find every code that a source text gives to ImageError."""
+    calls = [node for node in ast.walk(ast.parse(source)) if isinstance(node, ast.Call)]
+    codes = [call.args[0] for call in calls if isinstance(call.func, ast.Name) and call.func.id == "ImageError"]
+    return {code.value for code in codes if isinstance(code, ast.Constant) and isinstance(code.value, str)}
+
+
+def test_no_module_makes_up_a_code_of_its_own():
+    package = Path(blip2cap.__file__).parent
+    for path in package.rglob("*.py"):
+        assert raised_codes(path.read_text()) <= FAILURES, path
+
+
+def test_a_code_that_was_made_up_is_found():
+    assert raised_codes('raise ImageError("too_ugly", "no")') == {"too_ugly"}

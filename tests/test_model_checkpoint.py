@@ -1,0 +1,114 @@
+"""Models are found by name, and refused with a reason before anything is loaded."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+
+from blip2cap.errors import ModelError
+from blip2cap.model.checkpoint import TINY, find
+from blip2cap.options import ModelOptions
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """A copy of the tiny model, to be spoilt."""
+    return Path(shutil.copytree(TINY, tmp_path / "model"))
+
+
+def change_config(folder: Path, **changes: object) -> None:
+    path = folder / "config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | changes))
+
+
+def refusal(name: str | Path) -> str:
+    with pytest.raises(ModelError) as caught:
+        find(ModelOptions(name=str(name)))
+    assert "--model tiny" in str(caught.value), "every refusal names what always works"
+    return str(caught.value)
+
+
+def test_the_tiny_model_is_found_by_name_and_as_a_folder() -> None:
+    by_name, as_folder = find(ModelOptions(name="tiny")), find(ModelOptions(name=str(TINY)))
+    assert by_name.family == as_folder.family == "opt"
+    assert by_name.image_size == 112
+    assert by_name.commit == as_folder.commit
+
+
+def test_the_commit_of_a_folder_changes_with_its_weights_and_configs(folder: Path) -> None:
+    before = find(ModelOptions(name=str(folder))).commit
+    weights = folder / "model.safetensors"
+    content = bytearray(weights.read_bytes())
+    content[-1] ^= 1
+    weights.write_bytes(content)
+    after = find(ModelOptions(name=str(folder))).commit
+    change_config(folder, note="changed")
+    assert len({before, after, find(ModelOptions(name=str(folder))).commit}) == 3
+
+
+def test_a_folder_that_does_not_exist_is_refused() -> None:
+    assert "no such folder" in refusal("./nowhere")
+    assert "no such folder" in refusal("nowhere")
+    assert "no such folder" in refusal("/no/where/at/all")
+
+
+def test_a_hub_id_that_cannot_be_reached_is_refused(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
+    assert "not in the local cache" in refusal("Salesforce/blip2-opt-2.7b")
+    assert "neither a folder nor a hub id" in refusal("two words/and--more")
+
+
+def test_a_snapshot_in_the_cache_needs_no_network(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    commit = "0123456789abcdef0123456789abcdef01234567"
+    repository = tmp_path / "models--someone--something"
+    shutil.copytree(TINY, repository / "snapshots" / commit)
+    (repository / "refs").mkdir()
+    (repository / "refs" / "main").write_text(commit)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
+    checkpoint = find(ModelOptions(name="someone/something"))
+    assert checkpoint.commit == commit
+    assert checkpoint.name == "someone/something"
+
+
+def test_a_folder_with_only_a_pickle_is_refused_by_the_name_of_the_pickle(folder: Path) -> None:
+    (folder / "model.safetensors").rename(folder / "pytorch_model.bin")
+    assert "only pytorch_model.bin" in refusal(folder)
+
+
+def test_a_folder_without_weights_or_config_is_refused(folder: Path) -> None:
+    (folder / "model.safetensors").unlink()
+    assert "has no weights" in refusal(folder)
+    (folder / "config.json").write_text("{")
+    assert "config.json cannot be read" in refusal(folder)
+    (folder / "config.json").unlink()
+    assert "no config.json" in refusal(folder)
+
+
+def test_missing_shards_are_named(folder: Path) -> None:
+    index = {"weight_map": {"a": "model-00001-of-00002.safetensors", "b": "model-00002-of-00002.safetensors"}}
+    (folder / "model.safetensors.index.json").write_text(json.dumps(index))
+    (folder / "model.safetensors").rename(folder / "model-00001-of-00002.safetensors")
+    assert "model-00002-of-00002.safetensors" in refusal(folder)
+
+
+def test_code_in_the_folder_is_never_run(folder: Path) -> None:
+    change_config(folder, auto_map={"AutoConfig": "evil.Config"})
+    assert "auto_map" in refusal(folder)
+    change_config(folder, auto_map=None)
+    path = folder / "tokenizer_config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"auto_map": {"AutoTokenizer": "evil.Tokenizer"}}))
+    assert "auto_map" in refusal(folder)
+
+
+def test_other_kinds_of_models_are_refused_by_their_type(folder: Path) -> None:
+    change_config(folder, model_type="llava")
+    assert "'llava'" in refusal(folder)
+    change_config(folder, model_type="blip-2", text_config={"model_type": "gpt2"})
+    assert "'gpt2'" in refusal(folder)
+    change_config(folder, architectures=["Blip2ForImageTextRetrieval"])
+    assert "writes no text" in refusal(folder)

@@ -1,0 +1,143 @@
+"""Texts equal those of the transformers classes, used as their documentation says, one image at a time."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from transformers import (
+    Blip2ForConditionalGeneration,
+    Blip2Processor,
+    InstructBlipForConditionalGeneration,
+    InstructBlipProcessor,
+)
+
+from blip2cap.decode import resize
+from blip2cap.model.blip2 import Blip2
+from blip2cap.model.checkpoint import find
+from blip2cap.model.load import load
+from blip2cap.options import GenerateOptions, ModelOptions
+from blip2cap.records import Generated, Prompt
+from tests.checkpoints import KINDS, make_checkpoint
+
+PROMPTS = ("a photo of", "", "Question : what is it ? Answer :", "w1 w2 w3 w4 w5 w6 w7")
+OPTIONS = {
+    "greedy": GenerateOptions(max_new_tokens=8),
+    "beams": GenerateOptions(max_new_tokens=8, num_beams=3),
+    "two of four beams": GenerateOptions(max_new_tokens=8, num_beams=4, num_captions=2, length_penalty=-1.0),
+    "rules": GenerateOptions(max_new_tokens=9, min_new_tokens=4, repetition_penalty=1.4, no_repeat_ngram_size=2),
+}
+
+
+def load_model(folder: Path) -> Blip2:
+    options = ModelOptions(name=str(folder), device="cpu")
+    return load(find(options), options)
+
+
+@pytest.fixture(scope="module", params=KINDS)
+def folder(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make_checkpoint(tmp_path_factory.mktemp(request.param), request.param)
+
+
+@pytest.fixture(scope="module")
+def images() -> list[Image.Image]:
+    rng = np.random.default_rng(3)
+    return [Image.fromarray(rng.integers(0, 256, (40, 52, 3), dtype=np.uint8)) for _ in range(4)]
+
+
+def by_the_book(folder: Path, image: Image.Image, prompt: str, options: GenerateOptions) -> list[str]:
+    """Generate with transformers alone."""
+    instruct = (folder / "qformer_tokenizer").exists()
+    processor_class: Any = InstructBlipProcessor if instruct else Blip2Processor
+    model_class: Any = InstructBlipForConditionalGeneration if instruct else Blip2ForConditionalGeneration
+    processor, model = processor_class.from_pretrained(folder), model_class.from_pretrained(folder)
+    inputs = processor(images=image, text=prompt, return_tensors="pt")
+    output = model.generate(
+        **inputs,
+        max_new_tokens=options.max_new_tokens,
+        min_new_tokens=options.min_new_tokens or None,
+        num_beams=options.num_beams,
+        num_return_sequences=options.num_captions,
+        length_penalty=options.length_penalty,
+        repetition_penalty=options.repetition_penalty,
+        no_repeat_ngram_size=options.no_repeat_ngram_size,
+    )
+    if not model.language_model.config.is_encoder_decoder:
+        output = output[:, inputs["input_ids"].shape[1] :]
+    return [text.strip() for text in processor.batch_decode(output, skip_special_tokens=True)]
+
+
+def texts(results: list[Any]) -> list[list[str]]:
+    return [[generated.text for generated in result] for result in results]
+
+
+@pytest.mark.parametrize("name", OPTIONS)
+def test_texts_equal_those_of_transformers_token_for_token(folder: Path, images: list[Image.Image], name: str) -> None:
+    options = OPTIONS[name]
+    model = load_model(folder)
+    features = model.encode([resize(image, model.image_size).pixels_HWC for image in images])
+    prompts = [Prompt(image=at, text=text, name=str(at)) for at in range(len(images)) for text in PROMPTS]
+    ours = texts(model.generate(features, prompts, options, max_prompts=16))
+    expected = [by_the_book(folder, images[prompt.image], prompt.text, options) for prompt in prompts]
+    assert ours == expected
+    assert len({text for row in ours for text in row}) > len(PROMPTS), "texts that are all alike prove nothing"
+
+
+def test_a_text_depends_neither_on_batch_size_nor_order_nor_neighbours(folder: Path, images: list[Image.Image]) -> None:
+    model = load_model(folder)
+    pixels = [resize(image, model.image_size).pixels_HWC for image in images]
+    prompts = [Prompt(image=at, text=text, name=str(at)) for at in range(len(images)) for text in PROMPTS]
+    for options in (OPTIONS["greedy"], OPTIONS["beams"], GenerateOptions(temperature=1.0, max_new_tokens=6)):
+        together = texts(model.generate(model.encode(pixels), prompts, options, max_prompts=64))
+        alone = []
+        for prompt in prompts:
+            only = Prompt(image=0, text=prompt.text, name=prompt.name)
+            alone += texts(model.generate(model.encode([pixels[prompt.image]]), [only], options, max_prompts=1))
+        backwards = texts(model.generate(model.encode(pixels), prompts[::-1], options, max_prompts=3))[::-1]
+        assert together == alone == backwards
+
+
+def test_a_prompt_is_never_echoed(folder: Path, images: list[Image.Image]) -> None:
+    model = load_model(folder)
+    features = model.encode([resize(images[0], model.image_size).pixels_HWC])
+    prompt = Prompt(image=0, text="a photo of", name="")
+    (result,) = model.generate(features, [prompt], GenerateOptions(max_new_tokens=3), max_prompts=1)
+    assert isinstance(result, list)
+    assert result[0].num_tokens <= 3
+    assert not result[0].text.startswith("a photo of")
+
+
+def test_the_image_matters(folder: Path, images: list[Image.Image]) -> None:
+    model = load_model(folder)
+    features = model.encode([resize(image, model.image_size).pixels_HWC for image in images])
+    prompts = [Prompt(image=at, text="a photo of", name="") for at in range(len(images))]
+    results = texts(model.generate(features, prompts, GenerateOptions(max_new_tokens=8), max_prompts=4))
+    assert len({row[0] for row in results}) > 1
+
+
+def test_the_reason_to_finish_and_the_tokens_are_counted(folder: Path, images: list[Image.Image]) -> None:
+    model = load_model(folder)
+    features = model.encode([resize(image, model.image_size).pixels_HWC for image in images])
+    prompts = [Prompt(image=at, text=text, name=str(at)) for at in range(len(images)) for text in PROMPTS]
+    for result in model.generate(features, prompts, GenerateOptions(max_new_tokens=60 - 25), max_prompts=16):
+        assert isinstance(result, list)
+        generated: Generated = result[0]
+        assert generated.finish_reason in ("stop", "length")
+        assert (generated.finish_reason == "length") == (generated.num_tokens == 35)
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
+def test_half_precision_runs_on_a_cpu_too(folder: Path, images: list[Image.Image], dtype: str) -> None:
+    options = ModelOptions(name=str(folder), device="cpu", dtype=dtype)
+    if dtype == "float16" and folder.name.startswith(("t5", "instructblip-t5")):
+        pytest.skip("refused: T5 overflows in float16")
+    model = load(find(options), options)
+    assert model.dtype == getattr(torch, dtype)
+    features = model.encode([resize(images[0], model.image_size).pixels_HWC])
+    prompt = Prompt(image=0, text="a photo of", name="")
+    (result,) = model.generate(features, [prompt], GenerateOptions(max_new_tokens=4), max_prompts=1)
+    assert isinstance(result, list)

@@ -1,0 +1,57 @@
+"""Sampling draws from the right distribution, with numbers that belong to the row."""
+
+from __future__ import annotations
+
+import torch
+from transformers import LogitsProcessorList
+
+from blip2cap.model.sampling import row_seed, sampling_processors
+from blip2cap.options import GenerateOptions
+
+
+def draw(options: GenerateOptions, scores: torch.Tensor, seeds: list[int], steps: int = 1) -> torch.Tensor:
+    processors = LogitsProcessorList(sampling_processors(options, torch.tensor(seeds)))
+    ids = torch.zeros((len(seeds), 1), dtype=torch.long)
+    return torch.stack([processors(ids, scores.clone()).argmax(-1) for _ in range(steps)], dim=1)
+
+
+def test_greedy_text_is_left_alone() -> None:
+    assert sampling_processors(GenerateOptions(), torch.tensor([1])) == []
+
+
+def test_tokens_are_drawn_with_the_probabilities_of_the_softmax() -> None:
+    logits = torch.tensor([2.0, 1.0, 0.0, -1.0])
+    num_draws = 40_000
+    seeds = [row_seed(0, str(index), 0) for index in range(num_draws)]
+    for temperature in (1.0, 0.5):
+        drawn = draw(GenerateOptions(temperature=temperature), logits.expand(num_draws, -1), seeds)
+        shares = torch.bincount(drawn.flatten(), minlength=4) / num_draws
+        assert torch.allclose(shares, (logits / temperature).softmax(-1), atol=0.01)
+
+
+def test_steps_of_one_row_draw_independently() -> None:
+    logits = torch.zeros(1, 2)
+    drawn = draw(GenerateOptions(temperature=1.0), logits, [row_seed(0, "a", 0)], steps=4_000).flatten()
+    pairs = torch.bincount(drawn[:-1] * 2 + drawn[1:], minlength=4) / (len(drawn) - 1)
+    assert torch.allclose(pairs, torch.full((4,), 0.25), atol=0.03)
+
+
+def test_top_k_and_top_p_leave_out_unlikely_tokens() -> None:
+    logits = torch.tensor([3.0, 2.0, 1.0, 0.0]).expand(3_000, -1)
+    seeds = [row_seed(1, str(index), 0) for index in range(3_000)]
+    assert set(draw(GenerateOptions(temperature=1.0, top_k=2), logits, seeds).flatten().tolist()) == {0, 1}
+    assert set(draw(GenerateOptions(temperature=1.0, top_p=0.6), logits, seeds).flatten().tolist()) == {0}
+
+
+def test_a_row_draws_the_same_numbers_in_any_company() -> None:
+    scores = torch.randn(8, 50, generator=torch.Generator().manual_seed(0))
+    seeds = [row_seed(7, f"{index}.jpg", 0) for index in range(8)]
+    together = draw(GenerateOptions(temperature=1.0), scores, seeds, steps=5)
+    for index in range(8):
+        alone = draw(GenerateOptions(temperature=1.0), scores[index : index + 1], [seeds[index]], steps=5)
+        assert torch.equal(alone[0], together[index])
+
+
+def test_seeds_names_and_copies_make_different_streams() -> None:
+    seeds = {row_seed(seed, name, copy) for seed in (0, 1) for name in ("a", "b") for copy in (0, 1)}
+    assert len(seeds) == 8

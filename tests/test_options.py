@@ -1,0 +1,142 @@
+import dataclasses
+import math
+import os
+
+import pytest
+
+from blip2cap.errors import UsageError
+from blip2cap.options import BatchOptions, DecodeOptions, GenerateOptions, ModelOptions, SourceOptions
+
+WRONG_NUMBERS = {
+    "--max-new-tokens 0": {"max_new_tokens": 0},
+    "--min-new-tokens -1": {"min_new_tokens": -1},
+    "--min-new-tokens 40 is more than --max-new-tokens 30": {"min_new_tokens": 40},
+    "--num-beams 0": {"num_beams": 0},
+    "--no-repeat-ngram-size -1": {"no_repeat_ngram_size": -1},
+    "--num-captions 0": {"num_captions": 0},
+    "--top-k 0": {"top_k": 0, "temperature": 1.0},
+    "--seed -1": {"seed": -1},
+    "--temperature 0": {"temperature": 0},
+    "--temperature inf": {"temperature": math.inf},
+    "--temperature nan": {"temperature": math.nan},
+    "--top-p 0": {"top_p": 0, "temperature": 1.0},
+    "--top-p 1.5": {"top_p": 1.5, "temperature": 1.0},
+    "--top-p nan": {"top_p": math.nan, "temperature": 1.0},
+    "--repetition-penalty 0": {"repetition_penalty": 0},
+    "--repetition-penalty nan": {"repetition_penalty": math.nan},
+    "--length-penalty nan": {"length_penalty": math.nan, "num_beams": 3},
+    "--length-penalty inf": {"length_penalty": math.inf, "num_beams": 3},
+}
+
+WRONG_COMBINATIONS = {
+    "--top-p 0.9 has no effect without sampling": {"top_p": 0.9},
+    "--top-k 5 has no effect without sampling": {"top_k": 5},
+    "--temperature 1.0 and --num-beams 3 exclude each other": {"temperature": 1.0, "num_beams": 3},
+    "--length-penalty 2.0 has no effect without beams": {"length_penalty": 2.0},
+    "--num-captions 2 needs --temperature, or --num-beams of at least 2": {"num_captions": 2},
+    "--num-captions 4 needs": {"num_captions": 4, "num_beams": 3},
+}
+
+
+@pytest.mark.parametrize(("message", "options"), (WRONG_NUMBERS | WRONG_COMBINATIONS).items())
+def test_a_wrong_value_or_combination_is_refused_with_its_flag(message, options):
+    with pytest.raises(UsageError) as caught:
+        GenerateOptions(**options)
+    assert str(caught.value).startswith(message)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"temperature": 0.7, "top_p": 0.9, "top_k": 50, "num_captions": 5},
+        {"num_beams": 5, "length_penalty": -1.0, "num_captions": 5},
+        {"min_new_tokens": 30, "max_new_tokens": 30},
+        {"top_p": 1, "temperature": 1},
+    ],
+)
+def test_a_right_combination_is_taken(options):
+    given = dataclasses.asdict(GenerateOptions(**options))
+    assert {name: given[name] for name in options} == options
+
+
+def test_text_is_sampled_when_a_temperature_is_given():
+    assert GenerateOptions(temperature=0.5).sampling
+    assert not GenerateOptions(num_beams=3).sampling
+
+
+def test_no_input_is_refused():
+    with pytest.raises(UsageError, match="no INPUT given"):
+        SourceOptions()
+
+
+@pytest.mark.parametrize(
+    "options",
+    [{"inputs": ("-", "-")}, {"files_from": ("-", "-")}, {"inputs": ("-",), "files_from": ("-",)}],
+)
+def test_standard_input_cannot_be_read_twice(options):
+    with pytest.raises(UsageError, match="more than once"):
+        SourceOptions(**options)
+
+
+def test_standard_input_and_a_list_go_together():
+    assert SourceOptions(inputs=("-",), files_from=("list.txt",)).inputs == ("-",)
+
+
+@pytest.mark.parametrize("limit", [0, -1])
+def test_a_limit_below_one_is_refused(limit):
+    with pytest.raises(UsageError, match=r"--limit .*: must be 1 or more"):
+        SourceOptions(inputs=("imgs",), limit=limit)
+
+
+@pytest.mark.parametrize("device", ["auto", "cpu", "cuda", "cuda:0", "cuda:12"])
+def test_a_device_that_can_be_is_taken(device):
+    assert ModelOptions(device=device).device == device
+
+
+@pytest.mark.parametrize(
+    "device", ["", "gpu", "cpu:0", "cpu:", "auto:1", "cuda:", "cuda:-1", "cuda:²", "cuda:0 ", "mps"]
+)
+def test_a_device_that_cannot_be_is_refused(device):
+    with pytest.raises(UsageError, match="must be auto, cpu, cuda or cuda:N"):
+        ModelOptions(device=device)
+
+
+def test_an_unknown_dtype_is_refused_with_the_known_ones():
+    with pytest.raises(UsageError, match=r"--dtype int4: must be one of auto, float32, bfloat16, float16"):
+        ModelOptions(dtype="int4")
+
+
+def test_an_empty_model_name_is_refused():
+    with pytest.raises(UsageError, match="--model is empty"):
+        ModelOptions(name="")
+
+
+def test_a_negative_number_of_threads_is_refused():
+    with pytest.raises(UsageError, match="--threads -1"):
+        DecodeOptions(num_threads=-1)
+
+
+def test_threads_follow_the_cores_up_to_sixteen(monkeypatch):
+    seen = {}
+    for cores in (None, 2, 64):
+        monkeypatch.setattr(os, "cpu_count", lambda cores=cores: cores)
+        seen[cores] = DecodeOptions().threads
+    assert seen == {None: 1, 2: 2, 64: 16}
+    assert DecodeOptions(num_threads=40).threads == 40
+
+
+def test_a_batch_size_below_one_is_refused():
+    with pytest.raises(UsageError, match=r"--batch-size 0: must be 1 or more. Leave it out to let blip2cap choose\."):
+        BatchOptions(batch_size=0)
+
+
+def test_the_batch_size_is_chosen_by_device_unless_given():
+    assert BatchOptions().resolve("cpu") < BatchOptions().resolve("cuda")
+    assert BatchOptions(batch_size=7).resolve("cpu") == BatchOptions(batch_size=7).resolve("cuda") == 7
+
+
+@pytest.mark.parametrize("options", [SourceOptions(inputs=("a",)), DecodeOptions(), ModelOptions(), BatchOptions()])
+def test_options_cannot_be_changed(options):
+    name = dataclasses.fields(options)[0].name
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        setattr(options, name, None)
