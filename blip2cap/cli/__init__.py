@@ -15,6 +15,9 @@ from blip2cap.cli.show import show
 from blip2cap.cli.terminal import clean
 from blip2cap.cli.vqa import vqa
 
+_USAGE_ERROR: Any = typer.BadParameter.__base__
+"""What typer raises for arguments that it cannot parse; older versions give it no public name."""
+
 
 class Commands(TyperGroup):
     """The commands; what typer repeats of their arguments, which may be file names, is made harmless."""
@@ -23,7 +26,7 @@ class Commands(TyperGroup):
         """Run the command of this call."""
         try:
             return super().invoke(ctx)
-        except typer.TyperException as error:
+        except _USAGE_ERROR as error:
             error.message = clean(error.message)
             raise
 

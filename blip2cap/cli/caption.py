@@ -6,7 +6,7 @@ from typing import Annotated
 
 from blip2cap.cli import arguments as arg
 from blip2cap.cli.guard import handle_errors
-from blip2cap.cli.session import Session
+from blip2cap.cli.job import Job
 from blip2cap.options import (
     BatchOptions,
     DecodeOptions,
@@ -60,7 +60,7 @@ def caption(
     as_json: arg.AsJson = False,
 ) -> None:
     """Write a caption for every image."""
-    Session(
+    Job(
         command="caption",
         source=SourceOptions(
             inputs=tuple(inputs or ()), files_from=tuple(files_from or ()), null_separated=null, limit=limit

@@ -8,7 +8,7 @@ from typing import Annotated
 from blip2cap.cli import arguments as arg
 from blip2cap.cli.config import read_questions
 from blip2cap.cli.guard import handle_errors
-from blip2cap.cli.session import Session
+from blip2cap.cli.job import Job
 from blip2cap.errors import UsageError
 from blip2cap.options import (
     ANSWER_NEW_TOKENS,
@@ -73,7 +73,7 @@ def vqa(
     asked = tuple(questions or ()) + (read_questions(questions_file) if questions_file else ())
     if not asked:
         raise UsageError("no question given. Ask with -q TEXT, once or more often, or --questions FILE.")
-    Session(
+    Job(
         command="vqa",
         source=SourceOptions(
             inputs=tuple(inputs or ()), files_from=tuple(files_from or ()), null_separated=null, limit=limit

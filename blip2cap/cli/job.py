@@ -42,7 +42,7 @@ _ANY_FAMILY = "opt"
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Session:
+class Job:
     """Everything that a command was asked to do."""
 
     command: str
