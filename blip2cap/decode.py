@@ -4,7 +4,8 @@ For plain RGB files the pixels equal those of transformers' Pillow image process
 square, aspect not kept. Everything else is first made into the RGB picture that a viewer would show.
 
 Covered: EXIF orientation, transparency (on white), palettes, CMYK, 16-bit and float grey, first frame of animations.
-Not covered: vector formats (they would start Ghostscript), HEIC.
+HEIC needs the extra `heif`.
+Not covered: vector formats (they would start Ghostscript).
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cache
 
 import numpy as np
 import numpy.typing as npt
@@ -57,6 +59,17 @@ class Decoded:
     height: int
 
 
+@cache
+def formats() -> tuple[str, ...]:
+    """Return what Pillow may try: FORMATS, and HEIF if pillow-heif is installed."""
+    try:
+        from pillow_heif import register_heif_opener
+    except ImportError:
+        return FORMATS
+    register_heif_opener()
+    return (*FORMATS, "HEIF")
+
+
 def read(ref: ImageRef) -> bytes:
     """Read the file of one input. Raises ImageError: vanished, permission, not_regular, corrupt (unreadable)."""
     try:
@@ -76,7 +89,7 @@ def read(ref: ImageRef) -> bytes:
 def decode(data: bytes, size: int, options: DecodeOptions) -> Decoded:
     """Decode the bytes of an image file to `size` x `size` RGB. Raises ImageError."""
     try:
-        with _own_limits(options.max_pixels), Image.open(io.BytesIO(data), formats=FORMATS) as image:
+        with _own_limits(options.max_pixels), Image.open(io.BytesIO(data), formats=formats()) as image:
             _check_size(image, options)
             return resize(image, size)
     except (ImageError, MemoryError):
@@ -182,5 +195,7 @@ def _unidentified(data: bytes) -> ImageError:
     if not data:
         return ImageError("truncated", "the file is empty")
     if data[4:8] == b"ftyp" and data[8:12] in _HEIC_BRANDS:
-        return ImageError("unsupported", "HEIC is not supported by this installation")
+        if "HEIF" in formats():
+            return ImageError("corrupt", "the HEIC file is damaged")
+        return ImageError("unsupported", 'HEIC needs an extra: pip install "blip2cap[heif]"')
     return ImageError("not_an_image", "its content is no image format that is read here")

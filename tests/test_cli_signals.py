@@ -82,6 +82,7 @@ def test_a_run_that_waits_for_paths_is_ended_by_a_signal(here: Path) -> None:
     process = start("caption", "-", *TINY, cwd=here, stdin=subprocess.PIPE)
     wait_until((here / "captions.jsonl").exists, process)
     process.send_signal(signal.SIGINT)
-    assert process.wait() == 130
+    # Python itself ends by the signal when it comes inside exec(), as in an import; shells call both 130.
+    assert process.wait() in (130, -signal.SIGINT)
     assert b"Traceback" not in finish(process)[1]
     assert num_lines(here / "captions.jsonl") == 0

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 from PIL import Image, PngImagePlugin
 
+from blip2cap.decode import formats
 from tests.pictures import colour_of, encode, open_up, photo, plain
 
 WHITE, BLACK, RED, BLUE = (255, 255, 255), (0, 0, 0), (255, 0, 0), (0, 0, 255)
@@ -147,6 +148,14 @@ def test_cmyk_shows_its_colours(format):
 def test_every_mode_of_a_tiff_becomes_rgb(mode):
     image = Image.new(mode, (16, 16))
     assert open_up(encode(image, "TIFF")).pixels_HWC.shape == (16, 16, 3)
+
+
+def test_heic_is_read_where_its_extra_is_installed():
+    pytest.importorskip("pillow_heif")
+    assert "HEIF" in formats()
+    red, green, blue = colour_of(open_up(encode(plain("RGB", RED, 64), "HEIF")))
+    assert red > 240
+    assert max(green, blue) < 15
 
 
 @pytest.mark.parametrize("format", ["GIF", "WEBP", "PNG", "AVIF", "TIFF"])

@@ -15,7 +15,6 @@ from typing import Any
 
 import typer
 
-from blip2cap.cli.terminal import clean
 from blip2cap.errors import UsageError
 
 _COMMANDS = ("caption", "vqa")
@@ -31,20 +30,20 @@ def load_config(context: typer.Context, path: Path | None) -> Path | None:
     try:
         content = tomllib.loads(path.read_text(encoding="utf-8-sig"))
     except OSError as error:
-        raise typer.BadParameter(f"{clean(str(path))} cannot be read: {error.strerror}.") from error
+        raise typer.BadParameter(f"{path} cannot be read: {error.strerror}.") from error
     except ValueError as error:
-        raise typer.BadParameter(f"{clean(str(path))} is not TOML: {clean(str(error))}.") from error
+        raise typer.BadParameter(f"{path} is not TOML: {error}.") from error
     options = {key: value for key, value in content.items() if key not in _COMMANDS}
     table = content.get(str(context.info_name), {})
     if not isinstance(table, dict):
-        raise typer.BadParameter(f"{clean(str(path))}: expected [{context.info_name}] to be a table.")
+        raise typer.BadParameter(f"{path}: expected [{context.info_name}] to be a table.")
     known = _names(context)
     defaults: dict[str, Any] = {}
     for key, value in (options | table).items():
         name = key.replace("_", "-")
         if name not in known:
             raise typer.BadParameter(
-                f"{clean(str(path))}: unknown option {clean(key)}. {context.info_name} has: {', '.join(sorted(known))}."
+                f"{path}: unknown option {key}. {context.info_name} has: {', '.join(sorted(known))}."
             )
         parameter, takes_several = known[name]
         defaults[parameter] = [value] if takes_several and not isinstance(value, list) else value
