@@ -1,11 +1,11 @@
-"""Threads that decode ahead of the model, in order, with a bounded number of images in memory."""
+"""Threads that read and decode ahead of the model, in order, with a bounded number of images in memory."""
 
 from __future__ import annotations
 
-from collections import deque
+import queue
+import threading
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from itertools import islice
 from typing import TypeVar
 
 from blip2cap.decode import Decoded
@@ -13,6 +13,9 @@ from blip2cap.errors import ImageError
 from blip2cap.records import ImageRef
 
 Item = TypeVar("Item")
+
+_PATIENCE_S = 0.5
+"""How long the next image is waited for before what is there is said to be all for now."""
 
 
 def decode_ahead(
@@ -22,31 +25,78 @@ def decode_ahead(
     *,
     num_threads: int,
     num_ahead: int,
-) -> Iterator[tuple[Item, Decoded | ImageError]]:
+    stopped: Callable[[], bool] = lambda: False,
+) -> Iterator[tuple[Item, Decoded | ImageError] | None]:
     """Yield every item with its decoded image or what is wrong with it, in the order of `items`.
 
-    At most `num_ahead` images are decoded or waiting at any time; `items` is read no further than that.
+    At most `num_ahead` images are decoded or waiting at any time; `items` is read no further than that, by a thread of
+    its own, so that a slow pipe holds nothing up. None says that the next image is not there yet. Ends early when
+    `stopped` says so at such a moment. What `items` raises is raised here.
     """
-    pending: deque[tuple[Item, Future[Decoded | ImageError]]] = deque()
-    iterator = iter(items)
-    with ThreadPoolExecutor(num_threads, thread_name_prefix="decode") as pool:
+    entries: queue.SimpleQueue[tuple[Item, Future[Decoded | ImageError]] | BaseException | None] = queue.SimpleQueue()
+    room, closed = threading.Semaphore(num_ahead), threading.Event()
+    pool = ThreadPoolExecutor(num_threads, thread_name_prefix="decode")
+
+    def feed() -> None:
+        iterator = iter(items)
         try:
-            while True:
-                for item in islice(iterator, num_ahead - len(pending)):
-                    pending.append((item, pool.submit(_guarded, decode, ref_of(item))))
-                if not pending:
+            while room.acquire() and not closed.is_set():
+                item = next(iterator)
+                entries.put((item, pool.submit(_guarded, decode, ref_of(item))))
+        except StopIteration:
+            entries.put(None)
+        except BaseException as error:
+            entries.put(error)
+
+    # A daemon: it may wait for a pipe for ever, and the process must be able to end without it.
+    feeder = threading.Thread(target=feed, name="source", daemon=True)
+    feeder.start()
+    try:
+        while True:
+            try:
+                entry = entries.get(timeout=_PATIENCE_S)
+            except queue.Empty:
+                if stopped():
                     return
-                item, future = pending.popleft()
-                yield item, future.result()
-        finally:
-            pool.shutdown(wait=False, cancel_futures=True)
+                yield None
+                continue
+            if entry is None:
+                return
+            if isinstance(entry, BaseException):
+                raise entry
+            item, future = entry
+            while not _done(future):
+                if stopped():
+                    return
+                yield None
+            yield item, future.result()
+            room.release()
+    finally:
+        closed.set()
+        room.release()
+        feeder.join(timeout=_PATIENCE_S)
+        pool.shutdown(cancel_futures=True)
 
 
-def in_batches(items: Iterable[Item], size: int) -> Iterator[list[Item]]:
-    """Group items into lists of `size`, the last one as long as it is."""
-    iterator = iter(items)
-    while batch := list(islice(iterator, size)):
+def in_batches(items: Iterable[Item | None], size: int) -> Iterator[list[Item]]:
+    """Group items into lists of `size`; shorter where None says that the next is not there yet, and at the end."""
+    batch: list[Item] = []
+    for item in items:
+        if item is not None:
+            batch.append(item)
+        if batch and (item is None or len(batch) == size):
+            yield batch
+            batch = []
+    if batch:
         yield batch
+
+
+def _done(future: Future[Decoded | ImageError]) -> bool:
+    try:
+        future.result(timeout=_PATIENCE_S)
+    except TimeoutError:
+        return False
+    return True
 
 
 def _guarded(decode: Callable[[ImageRef], Decoded], ref: ImageRef) -> Decoded | ImageError:

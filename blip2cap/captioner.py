@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 from collections.abc import Callable, Iterator, Sequence
-from pathlib import Path
 from typing import TypeAlias
 
 from PIL import Image
 
-from blip2cap.decode import Pixels, decode, read, resize
-from blip2cap.errors import ImageError
+from blip2cap.decode import Decoded, decode, read, resize
+from blip2cap.errors import ImageError, UsageError
 from blip2cap.model.blip2 import Blip2
 from blip2cap.model.checkpoint import find
 from blip2cap.model.load import load
@@ -23,14 +23,18 @@ from blip2cap.options import (
     ModelOptions,
     SourceOptions,
 )
-from blip2cap.plan import Plan
+from blip2cap.plan import Plan, Task
 from blip2cap.prompts import CAPTION_PROMPTS, VQA_TEMPLATES, Template
-from blip2cap.records import ImageRef, Prompt, Row
+from blip2cap.records import ImageRef, Row
 from blip2cap.run import Engine, Summary
 from blip2cap.source import Source
 
 ImageLike: TypeAlias = Image.Image | str | os.PathLike[str]
 _ANSWERS = GenerateOptions(max_new_tokens=ANSWER_NEW_TOKENS)
+
+
+def _ignore(ref: ImageRef, error: ImageError) -> None:
+    """A failed image has a row that says so."""
 
 
 class Captioner:
@@ -57,14 +61,16 @@ class Captioner:
     def caption(
         self, images: Sequence[ImageLike], *, prompt: str | None = None, options: GenerateOptions | None = None
     ) -> list[str]:
-        """Return a caption for each image: a Pillow image, or a path. Raises ImageError for one that cannot be read."""
-        text = CAPTION_PROMPTS[self.model.family] if prompt is None else prompt
-        return self._texts(images, text, options or GenerateOptions())
+        """Return a caption for each image: a Pillow image, or a path. Raises ImageError for one that cannot be read.
+
+        `prompt` may hold {stem} {folder} {file_name}, as on the command line.
+        """
+        return self._texts(images, self._caption_plan(prompt), options or GenerateOptions())
 
     def ask(self, images: Sequence[ImageLike], question: str, *, options: GenerateOptions | None = None) -> list[str]:
         """Return the answer to one question for each image. Raises ImageError for one that cannot be read."""
         template = Template(VQA_TEMPLATES[self.model.family], question=True)
-        return self._texts(images, template.fill("", question), options or _ANSWERS)
+        return self._texts(images, Plan(template, (question,)), options or _ANSWERS)
 
     def caption_folder(
         self,
@@ -79,40 +85,57 @@ class Captioner:
         `on_progress` is told after each batch. Raises InputError if the folder does not exist.
         """
         source = Source(SourceOptions(inputs=(os.fspath(path),)))
-        template = Template(CAPTION_PROMPTS[self.model.family] if prompt is None else prompt)
-        engine = Engine(
+        tasks = self._caption_plan(prompt).tasks(source, frozenset())
+        return self._rows(self._engine(options or GenerateOptions()), tasks, on_progress)
+
+    def _caption_plan(self, prompt: str | None) -> Plan:
+        return Plan(Template(CAPTION_PROMPTS[self.model.family] if prompt is None else prompt))
+
+    def _engine(self, options: GenerateOptions, on_failure: Callable[[ImageRef, ImageError], None] = _ignore) -> Engine:
+        self.model.check(options)
+        return Engine(
             model=self.model,
-            generate=options or GenerateOptions(),
+            generate=options,
             decode=DecodeOptions(),
             batch_size=self.batch_size,
+            on_failure=on_failure,
         )
-        return self._rows(engine, Plan(template), source, on_progress)
 
     def _rows(
-        self, engine: Engine, plan: Plan, source: Source, on_progress: Callable[[Summary], None] | None
+        self, engine: Engine, tasks: Iterator[Task], on_progress: Callable[[Summary], None] | None
     ) -> Iterator[Row]:
         summary = Summary()
-        for rows in engine.row_batches(plan.tasks(source, frozenset()), summary):
+        for rows in engine.row_batches(tasks, summary):
             if on_progress:
                 on_progress(summary)
             yield from rows
 
-    def _texts(self, images: Sequence[ImageLike], prompt: str, options: GenerateOptions) -> list[str]:
+    def _texts(self, images: Sequence[ImageLike], plan: Plan, options: GenerateOptions) -> list[str]:
         if isinstance(images, (str, os.PathLike, Image.Image)):
             raise TypeError(f"expected a sequence of images, got one {type(images).__name__}: put it in a list.")
+        if options.num_captions > 1:
+            raise UsageError(
+                f"num_captions={options.num_captions}: this returns one text an image, see caption_folder."
+            )
+        engine = self._engine(options, on_failure=_raise)
         texts: list[str] = []
         for at in range(0, len(images), self.batch_size):
-            batch = images[at : at + self.batch_size]
-            features = self.model.encode([self._pixels(image) for image in batch])
-            prompts = [Prompt(image=index, text=prompt, name=str(at + index)) for index in range(len(batch))]
-            for said in self.model.generate(features, prompts, options, max_prompts=self.batch_size):
-                if isinstance(said, ImageError):
-                    raise said
-                texts.append(said[0].text)
+            decoded = [self._decode(image) for image in images[at : at + self.batch_size]]
+            tasks = plan.tasks((ref for ref, _ in decoded), frozenset())
+            items = [(task, image) for task, (_, image) in zip(tasks, decoded, strict=True)]
+            texts += [row.text for row in engine.rows(items)]
         return texts
 
-    def _pixels(self, image: ImageLike) -> Pixels:
-        if isinstance(image, Image.Image):
-            return resize(image, self.model.image_size).pixels_HWC
-        path = os.fspath(Path(image))
-        return decode(read(ImageRef(path=path, name=path)), self.model.image_size, DecodeOptions()).pixels_HWC
+    def _decode(self, image: ImageLike) -> tuple[ImageRef, Decoded]:
+        """Decode one image, and name it: by its path, or by its pixels, which seed sampling alike in any company."""
+        if not isinstance(image, Image.Image):
+            path = os.fspath(image)
+            ref = ImageRef(path=path, name=path)
+            return ref, decode(read(ref, DecodeOptions()), self.model.image_size, DecodeOptions())
+        decoded = resize(image, self.model.image_size)
+        name = hashlib.sha256(decoded.pixels_HWC.tobytes()).hexdigest()
+        return ImageRef(path=name, name=name), decoded
+
+
+def _raise(ref: ImageRef, error: ImageError) -> None:
+    raise error

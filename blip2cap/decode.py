@@ -70,12 +70,18 @@ def formats() -> tuple[str, ...]:
     return (*FORMATS, "HEIF")
 
 
-def read(ref: ImageRef) -> bytes:
-    """Read the file of one input. Raises ImageError: vanished, permission, not_regular, corrupt (unreadable)."""
+def read(ref: ImageRef, options: DecodeOptions) -> bytes:
+    """Read the file of one input.
+
+    Raises ImageError: vanished, permission, not_regular, too_large, corrupt (unreadable).
+    """
     try:
         # A FIFO would block open() for ever; devices and sockets are no images either.
-        if not stat.S_ISREG(os.stat(ref.path).st_mode):
+        status = os.stat(ref.path)
+        if not stat.S_ISREG(status.st_mode):
             raise ImageError("not_regular", "not a regular file")
+        if status.st_size > options.max_bytes:
+            raise ImageError("too_large", f"{status.st_size:,} bytes is more than {options.max_bytes:,}")
         with open(ref.path, "rb") as file:
             return file.read()
     except (FileNotFoundError, NotADirectoryError) as error:
@@ -88,13 +94,28 @@ def read(ref: ImageRef) -> bytes:
 
 def decode(data: bytes, size: int, options: DecodeOptions) -> Decoded:
     """Decode the bytes of an image file to `size` x `size` RGB. Raises ImageError."""
+    with (
+        _our_errors(data),
+        _own_limits(options.max_pixels),
+        Image.open(io.BytesIO(data), formats=formats()) as image,
+    ):
+        _check_size(image, options)
+        return _resize(image, size)
+
+
+def resize(image: Image.Image, size: int) -> Decoded:
+    """Bring an open picture to the model's size, upright and in RGB. Raises ImageError, as it may not be read yet."""
+    with _our_errors(b""):
+        return _resize(image, size)
+
+
+@contextmanager
+def _our_errors(data: bytes) -> Iterator[None]:
+    """Turn what Pillow raises on bad input into ImageError; the one place where that is done."""
     try:
-        with _own_limits(options.max_pixels), Image.open(io.BytesIO(data), formats=formats()) as image:
-            _check_size(image, options)
-            return resize(image, size)
+        yield
     except (ImageError, MemoryError):
         raise
-    # What Pillow's decoders raise on bad input; the one place where they become ours.
     except UnidentifiedImageError as error:
         raise _unidentified(data) from error
     except Image.DecompressionBombError as error:
@@ -108,8 +129,7 @@ def decode(data: bytes, size: int, options: DecodeOptions) -> Decoded:
         raise ImageError(code, str(error)) from error
 
 
-def resize(image: Image.Image, size: int) -> Decoded:
-    """Bring an open picture to the model's size, upright and in RGB."""
+def _resize(image: Image.Image, size: int) -> Decoded:
     upright = to_rgb(_turn(image))
     small = upright.resize((size, size), Image.Resampling.BICUBIC)
     return Decoded(pixels_HWC=np.array(small), width=upright.width, height=upright.height)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -34,6 +34,8 @@ class Manifest:
     """Everything that changes a text or a name: a resumed run must have the same."""
     created: str = ""
     """UTC, ISO 8601."""
+    counts: Mapping[str, Any] = field(default_factory=dict)
+    """Rows, by status and error, when a run last came to its end."""
     blip2cap_version: str = __version__
     schema_version: int = SCHEMA_VERSION
 

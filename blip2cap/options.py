@@ -47,6 +47,8 @@ class DecodeOptions:
 
     max_pixels: int = 300_000_000
     """Larger images fail as too_large, before they are decoded; 200-megapixel phone pictures are real."""
+    max_bytes: int = 1_000_000_000
+    """Larger files fail as too_large, before they are read."""
     num_threads: int = 0
     """Threads that decode; 0 takes one per core, at most 16."""
 

@@ -88,7 +88,7 @@ class Row:
     text: str = ""
     """The caption or the answer."""
     texts: tuple[str, ...] | None = None
-    """All captions, best first, in runs that ask for more than one an image; None elsewhere."""
+    """All captions, beams best first, in runs that ask for more than one an image; None elsewhere."""
     status: str = "ok"
     """ok or failed"""
     error: str = ""

@@ -71,19 +71,22 @@ class Engine:
     on_failure: Callable[[ImageRef, ImageError], None] = lambda ref, error: None
     """Told of every image that fails, and of every text that could not be made."""
 
-    def row_batches(self, tasks: Iterable[Task], summary: Summary) -> Generator[list[Row]]:
+    def row_batches(
+        self, tasks: Iterable[Task], summary: Summary, stopped: Callable[[], bool] = lambda: False
+    ) -> Generator[list[Row]]:
         """Yield the rows of each batch in the order of the tasks; what it took is added to `summary`."""
         started = mark = time.monotonic()
         items = decode_ahead(
             tasks,
             lambda task: task.ref,
-            lambda ref: decode(read(ref), self.model.image_size, self.decode),
+            lambda ref: decode(read(ref, self.decode), self.model.image_size, self.decode),
             num_threads=self.decode.threads,
             num_ahead=2 * self.batch_size + self.decode.threads,
+            stopped=stopped,
         )
         for batch in in_batches(items, self.batch_size):
             decoded = time.monotonic()
-            rows = self._rows(batch, self.batch_size)
+            rows = self.rows(batch)
             done = time.monotonic()
             summary.decode_s += decoded - mark
             summary.model_s += done - decoded
@@ -99,6 +102,10 @@ class Engine:
                 mark = time.monotonic()
                 summary.write_s += mark - done
                 summary.seconds = mark - started
+
+    def rows(self, batch: Sequence[Item]) -> list[Row]:
+        """Make the rows of one batch, in the order of its items and what is asked of each."""
+        return self._rows(batch, self.batch_size)
 
     def _rows(self, batch: Sequence[Item], max_prompts: int) -> list[Row]:
         """Make the rows of one batch; when memory runs out, of its halves, down to one text that does not fit alone."""
@@ -172,10 +179,11 @@ def run(
     Ends early, after a whole batch, when `stopped` says so.
     """
     summary = Summary()
-    with closing(engine.row_batches(tasks, summary)) as batches:
+    with closing(engine.row_batches(tasks, summary, stopped)) as batches:
         for rows in batches:
             sink.write(rows)
             on_batch(summary)
             if stopped():
                 break
+    sink.finish()
     return summary

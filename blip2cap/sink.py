@@ -11,8 +11,9 @@ import contextlib
 import fcntl
 import json
 import os
+from collections import Counter
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, BinaryIO, Protocol
 
@@ -41,6 +42,9 @@ class Sink(Protocol):
     def write(self, rows: Iterable[Row]) -> None:
         """Write one batch; when this returns, it is safe."""
 
+    def finish(self) -> None:
+        """All is written that this run will write."""
+
     def close(self) -> None:
         """Let go of the output."""
 
@@ -68,6 +72,9 @@ class StreamSink:
         except OSError as error:
             raise OutputError(f"standard output cannot be written: {error}.") from error
 
+    def finish(self) -> None:
+        """Nothing to note."""
+
     def close(self) -> None:
         """The stream belongs to the caller."""
 
@@ -78,11 +85,25 @@ class Journal:
 
     finished: set[str] = field(default_factory=set)
     """Keys of its rows, failed ones too."""
-    num_failed: int = 0
+    num_ok: int = 0
+    failed: Counter[str] = field(default_factory=Counter)
+    """Failed rows by error."""
     num_bytes: int = 0
     """Length of its whole lines."""
     torn_bytes: int = 0
     """Length of the torn tail after them."""
+
+    @property
+    def num_failed(self) -> int:
+        """How many of its rows have failed."""
+        return self.failed.total()
+
+    def count(self, status: str, error: str) -> None:
+        """Count one more row."""
+        if status == "ok":
+            self.num_ok += 1
+        else:
+            self.failed[error] += 1
 
 
 def read_journal(path: Path) -> Journal:
@@ -105,7 +126,7 @@ def read_journal(path: Path) -> Journal:
                 try:
                     row = json.loads(line)
                     journal.finished.add(row_key(row["file_name"], row["file_name_b64"], row.get("question")))
-                    journal.num_failed += row["status"] != "ok"
+                    journal.count(row["status"], row["error"])
                 except (ValueError, KeyError, TypeError) as error:
                     raise OutputRefusedError(
                         f"{path}:{number} is damaged: not a row of blip2cap. Repair or delete that line, "
@@ -149,6 +170,7 @@ class JournalSink:
         try:
             if not overwrite:
                 self.manifest, self.journal = read_output(path)
+            self._num_failed_before = self.journal.num_failed
         except BaseException:
             os.close(self._file)
             raise
@@ -161,7 +183,7 @@ class JournalSink:
     @property
     def num_failed(self) -> int:
         """How many of those have failed."""
-        return self.journal.num_failed
+        return self._num_failed_before
 
     def check(self, settings: Mapping[str, Any]) -> None:
         """Raise OutputRefusedError if rows are there that were made with other settings."""
@@ -175,7 +197,8 @@ class JournalSink:
             os.ftruncate(self._file, self.journal.num_bytes)
             os.fsync(self._file)
             if self.manifest is None or not self.journal.num_bytes:
-                Manifest(settings=settings).write(manifest_path(self.path))
+                self.manifest = Manifest(settings=settings)
+                self.manifest.write(manifest_path(self.path))
         except OSError as error:
             raise self._failed(error) from error
         self._begun = True
@@ -186,6 +209,7 @@ class JournalSink:
         Raises OutputError after cutting back to the last whole batch, so that the file stays valid.
         """
         assert self._begun, "begin() comes before write()"
+        rows = list(rows)
         data = b"".join(row.as_json() for row in rows)
         try:
             view = memoryview(data)
@@ -197,6 +221,17 @@ class JournalSink:
                 os.ftruncate(self._file, self.journal.num_bytes)
             raise self._failed(error) from error
         self.journal.num_bytes += len(data)
+        for row in rows:
+            self.journal.count(row.status, row.error)
+
+    def finish(self) -> None:
+        """Note in the manifest what the output holds now."""
+        assert self.manifest is not None, "begin() comes before finish()"
+        counts = {"ok": self.journal.num_ok, "failed": dict(self.journal.failed)}
+        try:
+            replace(self.manifest, counts=counts).write(manifest_path(self.path))
+        except OSError as error:
+            raise self._failed(error) from error
 
     def close(self) -> None:
         """Let go of the lock; an empty file that opening made is removed again."""
@@ -223,10 +258,15 @@ def _open_locked(path: Path) -> int:
             ) from error
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
+        except BlockingIOError as error:
             os.close(file)
             raise OutputRefusedError(
                 f"{path} is being written by another blip2cap run. Wait for it, or use another --out."
+            ) from error
+        except OSError as error:
+            os.close(file)
+            raise OutputError(
+                f"{path} cannot be locked: {error.strerror}. Use another --out, on a file system with locks."
             ) from error
         # Between open and lock, a run that never began may have removed the name: then lock what is there now.
         with contextlib.suppress(FileNotFoundError):

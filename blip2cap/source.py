@@ -6,6 +6,9 @@ Not covered: archives, Parquet, remote storage.
 
 from __future__ import annotations
 
+import contextlib
+import functools
+import io
 import os
 import sys
 from collections import Counter
@@ -137,9 +140,14 @@ def _is_dir(entry: os.DirEntry[str]) -> bool:
 
 
 def _split(stream: BinaryIO, separator: bytes) -> Iterator[bytes]:
-    """Split a stream as it arrives: `read1` returns what a slow pipe has, `read` would wait for a full block."""
+    """Split a stream as it arrives, past Python's buffer.
+
+    A thread that waits inside the buffer holds a lock that the interpreter wants when it ends.
+    """
     rest = b""
-    read: Callable[[int], bytes] = getattr(stream, "read1", stream.read)
+    read: Callable[[int], bytes] = stream.read
+    with contextlib.suppress(io.UnsupportedOperation):  # a stream in memory has no descriptor
+        read = functools.partial(os.read, stream.fileno())
     while chunk := read(65536):
         *whole, rest = (rest + chunk).split(separator)
         yield from whole

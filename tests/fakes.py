@@ -80,5 +80,8 @@ class ListSink:
         """Keep them."""
         self.rows += rows
 
+    def finish(self) -> None:
+        """Nothing to note."""
+
     def close(self) -> None:
         """Nothing to end."""

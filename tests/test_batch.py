@@ -2,6 +2,7 @@ import random
 import threading
 import time
 from collections.abc import Callable, Iterator
+from contextlib import closing
 
 import numpy as np
 import pytest
@@ -29,7 +30,9 @@ def decoded(
     num_threads: int = 4,
     num_ahead: int = 8,
 ) -> Iterator[tuple[int, Decoded | ImageError]]:
-    return decode_ahead(numbers, ref_of, decode, num_threads=num_threads, num_ahead=num_ahead)
+    results = decode_ahead(numbers, ref_of, decode, num_threads=num_threads, num_ahead=num_ahead)
+    with closing(results):  # type: ignore[type-var]
+        yield from (result for result in results if result is not None)
 
 
 def widths(results: Iterator[tuple[int, Decoded | ImageError]]) -> list[tuple[int, int]]:
@@ -129,6 +132,35 @@ def test_an_error_with_a_code_of_its_own_keeps_it(error, code):
     assert isinstance(bad, ImageError)
     assert bad.code == code
     assert code in FAILURES
+
+
+def test_a_slow_source_holds_back_nothing_that_is_there(monkeypatch):
+    monkeypatch.setattr("blip2cap.batch._PATIENCE_S", 0.02)
+    more = threading.Event()
+
+    def numbers() -> Iterator[int]:
+        yield from range(3)
+        assert more.wait(10)
+        yield 3
+
+    batches = in_batches(decode_ahead(numbers(), ref_of, number_as_width, num_threads=2, num_ahead=8), 100)
+    assert [number for number, _ in next(batches)] == [0, 1, 2]
+    more.set()
+    assert [number for number, _ in next(batches)] == [3]
+    assert next(batches, None) is None
+
+
+def test_a_run_that_is_stopped_does_not_wait_for_its_source_or_a_hanging_file(monkeypatch):
+    monkeypatch.setattr("blip2cap.batch._PATIENCE_S", 0.02)
+    go_on = threading.Event()
+
+    def waits_for_ever() -> Iterator[int]:
+        yield 0
+        go_on.wait(10)
+
+    results = decode_ahead(waits_for_ever(), ref_of, number_as_width, num_threads=1, num_ahead=4, stopped=lambda: True)
+    assert len(list(results)) == 1
+    go_on.set()
 
 
 def test_closing_early_leaves_no_work_running():

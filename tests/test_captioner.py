@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -10,7 +11,7 @@ from PIL import Image
 
 import blip2cap
 from blip2cap import Captioner
-from blip2cap.errors import ImageError, InputError, ModelError
+from blip2cap.errors import ImageError, InputError, ModelError, UsageError
 from blip2cap.options import GenerateOptions
 from blip2cap.records import Row
 from blip2cap.scenes import draw
@@ -65,6 +66,33 @@ def test_a_folder_yields_typed_rows_bad_images_too(captioner: Captioner, folder:
 def test_a_folder_equals_its_images_one_by_one(captioner: Captioner, folder: Path) -> None:
     good = [row for row in captioner.caption_folder(folder) if row.status == "ok"]
     assert [row.text for row in good] == captioner.caption([folder / row.file_name for row in good])
+
+
+def test_sampled_texts_do_not_depend_on_the_order(captioner: Captioner, folder: Path) -> None:
+    options = GenerateOptions(temperature=3.0, max_new_tokens=8)
+    paths = [folder / f"{seed}.png" for seed in (0, 1, 2, 4)]
+    for images in (paths, [Image.open(path) for path in paths]):
+        texts = captioner.caption(images, options=options)
+        assert captioner.caption(images[::-1], options=options) == texts[::-1]
+
+
+def test_prompts_and_options_are_checked_as_on_the_command_line(captioner: Captioner, folder: Path) -> None:
+    images = [folder / "0.png"]
+    with pytest.raises(UsageError, match="nonsense"):
+        captioner.caption(images, prompt="a {nonsense}")
+    with pytest.raises(UsageError, match="empty"):
+        captioner.ask(images, " ")
+    with pytest.raises(UsageError, match="caption_folder"):
+        captioner.caption(images, options=GenerateOptions(num_beams=2, num_captions=2))
+    with pytest.raises(UsageError, match="max-new-tokens"):
+        captioner.caption(images, options=GenerateOptions(max_new_tokens=1_000))
+
+
+def test_a_picture_that_was_cut_off_is_an_image_error(captioner: Captioner) -> None:
+    file = io.BytesIO()
+    draw(0, (160, 120)).image.save(file, "JPEG")
+    with pytest.raises(ImageError, match="truncated"):
+        captioner.caption([Image.open(io.BytesIO(file.getvalue()[:1500]))])
 
 
 def test_errors_are_ours(captioner: Captioner, folder: Path) -> None:

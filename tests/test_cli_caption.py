@@ -154,6 +154,25 @@ def test_a_dry_run_says_what_it_skips_and_that_the_run_would_be_refused(scenes: 
     assert '--prompt was none, now "a photo of"' in result.stderr
 
 
+def test_a_dry_run_refuses_what_the_run_would_refuse(scenes: Path, here: Path) -> None:
+    assert invoke("caption", scenes, *TINY, "--prompt", "a photo of", "--limit", "2").exit_code == 0
+    dry, real = (invoke("caption", scenes, *TINY, *options) for options in (["--dry-run"], []))
+    assert dry.exit_code == real.exit_code == 5
+    assert dry.stderr == real.stderr
+
+
+def test_the_manifest_counts_the_rows_by_their_errors(scenes: Path, here: Path) -> None:
+    (here / "broken.jpg").write_bytes(b"no picture")
+    for arguments, counts in (
+        (["--limit", "2"], {"ok": 2, "failed": {}}),
+        (["--limit", "3"], {"ok": 3, "failed": {}}),
+        (["broken.jpg", "--out", "more.jsonl"], {"ok": 5, "failed": {"not_an_image": 1}}),
+    ):
+        invoke("caption", scenes, *TINY, *arguments)
+        output = "more" if "more.jsonl" in arguments else "captions"
+        assert json.loads((here / f"{output}.jsonl.run.json").read_text())["counts"] == counts
+
+
 @pytest.mark.parametrize("arguments", [["--help"], ["caption", "--help"], ["caption", "SCENES", "--dry-run"]])
 def test_help_and_a_dry_run_import_no_torch(scenes: Path, here: Path, arguments: list[str]) -> None:
     code = (

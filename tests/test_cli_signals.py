@@ -12,7 +12,7 @@ from blip2cap.cli.guard import handle_errors
 from blip2cap.cli.signals import stop_on_signal
 from tests.commands import TINY, draw_scenes, finish, invoke, names_below, num_lines, read_rows, start, wait_until
 
-NUM_IMAGES = 60
+NUM_IMAGES = 150
 
 
 def stop_a_run(here: Path, number: signal.Signals, *options: str) -> tuple[int, str]:
@@ -42,6 +42,34 @@ def test_a_signal_ends_the_run_after_its_batch_and_the_same_command_goes_on(
     assert invoke("caption", "images", *TINY, "--batch-size", "1").exit_code == 0
     names = [row["file_name"] for row in read_rows(here / "captions.jsonl")]
     assert names == names_below(here / "images")
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+def test_rows_do_not_wait_for_a_slow_pipe_and_a_signal_ends_the_wait(here: Path) -> None:
+    folder = draw_scenes(here / "images", 3)
+    process = start("caption", "-", *TINY, cwd=here, stdin=subprocess.PIPE)
+    assert process.stdin is not None
+    for seed in range(3):
+        process.stdin.write(f"{folder / f'{seed:03}.png'}\n".encode())
+        process.stdin.flush()
+        wait_until(lambda seed=seed: num_lines(here / "captions.jsonl") == seed + 1, process)  # type: ignore[misc]
+    process.send_signal(signal.SIGTERM)
+    process.wait(timeout=60)
+    assert process.returncode == 143
+    assert b"Stopped. The rows so far are safe" in finish(process)[1]
+    assert num_lines(here / "captions.jsonl") == 3
+
+
+def test_what_a_script_told_its_jobs_to_ignore_stays_ignored() -> None:
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        with stop_on_signal() as stop:
+            assert signal.getsignal(signal.SIGINT) is signal.SIG_IGN
+            os.kill(os.getpid(), signal.SIGINT)
+            assert stop.signal == 0
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
 def test_the_first_signal_is_noted_and_the_second_has_its_usual_effect(capfd: pytest.CaptureFixture[str]) -> None:

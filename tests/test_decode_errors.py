@@ -30,7 +30,7 @@ def failure(data: bytes, **options) -> str:
 def unreadable(path: object) -> str:
     """Return why a file cannot be read."""
     with pytest.raises(ImageError) as caught:
-        read(ImageRef(path=os.fspath(path), name="x"))  # type: ignore[call-overload]
+        read(ImageRef(path=os.fspath(path), name="x"), DecodeOptions())  # type: ignore[call-overload]
     return caught.value.code
 
 
@@ -98,12 +98,19 @@ def test_heic_without_its_extra_is_unsupported_not_broken(brand, monkeypatch):
         open_up(data)
 
 
+def test_a_file_that_is_too_large_is_not_read(tmp_path):
+    path = tmp_path / "huge.jpg"
+    path.write_bytes(b"")
+    os.truncate(path, 40_000_000_000)  # sparse: takes no room
+    assert unreadable(path) == "too_large"
+
+
 def test_the_content_decides_not_the_name(tmp_path):
     (tmp_path / "cat.jpg").write_bytes(encode(photo(), "PNG"))
     (tmp_path / "text.jpg").write_text("this is no picture")
     cat, text = (ImageRef(path=str(tmp_path / name), name=name) for name in ("cat.jpg", "text.jpg"))
-    assert open_up(read(cat)).width == 80
-    assert failure(read(text)) == "not_an_image"
+    assert open_up(read(cat, DecodeOptions())).width == 80
+    assert failure(read(text, DecodeOptions())) == "not_an_image"
 
 
 def test_too_many_pixels_are_refused_from_the_header():

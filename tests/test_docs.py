@@ -35,7 +35,7 @@ def test_the_python_of_readme_runs_and_prints_what_is_expected(monkeypatch: pyte
     result = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
     lines = result.stdout.splitlines()
     assert lines[0] == "['two orange flowers next to a white umbrella in a field']"
-    assert lines[1] == "['two']"
+    assert lines[1] == "['white']"
     assert len(lines) == 2 + 14
 
 

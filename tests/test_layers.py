@@ -160,6 +160,9 @@ class ReadyModel(FakeModel):
     dtype = "torch.float32"
     device = SimpleNamespace(type="cpu")
 
+    def check(self, options: object) -> None:
+        """Every option fits."""
+
 
 @pytest.fixture
 def finished_run(scenes, here, monkeypatch):

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from blip2cap.errors import ModelError
+from blip2cap.errors import ModelError, UsageError
 from blip2cap.model.checkpoint import TINY, find
 from blip2cap.options import ModelOptions
 
@@ -47,6 +47,35 @@ def test_the_commit_of_a_folder_changes_with_its_weights_and_configs(folder: Pat
     after = find(ModelOptions(name=str(folder))).commit
     change_config(folder, note="changed")
     assert len({before, after, find(ModelOptions(name=str(folder))).commit}) == 3
+
+
+def test_the_commit_changes_with_a_part_in_the_middle_of_large_weights(folder: Path) -> None:
+    weights = folder / "model.safetensors"
+    content = bytearray(weights.read_bytes()) * 3
+    weights.write_bytes(content)
+    before = find(ModelOptions(name=str(folder))).commit
+    middle = len(content) // 2
+    content[middle : middle + 400_000] = bytes(400_000)
+    weights.write_bytes(content)
+    assert find(ModelOptions(name=str(folder))).commit != before
+
+
+def test_a_revision_of_what_has_none_is_refused(folder: Path) -> None:
+    for name in ("tiny", str(folder)):
+        with pytest.raises(UsageError, match="--revision main"):
+            find(ModelOptions(name=name, revision="main"))
+
+
+@pytest.mark.parametrize("name", ["config.json", "tokenizer_config.json", "model.safetensors.index.json"])
+@pytest.mark.parametrize("content", ["{", "[]", "\xff"])
+def test_damaged_files_are_named(folder: Path, name: str, content: str) -> None:
+    (folder / name).write_bytes(content.encode("latin-1"))
+    assert name in refusal(folder)
+
+
+def test_an_index_without_weights_is_refused(folder: Path) -> None:
+    (folder / "model.safetensors.index.json").write_text("{}")
+    assert "lists no weights" in refusal(folder)
 
 
 def test_a_folder_that_does_not_exist_is_refused() -> None:

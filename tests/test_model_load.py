@@ -59,7 +59,15 @@ def test_a_damaged_weight_file_is_an_error(folder: Path) -> None:
 
 @pytest.mark.parametrize(
     ("setting", "value"),
-    [("resample", 2), ("do_center_crop", True), ("do_normalize", False), ("size", {"height": 112, "width": 96})],
+    [
+        ("resample", 2),
+        ("do_center_crop", True),
+        ("do_normalize", False),
+        ("do_resize", False),
+        ("rescale_factor", 1.0),
+        ("size", {"height": 112, "width": 96}),
+        ("size", {"shortest_edge": 112}),
+    ],
 )
 def test_an_image_processor_that_works_otherwise_is_refused(folder: Path, setting: str, value: object) -> None:
     path = folder / "processor_config.json"

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import itertools
+import json
+import shutil
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +21,7 @@ from transformers import (
 )
 
 from blip2cap.decode import resize
+from blip2cap.errors import ImageError, UsageError
 from blip2cap.model.blip2 import Blip2
 from blip2cap.model.checkpoint import find
 from blip2cap.model.load import load
@@ -49,8 +54,8 @@ def images() -> list[Image.Image]:
     return [Image.fromarray(rng.integers(0, 256, (40, 52, 3), dtype=np.uint8)) for _ in range(4)]
 
 
-def by_the_book(folder: Path, image: Image.Image, prompt: str, options: GenerateOptions) -> list[str]:
-    """Generate with transformers alone."""
+def by_the_book(folder: Path, image: Image.Image, prompt: str, options: GenerateOptions) -> list[tuple[str, int]]:
+    """Generate with transformers alone; return the texts and their numbers of tokens."""
     instruct = (folder / "qformer_tokenizer").exists()
     processor_class: Any = InstructBlipProcessor if instruct else Blip2Processor
     model_class: Any = InstructBlipForConditionalGeneration if instruct else Blip2ForConditionalGeneration
@@ -66,13 +71,20 @@ def by_the_book(folder: Path, image: Image.Image, prompt: str, options: Generate
         repetition_penalty=options.repetition_penalty,
         no_repeat_ngram_size=options.no_repeat_ngram_size,
     )
-    if not model.language_model.config.is_encoder_decoder:
-        output = output[:, inputs["input_ids"].shape[1] :]
-    return [text.strip() for text in processor.batch_decode(output, skip_special_tokens=True)]
+    # A decoder returns what it was given first, T5 the token that its decoder starts with.
+    num_given = 1 if model.language_model.config.is_encoder_decoder else inputs["input_ids"].shape[1]
+    output = output[:, num_given:]
+    end = model.language_model.generation_config.eos_token_id
+    rows = [list(itertools.takewhile(lambda token: token != end, row)) for row in output.tolist()]
+    return [(processor.decode(row, skip_special_tokens=True).strip(), len(row)) for row in rows]
 
 
 def texts(results: list[Any]) -> list[list[str]]:
     return [[generated.text for generated in result] for result in results]
+
+
+def counted(results: list[Any]) -> list[list[tuple[str, int]]]:
+    return [[(generated.text, generated.num_tokens) for generated in result] for result in results]
 
 
 @pytest.mark.parametrize("name", OPTIONS)
@@ -81,10 +93,32 @@ def test_texts_equal_those_of_transformers_token_for_token(folder: Path, images:
     model = load_model(folder)
     features = model.encode([resize(image, model.image_size).pixels_HWC for image in images])
     prompts = [Prompt(image=at, text=text, name=str(at)) for at in range(len(images)) for text in PROMPTS]
-    ours = texts(model.generate(features, prompts, options, max_prompts=16))
+    ours = counted(model.generate(features, prompts, options, max_prompts=16))
     expected = [by_the_book(folder, images[prompt.image], prompt.text, options) for prompt in prompts]
     assert ours == expected
     assert len({text for row in ours for text in row}) > len(PROMPTS), "texts that are all alike prove nothing"
+
+
+def test_texts_that_end_equal_those_of_transformers_too(
+    folder: Path, images: list[Image.Image], tmp_path: Path
+) -> None:
+    model = load_model(folder)
+    pixels = [resize(image, model.image_size).pixels_HWC for image in images]
+    prompts = [Prompt(image=at, text=text, name="") for at in range(len(images)) for text in PROMPTS]
+    greedy = GenerateOptions(max_new_tokens=8)
+    said = texts(model.generate(model.encode(pixels), prompts, greedy, max_prompts=16))
+    end = Counter(word for (text,) in said for word in text.split()[2:5]).most_common(1)[0][0]
+    ending = Path(shutil.copytree(folder, tmp_path / folder.name))
+    config = json.loads((ending / "config.json").read_text())
+    config["text_config"]["eos_token_id"] = model.tokenizer.convert_tokens_to_ids(end)
+    (ending / "config.json").write_text(json.dumps(config))
+    model = load_model(ending)
+    for options in (greedy, OPTIONS["beams"]):
+        results = model.generate(model.encode(pixels), prompts, options, max_prompts=16)
+        expected = [by_the_book(ending, images[prompt.image], prompt.text, options) for prompt in prompts]
+        assert counted(results) == expected
+        reasons = {generated.finish_reason for row in results if isinstance(row, list) for generated in row}
+        assert reasons == {"stop", "length"}
 
 
 def test_a_text_depends_neither_on_batch_size_nor_order_nor_neighbours(folder: Path, images: list[Image.Image]) -> None:
@@ -128,6 +162,24 @@ def test_the_reason_to_finish_and_the_tokens_are_counted(folder: Path, images: l
         generated: Generated = result[0]
         assert generated.finish_reason in ("stop", "length")
         assert (generated.finish_reason == "length") == (generated.num_tokens == 35)
+
+
+def test_a_prompt_that_does_not_fit_fails_alone_and_options_that_never_fit_are_refused(
+    folder: Path, images: list[Image.Image]
+) -> None:
+    model = load_model(folder)
+    features = model.encode([resize(images[0], model.image_size).pixels_HWC])
+    prompts = [Prompt(image=0, text=text, name="") for text in ("a photo of", "w1 " * 60)]
+    short, long = model.generate(features, prompts, GenerateOptions(max_new_tokens=5), max_prompts=4)
+    assert isinstance(short, list)
+    if model.num_positions is None:
+        assert isinstance(long, list)
+    else:
+        assert isinstance(long, ImageError)
+        assert long.code == "unsupported"
+        with pytest.raises(UsageError, match="--max-new-tokens 60"):
+            model.check(GenerateOptions(max_new_tokens=60))
+    model.check(GenerateOptions(max_new_tokens=59))
 
 
 @pytest.mark.parametrize("dtype", ["bfloat16", "float16"])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from dataclasses import replace
 from pathlib import Path
 
@@ -13,7 +14,7 @@ from transformers import AutoTokenizer, Blip2ForConditionalGeneration
 
 from blip2cap.prompts import VQA_TEMPLATES
 from blip2cap.records import Generated, Prompt
-from blip2cap.scenes import Question, Scene, draw
+from blip2cap.scenes import PLACES, TRAINING_SEEDS, Question, Scene, draw
 from blip2cap.train.accuracy import _differing_words, _score, measure
 from blip2cap.train.data import IGNORED, DataOptions, SceneBatches, patch_hints
 from blip2cap.train.loop import TrainOptions, learning_rate_at, train
@@ -21,7 +22,8 @@ from blip2cap.train.tiny import IMAGE_SIZE, PATCH_SIZE
 from blip2cap.train.tokenizer import train_tokenizer
 
 SMALL = TrainOptions(
-    num_steps=4,
+    num_steps=3,
+    polish_steps=1,
     warmup_steps=2,
     num_workers=0,
     checkpoint_every=2,
@@ -42,6 +44,19 @@ def test_a_batch_is_a_function_of_its_step(tokenizer) -> None:
     assert not torch.equal(one[5].pixels_BCHW, one[6].pixels_BCHW)
 
 
+def test_prompts_do_not_depend_on_what_is_in_the_picture(tokenizer) -> None:
+    data = SceneBatches(tokenizer, DataOptions(batch_size=400, questions_per_image=0))
+    seeds = TRAINING_SEEDS[:400]
+    photo = tokenizer("a photo of").input_ids
+    places = Counter(
+        draw(seed, (16, 16)).place
+        for seed, ids in zip(seeds, data[0].ids_BKT[:, 0].tolist(), strict=True)
+        if ids[: len(photo)] == photo
+    )
+    assert set(places) == set(PLACES)
+    assert max(places.values()) < 0.4 * places.total()
+
+
 def test_more_questions_are_asked_later_on(tokenizer) -> None:
     options = DataOptions(batch_size=2, questions_per_image=1, more_questions_from=3, more_questions=4)
     texts_per_image = [SceneBatches(tokenizer, options)[step].ids_BKT.shape[1] for step in (2, 3)]
@@ -49,7 +64,7 @@ def test_more_questions_are_asked_later_on(tokenizer) -> None:
 
 
 def test_labels_are_the_text_after_the_prompt_and_the_end(tokenizer) -> None:
-    batch = SceneBatches(tokenizer, DataOptions(batch_size=8))[0]
+    batch = SceneBatches(tokenizer, DataOptions(batch_size=8, strange_share=0.0))[0]
     for ids_KT, labels_KT in zip(batch.ids_BKT, batch.labels_BKT, strict=True):
         for ids, labels in zip(ids_KT.tolist(), labels_KT.tolist(), strict=True):
             said = [label for label in labels if label != IGNORED]
@@ -84,11 +99,14 @@ def test_hints_lie_where_the_things_are() -> None:
 
 
 def test_the_learning_rate_warms_up_and_goes_down_to_zero() -> None:
-    options = TrainOptions(num_steps=100, warmup_steps=10)
+    options = TrainOptions(num_steps=100, warmup_steps=10, polish_steps=20)
     rates = [learning_rate_at(step, options) for step in range(100)]
     assert rates[0] < rates[9] == options.learning_rate
     assert rates[10:] == sorted(rates[10:], reverse=True)
     assert rates[-1] < options.learning_rate * 0.01
+    polish = [learning_rate_at(step, options) for step in range(100, 120)]
+    assert polish[0] == options.polish_rate
+    assert polish == sorted(polish, reverse=True)
 
 
 @pytest.mark.slow
@@ -160,8 +178,9 @@ def test_scores_count_exact_texts_and_how_far_the_others_are_off() -> None:
         (Question(type="count", text="", answer="two"), "one"),
     ]
     captions = [("a red car", "a red car"), ("a red car", "a blue car"), ("a red car", "two red cars at night")]
-    accuracy = _score(captions, questions)
+    accuracy = _score(captions, captions[:1], questions)
     assert accuracy.captions_exact == pytest.approx(1 / 3, abs=1e-4)
+    assert accuracy.prompted_captions_exact == 1.0
     assert accuracy.wrong_captions_by_words == {1: 1, 4: 1}
     assert accuracy.answers_exact == accuracy.by_answer["two"] == 0.5
     assert _differing_words("a b c", "a c") == 1

@@ -16,7 +16,7 @@ from blip2cap.cli.progress import choose_progress
 from blip2cap.cli.report import Failures, no_image, plan_facts, print_json, say_plan, say_summary, summary_facts
 from blip2cap.cli.signals import Stop, stop_on_signal
 from blip2cap.cli.terminal import clean, say
-from blip2cap.errors import InputError, UsageError
+from blip2cap.errors import InputError, OutputError, UsageError
 from blip2cap.options import (
     BatchOptions,
     DecodeOptions,
@@ -86,11 +86,7 @@ class Job:
 
         checkpoint = find(self.model)
         plan = self._plan(checkpoint.family)
-        settings = self._settings(source) | {
-            "model": checkpoint.name,
-            "model_commit": checkpoint.commit,
-            self._template_name: plan.template.text,
-        }
+        settings = self._settings(source) | self._model_settings(checkpoint)
         dtype = self.model.dtype
         if isinstance(sink, JournalSink) and sink.manifest is not None and sink.journal.num_bytes:
             if dtype == "auto":
@@ -104,6 +100,7 @@ class Job:
             self._end(source, plan, sink, None)
 
         model = self._load(checkpoint, dtype)
+        model.check(self.generate)
         sink.begin(settings | {"dtype": _name(model.dtype)})
         if isinstance(sink, JournalSink) and sink.journal.torn_bytes and not self.quiet:
             say(f"{clean(self.out)}: cut a torn last line of {sink.journal.torn_bytes} bytes, to be done again")
@@ -147,7 +144,7 @@ class Job:
         try:
             return run(
                 engine,
-                itertools.takewhile(lambda task: not stop.signal, tasks),
+                tasks,
                 sink,
                 on_batch=lambda summary: progress.update(summary.num_images, summary.num_failed),
                 stopped=lambda: stop.signal != 0,
@@ -176,6 +173,8 @@ class Job:
         if self.quiet and self.verbose:
             raise UsageError("--quiet and --verbose exclude each other.")
         if self.out == "-":
+            if sys.stdout is None:
+                raise OutputError("--out -: standard output is closed.")
             if self.overwrite or self.as_json:
                 flag = "--overwrite" if self.overwrite else "--json"
                 raise UsageError(f"{flag} and --out - exclude each other: rows go to standard output. Leave one out.")
@@ -204,15 +203,25 @@ class Job:
         return {"command": self.command, **generate, "input_root": root}
 
     def _known_settings(self, source: Source) -> dict[str, Any]:
-        """The settings as far as they are known without a model."""
+        """The settings as far as they are known without loading a model, or fetching one."""
+        from blip2cap.model.checkpoint import find
+
         settings = self._settings(source)
-        if self.template is not None:
-            settings[self._template_name] = self.template
         if self.model.dtype != "auto":
             settings["dtype"] = self.model.dtype
-        folder = Path(self.model.name).expanduser()
-        is_folder = self.model.name != "tiny" and folder.is_dir()
-        return settings | {"model": str(folder.resolve()) if is_folder else self.model.name}
+        if self.model.name == "tiny" or Path(self.model.name).expanduser().is_dir():
+            return settings | self._model_settings(find(self.model))
+        if self.template is not None:
+            settings[self._template_name] = self.template
+        return settings | {"model": self.model.name}
+
+    def _model_settings(self, checkpoint: Checkpoint) -> dict[str, Any]:
+        """The settings that only the model knows."""
+        return {
+            "model": checkpoint.name,
+            "model_commit": checkpoint.commit,
+            self._template_name: self._plan(checkpoint.family).template.text,
+        }
 
     def _counter(self, sink: JournalSink | StreamSink) -> Callable[[], int]:
         """Count the images to do by a walk of its own."""

@@ -95,4 +95,4 @@ def choose_progress(*, quiet: bool, rows_on_terminal: bool, count: Callable[[], 
     """Choose by where stderr goes; `count` counts the images to do, None if they cannot be counted beforehand."""
     if quiet:
         return Silent()
-    return Bar(count) if sys.stderr.isatty() and not rows_on_terminal else Lines()
+    return Bar(count) if sys.stderr is not None and sys.stderr.isatty() and not rows_on_terminal else Lines()

@@ -7,7 +7,7 @@ import sys
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
-from blip2cap.cli.terminal import clean, say
+from blip2cap.cli.terminal import clean, say, write_out
 from blip2cap.errors import ImageError
 from blip2cap.plan import Plan
 from blip2cap.records import ImageRef
@@ -79,7 +79,7 @@ def summary_facts(
 
 def print_json(facts: dict[str, Any]) -> None:
     """Print one object on one line of stdout."""
-    sys.stdout.write(json.dumps(facts) + "\n")
+    write_out(json.dumps(facts) + "\n")
 
 
 def say_plan(facts: dict[str, Any]) -> None:

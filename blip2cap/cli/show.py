@@ -11,7 +11,7 @@ from typing import Annotated, Any
 import typer
 
 from blip2cap.cli.guard import handle_errors
-from blip2cap.cli.terminal import clean
+from blip2cap.cli.terminal import clean, write_out
 from blip2cap.errors import InputError
 
 
@@ -32,12 +32,17 @@ def show(
         status = f"{row.get('status')}: {row.get('error')}" if failed else "ok"
         table.add_row(*(clean(str(row.get(name, ""))) for name in columns), clean(status))
     page = io.StringIO()  # rich itself would end the process with code 1 when `| head` closes the pipe
-    console = Console(file=page, force_terminal=sys.stdout.isatty(), markup=False, highlight=False, emoji=False)
+    console = Console(
+        file=page,
+        force_terminal=sys.stdout is not None and sys.stdout.isatty(),
+        markup=False,
+        highlight=False,
+        emoji=False,
+    )
     console.print(table if rows else f"{clean(str(results))} has no rows yet.")
     if num_more:
         console.print(f"... and {num_more} more rows; --limit shows more.")
-    sys.stdout.write(page.getvalue())
-    sys.stdout.flush()
+    write_out(page.getvalue())
 
 
 def _read(path: Path, limit: int) -> tuple[list[dict[str, Any]], int]:

@@ -30,13 +30,15 @@ def stop_on_signal(*, quiet: bool = False) -> Iterator[Stop]:
 
     def first(number: int, frame: FrameType | None) -> None:
         stop.signal = number
-        for other in _SIGNALS:
+        for other in before:
             signal.signal(other, signal.SIG_DFL)
         if not quiet:
             # Not by way of sys.stderr: a handler may come in the middle of a write to it.
             os.write(2, b"\nStopping after this batch; once more stops at once.\n")
 
-    before = {number: signal.signal(number, first) for number in _SIGNALS}
+    # What a script has told its background jobs to ignore stays ignored.
+    heeded = [number for number in _SIGNALS if signal.getsignal(number) is not signal.SIG_IGN]
+    before = {number: signal.signal(number, first) for number in heeded}
     try:
         yield stop
     finally:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import sys
 import unicodedata
 
+from blip2cap.errors import OutputError
+
 _STEERING = {"Cc", "Cf", "Cs", "Co", "Cn", "Zl", "Zp"}
 """Unicode categories: controls, formats (bidi overrides, zero width), surrogates, unassigned, line ends."""
 
@@ -20,6 +22,20 @@ def clean(text: str) -> str:
 
 
 def say(text: str) -> None:
-    """Print one line to stderr. `text` is ours; parts of it that are data have been through `clean`."""
-    sys.stderr.write(text + "\n")
-    sys.stderr.flush()
+    """Print one line to stderr, if there is one. `text` is ours; parts that are data have been through `clean`."""
+    if sys.stderr is not None:
+        sys.stderr.write(text + "\n")
+        sys.stderr.flush()
+
+
+def write_out(text: str) -> None:
+    """Write to stdout. Raises OutputError if it is closed or full; BrokenPipeError if its reader has gone."""
+    if sys.stdout is None:
+        raise OutputError("standard output is closed.")
+    try:
+        sys.stdout.write(text)
+        sys.stdout.flush()
+    except BrokenPipeError:
+        raise
+    except OSError as error:
+        raise OutputError(f"standard output cannot be written: {error.strerror}.") from error

@@ -19,7 +19,7 @@ import torch
 from transformers import LogitsProcessorList, PreTrainedTokenizerBase
 
 from blip2cap.decode import Pixels
-from blip2cap.errors import ImageError
+from blip2cap.errors import ImageError, UsageError
 from blip2cap.model.sampling import generation_config, row_seed, sampling_processors
 from blip2cap.options import GenerateOptions
 from blip2cap.records import Generated, Prompt
@@ -68,6 +68,22 @@ class Blip2:
         """Side of the square input in pixels."""
         return int(self.network.config.vision_config.image_size)
 
+    @property
+    def num_positions(self) -> int | None:
+        """How many tokens the language model can take, the image's among them; None for T5, which has no end."""
+        config = self.network.config.text_config
+        return None if config.is_encoder_decoder else int(config.max_position_embeddings)
+
+    def check(self, options: GenerateOptions) -> None:
+        """Raise UsageError for options with which no prompt at all would fit."""
+        if self.num_positions is not None:
+            room = self.num_positions - self.num_query_tokens - 1
+            if options.max_new_tokens > room:
+                raise UsageError(
+                    f"--max-new-tokens {options.max_new_tokens}: this model has room for {room} after the image. "
+                    "Ask for fewer."
+                )
+
     @torch.inference_mode()
     def encode(self, images: Sequence[Pixels]) -> torch.Tensor:
         """Run the image side once: uint8 [H, W, C] each -> features for `generate`.
@@ -100,9 +116,12 @@ class Blip2:
         results: list[list[Generated] | ImageError] = [[] for _ in prompts]
         fitting = []
         for tokens in self._tokenise(prompts):
-            room = self._room(len(tokens.ids), options)
-            if room < 0:
-                detail = f"its prompt has {len(tokens.ids)} tokens, {-room} more than the language model can take"
+            needed = self.num_query_tokens + len(tokens.ids) + options.max_new_tokens
+            if self.num_positions is not None and needed > self.num_positions:
+                detail = (
+                    f"image, prompt and --max-new-tokens take {self.num_query_tokens} + {len(tokens.ids)} + "
+                    f"{options.max_new_tokens} tokens, the language model has room for {self.num_positions}"
+                )
                 results[tokens.index] = ImageError("unsupported", detail)
             else:
                 fitting.append(tokens)
@@ -127,13 +146,6 @@ class Blip2:
     def _ids(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:
         """Tokenise literally: a special token's name inside a prompt is text like any other."""
         return list(tokenizer(text, split_special_tokens=True).input_ids)
-
-    def _room(self, num_prompt_tokens: int, options: GenerateOptions) -> int:
-        """How many positions the language model has left; T5 has relative ones and no end."""
-        positions = getattr(self.network.config.text_config, "max_position_embeddings", None)
-        if positions is None or self.network.config.text_config.is_encoder_decoder:
-            return 0
-        return int(positions) - self.num_query_tokens - num_prompt_tokens - options.max_new_tokens
 
     def _generate_bucket(
         self, features: torch.Tensor, bucket: Sequence[_Tokens], options: GenerateOptions

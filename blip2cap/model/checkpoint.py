@@ -11,13 +11,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from blip2cap.errors import ModelError
+from blip2cap.errors import ModelError, UsageError
 from blip2cap.options import ModelOptions
 
 TINY = Path(__file__).parent.parent / "tiny"
 """The model inside the package."""
 
 _WANTED_FILES = ["*.json", "*.safetensors", "*.txt", "*.model"]
+_BLOCK = 65536
+_NUM_BLOCKS = 128
 _HINT = "`--model tiny` needs no download."
 
 
@@ -38,19 +40,21 @@ class Checkpoint:
     @property
     def image_size(self) -> int:
         """Side of the square input in pixels."""
-        return int(self.config.get("vision_config", {}).get("image_size", 224))
+        return int((self.config.get("vision_config") or {}).get("image_size", 224))
 
     @property
     def text_type(self) -> str:
         """The language model's type: opt, t5 or llama."""
-        return str(self.config.get("text_config", {}).get("model_type", "opt"))
+        return str((self.config.get("text_config") or {}).get("model_type", "opt"))
 
 
 def find(options: ModelOptions) -> Checkpoint:
     """Find the checkpoint of a name. Raises ModelError that says why it cannot be used and what to do."""
+    folder = TINY if options.name == "tiny" else Path(options.name).expanduser()
+    if options.revision is not None and folder.is_dir():
+        raise UsageError(f"--revision {options.revision}: {options.name} is no model on the hub, it has no revisions.")
     if options.name == "tiny":
         return _check("tiny", TINY, _fingerprint(TINY))
-    folder = Path(options.name).expanduser()
     if folder.is_dir():
         return _check(str(folder.resolve()), folder, _fingerprint(folder))
     if options.name.startswith((".", "/", "~")) or options.name.count("/") != 1:
@@ -93,16 +97,11 @@ def _download(options: ModelOptions) -> Path:
 
 
 def _check(name: str, folder: Path, commit: str) -> Checkpoint:
-    try:
-        config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-    except FileNotFoundError as error:
-        raise ModelError(
-            f"--model {name}: {folder} has no config.json. Expected a BLIP-2 checkpoint. {_HINT}"
-        ) from error
-    except (OSError, ValueError) as error:
-        raise ModelError(f"--model {name}: config.json cannot be read: {error}. {_HINT}") from error
+    if not (folder / "config.json").is_file():
+        raise ModelError(f"--model {name}: {folder} has no config.json. Expected a BLIP-2 checkpoint. {_HINT}")
+    config = read_json(name, folder / "config.json")
     family = _family(name, config)
-    if _has_code(folder, config):
+    if _has_code(name, folder, config):
         raise ModelError(
             f"--model {name}: its configuration asks for code of its own (auto_map), which blip2cap never runs. {_HINT}"
         )
@@ -125,16 +124,19 @@ def _family(name: str, config: dict[str, Any]) -> str:
     )
 
 
-def _has_code(folder: Path, config: dict[str, Any]) -> bool:
+def _has_code(name: str, folder: Path, config: dict[str, Any]) -> bool:
     parts = [config, *(part for part in config.values() if isinstance(part, dict))]
-    parts += [json.loads(path.read_text(encoding="utf-8")) for path in folder.glob("*_config.json")]
-    return any("auto_map" in part for part in parts if isinstance(part, dict))
+    parts += [read_json(name, path) for path in folder.glob("*_config.json")]
+    return any("auto_map" in part for part in parts)
 
 
 def _check_weights(name: str, folder: Path) -> None:
     index = folder / "model.safetensors.index.json"
     if index.is_file():
-        files = sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
+        weight_map = read_json(name, index).get("weight_map")
+        if not isinstance(weight_map, dict) or not weight_map:
+            raise ModelError(f"--model {name}: {index.name} lists no weights. Fetch it again. {_HINT}")
+        files = sorted(set(weight_map.values()))
         missing = [file for file in files if not (folder / file).is_file()]
         if missing:
             raise ModelError(
@@ -146,16 +148,32 @@ def _check_weights(name: str, folder: Path) -> None:
         raise ModelError(f"--model {name}: has {found}. Expected model.safetensors. {_HINT}")
 
 
+def read_json(name: str, path: Path) -> dict[str, Any]:
+    """Read one of a checkpoint's files. Raises ModelError if it is damaged."""
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise ModelError(f"--model {name}: {path.name} cannot be read: {error}. {_HINT}") from error
+    if not isinstance(content, dict):
+        raise ModelError(f"--model {name}: {path.name} cannot be read: expected an object. {_HINT}")
+    return content
+
+
 def _fingerprint(folder: Path) -> str:
-    """Name the content of a local folder: configs in full; of weights the size, the first and the last 64 KB."""
+    """Name the content of a local folder: configs in full, of weights the size and blocks from beginning to end.
+
+    Training and merging change every tensor; to read 15 GB for the case of a single changed byte would cost seconds.
+    """
     digest = hashlib.sha256()
-    edge = 65536
-    for path in sorted(folder.glob("*")):
-        if path.suffix not in (".json", ".txt", ".model", ".safetensors") or not path.is_file():
-            continue
-        size = path.stat().st_size
-        with open(path, "rb") as file:
-            head = file.read(edge) if path.suffix == ".safetensors" else file.read()
-            file.seek(max(0, size - edge))
-            digest.update(f"{path.name}\0{size}\0".encode() + head + file.read())
+    for path in sorted(folder.rglob("*")):
+        if path.suffix in (".json", ".txt", ".model", ".safetensors") and path.is_file():
+            size = path.stat().st_size
+            digest.update(f"{path.relative_to(folder)}\0{size}\0".encode())
+            with open(path, "rb") as file:
+                if path.suffix != ".safetensors" or size <= _NUM_BLOCKS * _BLOCK:
+                    digest.update(file.read())
+                    continue
+                for block in range(_NUM_BLOCKS):
+                    file.seek((size - _BLOCK) * block // (_NUM_BLOCKS - 1))
+                    digest.update(file.read(_BLOCK))
     return f"sha256:{digest.hexdigest()[:16]}"

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -17,10 +16,14 @@ from transformers.image_utils import OPENAI_CLIP_MEAN, OPENAI_CLIP_STD
 
 from blip2cap.errors import ModelError, UsageError
 from blip2cap.model.blip2 import Blip2
-from blip2cap.model.checkpoint import Checkpoint
+from blip2cap.model.checkpoint import Checkpoint, read_json
 from blip2cap.options import ModelOptions
 
 _BICUBIC = 3
+_PROCESSOR_SETTINGS = (
+    *("image_mean", "image_std", "size", "resample", "rescale_factor"),
+    *("do_resize", "do_rescale", "do_normalize", "do_center_crop"),
+)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -109,32 +112,24 @@ def _read_normalisation(checkpoint: Checkpoint) -> Normalisation:
     for name in ("preprocessor_config.json", "processor_config.json"):
         path = checkpoint.folder / name
         if path.is_file():
-            content = json.loads(path.read_text(encoding="utf-8"))
-            settings |= content.get("image_processor") or {
-                k: v for k, v in content.items() if k.startswith(("image_", "do_", "resample", "size", "rescale_"))
-            }
-    unknown = {
+            content = read_json(checkpoint.name, path)
+            settings |= content.get("image_processor") or {}
+            settings |= {key: content[key] for key in _PROCESSOR_SETTINGS if key in content}
+    side = checkpoint.image_size
+    differs = {
         "resample": settings.get("resample", _BICUBIC) != _BICUBIC,
+        "size": settings.get("size", side) not in (side, {"height": side, "width": side}),
+        "rescale_factor": abs(settings.get("rescale_factor", 1 / 255) * 255 - 1) > 1e-6,
         "do_center_crop": bool(settings.get("do_center_crop")),
-        "do_normalize": settings.get("do_normalize") is False,
-        "do_rescale": settings.get("do_rescale") is False,
-        "size": _side(settings.get("size")) not in (None, checkpoint.image_size),
+        **{name: settings.get(name) is False for name in ("do_resize", "do_normalize", "do_rescale")},
     }
-    for name, differs in unknown.items():
-        if differs:
-            raise ModelError(
-                f"--model {checkpoint.name}: its image processor has {name} = {settings.get(name)}. Expected bicubic "
-                f"resize to {checkpoint.image_size} x {checkpoint.image_size}, rescaled and normalised."
-            )
+    for name in (name for name in differs if differs[name]):
+        raise ModelError(
+            f"--model {checkpoint.name}: its image processor has {name} = {settings[name]}. Expected bicubic "
+            f"resize to {side} x {side}, divided by 255 and normalised."
+        )
     mean, std = settings.get("image_mean", OPENAI_CLIP_MEAN), settings.get("image_std", OPENAI_CLIP_STD)
     return Normalisation(mean=tuple(mean), std=tuple(std))
-
-
-def _side(size: Any) -> int | None:
-    """Read the processor's size in the forms it has had: a number, or height and width."""
-    if isinstance(size, dict):
-        return size.get("height") if size.get("height") == size.get("width") else -1
-    return size if isinstance(size, int) else None
 
 
 def _first_line(error: Exception) -> str:

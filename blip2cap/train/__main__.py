@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import platform
 import sys
@@ -46,9 +47,11 @@ def measure_command(
     accuracy = measure(
         load(find(options), options), num_scenes=num_scenes, num_questions=num_questions, first_seed=_MEASURED_FROM
     )
+    weights = find(options).folder / "model.safetensors"
     result = {
         "command": f"python -m blip2cap.train measure {model}",
         "seeds": [_MEASURED_FROM, _MEASURED_FROM + num_scenes - 1],
+        "weights_sha256": hashlib.sha256(weights.read_bytes()).hexdigest(),
         "python": platform.python_version(),
         "torch": torch.__version__,
         "transformers": transformers.__version__,

@@ -22,6 +22,7 @@ IGNORED = -100
 """Label of a token that the loss leaves out."""
 _KINDS = tuple(PLURALS)
 _COLOURS = tuple(COLOURS)
+_PRINTABLE = "".join(map(chr, range(32, 127)))
 
 
 class Batch(NamedTuple):
@@ -53,6 +54,8 @@ class DataOptions:
     more_questions: int = 3
     photo_share: float = 0.15
     """Share of captions that follow the prompt "a photo of"."""
+    strange_share: float = 0.08
+    """Share of captions that follow some characters without sense, so that the model goes on after any prompt."""
     capital_share: float = 0.3
     """Share of questions that begin with a capital letter."""
 
@@ -71,7 +74,8 @@ class SceneBatches(Dataset[Batch]):
         ]
         late = step >= self.options.more_questions_from
         num_questions = self.options.more_questions if late else self.options.questions_per_image
-        texts = [self._texts(random.Random(-seed), scene, num_questions) for seed, scene in scenes]
+        # A stream of its own for each scene: `random.Random(seed)` again would repeat the numbers that drew it.
+        texts = [self._texts(random.Random(f"texts {seed}"), scene, num_questions) for seed, scene in scenes]
         length = max(len(ids) for rows in texts for ids, _ in rows)
         pad = int(self.tokenizer.pad_token_id)
         hints = np.stack([patch_hints(scene) for _, scene in scenes])
@@ -89,8 +93,7 @@ class SceneBatches(Dataset[Batch]):
 
     def _texts(self, rng: random.Random, scene: Scene, num_questions: int) -> list[tuple[list[int], list[int]]]:
         """Write the caption and some questions of a scene as (token ids, labels)."""
-        prompt = "a photo of" if rng.random() < self.options.photo_share else ""
-        pairs = [(prompt, scene.caption)]
+        pairs = [(self._prompt(rng), scene.caption)]
         types = sorted({question.type for question in scene.questions})
         for _ in range(num_questions):
             wanted = rng.choice(types)
@@ -98,6 +101,14 @@ class SceneBatches(Dataset[Batch]):
             text = question.text.capitalize() if rng.random() < self.options.capital_share else question.text
             pairs.append((VQA_TEMPLATES["opt"].replace("{question}", text), question.answer))
         return [self._tokens(prompt, text) for prompt, text in pairs]
+
+    def _prompt(self, rng: random.Random) -> str:
+        kind = rng.random()
+        if kind < self.options.photo_share:
+            return "a photo of"
+        if kind < self.options.photo_share + self.options.strange_share:
+            return "".join(rng.choices(_PRINTABLE, k=rng.randint(1, 24)))
+        return ""
 
     def _tokens(self, prompt: str, text: str) -> tuple[list[int], list[int]]:
         prompt_ids = list(self.tokenizer(prompt).input_ids)

@@ -33,8 +33,12 @@ class TrainOptions:
     """How the tiny model is trained."""
 
     num_steps: int = 8_000
+    polish_steps: int = 1_000
+    """Steps after those, on a second, lower cosine."""
     learning_rate: float = 1e-3
     """Peak, reached after the warm-up, then down to zero on a cosine."""
+    polish_rate: float = 3e-4
+    """Where that begins."""
     warmup_steps: int = 500
     weight_decay: float = 0.05
     hint_weight: float = 0.5
@@ -94,11 +98,14 @@ def losses(model: Blip2ForConditionalGeneration, heads: PatchHeads, batch: Batch
 
 
 def learning_rate_at(step: int, options: TrainOptions) -> float:
-    """Warm up linearly, then follow a cosine down to zero."""
+    """Warm up linearly, then follow a cosine down to zero, then another."""
     if step < options.warmup_steps:
         return options.learning_rate * (step + 1) / options.warmup_steps
     done = (step - options.warmup_steps) / max(1, options.num_steps - options.warmup_steps)
-    return options.learning_rate * 0.5 * (1 + math.cos(math.pi * min(1.0, done)))
+    if step < options.num_steps:
+        return options.learning_rate * 0.5 * (1 + math.cos(math.pi * done))
+    done = (step - options.num_steps) / max(1, options.polish_steps)
+    return options.polish_rate * 0.5 * (1 + math.cos(math.pi * min(1.0, done)))
 
 
 def train(folder: Path, options: TrainOptions) -> Path:
@@ -133,9 +140,10 @@ def train(folder: Path, options: TrainOptions) -> Path:
         first_step = int(state["step"])
 
     # 3. steps
+    last_step = options.num_steps + options.polish_steps
     started = time.monotonic()
     averages: dict[str, float] = {}
-    loader = batches(tokenizer, options.data, range(first_step, options.num_steps), options.num_workers)
+    loader = batches(tokenizer, options.data, range(first_step, last_step), options.num_workers)
     for step, batch in enumerate(loader, start=first_step):
         for group in optimiser.param_groups:
             group["lr"] = learning_rate_at(step, options)
@@ -160,8 +168,9 @@ def train(folder: Path, options: TrainOptions) -> Path:
             accuracy = measure(seeing, num_scenes=200, num_questions=400)
             model.train()
             line = {"step": step + 1, "captions": accuracy.captions_exact, "answers": accuracy.answers_exact}
+            line |= {"after_a_photo_of": accuracy.prompted_captions_exact}
             print(json.dumps(line | {"by_type": accuracy.by_type}), file=sys.stderr, flush=True)
-        if (step + 1) % options.checkpoint_every == 0 or step + 1 == options.num_steps:
+        if (step + 1) % options.checkpoint_every == 0 or step + 1 == last_step:
             state = {
                 "model": model.state_dict(),
                 "heads": heads.state_dict(),
