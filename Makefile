@@ -28,7 +28,7 @@ format: $(VENV)/.ready
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-train-tiny: $(VENV)/.ready  ## Train the model inside the package (about 50 minutes on 2 cores; goes on where it was cut off).
+train-tiny: $(VENV)/.ready  ## Train the model inside the package (over an hour on 2 cores; goes on where it was cut off).
 	$(BIN)/python -m blip2cap.train tiny runs/tiny
 	cp runs/tiny/model/* blip2cap/tiny/
 	$(MAKE) measure-tiny

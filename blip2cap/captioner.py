@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import os
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from typing import TypeAlias
 
 from PIL import Image
@@ -33,10 +34,6 @@ ImageLike: TypeAlias = Image.Image | str | os.PathLike[str]
 _ANSWERS = GenerateOptions(max_new_tokens=ANSWER_NEW_TOKENS)
 
 
-def _ignore(ref: ImageRef, error: ImageError) -> None:
-    """A failed image has a row that says so."""
-
-
 class Captioner:
     """A model ready to write about images."""
 
@@ -63,7 +60,8 @@ class Captioner:
     ) -> list[str]:
         """Return a caption for each image: a Pillow image, or a path. Raises ImageError for one that cannot be read.
 
-        `prompt` may hold {stem} {folder} {file_name}, as on the command line.
+        `prompt` may hold {stem} {folder} {file_name}, as on the command line; the name of a picture that is no file is
+        a hash of its pixels.
         """
         return self._texts(images, self._caption_plan(prompt), options or GenerateOptions())
 
@@ -91,15 +89,9 @@ class Captioner:
     def _caption_plan(self, prompt: str | None) -> Plan:
         return Plan(Template(CAPTION_PROMPTS[self.model.family] if prompt is None else prompt))
 
-    def _engine(self, options: GenerateOptions, on_failure: Callable[[ImageRef, ImageError], None] = _ignore) -> Engine:
+    def _engine(self, options: GenerateOptions) -> Engine:
         self.model.check(options)
-        return Engine(
-            model=self.model,
-            generate=options,
-            decode=DecodeOptions(),
-            batch_size=self.batch_size,
-            on_failure=on_failure,
-        )
+        return Engine(model=self.model, generate=options, decode=DecodeOptions(), batch_size=self.batch_size)
 
     def _rows(
         self, engine: Engine, tasks: Iterator[Task], on_progress: Callable[[Summary], None] | None
@@ -117,7 +109,7 @@ class Captioner:
             raise UsageError(
                 f"num_captions={options.num_captions}: this returns one text an image, see caption_folder."
             )
-        engine = self._engine(options, on_failure=_raise)
+        engine = replace(self._engine(options), on_failure=_raise)
         texts: list[str] = []
         for at in range(0, len(images), self.batch_size):
             decoded = [self._decode(image) for image in images[at : at + self.batch_size]]

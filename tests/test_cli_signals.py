@@ -3,6 +3,7 @@ from __future__ import annotations
 import os
 import signal
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -59,6 +60,30 @@ def test_rows_do_not_wait_for_a_slow_pipe_and_a_signal_ends_the_wait(here: Path)
     assert process.returncode == 143
     assert b"Stopped. The rows so far are safe" in finish(process)[1]
     assert num_lines(here / "captions.jsonl") == 3
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+def test_what_is_said_to_a_closed_stderr_does_not_end_up_in_the_output(here: Path) -> None:
+    draw_scenes(here / "images", NUM_IMAGES)
+    command = f"exec {sys.executable} -m blip2cap caption images --model tiny --batch-size 1 2>&-"
+    process = subprocess.Popen(["sh", "-c", command], cwd=here, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    wait_until(lambda: num_lines(here / "captions.jsonl") >= 3, process)
+    process.send_signal(signal.SIGTERM)
+    finish(process)
+    assert process.returncode == 143
+    assert 3 <= len(read_rows(here / "captions.jsonl")) < NUM_IMAGES
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("out", [["--json"], ["-o", "-"]])
+def test_a_closed_stdout_is_said_not_a_bug(here: Path, out: list[str]) -> None:
+    draw_scenes(here / "images", 1)
+    run = " ".join([sys.executable, "-m", "blip2cap", "caption", "images", "--model", "tiny", *out, ">&-"])
+    result = subprocess.run(["sh", "-c", run], cwd=here, check=False, capture_output=True, text=True)
+    assert result.returncode == 6
+    assert "standard output is closed" in result.stderr
+    assert "Traceback" not in result.stderr
 
 
 def test_what_a_script_told_its_jobs_to_ignore_stays_ignored() -> None:

@@ -22,6 +22,7 @@ def handle_errors(command: Callable[..., None]) -> Callable[..., None]:
 
     @functools.wraps(command)
     def guarded(*args: Any, **kwargs: Any) -> None:
+        _fill_standard_descriptors()
         try:
             command(*args, **kwargs)
         except Blip2CapError as error:
@@ -35,3 +36,10 @@ def handle_errors(command: Callable[..., None]) -> Callable[..., None]:
             raise typer.Exit(130) from None
 
     return guarded
+
+
+def _fill_standard_descriptors() -> None:
+    """Open the null device for what was closed: else the output would get the number of stderr, and its messages."""
+    while (descriptor := os.open(os.devnull, os.O_RDWR)) <= 2:
+        pass
+    os.close(descriptor)

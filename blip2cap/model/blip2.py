@@ -145,7 +145,7 @@ class Blip2:
     @staticmethod
     def _ids(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:
         """Tokenise literally: a special token's name inside a prompt is text like any other."""
-        return list(tokenizer(text, split_special_tokens=True).input_ids)
+        return list(tokenizer(text, split_special_tokens=True, verbose=False).input_ids)
 
     def _generate_bucket(
         self, features: torch.Tensor, bucket: Sequence[_Tokens], options: GenerateOptions

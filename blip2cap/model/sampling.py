@@ -2,7 +2,7 @@
 
 Sampling is the Gumbel-max trick: noise added to the filtered logits, then the largest taken, has the same distribution
 as drawing from their softmax (Gumbel 1954). The noise is a hash of (row's seed, step, token), so a row draws the same
-numbers alone or among others, on a CPU or a GPU.
+numbers alone or among others.
 """
 
 from __future__ import annotations

@@ -44,10 +44,11 @@ def measure_command(
 ) -> None:
     """Measure captions and answers on scenes that were never trained on, as the model is stored."""
     options = ModelOptions(name=model, device="cpu")
+    checkpoint = find(options)
     accuracy = measure(
-        load(find(options), options), num_scenes=num_scenes, num_questions=num_questions, first_seed=_MEASURED_FROM
+        load(checkpoint, options), num_scenes=num_scenes, num_questions=num_questions, first_seed=_MEASURED_FROM
     )
-    weights = find(options).folder / "model.safetensors"
+    weights = checkpoint.folder / "model.safetensors"
     result = {
         "command": f"python -m blip2cap.train measure {model}",
         "seeds": [_MEASURED_FROM, _MEASURED_FROM + num_scenes - 1],

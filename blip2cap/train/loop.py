@@ -115,7 +115,7 @@ def train(folder: Path, options: TrainOptions) -> Path:
     tokenizer = train_tokenizer()
     config = tiny_config(tokenizer)
     model = new_model(config, options.seed).to(device)
-    model.set_attn_implementation("eager")  # in bfloat16 on a CPU twice as fast as SDPA, whose backward is slow there
+    model.set_attn_implementation("eager")  # the backward of SDPA is slow in bfloat16 on a CPU
     heads = PatchHeads(config.vision_config.hidden_size).to(device)
     model.train()
     parameters = [*model.parameters(), *heads.parameters()]
