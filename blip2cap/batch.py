@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import queue
 import threading
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import TypeVar
 
@@ -26,7 +26,7 @@ def decode_ahead(
     num_threads: int,
     num_ahead: int,
     stopped: Callable[[], bool] = lambda: False,
-) -> Iterator[tuple[Item, Decoded | ImageError] | None]:
+) -> Generator[tuple[Item, Decoded | ImageError] | None]:
     """Yield every item with its decoded image or what is wrong with it, in the order of `items`.
 
     At most `num_ahead` images are decoded or waiting at any time; `items` is read no further than that, by a thread of
@@ -78,13 +78,16 @@ def decode_ahead(
         pool.shutdown(cancel_futures=True)
 
 
-def in_batches(items: Iterable[Item | None], size: int) -> Iterator[list[Item]]:
-    """Group items into lists of `size`; shorter where None says that the next is not there yet, and at the end."""
+def in_batches(items: Iterable[Item | None], size: Callable[[], int]) -> Iterator[list[Item]]:
+    """Group items into lists of `size()`; shorter where None says that the next is not there yet, and at the end.
+
+    An empty list says that nothing at all is there yet.
+    """
     batch: list[Item] = []
     for item in items:
         if item is not None:
             batch.append(item)
-        if batch and (item is None or len(batch) == size):
+        if item is None or len(batch) >= size():
             yield batch
             batch = []
     if batch:

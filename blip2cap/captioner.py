@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import os
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
@@ -37,9 +36,10 @@ _ANSWERS = GenerateOptions(max_new_tokens=ANSWER_NEW_TOKENS)
 class Captioner:
     """A model ready to write about images."""
 
-    def __init__(self, model: Blip2, *, batch_size: int | None = None) -> None:
+    def __init__(self, model: Blip2, *, batch_size: int | None = None, decode: DecodeOptions | None = None) -> None:
         self.model = model
-        self.batch_size = BatchOptions(batch_size=batch_size).resolve(model.device.type)
+        self.decode_options = decode or DecodeOptions()
+        self.batch = BatchOptions(batch_size=batch_size)
 
     @classmethod
     def load(
@@ -50,10 +50,11 @@ class Captioner:
         dtype: str = "auto",
         device: str = "auto",
         batch_size: int | None = None,
+        decode: DecodeOptions | None = None,
     ) -> Captioner:
         """Load `tiny`, a local folder or a hub id. Raises ModelError or UsageError."""
         options = ModelOptions(name=name, revision=revision, dtype=dtype, device=device)
-        return cls(load(find(options), options), batch_size=batch_size)
+        return cls(load(find(options), options), batch_size=batch_size, decode=decode)
 
     def caption(
         self, images: Sequence[ImageLike], *, prompt: str | None = None, options: GenerateOptions | None = None
@@ -91,7 +92,7 @@ class Captioner:
 
     def _engine(self, options: GenerateOptions) -> Engine:
         self.model.check(options)
-        return Engine(model=self.model, generate=options, decode=DecodeOptions(), batch_size=self.batch_size)
+        return Engine(model=self.model, generate=options, decode=self.decode_options, batch=self.batch)
 
     def _rows(
         self, engine: Engine, tasks: Iterator[Task], on_progress: Callable[[Summary], None] | None
@@ -110,22 +111,17 @@ class Captioner:
                 f"num_captions={options.num_captions}: this returns one text an image, see caption_folder."
             )
         engine = replace(self._engine(options), on_failure=_raise)
-        texts: list[str] = []
-        for at in range(0, len(images), self.batch_size):
-            decoded = [self._decode(image) for image in images[at : at + self.batch_size]]
-            tasks = plan.tasks((ref for ref, _ in decoded), frozenset())
-            items = [(task, image) for task, (_, image) in zip(tasks, decoded, strict=True)]
-            texts += [row.text for row in engine.rows(items)]
-        return texts
+        items = ((task, image) for ref, image in map(self._decode, images) for task in plan.tasks((ref,), frozenset()))
+        return [row.text for row in engine.rows(items)]
 
     def _decode(self, image: ImageLike) -> tuple[ImageRef, Decoded]:
         """Decode one image, and name it: by its path, or by its pixels, which seed sampling alike in any company."""
         if not isinstance(image, Image.Image):
             path = os.fspath(image)
             ref = ImageRef(path=path, name=path)
-            return ref, decode(read(ref, DecodeOptions()), self.model.image_size, DecodeOptions())
+            return ref, decode(read(ref, self.decode_options), self.model.image_size, self.decode_options)
         decoded = resize(image, self.model.image_size)
-        name = hashlib.sha256(decoded.pixels_HWC.tobytes()).hexdigest()
+        name = decoded.digest.hex()
         return ImageRef(path=name, name=name), decoded
 
 

@@ -1,7 +1,8 @@
 """Image files as people have them -> RGB uint8 pixels at the model's size.
 
 For plain RGB files the pixels equal those of transformers' Pillow image processor bit for bit: bicubic, straight to the
-square, aspect not kept. Everything else is first made into the RGB picture that a viewer would show.
+square, aspect not kept. Everything else is first made into the RGB picture that a viewer would show. The one exception
+is a large JPEG, which libjpeg hands out reduced unless the options say `exact`.
 
 Covered: EXIF orientation, transparency (on white), palettes, CMYK, 16-bit and float grey, first frame of animations.
 HEIC needs the extra `heif`.
@@ -10,6 +11,7 @@ Not covered: vector formats (they would start Ghostscript).
 
 from __future__ import annotations
 
+import hashlib
 import io
 import os
 import stat
@@ -18,12 +20,12 @@ import threading
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cache
 
 import numpy as np
 import numpy.typing as npt
-from PIL import ExifTags, Image, UnidentifiedImageError
+from PIL import ExifTags, Image, ImageFile, UnidentifiedImageError
 
 from blip2cap.errors import ImageError
 from blip2cap.options import DecodeOptions
@@ -32,7 +34,7 @@ from blip2cap.records import ImageRef
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "DIB", "TIFF", "AVIF", "JPEG2000", "PPM")
 """What Pillow may try, decided by content. MPO files arrive through JPEG."""
 
-_TURNS = {
+_TURNS: dict[int | None, Image.Transpose] = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
     3: Image.Transpose.ROTATE_180,
     4: Image.Transpose.FLIP_TOP_BOTTOM,
@@ -42,6 +44,12 @@ _TURNS = {
     8: Image.Transpose.ROTATE_90,
 }
 """EXIF orientation -> what brings the picture upright."""
+
+_SIDEWAYS = {_TURNS[orientation] for orientation in (5, 6, 7, 8)}
+"""Those that swap width and height."""
+
+_MARGIN = 2
+"""How many times the model's size a JPEG keeps, at the least, in both directions when it is read reduced."""
 
 _HEIC_BRANDS = (b"heic", b"heix", b"hevc", b"hevx", b"heim", b"heis", b"mif1", b"msf1")
 
@@ -57,6 +65,11 @@ class Decoded:
     width: int
     """Of the image in pixels as displayed."""
     height: int
+    digest: bytes = field(init=False, repr=False)
+    """Of the pixels: equal pictures have equal digests."""
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "digest", hashlib.sha256(self.pixels_HWC.data).digest()[:16])
 
 
 @cache
@@ -100,6 +113,11 @@ def decode(data: bytes, size: int, options: DecodeOptions) -> Decoded:
         Image.open(io.BytesIO(data), formats=formats()) as image,
     ):
         _check_size(image, options)
+        if image.format in ("JPEG", "MPO"):
+            # All at once: every block of 64 KiB, Pillow's default, would wait for the interpreter's lock again.
+            image.decodermaxblock = len(data)
+            if options.mode == "fast":
+                return _resize_reduced(image, size)
         return _resize(image, size)
 
 
@@ -129,8 +147,25 @@ def _our_errors(data: bytes) -> Iterator[None]:
         raise ImageError(code, str(error)) from error
 
 
+def _resize_reduced(image: ImageFile.ImageFile, size: int) -> Decoded:
+    """Let libjpeg reduce a JPEG by 2, 4 or 8 while it decodes; one that would come too small is decoded in full."""
+    width, height = image.size
+    _, box = image.draft(None, (_MARGIN * size, _MARGIN * size)) or ("", None)
+    if image.size == (width, height):
+        return _resize(image, size)
+    turn = _turn_of(image)
+    # The box leaves out what the last column and row show beyond the picture when its size is no multiple.
+    small = to_rgb(image).resize((size, size), Image.Resampling.BICUBIC, box)
+    if turn is not None:
+        small = small.transpose(turn)
+    if turn in _SIDEWAYS:
+        width, height = height, width
+    return Decoded(pixels_HWC=np.array(small), width=width, height=height)
+
+
 def _resize(image: Image.Image, size: int) -> Decoded:
-    upright = to_rgb(_turn(image))
+    turn = _turn_of(image)
+    upright = to_rgb(image if turn is None else image.transpose(turn))
     small = upright.resize((size, size), Image.Resampling.BICUBIC)
     return Decoded(pixels_HWC=np.array(small), width=upright.width, height=upright.height)
 
@@ -148,14 +183,13 @@ def to_rgb(image: Image.Image) -> Image.Image:
     return image.convert("RGB")
 
 
-def _turn(image: Image.Image) -> Image.Image:
-    """Turn a picture as its EXIF orientation says; damaged EXIF says nothing, the picture is good all the same."""
+def _turn_of(image: Image.Image) -> Image.Transpose | None:
+    """Load a picture and say how to turn it; damaged EXIF says nothing, the picture is good all the same."""
     image.load()
     try:
-        orientation = image.getexif().get(ExifTags.Base.Orientation)
+        return _TURNS.get(image.getexif().get(ExifTags.Base.Orientation))
     except (OSError, ValueError, SyntaxError, IndexError, KeyError, TypeError, struct.error):
-        return image
-    return image.transpose(_TURNS[orientation]) if orientation in _TURNS else image
+        return None
 
 
 def _scale_grey(image: Image.Image) -> Image.Image:

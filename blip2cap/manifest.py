@@ -24,6 +24,8 @@ _FLAGS = {
     "input_root": "the input root",
     "command": "the command",
 }
+_BEFORE = {"decode": "exact"}
+"""What a setting was before manifests had it."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -46,12 +48,13 @@ class Manifest:
                 f"{output} has rows of schema {self.schema_version}, this blip2cap writes schema {SCHEMA_VERSION}. "
                 "Use another --out, or --overwrite."
             )
-        names = [name for name in {**self.settings, **wanted} if self.settings.get(name) != wanted.get(name)]
+        made, wanted = _BEFORE | {**self.settings}, _BEFORE | {**wanted}
+        names = [name for name in {**made, **wanted} if made.get(name) != wanted.get(name)]
         if "command" in names:  # then the rest differs as well, and says nothing
             names = ["command"]
         if names:
             differences = "; ".join(
-                f"{_flag(name)} was {_show(self.settings.get(name))}, now {_show(wanted.get(name))}" for name in names
+                f"{_flag(name)} was {_show(made.get(name))}, now {_show(wanted.get(name))}" for name in names
             )
             raise OutputRefusedError(
                 f"{output} was made with other settings: {differences}. Use another --out, or --overwrite."

@@ -9,13 +9,19 @@ import os
 import re
 from dataclasses import dataclass
 
+from blip2cap.batch_size import BatchSize
 from blip2cap.errors import UsageError
 
 DTYPES = ("auto", "float32", "bfloat16", "float16")
+DECODE_MODES = ("fast", "exact")
+QUANTIZE_KINDS = ("int8", "nf4", "int8-dynamic", "fp8")
+DEVICE_MAPS = ("auto", "balanced", "sequential")
 DEFAULT_MODEL = "Salesforce/blip2-opt-2.7b"
 CAPTION_NEW_TOKENS = 30
 ANSWER_NEW_TOKENS = 10
 """As LAVIS asks; answers are short."""
+_FIRST_IMAGES, _MOST_IMAGES = 8, 128
+"""Encoded at once, while their number is measured."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -45,6 +51,8 @@ class SourceOptions:
 class DecodeOptions:
     """How image files become pixels."""
 
+    mode: str = "fast"
+    """fast: JPEGs are decoded no larger than is needed for twice the model's size; exact: decoded in full."""
     max_pixels: int = 300_000_000
     """Larger images fail as too_large, before they are decoded; 200-megapixel phone pictures are real."""
     max_bytes: int = 1_000_000_000
@@ -53,6 +61,8 @@ class DecodeOptions:
     """Threads that decode; 0 takes one per core, at most 16."""
 
     def __post_init__(self) -> None:
+        if self.mode not in DECODE_MODES:
+            raise UsageError(f"--decode {self.mode}: must be one of {', '.join(DECODE_MODES)}.")
         _at_least("--threads", self.num_threads, 0, "0 takes one per core.")
 
     @property
@@ -70,9 +80,15 @@ class ModelOptions:
     revision: str | None = None
     """A commit, branch or tag on the hub."""
     dtype: str = "auto"
-    """auto: bfloat16 on a GPU that has it, else float16 there (float32 for Flan-T5); float32 on a CPU."""
+    """auto: bfloat16 where the device is fast at it; else float16 on a GPU (float32 for Flan-T5), float32 on a CPU."""
     device: str = "auto"
     """auto, cpu, cuda or cuda:N."""
+    device_map: str | None = None
+    """auto, balanced or sequential: spread over all GPUs, as accelerate does; for what does not fit one."""
+    quantize: str | None = None
+    """int8 or nf4, for memory; int8-dynamic or fp8, for speed too. On a CPU: int8-dynamic."""
+    random_weights: bool = False
+    """Only the model's size is real: random weights and a stand-in tokenizer, nothing to download; to measure speed."""
 
     def __post_init__(self) -> None:
         if not self.name:
@@ -81,6 +97,29 @@ class ModelOptions:
             raise UsageError(f"--dtype {self.dtype}: must be one of {', '.join(DTYPES)}.")
         if not re.fullmatch(r"auto|cpu|cuda(:[0-9]+)?", self.device):
             raise UsageError(f"--device {self.device}: must be auto, cpu, cuda or cuda:N.")
+        if self.device_map is not None:
+            self._check_device_map()
+        if self.quantize is not None:
+            self._check_quantize()
+
+    def _check_device_map(self) -> None:
+        if self.device_map not in DEVICE_MAPS:
+            raise UsageError(f"--device-map {self.device_map}: must be one of {', '.join(DEVICE_MAPS)}.")
+        if self.device not in ("auto", "cuda"):
+            raise UsageError(
+                f"--device-map {self.device_map} and --device {self.device} exclude each other: "
+                "the model is spread over all GPUs. Leave one out."
+            )
+        if self.random_weights:
+            raise UsageError(
+                f"--device-map {self.device_map} and random weights exclude each other. Leave --device-map out."
+            )
+
+    def _check_quantize(self) -> None:
+        if self.quantize not in QUANTIZE_KINDS:
+            raise UsageError(f"--quantize {self.quantize}: must be one of {', '.join(QUANTIZE_KINDS)}.")
+        if self.quantize == "fp8" and self.dtype not in ("auto", "bfloat16"):
+            raise UsageError(f"--quantize fp8 and --dtype {self.dtype} exclude each other: it is made of bfloat16.")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -88,14 +127,16 @@ class BatchOptions:
     """How many images go through the model at once."""
 
     batch_size: int | None = None
-    """Left out: 16 on a CPU, 64 on a GPU; halved when memory runs out."""
+    """Images encoded, and texts decoded, at once. Left out: measured, from few to as many as pay and fit."""
 
     def __post_init__(self) -> None:
-        _at_least("--batch-size", self.batch_size, 1, "Leave it out to let blip2cap choose.")
+        _at_least("--batch-size", self.batch_size, 1, "Leave it out to let blip2cap measure a size that fits.")
 
-    def resolve(self, device_type: str) -> int:
-        """Return the size to begin with on `cpu` or `cuda`."""
-        return self.batch_size or (16 if device_type == "cpu" else 64)
+    def images(self) -> BatchSize:
+        """Return the number of images to encode at once: the one given, or one that grows while that pays."""
+        if self.batch_size is not None:
+            return BatchSize(self.batch_size)
+        return BatchSize(_FIRST_IMAGES, _MOST_IMAGES)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

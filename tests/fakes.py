@@ -18,19 +18,20 @@ class FakeModel:
         self,
         *,
         max_images: int | None = None,
-        max_texts: int | None = None,
         never_fits: Callable[[Pixels], bool] = lambda pixels: False,
         refuses: Callable[[Prompt], bool] = lambda prompt: False,
+        num_steps: Callable[[Prompt], int] = lambda prompt: 1,
     ) -> None:
         self.max_images = max_images
         """More in one call raise MemoryError."""
-        self.max_texts = max_texts
-        """More at a time raise MemoryError."""
         self.never_fits = never_fits
         """An image that raises MemoryError in every call."""
         self.refuses = refuses
         """A prompt that comes back as an ImageError."""
+        self.num_steps = num_steps
+        """How long a text takes."""
         self.image_size = 8
+        self.on_cpu = True
         self.encode_sizes: list[int] = []
         """Images in each call, failed calls too."""
         self.num_encoded = 0
@@ -47,21 +48,54 @@ class FakeModel:
         self.num_encoded += len(images)
         return ["-".join(f"{value:.2f}" for value in pixels.mean(axis=(0, 1))) for pixels in images]
 
-    def generate(
-        self, features: Any, prompts: Sequence[Prompt], options: GenerateOptions, *, max_prompts: int
-    ) -> list[list[Generated] | ImageError]:
-        """Return prompt and features; a second and third caption say so."""
-        if self.max_texts is not None and min(len(prompts), max_prompts) > self.max_texts:
-            raise MemoryError(f"{min(len(prompts), max_prompts)} texts")
-        self.prompts += prompts
+    def wait(self) -> None:
+        """Nothing to wait for."""
+
+    def texts(self, options: GenerateOptions, *, max_texts: int | None) -> FakeTexts:
+        """Begin the text side of a run."""
+        return FakeTexts(self, options, max_texts or 16)
+
+
+class FakeTexts:
+    """Says prompt and features; a second and third caption say so. Every text takes one call for each of its steps."""
+
+    def __init__(self, model: FakeModel, options: GenerateOptions, max_texts: int) -> None:
+        self.model, self.options, self.max_texts = model, options, max_texts
+        self.waiting: list[tuple[int, Prompt, Any]] = []
+        self.steps: dict[int, int] = {}
+        self.num_added = 0
+        self.most_texts = 0
+
+    @property
+    def num_texts(self) -> int:
+        """How many wait."""
+        return len(self.waiting)
+
+    def add(self, features: Any, prompts: Sequence[Prompt]) -> list[int]:
+        """Queue prompts."""
+        self.model.prompts += prompts
+        tickets = list(range(self.num_added, self.num_added + len(prompts)))
+        self.num_added += len(prompts)
+        for ticket, prompt in zip(tickets, prompts, strict=True):
+            self.waiting.append((ticket, prompt, features[prompt.image]))
+            self.steps[ticket] = self.model.num_steps(prompt)
+        return tickets
+
+    def advance(self) -> list[tuple[int, list[Generated] | ImageError]]:
+        """Take a step with the first `max_texts`; return those that are done, the last first."""
+        running = self.waiting[: self.max_texts]
+        for ticket, _, _ in running:
+            self.steps[ticket] -= 1
+        done = [(ticket, prompt, said) for ticket, prompt, said in running if self.steps[ticket] <= 0]
+        self.waiting = [entry for entry in self.waiting if self.steps[entry[0]] > 0]
+        return [(ticket, self._say(prompt, said)) for ticket, prompt, said in reversed(done)]
+
+    def _say(self, prompt: Prompt, features: str) -> list[Generated] | ImageError:
+        if self.model.refuses(prompt):
+            return ImageError("unsupported", "too long")
         return [
-            ImageError("unsupported", "too long")
-            if self.refuses(prompt)
-            else [
-                Generated(text=f"{prompt.text} {features[prompt.image]} {copy}", finish_reason="stop", num_tokens=3)
-                for copy in range(options.num_captions)
-            ]
-            for prompt in prompts
+            Generated(text=f"{prompt.text} {features} {copy}", finish_reason="stop", num_tokens=3)
+            for copy in range(self.options.num_captions)
         ]
 
 

@@ -31,7 +31,7 @@ def decoded(
     num_ahead: int = 8,
 ) -> Iterator[tuple[int, Decoded | ImageError]]:
     results = decode_ahead(numbers, ref_of, decode, num_threads=num_threads, num_ahead=num_ahead)
-    with closing(results):  # type: ignore[type-var]
+    with closing(results):
         yield from (result for result in results if result is not None)
 
 
@@ -148,10 +148,13 @@ def test_a_slow_source_holds_back_nothing_that_is_there(monkeypatch):
         assert more.wait(10)
         yield 3
 
-    batches = in_batches(decode_ahead(numbers(), ref_of, number_as_width, num_threads=2, num_ahead=8), 100)
+    batches = in_batches(decode_ahead(numbers(), ref_of, number_as_width, num_threads=2, num_ahead=8), lambda: 100)
     assert [number for number, _ in next(batches)] == [0, 1, 2]
+    assert next(batches) == []
     more.set()
-    assert [number for number, _ in next(batches)] == [3]
+    while not (batch := next(batches)):
+        pass
+    assert [number for number, _ in batch] == [3]
     assert next(batches, None) is None
 
 
@@ -215,12 +218,12 @@ def test_no_images_give_nothing():
     ("count", "size", "lengths"), [(0, 3, []), (2, 3, [2]), (3, 3, [3]), (7, 3, [3, 3, 1]), (3, 1, [1, 1, 1])]
 )
 def test_batches_are_full_but_for_the_last(count, size, lengths):
-    batches = list(in_batches(range(count), size))
+    batches = list(in_batches(range(count), lambda: size))
     assert [len(batch) for batch in batches] == lengths
     assert [item for batch in batches for item in batch] == list(range(count))
 
 
 def test_a_batch_is_made_of_no_more_than_it_needs():
     items = iter(range(10))
-    next(in_batches(items, 4))
+    next(in_batches(items, lambda: 4))
     assert next(items) == 4

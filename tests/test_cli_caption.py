@@ -227,7 +227,7 @@ def test_stdout_holds_rows_only_and_stderr_all_else(scenes: Path, here: Path) ->
     assert [row["status"] for row in read_rows(stdout)] == ["ok"] * 5 + ["failed"]
     assert stderr.decode().splitlines() == [
         "loading tiny ...",
-        "tiny: float32 on cpu, 16 images at once",
+        "tiny: float32 on cpu, batch size to be measured",
         "bad.png: truncated: the file is empty",
         stderr.decode().splitlines()[-1],
     ]

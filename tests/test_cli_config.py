@@ -81,11 +81,11 @@ def test_a_variable_is_no_way_to_ask_as_it_would_be_cut_at_spaces(scenes: Path, 
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        ("batchsize = 4", "unknown option batchsize. caption has: batch-size, device, dry-run"),
+        ("batchsize = 4", "unknown option batchsize. caption has: batch-size, decode, device"),
         ("question = 'what?'", "unknown option question"),
         ("[caption]\nas_json = true", "unknown option as_json"),
         ("config = 'other.toml'", "unknown option config"),
-        ("[bench]\nlimit = 1", "unknown option bench"),
+        ("[shows]\nlimit = 1", "unknown option shows"),
         ("caption = 1", "expected [caption] to be a table"),
         ("model tiny", "is not TOML"),
         ("limit = 'many'", "--limit"),

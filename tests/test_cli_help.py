@@ -68,8 +68,6 @@ def test_the_help_names_the_defaults(command: str) -> None:
         "threads": DecodeOptions().num_threads,
     }.items():
         assert re.search(rf"--{flag} [A-Z][^\[]*\[default: {re.escape(str(default))}\]", text), flag
-    batch = BatchOptions()
-    assert f"{batch.resolve('cpu')} on a CPU, {batch.resolve('cuda')} on a GPU" in text
 
 
 @pytest.mark.parametrize("command", DEFAULTS)

@@ -18,12 +18,12 @@ PACKAGE = Path(blip2cap.__file__).parent
 
 LAYERS = {
     7: {"cli"},
-    6: {"captioner"},
+    6: {"captioner", "bench"},
     5: {"run", "train"},
-    4: {"batch", "model"},
+    4: {"batch", "flow", "model"},
     3: {"source", "decode", "sink", "manifest", "scenes", "scene_things", "plan"},
     2: {"options", "prompts"},
-    1: {"errors", "records"},
+    1: {"errors", "records", "stopwatch", "batch_size"},
 }
 LEVELS = {name: level for level, names in LAYERS.items() for name in names}
 ONE_NOUN = {"manifest": "sink", "scene_things": "scenes"}
@@ -33,7 +33,7 @@ EXEMPT = {"__init__", "__main__"}
 LIGHT = {name for name, level in LEVELS.items() if level <= 3} | {"cli"}
 """What starts without torch."""
 HEAVY = {"torch", "transformers"}
-LATE = {"run", "model", "captioner", "train", "batch"}
+LATE = {"run", "model", "captioner", "train", "bench", "batch"}
 """What cli imports only where there is work to do."""
 
 
@@ -159,6 +159,10 @@ class ReadyModel(FakeModel):
 
     dtype = "torch.float32"
     device = SimpleNamespace(type="cpu")
+
+    def why_library(self) -> str:
+        """It needs none."""
+        return ""
 
     def check(self, options: object) -> None:
         """Every option fits."""

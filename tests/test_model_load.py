@@ -12,6 +12,7 @@ from safetensors.torch import load_file, save_file
 
 from blip2cap.errors import ModelError, UsageError
 from blip2cap.model.checkpoint import TINY, find
+from blip2cap.model.int8 import Int8Linear
 from blip2cap.model.load import choose_device, choose_dtype, load
 from blip2cap.options import ModelOptions
 from tests.checkpoints import make_checkpoint
@@ -27,10 +28,10 @@ def load_folder(folder: Path) -> None:
     load(find(options), options)
 
 
-def test_the_tiny_model_loads_in_float32_on_a_cpu() -> None:
+def test_the_tiny_model_loads_on_a_cpu() -> None:
     options = ModelOptions(name="tiny", device="cpu")
     model = load(find(options), options)
-    assert model.dtype == torch.float32
+    assert model.dtype == choose_dtype("auto", torch.device("cpu"), find(options))
     assert model.family == "opt"
     assert not model.network.training
 
@@ -84,7 +85,7 @@ def test_mean_and_deviation_come_from_either_place_where_they_are_kept(folder: P
     path.unlink()
     (folder / "preprocessor_config.json").write_text(json.dumps(settings))
     options = ModelOptions(name=str(folder), device="cpu")
-    assert load(find(options), options)._mean.flatten().tolist() == pytest.approx([0.1, 0.2, 0.3])
+    assert load(find(options), options).mean == pytest.approx([0.1, 0.2, 0.3])
 
 
 def test_old_snapshots_without_an_image_token_load(folder: Path) -> None:
@@ -97,7 +98,72 @@ def test_float16_is_refused_for_t5(tmp_path: Path) -> None:
     checkpoint = find(ModelOptions(name=str(make_checkpoint(tmp_path, "t5"))))
     with pytest.raises(UsageError, match="overflows"):
         choose_dtype("float16", torch.device("cpu"), checkpoint)
-    assert choose_dtype("auto", torch.device("cpu"), checkpoint) == torch.float32
+
+
+@pytest.mark.parametrize("kind", ["opt", "t5"])
+@pytest.mark.parametrize(
+    ("fast", "dtype"), [(True, torch.bfloat16), (False, torch.float32)], ids=["bfloat16 is fast", "it is slow"]
+)
+def test_a_cpu_computes_in_bfloat16_where_it_is_fast_at_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str, fast: bool, dtype: torch.dtype
+) -> None:
+    checkpoint = find(ModelOptions(name=str(make_checkpoint(tmp_path, kind))))
+    monkeypatch.setattr("blip2cap.model.load.is_fast_at_bfloat16", lambda: fast)
+    assert choose_dtype("auto", torch.device("cpu"), checkpoint) == dtype
+    assert choose_dtype("float32", torch.device("cpu"), checkpoint) == torch.float32
+
+
+@pytest.mark.parametrize(
+    ("kind", "fast", "dtype"),
+    [
+        ("opt", True, torch.bfloat16),
+        ("t5", True, torch.bfloat16),
+        ("opt", False, torch.float16),
+        ("t5", False, torch.float32),
+    ],
+)
+def test_a_gpu_without_bfloat16_takes_float16_but_never_for_t5(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str, fast: bool, dtype: torch.dtype
+) -> None:
+    checkpoint = find(ModelOptions(name=str(make_checkpoint(tmp_path, kind))))
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation: fast)
+    assert choose_dtype("auto", torch.device("cuda"), checkpoint) == dtype
+
+
+def test_a_model_is_spread_over_gpus_only_where_there_are_any(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    options = ModelOptions(name="tiny", device_map="auto")
+    with pytest.raises(UsageError, match=r"--device-map auto: .* sees no GPU"):
+        load(find(options), options)
+
+
+def test_weights_that_do_not_fit_a_gpu_are_an_error_that_says_what_to_do(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(network: object) -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    monkeypatch.setattr("blip2cap.model.load.fuse", fail)
+    options = ModelOptions(name="tiny", device="cpu")
+    with pytest.raises(ModelError, match=r"does not fit the GPU. Try --quantize int8 or nf4, or --device-map auto"):
+        load(find(options), options)
+
+
+@pytest.mark.parametrize("quantized", [None, "int8-dynamic"])
+def test_random_weights_are_loaded_as_real_ones_are(folder: Path, quantized: str | None) -> None:
+    for file in folder.iterdir():
+        if file.name != "config.json":
+            file.unlink()
+    options = ModelOptions(name=str(folder), device="cpu", random_weights=True, quantize=quantized)
+    model = load(find(options), options)
+    assert model.family == "opt"
+    assert len(model.tokenizer) == model.network.config.text_config.vocab_size
+    assert model.mean == pytest.approx([0.4815, 0.4578, 0.4082], abs=1e-3)
+    layer = model.network.vision_model.encoder.layers[0].mlp.fc1
+    assert isinstance(layer, Int8Linear) == (quantized is not None)
+
+
+def test_random_weights_come_with_the_real_tokenizer_where_there_is_one() -> None:
+    options = ModelOptions(name="tiny", device="cpu", random_weights=True)
+    assert load(find(options), options).tokenizer.decode([200]) != "t200"
 
 
 def test_a_gpu_that_is_not_there_is_a_usage_error() -> None:

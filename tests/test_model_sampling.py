@@ -3,20 +3,24 @@
 from __future__ import annotations
 
 import torch
-from transformers import LogitsProcessorList
 
-from blip2cap.model.sampling import row_seed, sampling_processors
+from blip2cap.model.sampling import Sampler, SeededSampling, row_seed
 from blip2cap.options import GenerateOptions
 
 
 def draw(options: GenerateOptions, scores: torch.Tensor, seeds: list[int], steps: int = 1) -> torch.Tensor:
-    processors = LogitsProcessorList(sampling_processors(options, torch.tensor(seeds)))
+    processor = SeededSampling(options, torch.tensor(seeds))
     ids = torch.zeros((len(seeds), 1), dtype=torch.long)
-    return torch.stack([processors(ids, scores.clone()).argmax(-1) for _ in range(steps)], dim=1)
+    return torch.stack([processor(ids, scores.clone()).argmax(-1) for _ in range(steps)], dim=1)
 
 
-def test_greedy_text_is_left_alone() -> None:
-    assert sampling_processors(GenerateOptions(), torch.tensor([1])) == []
+def test_rows_at_different_steps_draw_what_they_would_draw_together() -> None:
+    scores = torch.randn(3, 50, generator=torch.Generator().manual_seed(1))
+    seeds = torch.tensor([row_seed(0, name, 0) for name in "abc"])
+    options = GenerateOptions(temperature=1.0)
+    together = draw(options, scores, seeds.tolist(), steps=3)
+    staggered = Sampler(options).apply(scores, seeds, torch.tensor([2, 0, 1])).argmax(-1)
+    assert staggered.tolist() == [int(together[0, 2]), int(together[1, 0]), int(together[2, 1])]
 
 
 def test_tokens_are_drawn_with_the_probabilities_of_the_softmax() -> None:

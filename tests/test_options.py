@@ -106,6 +106,41 @@ def test_an_unknown_dtype_is_refused_with_the_known_ones():
         ModelOptions(dtype="int4")
 
 
+@pytest.mark.parametrize("kind", ["int8", "nf4", "int8-dynamic", "fp8"])
+def test_every_way_to_quantize_is_taken(kind):
+    assert ModelOptions(quantize=kind).quantize == kind
+
+
+@pytest.mark.parametrize("kind", ["", "int4", "INT8", "fp8 "])
+def test_another_way_to_quantize_is_refused_with_the_known_ones(kind):
+    with pytest.raises(UsageError, match=r"must be one of int8, nf4, int8-dynamic, fp8\."):
+        ModelOptions(quantize=kind)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float16"])
+def test_fp8_is_made_of_bfloat16(dtype):
+    with pytest.raises(UsageError, match=f"--quantize fp8 and --dtype {dtype} exclude each other"):
+        ModelOptions(quantize="fp8", dtype=dtype)
+    assert ModelOptions(quantize="fp8", dtype="bfloat16").dtype == "bfloat16"
+
+
+@pytest.mark.parametrize("device", ["cpu", "cuda:0", "cuda:1"])
+def test_a_device_map_is_for_all_gpus(device):
+    with pytest.raises(UsageError, match=f"--device-map balanced and --device {device} exclude each other"):
+        ModelOptions(device_map="balanced", device=device)
+    assert ModelOptions(device_map="balanced", device="cuda").device_map == "balanced"
+
+
+def test_an_unknown_device_map_is_refused_with_the_known_ones():
+    with pytest.raises(UsageError, match=r"--device-map cpu: must be one of auto, balanced, sequential\."):
+        ModelOptions(device_map="cpu")
+
+
+def test_random_weights_are_not_spread_over_gpus():
+    with pytest.raises(UsageError, match="--device-map auto and random weights exclude each other"):
+        ModelOptions(device_map="auto", random_weights=True)
+
+
 def test_an_empty_model_name_is_refused():
     with pytest.raises(UsageError, match="--model is empty"):
         ModelOptions(name="")
@@ -126,13 +161,16 @@ def test_threads_follow_the_cores_up_to_sixteen(monkeypatch):
 
 
 def test_a_batch_size_below_one_is_refused():
-    with pytest.raises(UsageError, match=r"--batch-size 0: must be 1 or more. Leave it out to let blip2cap choose\."):
+    hint = r"--batch-size 0: must be 1 or more. Leave it out to let blip2cap measure a size that fits\."
+    with pytest.raises(UsageError, match=hint):
         BatchOptions(batch_size=0)
 
 
-def test_the_batch_size_is_chosen_by_device_unless_given():
-    assert BatchOptions().resolve("cpu") < BatchOptions().resolve("cuda")
-    assert BatchOptions(batch_size=7).resolve("cpu") == BatchOptions(batch_size=7).resolve("cuda") == 7
+def test_the_batch_size_is_measured_unless_given():
+    given, measured = BatchOptions(batch_size=7).images(), BatchOptions().images()
+    assert (given.size, given.most, given.settled) == (7, 7, True)
+    assert measured.size < measured.most
+    assert not measured.settled
 
 
 @pytest.mark.parametrize("options", [SourceOptions(inputs=("a",)), DecodeOptions(), ModelOptions(), BatchOptions()])

@@ -12,7 +12,7 @@ from PIL import Image
 
 from blip2cap.decode import Pixels
 from blip2cap.errors import ImageError, OutputError
-from blip2cap.options import DecodeOptions, GenerateOptions, SourceOptions
+from blip2cap.options import BatchOptions, DecodeOptions, GenerateOptions, SourceOptions
 from blip2cap.plan import Plan
 from blip2cap.prompts import Template
 from blip2cap.records import ImageRef, Row
@@ -26,6 +26,7 @@ def do(
     folder: Path,
     model: FakeModel,
     *,
+    prompt: str = "a",
     questions: tuple[str, ...] | None = None,
     sink: ListSink | None = None,
     generate: GenerateOptions | None = None,
@@ -37,10 +38,11 @@ def do(
         model=model,
         generate=generate or GenerateOptions(),
         decode=DecodeOptions(num_threads=2),
-        **({"batch_size": 4} | settings),
+        batch=BatchOptions(batch_size=settings.pop("batch_size", 4)),
+        **settings,
     )
     sink = sink or ListSink()
-    template = Template("a") if questions is None else Template("{question}", question=True)
+    template = Template(prompt) if questions is None else Template("{question}", question=True)
     tasks = Plan(template, questions).tasks(Source(SourceOptions(inputs=(str(folder),))), sink.finished)
     return sink.rows, run(engine, tasks, sink, on_batch, stopped)
 
@@ -120,13 +122,6 @@ def test_bad_images_are_no_obstacle_to_halving(folder_with_bad_ones: Path) -> No
     rows, summary = do(folder_with_bad_ones, FakeModel(max_images=1), batch_size=16)
     assert rows == do(folder_with_bad_ones, FakeModel())[0]
     assert (summary.num_ok, summary.num_failed) == (10, 3)
-
-
-def test_many_questions_that_do_not_fit_at_once_are_asked_a_few_at_a_time(folder: Path) -> None:
-    questions = tuple(f"question {index}" for index in range(8))
-    rows, _ = do(folder, FakeModel(max_texts=1), questions=questions, batch_size=8)
-    assert rows == do(folder, FakeModel(), questions=questions)[0]
-    assert {row.status for row in rows} == {"ok"}
 
 
 def test_what_a_batch_held_when_memory_ran_out_is_let_go_before_its_halves_are_tried(folder: Path) -> None:

@@ -58,11 +58,34 @@ Revision = Annotated[
     str | None,
     option("--revision", metavar="NAME", help="Commit, branch or tag of the model on the hub."),
 ]
-Dtype = Annotated[str, option("--dtype", metavar="NAME", help="auto, float32, bfloat16 or float16.")]
+Dtype = Annotated[
+    str,
+    option(
+        "--dtype",
+        metavar="NAME",
+        help="auto, float32, bfloat16 or float16. auto: bfloat16 where the device is fast at it.",
+    ),
+]
 Device = Annotated[str, option("--device", metavar="NAME", help="auto, cpu, cuda or cuda:N.")]
+DeviceMap = Annotated[
+    str | None,
+    option("--device-map", metavar="NAME", help="Spread over all GPUs: auto, balanced or sequential."),
+]
+Quantize = Annotated[
+    str | None,
+    option(
+        "--quantize",
+        metavar="KIND",
+        help="int8 or nf4: less memory. int8-dynamic or fp8: faster too. On a CPU: int8-dynamic.",
+    ),
+]
 BatchSize = Annotated[
     int | None,
-    option("--batch-size", help="Images at once. Left out: 16 on a CPU, 64 on a GPU."),
+    option("--batch-size", help="Images at once. Left out: measured."),
+]
+Decode = Annotated[
+    str,
+    option("--decode", metavar="NAME", help="fast or exact. fast: large JPEGs are reduced while they are decoded."),
 ]
 Threads = Annotated[int, option("--threads", help="Threads that decode; 0 is one per core.")]
 MaxNewTokens = Annotated[int, option("--max-new-tokens", help="Longest text, in tokens.")]

@@ -17,7 +17,7 @@ import typer
 
 from blip2cap.errors import UsageError
 
-_COMMANDS = ("caption", "vqa")
+_COMMANDS = ("caption", "vqa", "bench")
 
 
 def load_config(context: typer.Context, path: Path | None) -> Path | None:

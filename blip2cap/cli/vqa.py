@@ -46,7 +46,10 @@ def vqa(
     ] = None,
     dtype: arg.Dtype = _MODEL.dtype,
     device: arg.Device = _MODEL.device,
+    device_map: arg.DeviceMap = _MODEL.device_map,
+    quantize: arg.Quantize = _MODEL.quantize,
     batch_size: arg.BatchSize = None,
+    decode: arg.Decode = _DECODE.mode,
     threads: arg.Threads = _DECODE.num_threads,
     max_new_tokens: arg.MaxNewTokens = _GENERATE.max_new_tokens,
     min_new_tokens: arg.MinNewTokens = _GENERATE.min_new_tokens,
@@ -78,8 +81,10 @@ def vqa(
         source=SourceOptions(
             inputs=tuple(inputs or ()), files_from=tuple(files_from or ()), null_separated=null, limit=limit
         ),
-        decode=DecodeOptions(num_threads=threads),
-        model=ModelOptions(name=model, revision=revision, dtype=dtype, device=device),
+        decode=DecodeOptions(mode=decode, num_threads=threads),
+        model=ModelOptions(
+            name=model, revision=revision, dtype=dtype, device=device, device_map=device_map, quantize=quantize
+        ),
         batch=BatchOptions(batch_size=batch_size),
         generate=GenerateOptions(
             max_new_tokens=max_new_tokens,

@@ -16,6 +16,8 @@ from blip2cap.options import ModelOptions
 
 TINY = Path(__file__).parent.parent / "tiny"
 """The model inside the package."""
+KNOWN = Path(__file__).parent / "known"
+"""The configurations of checkpoints on the hub, to measure them without their weights."""
 
 _WANTED_FILES = ["*.json", "*.safetensors", "*.txt", "*.model"]
 _BLOCK = 65536
@@ -31,7 +33,7 @@ class Checkpoint:
     """As the user gave it; a folder's full path."""
     folder: Path
     commit: str
-    """The hub's commit, or a fingerprint of the files of a local folder."""
+    """The hub's commit, a fingerprint of the files of a local folder, or `random`: without weights."""
     family: str
     """opt, t5 or instructblip: decides prompts and how the image meets the text."""
     config: dict[str, Any]
@@ -51,8 +53,10 @@ class Checkpoint:
 def find(options: ModelOptions) -> Checkpoint:
     """Find the checkpoint of a name. Raises ModelError that says why it cannot be used and what to do."""
     folder = TINY if options.name == "tiny" else Path(options.name).expanduser()
-    if options.revision is not None and folder.is_dir():
+    if options.revision is not None and (options.random_weights or folder.is_dir()):
         raise UsageError(f"--revision {options.revision}: {options.name} is no model on the hub, it has no revisions.")
+    if options.random_weights:
+        return _find_configuration(options.name, folder)
     if options.name == "tiny":
         return _check("tiny", TINY, _fingerprint(TINY))
     if folder.is_dir():
@@ -64,6 +68,21 @@ def find(options: ModelOptions) -> Checkpoint:
         )
     folder = _download(options)
     return _check(options.name, folder, folder.name)
+
+
+def _find_configuration(name: str, folder: Path) -> Checkpoint:
+    """Find what there is to know of a model but its weights: in a folder, or among the known ones."""
+    known = {path.stem: path for path in sorted(KNOWN.glob("*.json"))}
+    if folder.is_dir():
+        shown = "tiny" if folder == TINY else str(folder.resolve())
+        return _check_config(shown, folder / "config.json", "random")
+    path = known.get(name.removeprefix("Salesforce/"))
+    if path is None:
+        raise ModelError(
+            f"--model {name}: no known size. Expected with --random-weights one of {', '.join(known)}, "
+            f"or a folder with config.json. {_HINT}"
+        )
+    return _check_config(name, path, "random")
 
 
 def _download(options: ModelOptions) -> Path:
@@ -97,15 +116,21 @@ def _download(options: ModelOptions) -> Path:
 
 
 def _check(name: str, folder: Path, commit: str) -> Checkpoint:
-    if not (folder / "config.json").is_file():
-        raise ModelError(f"--model {name}: {folder} has no config.json. Expected a BLIP-2 checkpoint. {_HINT}")
-    config = read_json(name, folder / "config.json")
+    checkpoint = _check_config(name, folder / "config.json", commit)
+    _check_weights(name, folder)
+    return checkpoint
+
+
+def _check_config(name: str, path: Path, commit: str) -> Checkpoint:
+    folder = path.parent
+    if not path.is_file():
+        raise ModelError(f"--model {name}: {folder} has no {path.name}. Expected a BLIP-2 checkpoint. {_HINT}")
+    config = read_json(name, path)
     family = _family(name, config)
     if _has_code(name, folder, config):
         raise ModelError(
             f"--model {name}: its configuration asks for code of its own (auto_map), which blip2cap never runs. {_HINT}"
         )
-    _check_weights(name, folder)
     return Checkpoint(name=name, folder=folder, commit=commit, family=family, config=config)
 
 

@@ -2,36 +2,37 @@
 
 from __future__ import annotations
 
+import ctypes
 import logging
 from collections.abc import Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass
-from typing import Any
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any, Literal
 
 import torch
 import transformers
 from safetensors import SafetensorError
-from transformers import AutoTokenizer, Blip2ForConditionalGeneration, InstructBlipForConditionalGeneration
-from transformers.image_utils import OPENAI_CLIP_MEAN, OPENAI_CLIP_STD
-
-from blip2cap.errors import ModelError, UsageError
-from blip2cap.model.blip2 import Blip2
-from blip2cap.model.checkpoint import Checkpoint, read_json
-from blip2cap.options import ModelOptions
-
-_BICUBIC = 3
-_PROCESSOR_SETTINGS = (
-    *("image_mean", "image_std", "size", "resample", "rescale_factor"),
-    *("do_resize", "do_rescale", "do_normalize", "do_center_crop"),
+from transformers import (
+    AutoTokenizer,
+    Blip2ForConditionalGeneration,
+    InstructBlipForConditionalGeneration,
+    PreTrainedTokenizerBase,
 )
 
+from blip2cap.errors import ModelError, UsageError
+from blip2cap.model import quantize
+from blip2cap.model.attention import choose_attention
+from blip2cap.model.blip2 import Blip2
+from blip2cap.model.checkpoint import Checkpoint
+from blip2cap.model.cpu import is_fast_at_bfloat16
+from blip2cap.model.decoders import fuse
+from blip2cap.model.normalisation import read_normalisation
+from blip2cap.model.packed import pack
+from blip2cap.model.random_weights import build, stand_in_tokenizer
+from blip2cap.options import ModelOptions
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Normalisation:
-    """What the vision tower expects: (pixels / 255 - mean) / std, channel by channel."""
-
-    mean: tuple[float, float, float]
-    std: tuple[float, float, float]
+_CLASSES = {"blip-2": Blip2ForConditionalGeneration, "instructblip": InstructBlipForConditionalGeneration}
+_TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "spiece.model", "vocab.json", "vocab.txt")
 
 
 def load(checkpoint: Checkpoint, options: ModelOptions) -> Blip2:
@@ -40,38 +41,31 @@ def load(checkpoint: Checkpoint, options: ModelOptions) -> Blip2:
     Raises ModelError if anything is missing, so that no weight is ever left at random.
     """
     device = choose_device(options.device)
+    if options.device_map is not None and device.type != "cuda":
+        raise UsageError(f"--device-map {options.device_map}: torch {torch.__version__} sees no GPU. Leave it out.")
     dtype = choose_dtype(options.dtype, device, checkpoint)
-    classes = {"blip-2": Blip2ForConditionalGeneration, "instructblip": InstructBlipForConditionalGeneration}
-    network_class = classes[checkpoint.config["model_type"]]
-    with _quiet_transformers():
-        try:
-            network, info = network_class.from_pretrained(
-                checkpoint.folder,
-                dtype=dtype,
-                use_safetensors=True,
-                local_files_only=True,
-                trust_remote_code=False,
-                output_loading_info=True,
-            )
-            tokenizer = AutoTokenizer.from_pretrained(checkpoint.folder, local_files_only=True, trust_remote_code=False)
-            qformer_tokenizer = None
-            if checkpoint.family == "instructblip":
-                qformer_tokenizer = AutoTokenizer.from_pretrained(
-                    checkpoint.folder / "qformer_tokenizer", local_files_only=True, trust_remote_code=False
-                )
-        except (OSError, ValueError, RuntimeError, KeyError, TypeError, ImportError, SafetensorError) as error:
-            raise ModelError(
-                f"--model {checkpoint.name}: cannot be loaded: {_first_line(error)} `--model tiny` needs no download."
-            ) from error
-    missing = sorted(info["missing_keys"]) + [str(key[0]) for key in info["mismatched_keys"]]
-    if missing:
-        raise ModelError(
-            f"--model {checkpoint.name}: {len(missing)} weights are missing or of another shape "
-            f"({', '.join(missing[:3])}, ...). Fetch it again. `--model tiny` needs no download."
-        )
-    normalisation = _read_normalisation(checkpoint)
+    quantize.check(options, device)
+    normalisation = read_normalisation(checkpoint)
+    with _memory_errors(checkpoint):
+        with _library_errors(checkpoint), _quiet_transformers():
+            tokenizer = _tokenizer(checkpoint, "text")
+            qformer_tokenizer = _tokenizer(checkpoint, "qformer") if checkpoint.family == "instructblip" else None
+            if options.random_weights:
+                network = build(checkpoint, dtype, device)
+            else:
+                network = _read_network(checkpoint, options, device, dtype)
+        if options.device_map is None:
+            fuse(network)
+        if options.quantize is not None:
+            quantize.quantize(network, options.quantize, device)
+        if device.type == "cpu":
+            pack(network)
+            _return_freed_memory()
+            choose_attention(network)
+        if not _is_placed(options):
+            network.to(device)
     return Blip2(
-        network.to(device).eval(),
+        network,
         tokenizer,
         family=checkpoint.family,
         mean=normalisation.mean,
@@ -100,40 +94,82 @@ def choose_dtype(name: str, device: torch.device, checkpoint: Checkpoint) -> tor
     if name != "auto":
         return getattr(torch, name)  # type: ignore[no-any-return]
     if device.type != "cuda":
-        return torch.float32
+        return torch.bfloat16 if is_fast_at_bfloat16() else torch.float32
     if torch.cuda.is_bf16_supported(including_emulation=False):
         return torch.bfloat16
     return torch.float32 if checkpoint.text_type == "t5" else torch.float16
 
 
-def _read_normalisation(checkpoint: Checkpoint) -> Normalisation:
-    """Read the image processor's settings; what this package's decoder does not do is refused, not ignored."""
-    settings: dict[str, Any] = {}
-    for name in ("preprocessor_config.json", "processor_config.json"):
-        path = checkpoint.folder / name
-        if path.is_file():
-            content = read_json(checkpoint.name, path)
-            settings |= content.get("image_processor") or {}
-            settings |= {key: content[key] for key in _PROCESSOR_SETTINGS if key in content}
-    side = checkpoint.image_size
-    differs = {
-        "resample": settings.get("resample", _BICUBIC) != _BICUBIC,
-        "size": settings.get("size", side) not in (side, {"height": side, "width": side}),
-        "rescale_factor": abs(settings.get("rescale_factor", 1 / 255) * 255 - 1) > 1e-6,
-        "do_center_crop": bool(settings.get("do_center_crop")),
-        **{name: settings.get(name) is False for name in ("do_resize", "do_normalize", "do_rescale")},
-    }
-    for name in (name for name in differs if differs[name]):
+def _read_network(checkpoint: Checkpoint, options: ModelOptions, device: torch.device, dtype: torch.dtype) -> Any:
+    """Read a network: into main memory, or, where the library has to place it itself, onto its device."""
+    quantization = quantize.config_while_reading(options.quantize, dtype)
+    place = {"": device} if quantization is not None else None
+    network, info = _CLASSES[checkpoint.config["model_type"]].from_pretrained(
+        checkpoint.folder,
+        dtype=dtype,
+        device_map=options.device_map or place,
+        quantization_config=quantization,
+        use_safetensors=True,
+        local_files_only=True,
+        trust_remote_code=False,
+        output_loading_info=True,
+    )
+    missing = sorted(info["missing_keys"]) + [str(key[0]) for key in info["mismatched_keys"]]
+    if missing:
         raise ModelError(
-            f"--model {checkpoint.name}: its image processor has {name} = {settings[name]}. Expected bicubic "
-            f"resize to {side} x {side}, divided by 255 and normalised."
+            f"--model {checkpoint.name}: {len(missing)} weights are missing or of another shape "
+            f"({', '.join(missing[:3])}, ...). Fetch it again. `--model tiny` needs no download."
         )
-    mean, std = settings.get("image_mean", OPENAI_CLIP_MEAN), settings.get("image_std", OPENAI_CLIP_STD)
-    return Normalisation(mean=tuple(mean), std=tuple(std))
+    return network.eval()
 
 
-def _first_line(error: Exception) -> str:
-    return (str(error) or type(error).__name__).strip().splitlines()[0]
+def _is_placed(options: ModelOptions) -> bool:
+    """Whether the library places the network itself, and nobody else may."""
+    return options.device_map is not None or quantize.config_while_reading(options.quantize, torch.float32) is not None
+
+
+def _return_freed_memory() -> None:
+    """Give the system what old weights took: glibc would keep it for later, a third of a quantised opt-2.7b."""
+    with suppress(OSError, AttributeError):
+        ctypes.CDLL(None).malloc_trim(0)
+
+
+def _tokenizer(checkpoint: Checkpoint, which: Literal["text", "qformer"]) -> PreTrainedTokenizerBase:
+    """Read a tokenizer; a configuration that came without one gets one that only has its size."""
+    folder = checkpoint.folder if which == "text" else checkpoint.folder / "qformer_tokenizer"
+    if checkpoint.commit == "random" and not _has_tokenizer(folder):
+        return stand_in_tokenizer(checkpoint.config, which=which)
+    return AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+
+
+def _has_tokenizer(folder: Path) -> bool:
+    return any((folder / name).is_file() for name in _TOKENIZER_FILES)
+
+
+@contextmanager
+def _memory_errors(checkpoint: Checkpoint) -> Iterator[None]:
+    """Turn a GPU without room for the weights into ModelError."""
+    try:
+        yield
+    except torch.OutOfMemoryError as error:
+        raise ModelError(
+            f"--model {checkpoint.name}: does not fit the GPU. Try --quantize int8 or nf4, or --device-map auto to use "
+            "all GPUs."
+        ) from error
+
+
+@contextmanager
+def _library_errors(checkpoint: Checkpoint) -> Iterator[None]:
+    """Turn what the libraries raise for a folder that they cannot read into ModelError."""
+    try:
+        yield
+    except torch.OutOfMemoryError:
+        raise
+    except (OSError, ValueError, RuntimeError, KeyError, TypeError, ImportError, SafetensorError) as error:
+        first_line = (str(error) or type(error).__name__).strip().splitlines()[0]
+        raise ModelError(
+            f"--model {checkpoint.name}: cannot be loaded: {first_line} `--model tiny` needs no download."
+        ) from error
 
 
 @contextmanager

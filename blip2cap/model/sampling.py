@@ -1,19 +1,27 @@
-"""Generation options as transformers takes them, and sampling that does not depend on the batch.
+"""What happens to scores before a token is chosen: transformers' rules, and sampling that does not depend on the batch.
 
 Sampling is the Gumbel-max trick: noise added to the filtered logits, then the largest taken, has the same distribution
 as drawing from their softmax (Gumbel 1954). The noise is a hash of (row's seed, step, token), so a row draws the same
 numbers alone or among others.
+
+Shapes: N = rows, V = vocabulary.
 """
 
 from __future__ import annotations
 
 import copy
 import hashlib
+from collections import defaultdict
+from collections.abc import Sequence
 
 import torch
 from transformers import (
     GenerationConfig,
     LogitsProcessor,
+    LogitsProcessorList,
+    MinNewTokensLengthLogitsProcessor,
+    NoRepeatNGramLogitsProcessor,
+    RepetitionPenaltyLogitsProcessor,
     TemperatureLogitsWarper,
     TopKLogitsWarper,
     TopPLogitsWarper,
@@ -22,6 +30,16 @@ from transformers import (
 from blip2cap.options import GenerateOptions
 
 _MASK = 0xFFFFFFFF
+_OURS = frozenset(
+    {
+        *("max_length", "min_length", "max_new_tokens", "min_new_tokens", "num_beams", "do_sample", "use_cache"),
+        *("num_return_sequences", "repetition_penalty", "no_repeat_ngram_size", "length_penalty"),
+        *("temperature", "top_p", "top_k", "bos_token_id", "eos_token_id", "pad_token_id", "decoder_start_token_id"),
+        *("transformers_version", "_from_model_config", "return_dict_in_generate", "output_attentions"),
+        *("output_hidden_states", "output_scores", "output_logits", "cache_implementation", "num_beam_groups"),
+    }
+)
+"""Settings of a generation config that are given by our options, or that change no text."""
 
 
 def generation_config(base: GenerationConfig, options: GenerateOptions) -> GenerationConfig:
@@ -45,16 +63,90 @@ def generation_config(base: GenerationConfig, options: GenerateOptions) -> Gener
     return config
 
 
-def sampling_processors(options: GenerateOptions, seeds: torch.Tensor) -> list[LogitsProcessor]:
-    """What follows the built-in processors when sampling; empty without. `seeds` is int64 [rows]."""
-    if options.temperature is None:
+def unusual_settings(base: GenerationConfig) -> list[str]:
+    """Name the settings of a checkpoint's generation config that only transformers' own `generate` follows."""
+    return sorted(name for name, value in base.to_diff_dict().items() if name not in _OURS and value not in (None, {}))
+
+
+def end_ids(base: GenerationConfig) -> list[int]:
+    """Return the ids that end a text."""
+    ends = base.eos_token_id
+    if ends is None:
         return []
-    processors: list[LogitsProcessor] = [TemperatureLogitsWarper(options.temperature)]
-    if options.top_k is not None:
-        processors.append(TopKLogitsWarper(options.top_k))
-    if options.top_p is not None and options.top_p < 1:
-        processors.append(TopPLogitsWarper(options.top_p))
-    return [*processors, _GumbelNoise(seeds)]
+    return list(ends) if isinstance(ends, (list, tuple)) else [ends]
+
+
+class Rules:
+    """The rules that depend on what a text already says: repetition, n-grams, shortest length.
+
+    Each of transformers' processors wants rows of one length: rows go through in groups.
+    """
+
+    def __init__(self, options: GenerateOptions, ends: Sequence[int], device: torch.device) -> None:
+        self.options = options
+        self.ends = torch.tensor(ends, device=device)
+        self.known: dict[int, LogitsProcessorList] = {}
+        self.active = (
+            options.repetition_penalty != 1.0
+            or options.no_repeat_ngram_size > 0
+            or (options.min_new_tokens > 0 and len(ends) > 0)
+        )
+
+    def apply(self, histories: Sequence[Sequence[int]], num_given: Sequence[int], scores_NV: torch.Tensor) -> None:
+        """Change the scores of rows in place; of each `history` the first `num_given` ids were not generated."""
+        groups: dict[tuple[int, int], list[int]] = defaultdict(list)
+        for index, (history, given) in enumerate(zip(histories, num_given, strict=True)):
+            groups[given, len(history)].append(index)
+        for (given, _), indices in groups.items():
+            rows = torch.tensor(indices, device=scores_NV.device)
+            ids = torch.tensor([histories[index] for index in indices], device=scores_NV.device)
+            scores_NV[rows] = self._processors(given)(ids, scores_NV[rows])
+
+    def _processors(self, given: int) -> LogitsProcessorList:
+        if given not in self.known:
+            processors = LogitsProcessorList()
+            if self.options.repetition_penalty != 1.0:
+                processors.append(RepetitionPenaltyLogitsProcessor(self.options.repetition_penalty))
+            if self.options.no_repeat_ngram_size > 0:
+                processors.append(NoRepeatNGramLogitsProcessor(self.options.no_repeat_ngram_size))
+            if self.options.min_new_tokens > 0 and len(self.ends):
+                processors.append(
+                    MinNewTokensLengthLogitsProcessor(
+                        given, self.options.min_new_tokens, self.ends, device=str(self.ends.device)
+                    )
+                )
+            self.known[given] = processors
+        return self.known[given]
+
+
+class Sampler:
+    """Temperature, top-k, top-p and the noise that makes the largest score a random draw; `scores` is [N, V]."""
+
+    def __init__(self, options: GenerateOptions) -> None:
+        assert options.temperature is not None
+        self.warpers = LogitsProcessorList([TemperatureLogitsWarper(options.temperature)])
+        if options.top_k is not None:
+            self.warpers.append(TopKLogitsWarper(options.top_k))
+        if options.top_p is not None and options.top_p < 1:
+            self.warpers.append(TopPLogitsWarper(options.top_p))
+
+    def apply(self, scores_NV: torch.Tensor, seeds_N: torch.Tensor, steps_N: torch.Tensor) -> torch.Tensor:
+        """Return scores whose largest is the token drawn; each row has a seed, and the number of its tokens so far."""
+        warped_NV: torch.Tensor = self.warpers(None, scores_NV)
+        return warped_NV.double() + gumbel_noise(seeds_N, steps_N, scores_NV.shape[-1])
+
+
+class SeededSampling(LogitsProcessor):
+    """The same inside transformers' `generate`, whose rows all begin together."""
+
+    def __init__(self, options: GenerateOptions, seeds_N: torch.Tensor) -> None:
+        self.sampler, self.seeds_N, self.step = Sampler(options), seeds_N, 0
+
+    def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
+        """Return scores whose largest is the token drawn."""
+        steps_N = torch.full_like(self.seeds_N, self.step)
+        self.step += 1
+        return self.sampler.apply(scores, self.seeds_N, steps_N)
 
 
 def row_seed(seed: int, name: str, copy_index: int) -> int:
@@ -63,20 +155,13 @@ def row_seed(seed: int, name: str, copy_index: int) -> int:
     return int.from_bytes(digest, "big") >> 1
 
 
-class _GumbelNoise(LogitsProcessor):
-    """Adds -log(-log(u)) with u hashed from row, step and token."""
-
-    def __init__(self, seeds: torch.Tensor) -> None:
-        self.seeds_N1 = seeds.unsqueeze(1)
-        self.step = 0
-
-    def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
-        tokens_1V = torch.arange(scores.shape[-1], device=scores.device).unsqueeze(0)
-        step_N1 = _mix(self.seeds_N1 + 0x9E3779B9 * (self.step + 1))
-        bits_NV = _mix(step_N1 ^ _mix(tokens_1V + 0x85EBCA6B))
-        uniform_NV = (bits_NV.double() + 0.5) / 2**32
-        self.step += 1
-        return scores.double() - (-uniform_NV.log()).log()
+def gumbel_noise(seeds_N: torch.Tensor, steps_N: torch.Tensor, num_tokens: int) -> torch.Tensor:
+    """Return -log(-log(u)), float64 [N, V], with u hashed from row, step and token."""
+    tokens_1V = torch.arange(num_tokens, device=seeds_N.device).unsqueeze(0)
+    step_N1 = _mix(seeds_N + 0x9E3779B9 * (steps_N + 1)).unsqueeze(1)
+    bits_NV = _mix(step_N1 ^ _mix(tokens_1V + 0x85EBCA6B))
+    uniform_NV = (bits_NV.double() + 0.5) / 2**32
+    return -(-uniform_NV.log()).log()
 
 
 def _mix(x: torch.Tensor) -> torch.Tensor:

@@ -1,0 +1,121 @@
+"""What an expert makes of transformers in an afternoon; the options and the JSON are those of the plain script.
+
+bfloat16 where the device is fast at it; a DataLoader whose workers decode and resize; pinned memory, a static cache,
+which transformers then compiles, and batches of one size on CUDA; prompts padded to one length, on the left for
+decoders; images decoded once however many questions there are, though the whole model still runs for each.
+
+    python benchmarks/tuned_transformers.py --images ./imgs --model Salesforce/blip2-opt-2.7b
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from PIL import Image
+from torch.utils.data import DataLoader, Dataset
+
+from blip2cap.bench.plain_transformers import (
+    DTYPES,
+    choose_device,
+    find_images,
+    load,
+    make_prompts,
+    parser,
+    report,
+    synchronise,
+)
+
+
+class Pixels(Dataset):
+    """Image files as the processor's tensors."""
+
+    def __init__(self, paths: Sequence[Path], image_processor: Any) -> None:
+        self.paths = paths
+        self.image_processor = image_processor
+
+    def __len__(self) -> int:
+        return len(self.paths)
+
+    def __getitem__(self, index: int) -> torch.Tensor:
+        image = Image.open(self.paths[index]).convert("RGB")
+        return self.image_processor(image, return_tensors="pt")["pixel_values"][0]
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Caption a folder, or ask about it; print how long it took as a JSON object."""
+    options = parser(__doc__, dtypes=("auto", *DTYPES))
+    options.add_argument("--num-workers", type=int, default=min(8, os.cpu_count() or 1), help="processes that decode")
+    arguments = options.parse_args(argv)
+    paths = find_images(arguments)
+    device = torch.device(choose_device(arguments.device))
+    on_gpu = device.type == "cuda"
+    dtype = fast_dtype(device) if arguments.dtype == "auto" else getattr(torch, arguments.dtype)
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")  # workers are forks, where its threads would hang
+    start = time.perf_counter()
+    processor, model = load(arguments, device, dtype)
+    load_s = time.perf_counter() - start
+    text_inputs = tokenise(processor, model, make_prompts(arguments, model.config), device)
+    num_given = 0 if model.config.text_config.is_encoder_decoder else text_inputs[0]["input_ids"].shape[1]
+
+    def loader(paths: Sequence[Path]) -> DataLoader:
+        return DataLoader(
+            Pixels(paths, processor.image_processor),
+            batch_size=arguments.batch_size,
+            num_workers=arguments.num_workers,
+            multiprocessing_context="fork" if arguments.num_workers else None,
+            pin_memory=on_gpu,
+        )
+
+    @torch.inference_mode()
+    def generate(paths: Sequence[Path]) -> Iterator[list[str]]:
+        for pixels in loader(paths):
+            num_images = len(pixels)
+            if on_gpu and num_images < arguments.batch_size:  # another size would be compiled anew
+                pixels = torch.cat([pixels, pixels[-1:].expand(arguments.batch_size - num_images, -1, -1, -1)])
+            pixels = pixels.to(device, dtype, non_blocking=True)
+            for inputs in text_inputs:
+                output = model.generate(
+                    pixel_values=pixels,
+                    **{name: ids.expand(len(pixels), -1) for name, ids in inputs.items()},
+                    max_new_tokens=arguments.max_new_tokens,
+                    num_beams=arguments.num_beams,
+                    do_sample=False,
+                    cache_implementation="static" if on_gpu else None,
+                )
+                texts = processor.batch_decode(output[:num_images, num_given:], skip_special_tokens=True)
+                yield [text.strip() for text in texts]
+
+    for _ in range(arguments.warmup):
+        list(generate(paths[: arguments.batch_size]))
+    synchronise(device)
+    start = time.perf_counter()
+    texts = [text for batch in generate(paths) for text in batch]
+    report("tuned_transformers", arguments, device, dtype, load_s, time.perf_counter() - start, len(paths), texts)
+    return 0
+
+
+def fast_dtype(device: torch.device) -> torch.dtype:
+    """Choose bfloat16 where the hardware multiplies in it, else float32 on a CPU and float16 on a GPU."""
+    if device.type == "cuda":
+        return torch.bfloat16 if torch.cuda.is_bf16_supported(including_emulation=False) else torch.float16
+    abilities = torch.cpu.get_capabilities() if hasattr(torch.cpu, "get_capabilities") else {}  # newer than torch 2.10
+    return torch.bfloat16 if abilities.get("amx_bf16") or abilities.get("avx512_bf16") else torch.float32
+
+
+def tokenise(processor: Any, model: Any, prompts: Sequence[str], device: torch.device) -> list[dict[str, torch.Tensor]]:
+    """Return each prompt as one row of ids with the image's in front, all of one length."""
+    processor.tokenizer.padding_side = "right" if model.config.text_config.is_encoder_decoder else "left"
+    blank = [Image.new("RGB", (8, 8))] * len(prompts)
+    inputs = processor(images=blank, text=list(prompts), padding=True, return_tensors="pt").to(device)
+    inputs.pop("pixel_values")
+    return [{name: ids[row : row + 1] for name, ids in inputs.items()} for row in range(len(prompts))]
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,65 @@
+"""The images of a benchmark: drawn scenes as JPEG files, copies at the model's size, and folders of links for peers."""
+
+from __future__ import annotations
+
+import os
+import re
+import time
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+
+from PIL import Image
+
+from blip2cap.decode import decode, read
+from blip2cap.errors import UsageError
+from blip2cap.options import DecodeOptions
+from blip2cap.records import ImageRef
+from blip2cap.scenes import draw
+
+_QUALITY = 90
+
+
+def parse_size(text: str) -> tuple[int, int]:
+    """Read `640x480`. Raises UsageError."""
+    found = re.fullmatch(r"([1-9][0-9]{0,4})x([1-9][0-9]{0,4})", text)
+    if not found:
+        raise UsageError(f"--image-size {text}: expected WIDTHxHEIGHT in pixels, as 640x480.")
+    return int(found[1]), int(found[2])
+
+
+def draw_images(
+    folder: Path, seeds: Iterable[int], size: tuple[int, int], *, budget_s: float | None = None
+) -> list[ImageRef]:
+    """Draw a scene for each seed to a JPEG file, until the time is spent.
+
+    All are different: blip2cap would caption one that comes twice only once.
+    """
+    refs, started = [], time.monotonic()
+    for seed in seeds:
+        path = folder / f"{seed:06}.jpg"
+        draw(seed, size).image.save(path, quality=_QUALITY)
+        refs.append(ImageRef(path=str(path), name=path.name))
+        if budget_s is not None and time.monotonic() - started > budget_s:
+            break
+    return refs
+
+
+def copy_small(refs: Sequence[ImageRef], folder: Path, size: int, options: DecodeOptions) -> list[ImageRef]:
+    """Save images uncompressed at the model's size: decoding them costs next to nothing, and changes no pixel."""
+    copies = []
+    for index, ref in enumerate(refs):
+        path = folder / f"{index:06}.ppm"
+        Image.fromarray(decode(read(ref, options), size, options).pixels_HWC).save(path)
+        copies.append(ImageRef(path=str(path), name=path.name))
+    return copies
+
+
+def link(refs: Sequence[ImageRef], folder: Path) -> Path:
+    """Link the files into one folder, for a program that takes a folder; their order by name is that of `refs`.
+
+    All are called .jpg: such programs go by the name first, and Pillow by the content.
+    """
+    folder.mkdir()
+    for index, ref in enumerate(refs):
+        os.symlink(os.path.realpath(ref.path), folder / f"{index:06}.jpg")
+    return folder

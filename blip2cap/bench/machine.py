@@ -1,0 +1,208 @@
+"""The machine: what it is, and how fast it multiplies matrices, moves memory and decodes images.
+
+Each rate is the best of several trials: what the machine can do, not what it happened to do.
+"""
+
+from __future__ import annotations
+
+import os
+import platform
+import subprocess
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+
+import torch
+from torch import nn
+
+import blip2cap
+from blip2cap.decode import decode, read
+from blip2cap.errors import ImageError
+from blip2cap.model.packed import pack
+from blip2cap.model.quantize import quantize
+from blip2cap.options import DecodeOptions
+from blip2cap.records import ImageRef
+
+_PACKAGE = Path(blip2cap.__file__).resolve().parent
+_SHAPES = ((1408, 6144), (6144, 1408), (4096, 4096))
+"""Inner and outer width of the products: the ViT's two widest layers, and a square one."""
+_ROWS = {"cpu": 1024, "cuda": 16384}
+_COPY_BYTES = {"cpu": 1 << 28, "cuda": 1 << 31}
+"""Well above what a cache holds."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Machine:
+    """What a benchmark ran on."""
+
+    cpu: str
+    num_cores: int
+    """That this process may use."""
+    memory_gb: float
+    gpu: str
+    """"" without one."""
+    gpu_memory_gb: float
+    system: str
+    python: str
+    num_torch_threads: int
+    versions: dict[str, str]
+    """Of blip2cap and what it computes with; CUDA's where there is a GPU."""
+    commit: str
+    """Of blip2cap's repository, with `+` if files differ from it; "" if it is installed elsewhere."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Decoding:
+    """Reading and decoding by one thread, seconds for each image."""
+
+    num_images: int
+    """Good ones among those tried."""
+    read_s: float
+    decode_s: float
+
+
+def describe(device: torch.device) -> Machine:
+    """Describe the machine as a run on `device` sees it."""
+    versions = {name: _version(name) for name in ("torch", "transformers", "Pillow")}
+    gpu, gpu_memory_gb = "", 0.0
+    if device.type == "cuda":
+        properties = torch.cuda.get_device_properties(device)
+        gpu, gpu_memory_gb = properties.name, properties.total_memory / 1e9
+        versions["cuda"] = str(torch.version.cuda)
+    return Machine(
+        cpu=_cpu_name(),
+        num_cores=num_cores(),
+        memory_gb=round(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 1e9, 1),
+        gpu=gpu,
+        gpu_memory_gb=round(gpu_memory_gb, 1),
+        system=f"{platform.system()} {platform.release()}",
+        python=platform.python_version(),
+        num_torch_threads=torch.get_num_threads(),
+        versions={"blip2cap": blip2cap.__version__} | versions,
+        commit=_commit(),
+    )
+
+
+def num_cores() -> int:
+    """Count the cores that this process may use."""
+    try:
+        return len(os.sched_getaffinity(0))
+    except AttributeError:  # macOS
+        return os.cpu_count() or 1
+
+
+@torch.inference_mode()
+def matrix_rate(
+    device: torch.device, dtype: torch.dtype, kind: str | None = None, *, rows: int = 0, budget_s: float = 1.5
+) -> float:
+    """Measure the operations per second of Linear layers of the ViT's shapes, a multiply and an add counting two.
+
+    They are made as a model's are; `kind` is how its weights are quantised.
+    """
+    rows = rows or _ROWS[device.type]
+    best = 0.0
+    for inner, outer in _SHAPES:
+        layer = nn.Sequential(nn.Linear(inner, outer, bias=False, dtype=dtype, device=device))
+        if kind is not None:
+            quantize(layer, kind, device)
+        if device.type == "cpu":
+            pack(layer)
+        x = torch.randn(rows, inner, dtype=dtype, device=device)
+        seconds = _best_seconds(partial(layer, x), device, budget_s / len(_SHAPES))
+        best = max(best, 2.0 * rows * inner * outer / seconds)
+    return best
+
+
+def memory_rate(device: torch.device, *, num_bytes: int = 0, budget_s: float = 0.6) -> float:
+    """Measure the bytes per second that a large copy reads and writes, together."""
+    num_bytes = num_bytes or _COPY_BYTES[device.type]
+    source = torch.ones(num_bytes, dtype=torch.uint8, device=device)
+    target = torch.zeros_like(source)
+    seconds = _best_seconds(lambda: target.copy_(source), device, budget_s)
+    return 2.0 * num_bytes / seconds
+
+
+def decoding_rate(
+    refs: Sequence[ImageRef], size: int, options: DecodeOptions, *, budget_s: float = 3.0
+) -> tuple[Decoding, list[ImageRef]]:
+    """Read and decode images in this thread, as many as the time allows; return what was measured, and the good ones.
+
+    Each file is read once before it is timed, so that all are measured alike: from the cache of the system.
+    """
+    good, read_s, decode_s = [], 0.0, 0.0
+    for ref in refs:
+        try:
+            read(ref, options)
+            started = time.perf_counter()
+            data = read(ref, options)
+            was_read = time.perf_counter()
+            decode(data, size, options)
+        except (ImageError, MemoryError):
+            continue
+        decode_s += time.perf_counter() - was_read
+        read_s += was_read - started
+        good.append(ref)
+        if read_s + decode_s > budget_s:
+            break
+    count = max(1, len(good))
+    return Decoding(num_images=len(good), read_s=read_s / count, decode_s=decode_s / count), good
+
+
+def synchroniser(device: torch.device) -> Callable[[], None]:
+    """Return what waits until the device has done all it was given; on a CPU there is nothing to wait for."""
+    if device.type == "cuda":
+        return lambda: torch.cuda.synchronize(device)
+    return lambda: None
+
+
+def _best_seconds(work: Callable[[], object], device: torch.device, budget_s: float) -> float:
+    """Return the shortest time that `work` took: after a warm-up, at least twice, and until the budget is spent."""
+    wait = synchroniser(device)
+    repeats = 1 if device.type == "cpu" else 10  # on a GPU a single one is too short for the clock
+    best, spent, trials = float("inf"), 0.0, 0
+    work()
+    wait()
+    while trials < 2 or spent < budget_s:
+        started = time.perf_counter()
+        for _ in range(repeats):
+            work()
+        wait()
+        seconds = time.perf_counter() - started
+        best, spent, trials = min(best, seconds / repeats), spent + seconds, trials + 1
+    return best
+
+
+def _version(package: str) -> str:
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return ""
+
+
+def _cpu_name() -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace").splitlines()
+    except OSError:
+        lines = []
+    names = (line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
+    return next(names, "") or platform.processor() or platform.machine()
+
+
+def _commit() -> str:
+    """Ask git, if the package lies in a repository of its own and not in somebody's environment."""
+
+    def git(*arguments: str) -> str:
+        done = subprocess.run(
+            ["git", "-C", str(_PACKAGE), *arguments], capture_output=True, text=True, check=True, timeout=10
+        )
+        return done.stdout.strip()
+
+    try:
+        if Path(git("rev-parse", "--show-toplevel")).resolve() != _PACKAGE.parent:
+            return ""
+        return git("rev-parse", "--short=12", "HEAD") + ("+" if git("status", "--porcelain", ".") else "")
+    except (OSError, subprocess.SubprocessError):
+        return ""

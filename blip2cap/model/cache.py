@@ -1,0 +1,86 @@
+"""Keys and values of the rows that are being decoded: allocated once, written in place.
+
+Shapes: L = layers, R = rows, H = heads, S = positions, P = positions of an encoder's output, K = size of a head.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+
+
+@dataclass(kw_only=True, slots=True)
+class Cache:
+    """What the decoder remembers of each row; rows in use come first."""
+
+    own_L2RHSK: torch.Tensor
+    """Keys and values of the row's own tokens."""
+    cross_L2RHPK: torch.Tensor | None = None
+    """Of the encoder's output; None for models without an encoder."""
+    cross_lengths_R: torch.Tensor | None = None
+    """How many of the P positions each row has."""
+
+    @classmethod
+    def allocate(
+        cls,
+        like: torch.Tensor,
+        *,
+        num_layers: int,
+        num_rows: int,
+        num_heads: int,
+        head_size: int,
+        length: int,
+        cross_length: int = 0,
+    ) -> Cache:
+        """Allocate for `num_rows`, in the dtype and on the device of `like`.
+
+        Zeros, not whatever the memory holds: masked positions have weight 0, and 0 x NaN is NaN.
+        """
+
+        def zeros(num_positions: int) -> torch.Tensor:
+            return like.new_zeros((num_layers, 2, num_rows, num_heads, num_positions, head_size))
+
+        if not cross_length:
+            return cls(own_L2RHSK=zeros(length))
+        lengths = torch.zeros(num_rows, dtype=torch.long, device=like.device)
+        return cls(own_L2RHSK=zeros(length), cross_L2RHPK=zeros(cross_length), cross_lengths_R=lengths)
+
+    @property
+    def num_bytes(self) -> int:
+        """How much memory it takes."""
+        cross = 0 if self.cross_L2RHPK is None else self.cross_L2RHPK.nbytes
+        return self.own_L2RHSK.nbytes + cross
+
+    @property
+    def num_rows(self) -> int:
+        """How many rows there is room for."""
+        return self.own_L2RHSK.shape[2]
+
+    @property
+    def length(self) -> int:
+        """How many positions a row has."""
+        return self.own_L2RHSK.shape[4]
+
+    @property
+    def cross_length(self) -> int:
+        """How many positions of an encoder's output a row has room for."""
+        return 0 if self.cross_L2RHPK is None else self.cross_L2RHPK.shape[4]
+
+    def copy_rows(self, source: Cache, rows: slice, to: slice) -> None:
+        """Copy whole rows from a cache, this one or a smaller one."""
+        self.own_L2RHSK[:, :, to, :, : source.length] = source.own_L2RHSK[:, :, rows]
+        if self.cross_L2RHPK is not None:
+            assert source.cross_L2RHPK is not None
+            assert source.cross_lengths_R is not None
+            assert self.cross_lengths_R is not None
+            self.cross_L2RHPK[:, :, to, :, : source.cross_length] = source.cross_L2RHPK[:, :, rows]
+            self.cross_lengths_R[to] = source.cross_lengths_R[rows]
+
+    def reorder(self, rows_N: torch.Tensor, begin: int, end: int) -> None:
+        """Let row i go on from row `rows_N[i]`, at positions begin..end: what beams of one text have in common stays.
+
+        A row may only come from a beam of its own text.
+        """
+        own = self.own_L2RHSK[:, :, : len(rows_N), :, begin:end]
+        own.copy_(own.index_select(2, rows_N))

@@ -1,0 +1,53 @@
+"""Which language models have a lean decoder here, and what every one of them can do."""
+
+from __future__ import annotations
+
+from typing import Any, Protocol
+
+import torch
+
+from blip2cap.model.cache import Cache
+from blip2cap.model.opt import OptDecoder
+from blip2cap.model.t5 import T5Decoder
+
+_DECODERS: dict[str, type[OptDecoder] | type[T5Decoder]] = {"opt": OptDecoder, "t5": T5Decoder}
+
+
+class Decoder(Protocol):
+    """A language model that takes image and prompt, then a token at a time."""
+
+    def num_given(self, num_prefix: int) -> int:
+        """How many positions of a row are taken before its first new token."""
+
+    def new_cache(self, num_rows: int, num_prefix: int, max_new_tokens: int) -> Cache:
+        """Allocate a cache for prefixes of at most `num_prefix` tokens."""
+
+    def bytes_per_row(self, num_prefix: int, max_new_tokens: int) -> int:
+        """Return how much memory a row of such a cache takes."""
+
+    def prefill(
+        self,
+        image_IQD: torch.Tensor,
+        image_of_N: torch.Tensor,
+        ids_NT: torch.Tensor,
+        cache: Cache,
+        first_row: int,
+        num_beams: int = 1,
+    ) -> torch.Tensor:
+        """Run image and prompt of N texts into the cache; return the logits that follow, [N, V]."""
+
+    def step(self, ids_N: torch.Tensor, positions_N: torch.Tensor, cache: Cache, length: int) -> torch.Tensor:
+        """Run one token of each of the first N rows; return the logits that follow, [N, V]."""
+
+
+def fuse(network: Any) -> None:
+    """Fuse projections of the language model in place, where it has a lean decoder."""
+    decoder = _DECODERS.get(network.language_model.config.model_type)
+    if decoder is not None:
+        decoder.fuse(network.language_model)
+
+
+def make_decoder(network: Any) -> Decoder | None:
+    """Return the lean decoder of a network's language model; None for those that have none (Llama)."""
+    decoder = _DECODERS.get(network.language_model.config.model_type)
+    return None if decoder is None else decoder(network.language_model)

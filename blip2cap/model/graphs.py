@@ -1,0 +1,68 @@
+"""The decoding step as CUDA graphs: a step of a few milliseconds is one launch instead of a thousand.
+
+A graph has a fixed number of rows, so one is captured for each of a few row counts, when it is first needed, and steps
+with fewer rows run the next larger one: what free rows compute is thrown away.
+"""
+
+from __future__ import annotations
+
+import torch
+
+from blip2cap.model.cache import Cache
+from blip2cap.model.decoders import Decoder
+
+_ROUNDING = 32
+"""Row counts are multiples of this, or a power of two below: half of it is what a step wastes on average."""
+
+
+def rounded(num_rows: int, most: int) -> int:
+    """Return how many rows the graph for a step with `num_rows` has, in a cache with room for `most`."""
+    size = 1 << (num_rows - 1).bit_length() if num_rows < _ROUNDING else -(-num_rows // _ROUNDING) * _ROUNDING
+    return min(size, most)
+
+
+class GraphedDecoder:
+    """A decoder whose steps are replayed."""
+
+    def __init__(self, decoder: Decoder) -> None:
+        self.decoder = decoder
+        self.cache: Cache | None = None
+        self.graphs: dict[int, tuple[torch.cuda.CUDAGraph, torch.Tensor]] = {}
+        self.num_given, self.bytes_per_row = decoder.num_given, decoder.bytes_per_row
+        self.new_cache, self.prefill = decoder.new_cache, decoder.prefill
+
+    def step(self, ids_N: torch.Tensor, positions_N: torch.Tensor, cache: Cache, length: int) -> torch.Tensor:
+        """Run one token of each of the first N rows at its position; return the logits that follow, [N, V].
+
+        The logits are overwritten by the next step.
+        """
+        if cache is not self.cache:  # graphs hold the addresses of the cache that they were captured with
+            self.graphs, self.cache = {}, cache
+            self.ids_R, self.positions_R = ids_N.new_zeros(cache.num_rows), ids_N.new_zeros(cache.num_rows)
+            self.pool = torch.cuda.graph_pool_handle()
+        num_rows = len(ids_N)
+        self.ids_R[:num_rows], self.positions_R[:num_rows] = ids_N, positions_N
+        size = rounded(num_rows, cache.num_rows)
+        if size not in self.graphs:
+            self.graphs[size] = self._capture(size, cache)
+        graph, logits_NV = self.graphs[size]
+        graph.replay()
+        return logits_NV[:num_rows]
+
+    def _capture(self, size: int, cache: Cache) -> tuple[torch.cuda.CUDAGraph, torch.Tensor]:
+        """Record a step of `size` rows over the whole length of the cache."""
+
+        def step() -> torch.Tensor:
+            return self.decoder.step(self.ids_R[:size], self.positions_R[:size], cache, cache.length)
+
+        # Once before, on a stream of its own: libraries allocate at their first call, which a capture does not allow.
+        # What it writes into the cache, the replay writes again.
+        stream = torch.cuda.Stream()  # type: ignore[no-untyped-call]
+        stream.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(stream):
+            step()
+        torch.cuda.current_stream().wait_stream(stream)
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph, pool=self.pool):
+            logits_NV = step()
+        return graph, logits_NV

@@ -1,0 +1,164 @@
+"""OPT's decoder, lean: over the weights that transformers loaded, with a cache that is written in place.
+
+Shapes: N = rows, I = images, Q = query tokens, T = tokens of the prompt, S = positions in the cache, H = heads,
+K = size of a head, D = hidden size, V = vocabulary.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch.nn import functional
+
+from blip2cap.model.attention import attend
+from blip2cap.model.cache import Cache
+from blip2cap.model.fused import fuse, project
+
+_PROJECTIONS = ("q_proj", "k_proj", "v_proj")
+_Attend = Callable[[int, torch.Tensor, torch.Tensor, torch.Tensor], torch.Tensor]
+
+
+class OptDecoder:
+    """Prefills rows of a cache, and steps the first rows by a token each."""
+
+    def __init__(self, language_model: Any) -> None:
+        self.decoder = language_model.model.decoder
+        self.lm_head = language_model.lm_head
+        self.config = language_model.config
+        self.head_size = self.config.hidden_size // self.config.num_attention_heads
+
+    @staticmethod
+    def fuse(language_model: Any) -> None:
+        """Lay query, key and value of each layer into one matrix."""
+        for layer in language_model.model.decoder.layers:
+            fuse(layer.self_attn, _PROJECTIONS, "qkv")
+
+    def num_given(self, num_prefix: int) -> int:
+        """How many positions of a row are taken before its first new token."""
+        return num_prefix
+
+    def new_cache(self, num_rows: int, num_prefix: int, max_new_tokens: int) -> Cache:
+        """Allocate a cache for prefixes of at most `num_prefix` tokens."""
+        return self._allocate(self.decoder.embed_positions.weight, num_rows, num_prefix, max_new_tokens)
+
+    def bytes_per_row(self, num_prefix: int, max_new_tokens: int) -> int:
+        """Return how much memory a row of such a cache takes."""
+        weight = torch.empty(0, dtype=self.decoder.embed_positions.weight.dtype, device="meta")
+        return self._allocate(weight, 1, num_prefix, max_new_tokens).num_bytes
+
+    def _allocate(self, like: torch.Tensor, num_rows: int, num_prefix: int, max_new_tokens: int) -> Cache:
+        return Cache.allocate(
+            like,
+            num_layers=len(self.decoder.layers),
+            num_rows=num_rows,
+            num_heads=self.config.num_attention_heads,
+            head_size=self.head_size,
+            length=num_prefix + max_new_tokens,
+        )
+
+    def prefill(
+        self,
+        image_IQD: torch.Tensor,
+        image_of_N: torch.Tensor,
+        ids_NT: torch.Tensor,
+        cache: Cache,
+        first_row: int,
+        num_beams: int = 1,
+    ) -> torch.Tensor:
+        """Run image and prompt of N texts into the cache, each `num_beams` times from `first_row` on.
+
+        Returns the logits that follow, [N, V]. An image that several prompts ask about runs once.
+        """
+        num_images, num_queries = image_IQD.shape[:2]
+        length = num_queries + ids_NT.shape[1]
+        rows = slice(first_row, first_row + len(ids_NT) * num_beams)
+        own = cache.own_L2RHSK
+        text_NTD = self.decoder.embed_tokens(ids_NT)
+        image_IQD = image_IQD.to(text_NTD.dtype)
+
+        def keep(index: int, begin: int, end: int, key_NHTK: torch.Tensor, value_NHTK: torch.Tensor) -> None:
+            if num_beams > 1:
+                key_NHTK = key_NHTK.repeat_interleave(num_beams, dim=0)
+                value_NHTK = value_NHTK.repeat_interleave(num_beams, dim=0)
+            own[index, 0, rows, :, begin:end], own[index, 1, rows, :, begin:end] = key_NHTK, value_NHTK
+
+        if num_images == len(ids_NT):
+
+            def attend_all(index: int, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor) -> torch.Tensor:
+                keep(index, 0, length, key, value)
+                return attend(query, key, value, None)
+
+            prefix = torch.cat([image_IQD[image_of_N], text_NTD], dim=1)
+            return self._logits(self._run(prefix, self._positions(0, length, prefix), attend_all)[:, -1])
+
+        of_images: list[tuple[torch.Tensor, torch.Tensor]] = []
+
+        def attend_image(index: int, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor) -> torch.Tensor:
+            of_images.append((key, value))
+            return attend(query, key, value, None)
+
+        def attend_text(index: int, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor) -> torch.Tensor:
+            image_key, image_value = of_images[index]
+            key, value = torch.cat([image_key[image_of_N], key], 2), torch.cat([image_value[image_of_N], value], 2)
+            keep(index, 0, length, key, value)
+            return attend(query, key, value, after_image_TS)
+
+        seen = torch.ones(ids_NT.shape[1], length, dtype=torch.bool, device=ids_NT.device).tril(num_queries)
+        after_image_TS = torch.zeros_like(seen, dtype=text_NTD.dtype).masked_fill_(~seen, float("-inf"))
+        self._run(image_IQD, self._positions(0, num_queries, image_IQD), attend_image)
+        hidden_NTD = self._run(text_NTD, self._positions(num_queries, length, text_NTD), attend_text)
+        return self._logits(hidden_NTD[:, -1])
+
+    def step(self, ids_N: torch.Tensor, positions_N: torch.Tensor, cache: Cache, length: int) -> torch.Tensor:
+        """Run one token of each of the first N rows at its position, all of them below `length`.
+
+        Returns the logits that follow, [N, V].
+        """
+        own = cache.own_L2RHSK[:, :, : len(ids_N), :, :length]
+        unseen_NS = torch.arange(length, device=ids_N.device) > positions_N.unsqueeze(1)
+        mask_N11S = torch.zeros_like(unseen_NS, dtype=own.dtype).masked_fill_(unseen_NS, float("-inf"))[:, None, None]
+        rows_N = torch.arange(len(ids_N), device=ids_N.device)
+
+        def attend_cached(index: int, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor) -> torch.Tensor:
+            keys, values = own[index]
+            keys[rows_N, :, positions_N] = key.squeeze(2)
+            values[rows_N, :, positions_N] = value.squeeze(2)
+            return attend(query, keys, values, mask_N11S)
+
+        hidden_N1D = self._run(self.decoder.embed_tokens(ids_N).unsqueeze(1), positions_N.unsqueeze(1), attend_cached)
+        return self._logits(hidden_N1D.squeeze(1))
+
+    def _positions(self, begin: int, end: int, like: torch.Tensor) -> torch.Tensor:
+        return torch.arange(begin, end, device=like.device).unsqueeze(0)
+
+    def _logits(self, hidden_ND: torch.Tensor) -> torch.Tensor:
+        logits: torch.Tensor = self.lm_head(hidden_ND)
+        return logits.float()
+
+    def _run(self, hidden_NTD: torch.Tensor, positions: torch.Tensor, mix: _Attend) -> torch.Tensor:
+        decoder, before = self.decoder, self.config.do_layer_norm_before
+        if decoder.project_in is not None:
+            hidden_NTD = decoder.project_in(hidden_NTD)
+        table = decoder.embed_positions
+        hidden_NTD = hidden_NTD + functional.embedding(positions + table.offset, table.weight)
+        num_rows, length, size = hidden_NTD.shape
+        shape = (num_rows, length, 3, self.config.num_attention_heads, self.head_size)
+        for index, layer in enumerate(decoder.layers):
+            attention = layer.self_attn
+            normed = layer.self_attn_layer_norm(hidden_NTD) if before else hidden_NTD
+            qkv = project(attention, _PROJECTIONS, "qkv", normed)
+            query, key, value = qkv.view(shape).permute(2, 0, 3, 1, 4)
+            mixed_NHTK = mix(index, query * attention.scaling, key, value)
+            mixed_NTD = mixed_NHTK.transpose(1, 2).reshape(num_rows, length, size)
+            hidden_NTD = hidden_NTD + attention.out_proj(mixed_NTD)
+            if not before:
+                hidden_NTD = layer.self_attn_layer_norm(hidden_NTD)
+            normed = layer.final_layer_norm(hidden_NTD) if before else hidden_NTD
+            hidden_NTD = hidden_NTD + layer.fc2(layer.activation_fn(layer.fc1(normed)))
+            if not before:
+                hidden_NTD = layer.final_layer_norm(hidden_NTD)
+        if decoder.final_layer_norm is not None:
+            hidden_NTD = decoder.final_layer_norm(hidden_NTD)
+        return hidden_NTD if decoder.project_out is None else decoder.project_out(hidden_NTD)

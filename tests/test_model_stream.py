@@ -1,0 +1,252 @@
+"""The text side as a stream: refilled places, memory that runs out, results that belong to their prompts."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import pytest
+import torch
+
+from blip2cap.batch_size import BatchSize
+from blip2cap.errors import ImageError
+from blip2cap.model.beams import Beams
+from blip2cap.model.cache import Cache
+from blip2cap.model.search import Greedy
+from blip2cap.model.stream import TextRow, TextStream, Tokens
+from blip2cap.options import GenerateOptions
+from blip2cap.records import Generated
+from blip2cap.stopwatch import Stopwatch
+
+END, VOCABULARY = 1, 8
+CPU = torch.device("cpu")
+
+
+class CountingDecoder:
+    """Ends a text after as many tokens as its prompt's first id says; all that it knows of a row is in the cache."""
+
+    def __init__(self, *, room: int = 1_000_000, never: int | None = None) -> None:
+        self.room = room
+        """More rows in a cache, or in a step, raise MemoryError."""
+        self.never = never
+        """A prompt that has no room in any company."""
+        self.num_rows: list[int] = []
+        """Of each step."""
+        self.prefills: list[int] = []
+        """Texts of each prefill, those without room too."""
+
+    def num_given(self, num_prefix: int) -> int:
+        return num_prefix
+
+    def bytes_per_row(self, num_prefix: int, max_new_tokens: int) -> int:
+        return 4
+
+    def new_cache(self, num_rows: int, num_prefix: int, max_new_tokens: int) -> Cache:
+        return Cache.allocate(
+            torch.zeros(()),
+            num_layers=1,
+            num_rows=num_rows,
+            num_heads=1,
+            head_size=1,
+            length=num_prefix + max_new_tokens,
+        )
+
+    def prefill(
+        self,
+        image_IQD: torch.Tensor,
+        image_of_N: torch.Tensor,
+        ids_NT: torch.Tensor,
+        cache: Cache,
+        first_row: int,
+        num_beams: int = 1,
+    ) -> torch.Tensor:
+        self.prefills.append(len(ids_NT))
+        if first_row + len(ids_NT) * num_beams > self.room or self.never in ids_NT[:, 0].tolist():
+            raise MemoryError("prefill")
+        for number, ids in enumerate(ids_NT):
+            rows = slice(first_row + number * num_beams, first_row + (number + 1) * num_beams)
+            cache.own_L2RHSK[0, 0, rows, 0, 0, 0] = float(ids[0])
+            cache.own_L2RHSK[0, 1, rows, 0, 0, 0] = len(ids) + 2.0  # where new tokens begin
+        return self._logits(ids_NT[:, 0].float(), torch.zeros(len(ids_NT)))
+
+    def step(self, ids_N: torch.Tensor, positions_N: torch.Tensor, cache: Cache, length: int) -> torch.Tensor:
+        self.num_rows.append(len(ids_N))
+        if len(ids_N) > self.room:
+            raise MemoryError("step")
+        assert int(positions_N.max()) < length <= cache.length
+        own = cache.own_L2RHSK[0, :, : len(ids_N), 0, 0, 0]
+        return self._logits(own[0], positions_N + 1 - own[1])
+
+    def _logits(self, lengths_N: torch.Tensor, num_said_N: torch.Tensor) -> torch.Tensor:
+        """Say 2, 3, 4, 2, ... and end in time; what is second is 7."""
+        logits_NV = torch.zeros(len(lengths_N), VOCABULARY)
+        logits_NV[:, 7] = 5.0
+        said = (2 + num_said_N.long() % 3).masked_fill(num_said_N >= lengths_N, END)
+        return logits_NV.scatter_(1, said.unsqueeze(1), 10.0)
+
+
+class Surroundings:
+    """What the stream asks of the model around the decoder."""
+
+    num_query_tokens = 2
+
+    def __init__(self) -> None:
+        self.watch = Stopwatch()
+
+    def image_embeddings(self, rows: Sequence[TextRow]) -> tuple[torch.Tensor, torch.Tensor]:
+        return torch.zeros(len(rows), 2, 1), torch.arange(len(rows))
+
+    def history(self, tokens: Tokens) -> list[int]:
+        return list(tokens.ids)
+
+    def read_text(self, ids: list[int]) -> Generated:
+        ended = ids[-1] == END
+        ids = ids[:-1] if ended else ids
+        return Generated(text=" ".join(map(str, ids)), num_tokens=len(ids), finish_reason="stop" if ended else "length")
+
+
+def rows_of(lengths: Sequence[int], *, copies: int = 1) -> list[TextRow]:
+    return [
+        TextRow(ticket=ticket, tokens=Tokens(ids=[length, 0], qformer_ids=[]), image=torch.zeros(1), seed=0, copy=copy)
+        for ticket, length in enumerate(lengths)
+        for copy in range(copies)
+    ]
+
+
+def run(
+    decoder: CountingDecoder,
+    lengths: Sequence[int],
+    *,
+    max_texts: int,
+    rows: list[TextRow] | None = None,
+    check_every: int = 1,
+    **options: float,
+) -> dict[int, list[Generated] | ImageError]:
+    generate = GenerateOptions(**({"max_new_tokens": 20} | options))  # type: ignore[arg-type]
+    search = (Beams if generate.num_beams > 1 else Greedy)(generate, [END], CPU)
+    size = BatchSize(max_texts)
+    stream = TextStream(Surroundings(), decoder, search, generate, CPU, size=size, check_every=check_every)
+    stream.add(rows or rows_of(lengths))
+    results: dict[int, list[Generated] | ImageError] = {}
+    while stream.num_texts:
+        before = len(results)
+        results.update(stream.advance())
+        assert len(decoder.num_rows) + len(decoder.prefills) < 10_000, before
+    return results | dict(stream.advance())
+
+
+def lengths_of(results: dict[int, list[Generated] | ImageError]) -> list[int]:
+    said = []
+    for _, result in sorted(results.items()):
+        assert isinstance(result, list)
+        assert result[0].text == " ".join(str(2 + index % 3) for index in range(result[0].num_tokens))
+        said.append(result[0].num_tokens)
+    return said
+
+
+SPREAD = [4 + 37 * index % 17 for index in range(96)]
+"""4 to 20 tokens, in no order."""
+
+
+@pytest.mark.parametrize("max_texts", [1, 3, 8, 96])
+@pytest.mark.parametrize("check_every", [1, 3])
+@pytest.mark.parametrize("num_beams", [1, 3])
+def test_every_text_has_its_length_whatever_runs_beside_it(max_texts: int, check_every: int, num_beams: int) -> None:
+    decoder = CountingDecoder()
+    results = run(decoder, SPREAD, max_texts=max_texts, check_every=check_every, num_beams=num_beams, max_new_tokens=21)
+    assert lengths_of(results) == SPREAD
+    assert {result[0].finish_reason for result in results.values() if isinstance(result, list)} == {"stop"}
+
+
+def test_texts_of_many_lengths_cost_their_mean_not_their_longest() -> None:
+    decoder = CountingDecoder()
+    run(decoder, SPREAD, max_texts=16, max_new_tokens=21)
+    needed = sum(SPREAD)  # the first token comes with the prefill, the end takes one more
+    assert sum(decoder.num_rows) == needed
+    assert len(decoder.num_rows) < 1.35 * needed / 16  # a batch that waits for its longest takes 20 / 12 of it
+
+
+def test_a_text_is_cut_at_the_longest_that_is_asked_for() -> None:
+    results = run(CountingDecoder(), [2, 9, 30], max_texts=8, max_new_tokens=9, check_every=4)
+    assert lengths_of(results) == [2, 9, 9]
+    reasons = [result[0].finish_reason for _, result in sorted(results.items()) if isinstance(result, list)]
+    assert reasons == ["stop", "length", "length"]
+
+
+def test_texts_that_end_at_once_or_have_one_token_need_no_step() -> None:
+    decoder = CountingDecoder()
+    assert lengths_of(run(decoder, [0, 0], max_texts=2)) == [0, 0]
+    assert lengths_of(run(decoder, [5, 5], max_texts=2, max_new_tokens=1)) == [1, 1]
+    assert decoder.num_rows == []
+
+
+@pytest.mark.parametrize("num_beams", [1, 2])
+def test_a_prefill_that_does_not_fit_is_tried_with_half_the_texts(num_beams: int) -> None:
+    decoder = CountingDecoder(room=5 * num_beams)
+    results = run(decoder, SPREAD[:40], max_texts=16, num_beams=num_beams)
+    assert lengths_of(results) == SPREAD[:40]
+    assert decoder.prefills[:3] == [16, 8, 4]
+    assert max(decoder.num_rows) == 4 * num_beams
+
+
+def test_a_text_without_room_in_any_company_fails_alone_and_the_others_run_together_again() -> None:
+    decoder = CountingDecoder(never=13)
+    lengths = [4, 6, 13, 5, 4, 6, 5, 4, 9, 9, 9, 9]
+    results = run(decoder, lengths, max_texts=8)
+    failed = results.pop(2)
+    assert isinstance(failed, ImageError)
+    assert failed.code == "out_of_memory"
+    assert lengths_of(results) == [length for length in lengths if length != 13]
+    assert max(decoder.prefills[decoder.prefills.index(1) + 1 :]) > 1
+
+
+def test_a_step_that_does_not_fit_begins_anew_with_half_the_texts() -> None:
+    class SmallSteps(CountingDecoder):
+        def step(self, ids_N: torch.Tensor, positions_N: torch.Tensor, cache: Cache, length: int) -> torch.Tensor:
+            if len(ids_N) > 3:
+                raise torch.OutOfMemoryError("step")
+            return super().step(ids_N, positions_N, cache, length)
+
+    decoder = SmallSteps()
+    assert lengths_of(run(decoder, SPREAD[:20], max_texts=8)) == SPREAD[:20]
+    assert max(decoder.num_rows) == 2
+
+
+def test_prompts_of_several_lengths_run_side_by_side_and_the_cache_grows() -> None:
+    decoder = CountingDecoder()
+    rows = [
+        TextRow(
+            ticket=ticket,
+            tokens=Tokens(ids=[5 + ticket % 3] + [0] * ticket, qformer_ids=[]),
+            image=torch.zeros(1),
+            seed=0,
+        )
+        for ticket in range(12)
+    ]
+    results = run(decoder, [], rows=rows, max_texts=12)
+    assert lengths_of(results) == [5 + ticket % 3 for ticket in range(12)]
+    assert decoder.prefills == [1] * 12
+    assert max(decoder.num_rows) == 12
+
+
+def test_samples_of_one_prompt_come_together_in_their_order() -> None:
+    rows = rows_of([6, 3], copies=3)
+    results = run(CountingDecoder(), [], rows=rows, max_texts=4, num_captions=3, temperature=0.01)
+    assert [len(result) for _, result in sorted(results.items()) if isinstance(result, list)] == [3, 3]
+
+
+def test_the_number_of_texts_grows_while_it_pays(monkeypatch: pytest.MonkeyPatch) -> None:
+    clock = [0.0]
+    monkeypatch.setattr("blip2cap.model.stream.time.perf_counter", lambda: clock[0])
+
+    class Costly(CountingDecoder):
+        def step(self, ids_N: torch.Tensor, positions_N: torch.Tensor, cache: Cache, length: int) -> torch.Tensor:
+            clock[0] += max(8, len(ids_N))  # up to 8 rows cost the same
+            return super().step(ids_N, positions_N, cache, length)
+
+    decoder, options = Costly(), GenerateOptions(max_new_tokens=20)
+    size = BatchSize(2, 64)
+    stream = TextStream(Surroundings(), decoder, Greedy(options, [END], CPU), options, CPU, size=size)
+    stream.add(rows_of([9] * 200))
+    while stream.num_texts:
+        stream.advance()
+    assert (size.size, size.settled) == (8, True)
