@@ -27,6 +27,7 @@ from PIL import Image, features
 
 from blip2cap import __version__
 from blip2cap.decode import Decoded, decode, read
+from blip2cap.model.resize import choose_resizer
 from blip2cap.options import DecodeOptions
 from blip2cap.records import ImageRef
 from blip2cap.scenes import draw
@@ -121,7 +122,7 @@ def measure(paths: Sequence[Path], size: int, num_rounds: int) -> dict[str, Any]
 def to_pixels(path: Path, size: int, mode: str) -> Decoded:
     """Do what a run does with one file."""
     options = DecodeOptions(mode=mode)
-    return decode(read(ImageRef(path=os.fspath(path), name=path.name), options), size, options)
+    return decode(read(ImageRef(path=os.fspath(path), name=path.name), options), size, options, choose_resizer())
 
 
 def compare_captions(folder: Path, num_scenes: int) -> dict[str, Any]:

@@ -84,6 +84,7 @@ def main(argv: Sequence[str] | None = None) -> int:
                     pixel_values=pixels,
                     **{name: ids.expand(len(pixels), -1) for name, ids in inputs.items()},
                     max_new_tokens=arguments.max_new_tokens,
+                    min_new_tokens=arguments.min_new_tokens or None,
                     num_beams=arguments.num_beams,
                     do_sample=False,
                     cache_implementation="static" if on_gpu else None,

@@ -64,7 +64,12 @@ def measure(arguments: argparse.Namespace) -> int:
         load_format="dummy" if arguments.random_weights else "auto",
     )
     load_s = time.perf_counter() - start
-    greedy = vllm.SamplingParams(temperature=0, max_tokens=arguments.max_new_tokens, stop_token_ids=[NEWLINE])
+    greedy = vllm.SamplingParams(
+        temperature=0,
+        max_tokens=arguments.max_new_tokens,
+        min_tokens=arguments.min_new_tokens,
+        stop_token_ids=[NEWLINE],
+    )
 
     def generate(images: Sequence[Any]) -> list[str]:
         inputs = [{"prompt": prompt, "multi_modal_data": {"image": image}} for image in images for prompt in prompts]
@@ -112,6 +117,7 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--dtype", choices=("auto", "float32", "bfloat16", "float16"), default="bfloat16")
     parser.add_argument("--device", default="auto", help="vLLM takes what it was built for")
     parser.add_argument("--max-new-tokens", type=int, default=20)
+    parser.add_argument("--min-new-tokens", type=int, default=0)
     parser.add_argument("--num-beams", type=int, default=1)
     parser.add_argument("--prompt", metavar="TEXT", help="what each caption begins with")
     parser.add_argument("--question", action="append", metavar="Q", help="ask instead of captioning; may be repeated")

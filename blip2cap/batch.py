@@ -6,7 +6,7 @@ import queue
 import threading
 from collections.abc import Callable, Generator, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from typing import TypeVar
+from typing import Generic, TypeVar
 
 from blip2cap.decode import Decoded
 from blip2cap.errors import ImageError
@@ -18,43 +18,53 @@ _PATIENCE_S = 0.5
 """How long the next image is waited for before what is there is said to be all for now."""
 
 
-def decode_ahead(
-    items: Iterable[Item],
-    ref_of: Callable[[Item], ImageRef],
-    decode: Callable[[ImageRef], Decoded],
-    *,
-    num_threads: int,
-    num_ahead: int,
-    stopped: Callable[[], bool] = lambda: False,
-) -> Generator[tuple[Item, Decoded | ImageError] | None]:
-    """Yield every item with its decoded image or what is wrong with it, in the order of `items`.
+class DecodeAhead(Generic[Item]):
+    """Decodes the images of items in threads, from the moment it is made; to be closed.
 
     At most `num_ahead` images are decoded or waiting at any time; `items` is read no further than that, by a thread of
-    its own, so that a slow pipe holds nothing up. None says that the next image is not there yet. Ends early when
-    `stopped` says so at such a moment. What `items` raises is raised here.
+    its own, so that a slow pipe holds nothing up.
     """
-    entries: queue.SimpleQueue[tuple[Item, Future[Decoded | ImageError]] | BaseException | None] = queue.SimpleQueue()
-    room, closed = threading.Semaphore(num_ahead), threading.Event()
-    pool = ThreadPoolExecutor(num_threads, thread_name_prefix="decode")
 
-    def feed() -> None:
-        iterator = iter(items)
+    def __init__(
+        self,
+        items: Iterable[Item],
+        ref_of: Callable[[Item], ImageRef],
+        decode: Callable[[ImageRef], Decoded],
+        *,
+        num_threads: int,
+        num_ahead: int,
+    ) -> None:
+        self._items, self._ref_of, self._decode = items, ref_of, decode
+        self._entries: queue.SimpleQueue[tuple[Item, Future[Decoded | ImageError]] | BaseException | None]
+        self._entries = queue.SimpleQueue()
+        self._room, self._closed = threading.Semaphore(num_ahead), threading.Event()
+        self._pool = ThreadPoolExecutor(num_threads, thread_name_prefix="decode")
+        # A daemon: it may wait for a pipe for ever, and the process must be able to end without it.
+        self._feeder = threading.Thread(target=self._feed, name="source", daemon=True)
+        self._feeder.start()
+
+    def _feed(self) -> None:
         try:
-            while room.acquire() and not closed.is_set():
+            iterator = iter(self._items)
+            while self._room.acquire() and not self._closed.is_set():
                 item = next(iterator)
-                entries.put((item, pool.submit(_guarded, decode, ref_of(item))))
+                self._entries.put((item, self._pool.submit(_guarded, self._decode, self._ref_of(item))))
         except StopIteration:
-            entries.put(None)
+            self._entries.put(None)
         except BaseException as error:
-            entries.put(error)
+            self._entries.put(error)
 
-    # A daemon: it may wait for a pipe for ever, and the process must be able to end without it.
-    feeder = threading.Thread(target=feed, name="source", daemon=True)
-    feeder.start()
-    try:
+    def results(
+        self, stopped: Callable[[], bool] = lambda: False
+    ) -> Generator[tuple[Item, Decoded | ImageError] | None]:
+        """Yield every item with its decoded image or what is wrong with it, in the order of the items.
+
+        None says that the next image is not there yet. Ends early when `stopped` says so at such a moment. What the
+        items raise is raised here.
+        """
         while True:
             try:
-                entry = entries.get(timeout=_PATIENCE_S)
+                entry = self._entries.get(timeout=_PATIENCE_S)
             except queue.Empty:
                 if stopped():
                     return
@@ -70,12 +80,14 @@ def decode_ahead(
                     return
                 yield None
             yield item, future.result()
-            room.release()
-    finally:
-        closed.set()
-        room.release()
-        feeder.join(timeout=_PATIENCE_S)
-        pool.shutdown(cancel_futures=True)
+            self._room.release()
+
+    def close(self) -> None:
+        """End the threads; one that waits for a pipe is left behind."""
+        self._closed.set()
+        self._room.release()
+        self._feeder.join(timeout=_PATIENCE_S)
+        self._pool.shutdown(cancel_futures=True)
 
 
 def in_batches(items: Iterable[Item | None], size: Callable[[], int]) -> Iterator[list[Item]]:

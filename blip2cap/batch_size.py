@@ -11,7 +11,7 @@ _NUM_TRIALS = 2
 class BatchSize:
     """A number of images or texts, and what was measured with it."""
 
-    def __init__(self, first: int, most: int | None = None) -> None:
+    def __init__(self, first: int, most: int | None = None, *, num_trials: int = _NUM_TRIALS) -> None:
         self.size = first
         """What to do at once now."""
         self.most = first if most is None else max(first, most)
@@ -21,6 +21,7 @@ class BatchSize:
         self.settled = self.most == first
         """Whether it will grow no more."""
         self._largest = first
+        self._num_trials = num_trials
         self._previous = 0.0
         self._rates: list[float] = []
 
@@ -29,7 +30,7 @@ class BatchSize:
         if self.settled or num_items < self.size:
             return
         self._rates.append(num_items / max(seconds, 1e-9))
-        if len(self._rates) < _NUM_TRIALS:
+        if len(self._rates) < self._num_trials:
             return
         rate, self._rates = max(self._rates), []
         if rate < self._previous * _WORTHWHILE:

@@ -14,6 +14,7 @@ from blip2cap.errors import ImageError, UsageError
 from blip2cap.model.blip2 import Blip2
 from blip2cap.model.checkpoint import find
 from blip2cap.model.load import load
+from blip2cap.model.resize import choose_resizer
 from blip2cap.options import (
     ANSWER_NEW_TOKENS,
     DEFAULT_MODEL,
@@ -98,7 +99,7 @@ class Captioner:
         self, engine: Engine, tasks: Iterator[Task], on_progress: Callable[[Summary], None] | None
     ) -> Iterator[Row]:
         summary = Summary()
-        for rows in engine.row_batches(tasks, summary):
+        for rows in engine.row_batches(engine.read_ahead(tasks), summary):
             if on_progress:
                 on_progress(summary)
             yield from rows
@@ -114,12 +115,16 @@ class Captioner:
         items = ((task, image) for ref, image in map(self._decode, images) for task in plan.tasks((ref,), frozenset()))
         return [row.text for row in engine.rows(items)]
 
+    def _decode_file(self, ref: ImageRef) -> Decoded:
+        options = self.decode_options
+        return decode(read(ref, options), self.model.image_size, options, choose_resizer())
+
     def _decode(self, image: ImageLike) -> tuple[ImageRef, Decoded]:
         """Decode one image, and name it: by its path, or by its pixels, which seed sampling alike in any company."""
         if not isinstance(image, Image.Image):
             path = os.fspath(image)
             ref = ImageRef(path=path, name=path)
-            return ref, decode(read(ref, self.decode_options), self.model.image_size, self.decode_options)
+            return ref, self._decode_file(ref)
         decoded = resize(image, self.model.image_size)
         name = decoded.digest.hex()
         return ImageRef(path=name, name=name), decoded

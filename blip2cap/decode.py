@@ -18,7 +18,7 @@ import stat
 import struct
 import threading
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import cache
@@ -53,7 +53,12 @@ _MARGIN = 2
 
 _HEIC_BRANDS = (b"heic", b"heix", b"hevc", b"hevx", b"heim", b"heis", b"mif1", b"msf1")
 
+_RESIZER_PIXELS = 50_000_000
+"""Larger pictures are resized in place by Pillow: another resizer needs a copy of all pixels."""
+
 Pixels = npt.NDArray[np.uint8]
+Resizer = Callable[[Pixels, int], Pixels]
+"""RGB [H, W, 3] and a size -> the square, bicubic."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -105,8 +110,14 @@ def read(ref: ImageRef, options: DecodeOptions) -> bytes:
         raise ImageError("corrupt", f"cannot be read: {error}") from error
 
 
-def decode(data: bytes, size: int, options: DecodeOptions) -> Decoded:
-    """Decode the bytes of an image file to `size` x `size` RGB. Raises ImageError."""
+def decode(data: bytes, size: int, options: DecodeOptions, resizer: Resizer | None = None) -> Decoded:
+    """Decode the bytes of an image file to `size` x `size` RGB. Raises ImageError.
+
+    `resizer` is a faster way to make pictures smaller than Pillow's, which may differ by a level or two; in exact mode
+    it is not used.
+    """
+    if options.mode == "exact":
+        resizer = None
     with (
         _our_errors(data),
         _own_limits(options.max_pixels),
@@ -117,8 +128,8 @@ def decode(data: bytes, size: int, options: DecodeOptions) -> Decoded:
             # All at once: every block of 64 KiB, Pillow's default, would wait for the interpreter's lock again.
             image.decodermaxblock = len(data)
             if options.mode == "fast":
-                return _resize_reduced(image, size)
-        return _resize(image, size)
+                return _resize_reduced(image, size, resizer)
+        return _resize(image, size, resizer)
 
 
 def resize(image: Image.Image, size: int) -> Decoded:
@@ -147,15 +158,18 @@ def _our_errors(data: bytes) -> Iterator[None]:
         raise ImageError(code, str(error)) from error
 
 
-def _resize_reduced(image: ImageFile.ImageFile, size: int) -> Decoded:
+def _resize_reduced(image: ImageFile.ImageFile, size: int, resizer: Resizer | None) -> Decoded:
     """Let libjpeg reduce a JPEG by 2, 4 or 8 while it decodes; one that would come too small is decoded in full."""
     width, height = image.size
     _, box = image.draft(None, (_MARGIN * size, _MARGIN * size)) or ("", None)
     if image.size == (width, height):
-        return _resize(image, size)
+        return _resize(image, size, resizer)
     turn = _turn_of(image)
+    rgb = to_rgb(image)
+    if turn is None and box == (0, 0, *image.size):
+        return Decoded(pixels_HWC=_to_square(rgb, size, resizer), width=width, height=height)
     # The box leaves out what the last column and row show beyond the picture when its size is no multiple.
-    small = to_rgb(image).resize((size, size), Image.Resampling.BICUBIC, box)
+    small = rgb.resize((size, size), Image.Resampling.BICUBIC, box)
     if turn is not None:
         small = small.transpose(turn)
     if turn in _SIDEWAYS:
@@ -163,11 +177,16 @@ def _resize_reduced(image: ImageFile.ImageFile, size: int) -> Decoded:
     return Decoded(pixels_HWC=np.array(small), width=width, height=height)
 
 
-def _resize(image: Image.Image, size: int) -> Decoded:
+def _resize(image: Image.Image, size: int, resizer: Resizer | None = None) -> Decoded:
     turn = _turn_of(image)
     upright = to_rgb(image if turn is None else image.transpose(turn))
-    small = upright.resize((size, size), Image.Resampling.BICUBIC)
-    return Decoded(pixels_HWC=np.array(small), width=upright.width, height=upright.height)
+    return Decoded(pixels_HWC=_to_square(upright, size, resizer), width=upright.width, height=upright.height)
+
+
+def _to_square(rgb: Image.Image, size: int, resizer: Resizer | None) -> Pixels:
+    if resizer is None or min(rgb.size) < size or rgb.width * rgb.height > _RESIZER_PIXELS:
+        return np.array(rgb.resize((size, size), Image.Resampling.BICUBIC))
+    return resizer(np.array(rgb), size)
 
 
 def to_rgb(image: Image.Image) -> Image.Image:

@@ -9,11 +9,12 @@ from collections.abc import Callable, Generator, Iterable, Iterator
 from contextlib import closing
 from dataclasses import dataclass, field
 
-from blip2cap.batch import decode_ahead, in_batches
+from blip2cap.batch import DecodeAhead, in_batches
 from blip2cap.batch_size import BatchSize
 from blip2cap.decode import Decoded, decode, read
 from blip2cap.errors import ImageError
 from blip2cap.flow import Flow, Item, TextModel
+from blip2cap.model.resize import choose_resizer
 from blip2cap.options import BatchOptions, DecodeOptions, GenerateOptions
 from blip2cap.plan import Task
 from blip2cap.records import ImageRef, Row
@@ -59,6 +60,51 @@ class Summary:
                 self.failed[row.error] += 1
 
 
+class ReadAhead:
+    """The images of tasks, read and decoded in threads from the moment it is made; a model may still be loading."""
+
+    def __init__(self, tasks: Iterable[Task], options: DecodeOptions, image_size: int, batch: BatchOptions) -> None:
+        self.options, self.image_size = options, image_size
+        self.size = batch.images()
+        """How many make a batch."""
+        self._turn = threading.Event()
+        self._turn.set()
+        self._ahead = DecodeAhead(
+            tasks,
+            lambda task: task.ref,
+            self._decode,
+            num_threads=options.threads,
+            num_ahead=2 * self.size.most + options.threads,
+        )
+
+    def _decode(self, ref: ImageRef) -> Decoded:
+        data = read(ref, self.options)
+        self._turn.wait()
+        return decode(data, self.image_size, self.options, choose_resizer())
+
+    def batches(self, *, on_cpu: bool, stopped: Callable[[], bool]) -> Iterator[list[Item]]:
+        """Yield batches; a short or empty one says that there are no more for now.
+
+        Images are decoded only while they are waited for, if the model is `on_cpu` and needs the same cores. Side by
+        side they would get in each other's way: the model's threads wait for one another at every operation, and the
+        one whose core is taken holds up all. Files are read ahead all the same.
+        """
+        batches = in_batches(self._ahead.results(stopped), lambda: self.size.size)
+        while True:
+            self._turn.set()
+            batch = next(batches, None)
+            if on_cpu:
+                self._turn.clear()
+            if batch is None:
+                return
+            yield batch
+
+    def close(self) -> None:
+        """End the threads."""
+        self._turn.set()
+        self._ahead.close()
+
+
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Engine:
     """A model with the options of one run."""
@@ -70,34 +116,20 @@ class Engine:
     on_failure: Callable[[ImageRef, ImageError], None] = lambda ref, error: None
     """Told of every image that fails, and of every text that could not be made."""
 
+    def read_ahead(self, tasks: Iterable[Task]) -> ReadAhead:
+        """Begin to read and decode the images of tasks."""
+        return ReadAhead(tasks, self.decode, self.model.image_size, self.batch)
+
     def row_batches(
-        self, tasks: Iterable[Task], summary: Summary, stopped: Callable[[], bool] = lambda: False
+        self, images: ReadAhead, summary: Summary, stopped: Callable[[], bool] = lambda: False
     ) -> Generator[list[Row]]:
         """Yield rows in the order of the tasks, a batch of images at a time; what it took is added to `summary`.
 
-        When `stopped` says so, no more images are taken, and those that are in the model are finished.
+        When `stopped` says so, no more images are taken, and those that are in the model are finished. Closes `images`.
         """
-        size, turn = self.batch.images(), threading.Event()
-
-        def decode_in_turn(ref: ImageRef) -> Decoded:
-            data = read(ref, self.decode)
-            turn.wait()
-            return decode(data, self.model.image_size, self.decode)
-
-        items = decode_ahead(
-            tasks,
-            lambda task: task.ref,
-            decode_in_turn,
-            num_threads=self.decode.threads,
-            num_ahead=2 * size.most + self.decode.threads,
-            stopped=stopped,
-        )
-        batches = in_batches(items, lambda: size.size)
-        try:
-            yield from self._row_batches(_taking_turns(batches, turn, self.model), size, summary, stopped)
-        finally:
-            turn.set()
-            items.close()
+        with closing(images):
+            batches = images.batches(on_cpu=self.model.on_cpu, stopped=stopped)
+            yield from self._row_batches(batches, images.size, summary, stopped)
 
     def rows(self, items: Iterable[Item]) -> list[Row]:
         """Make the rows of decoded images, in their order and in that of what is asked of each."""
@@ -141,35 +173,19 @@ class Engine:
                     summary.seconds = mark - started
 
 
-def _taking_turns(batches: Iterator[list[Item]], turn: threading.Event, model: TextModel) -> Iterator[list[Item]]:
-    """Let images be decoded only while they are waited for, if the model needs the same cores.
-
-    Side by side they would get in each other's way: the model's threads wait for one another at every operation, and
-    the one whose core is taken holds up all. Files are read ahead all the same.
-    """
-    while True:
-        turn.set()
-        batch = next(batches, None)
-        if model.on_cpu:
-            turn.clear()
-        if batch is None:
-            return
-        yield batch
-
-
 def run(
     engine: Engine,
-    tasks: Iterable[Task],
+    images: ReadAhead,
     sink: Sink,
     on_batch: Callable[[Summary], None] = lambda summary: None,
     stopped: Callable[[], bool] = lambda: False,
 ) -> Summary:
-    """Do all tasks and write their rows, batch by batch; `on_batch` is told after each, when its rows are safe.
+    """Make the rows of all images and write them, batch by batch; `on_batch` is told after each, when they are safe.
 
     Ends early, with what is in the model finished, when `stopped` says so.
     """
     summary = Summary()
-    with closing(engine.row_batches(tasks, summary, stopped)) as batches:
+    with closing(engine.row_batches(images, summary, stopped)) as batches:
         for rows in batches:
             sink.write(rows)
             on_batch(summary)

@@ -7,7 +7,7 @@ from contextlib import closing
 import numpy as np
 import pytest
 
-from blip2cap.batch import decode_ahead, in_batches
+from blip2cap.batch import DecodeAhead, in_batches
 from blip2cap.decode import Decoded
 from blip2cap.errors import ImageError
 from blip2cap.records import FAILURES, ImageRef
@@ -30,9 +30,8 @@ def decoded(
     num_threads: int = 4,
     num_ahead: int = 8,
 ) -> Iterator[tuple[int, Decoded | ImageError]]:
-    results = decode_ahead(numbers, ref_of, decode, num_threads=num_threads, num_ahead=num_ahead)
-    with closing(results):
-        yield from (result for result in results if result is not None)
+    with closing(DecodeAhead(numbers, ref_of, decode, num_threads=num_threads, num_ahead=num_ahead)) as ahead:
+        yield from (result for result in ahead.results() if result is not None)
 
 
 def workers() -> list[str]:
@@ -91,10 +90,16 @@ def test_no_more_is_read_or_decoded_than_allowed(num_ahead):
     assert read == started == 100
 
 
-def test_nothing_is_read_before_the_first_image_is_asked_for():
-    read = []
-    decoded(number for number in range(3) if not read.append(number))  # type: ignore[func-returns-value]
-    assert read == []
+def test_decoding_begins_before_the_first_image_is_asked_for():
+    begun = threading.Event()
+
+    def decode(ref: ImageRef) -> Decoded:
+        begun.set()
+        return number_as_width(ref)
+
+    with closing(DecodeAhead(range(3), ref_of, decode, num_threads=1, num_ahead=4)):
+        assert begun.wait(10)
+    assert not workers()
 
 
 @pytest.mark.parametrize(
@@ -148,7 +153,8 @@ def test_a_slow_source_holds_back_nothing_that_is_there(monkeypatch):
         assert more.wait(10)
         yield 3
 
-    batches = in_batches(decode_ahead(numbers(), ref_of, number_as_width, num_threads=2, num_ahead=8), lambda: 100)
+    ahead = DecodeAhead(numbers(), ref_of, number_as_width, num_threads=2, num_ahead=8)
+    batches = in_batches(ahead.results(), lambda: 100)
     assert [number for number, _ in next(batches)] == [0, 1, 2]
     assert next(batches) == []
     more.set()
@@ -166,8 +172,8 @@ def test_a_run_that_is_stopped_does_not_wait_for_its_source_or_a_hanging_file(mo
         yield 0
         go_on.wait(10)
 
-    results = decode_ahead(waits_for_ever(), ref_of, number_as_width, num_threads=1, num_ahead=4, stopped=lambda: True)
-    assert len(list(results)) == 1
+    with closing(DecodeAhead(waits_for_ever(), ref_of, number_as_width, num_threads=1, num_ahead=4)) as ahead:
+        assert len(list(ahead.results(stopped=lambda: True))) == 1
     go_on.set()
     while workers():
         time.sleep(0.01)

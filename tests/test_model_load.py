@@ -4,17 +4,22 @@ from __future__ import annotations
 
 import json
 import shutil
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
 from blip2cap.errors import ModelError, UsageError
+from blip2cap.model.blip2 import Blip2
 from blip2cap.model.checkpoint import TINY, find
 from blip2cap.model.int8 import Int8Linear
 from blip2cap.model.load import choose_device, choose_dtype, load
-from blip2cap.options import ModelOptions
+from blip2cap.options import GenerateOptions, ModelOptions
+from blip2cap.records import Prompt
 from tests.checkpoints import make_checkpoint
 
 
@@ -178,3 +183,31 @@ def test_auto_takes_the_gpu_and_half_precision() -> None:
     model = load(find(options), options)
     assert model.device.type == "cuda"
     assert model.dtype in (torch.bfloat16, torch.float16)
+
+
+@pytest.mark.parametrize(
+    ("change", "why"),
+    [
+        (lambda network: setattr(network, "hf_device_map", {"a": 0, "b": 1}), "spread over several devices"),
+        (
+            lambda network: network.language_model.generation_config.update(suppress_tokens=[7]),
+            "generation config sets suppress_tokens",
+        ),
+    ],
+)
+def test_what_the_lean_decoder_cannot_do_goes_through_transformers_and_is_said(
+    folder: Path, change: Callable[[Any], None], why: str
+) -> None:
+    options = ModelOptions(name=str(folder), device="cpu", dtype="float32")
+    model = load(find(options), options)
+    assert model.why_library() == ""
+    change(model.network)
+    again = Blip2(model.network, model.tokenizer, family=model.family, mean=model.mean, std=model.std)
+    assert why in again.why_library()
+    features = again.encode([np.zeros((model.image_size, model.image_size, 3), dtype=np.uint8)])
+    prompt = Prompt(image=0, text="a photo of", name="")
+    greedy = GenerateOptions(max_new_tokens=4)
+    if "several" in why:
+        assert again.generate(features, [prompt], greedy) == model.generate(features, [prompt], greedy)
+    (result,) = again.generate(features, [prompt], greedy)
+    assert isinstance(result, list)

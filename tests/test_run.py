@@ -44,7 +44,7 @@ def do(
     sink = sink or ListSink()
     template = Template(prompt) if questions is None else Template("{question}", question=True)
     tasks = Plan(template, questions).tasks(Source(SourceOptions(inputs=(str(folder),))), sink.finished)
-    return sink.rows, run(engine, tasks, sink, on_batch, stopped)
+    return sink.rows, run(engine, engine.read_ahead(tasks), sink, on_batch, stopped)
 
 
 @pytest.fixture

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import json
+import os
 import subprocess
 import sys
 from collections.abc import Callable, Sequence
@@ -22,6 +23,8 @@ BATCH_SIZES = (1, 16, 64)
 """The script that people copy takes one image at a time; the best of these is what we compare with."""
 DTYPE = "float32"
 """What `from_pretrained` gives to those who do not ask."""
+_OURS = "GOMP_SPINCOUNT"
+"""The variable that our command line sets for itself; a peer runs as a user would start it."""
 LEAST_IMAGES, LEAST_BATCHES = 256, 8
 """Of the images, the script gets so many if there are as many: its rate does not change any more, and it is slow."""
 
@@ -128,11 +131,13 @@ def run_plain(
         "1",
         "--json",
     ]
-    command += ["--max-new-tokens", str(generate.max_new_tokens), "--num-beams", str(generate.num_beams)]
+    command += ["--max-new-tokens", str(generate.max_new_tokens), "--min-new-tokens", str(generate.min_new_tokens)]
+    command += ["--num-beams", str(generate.num_beams)]
     command += [f"--question={question}" for question in questions]
     if random_weights:
         command.append("--random-weights")
-    done = subprocess.run(command, capture_output=True, text=True, errors="replace", check=False)
+    environment = {name: value for name, value in os.environ.items() if name != _OURS}
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, errors="replace", check=False)
     lines = done.stdout.strip().splitlines()
     try:
         result: dict[str, Any] = json.loads(lines[-1]) if done.returncode == 0 and lines else {}

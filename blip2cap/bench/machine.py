@@ -23,6 +23,7 @@ from blip2cap.decode import decode, read
 from blip2cap.errors import ImageError
 from blip2cap.model.packed import pack
 from blip2cap.model.quantize import quantize
+from blip2cap.model.resize import choose_resizer
 from blip2cap.options import DecodeOptions
 from blip2cap.records import ImageRef
 
@@ -132,14 +133,14 @@ def decoding_rate(
 
     Each file is read once before it is timed, so that all are measured alike: from the cache of the system.
     """
-    good, read_s, decode_s = [], 0.0, 0.0
+    good, read_s, decode_s, resizer = [], 0.0, 0.0, choose_resizer()
     for ref in refs:
         try:
             read(ref, options)
             started = time.perf_counter()
             data = read(ref, options)
             was_read = time.perf_counter()
-            decode(data, size, options)
+            decode(data, size, options, resizer)
         except (ImageError, MemoryError):
             continue
         decode_s += time.perf_counter() - was_read

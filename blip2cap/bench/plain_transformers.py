@@ -55,7 +55,11 @@ def main(argv: Sequence[str] | None = None) -> int:
         inputs = processor(images=images, text=[prompt] * len(images), padding=True, return_tensors="pt")
         inputs = inputs.to(device, dtype)
         output = model.generate(
-            **inputs, max_new_tokens=arguments.max_new_tokens, num_beams=arguments.num_beams, do_sample=False
+            **inputs,
+            max_new_tokens=arguments.max_new_tokens,
+            min_new_tokens=arguments.min_new_tokens or None,
+            num_beams=arguments.num_beams,
+            do_sample=False,
         )
         if not model.config.text_config.is_encoder_decoder:
             output = output[:, inputs["input_ids"].shape[1] :]
@@ -84,6 +88,7 @@ def parser(description: str | None, dtypes: Sequence[str] = DTYPES) -> argparse.
     parser.add_argument("--dtype", choices=dtypes, default=dtypes[0])
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N")
     parser.add_argument("--max-new-tokens", type=int, default=20)
+    parser.add_argument("--min-new-tokens", type=int, default=0)
     parser.add_argument("--num-beams", type=int, default=1)
     parser.add_argument("--prompt", metavar="TEXT", help="what each caption begins with")
     parser.add_argument("--question", action="append", metavar="Q", help="ask instead of captioning; may be repeated")

@@ -108,7 +108,7 @@ def run_once(model: Blip2, setup: Setup, refs: Sequence[ImageRef], folder: Path)
         sink.begin({})
         model.watch.reset()
         started = time.perf_counter()
-        summary = run(engine, setup.plan.tasks(refs, frozenset()), sink)
+        summary = run(engine, engine.read_ahead(setup.plan.tasks(refs, frozenset())), sink)
         seconds = time.perf_counter() - started
     finally:
         sink.close()

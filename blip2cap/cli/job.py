@@ -6,6 +6,7 @@ import itertools
 import os
 import sys
 from collections.abc import Callable, Iterator
+from contextlib import closing
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
@@ -34,7 +35,7 @@ if TYPE_CHECKING:
 
     from blip2cap.model.blip2 import Blip2
     from blip2cap.model.checkpoint import Checkpoint
-    from blip2cap.run import Summary
+    from blip2cap.run import ReadAhead, Summary
 
 _SOME_FAILED = 3
 _ANY_FAMILY = "opt"
@@ -99,20 +100,27 @@ class Job:
         if first is None:
             self._end(source, plan, sink, None)
 
-        model = self._load(checkpoint, dtype)
-        model.check(self.generate)
-        sink.begin(settings | {"dtype": _name(model.dtype)})
-        if isinstance(sink, JournalSink) and sink.journal.torn_bytes and not self.quiet:
-            say(f"{clean(self.out)}: cut a torn last line of {sink.journal.torn_bytes} bytes, to be done again")
-        with stop_on_signal(quiet=self.quiet) as stop:
-            count = self._counter(sink) if source.repeatable else None
-            summary = self._write_rows(model, itertools.chain([first], tasks), sink, stop, count)
+        with self._read_ahead(checkpoint, itertools.chain([first], tasks)) as images:
+            model = self._load(checkpoint, dtype)
+            model.check(self.generate)
+            sink.begin(settings | {"dtype": _name(model.dtype)})
+            if isinstance(sink, JournalSink) and sink.journal.torn_bytes and not self.quiet:
+                say(f"{clean(self.out)}: cut a torn last line of {sink.journal.torn_bytes} bytes, to be done again")
+            with stop_on_signal(quiet=self.quiet) as stop:
+                count = self._counter(sink) if source.repeatable else None
+                summary = self._write_rows(model, images, sink, stop, count)
         self._end(source, plan, sink, summary, stop.exit_code if stop.signal else 0)
 
-    def _load(self, checkpoint: Checkpoint, dtype: str) -> Blip2:
-        """Load the model, and say so: it may take a minute. This imports torch, which takes seconds."""
+    def _read_ahead(self, checkpoint: Checkpoint, tasks: Iterator[Task]) -> closing[ReadAhead]:
+        """Begin to read and decode, before the model is there: loading one may take a minute. This imports torch."""
         if not self.quiet:
             say(f"loading {clean(checkpoint.name)} ...")
+        from blip2cap.run import ReadAhead
+
+        return closing(ReadAhead(tasks, self.decode, checkpoint.image_size, self.batch))
+
+    def _load(self, checkpoint: Checkpoint, dtype: str) -> Blip2:
+        """Load the model, and say how it computes."""
         from blip2cap.model.load import load
 
         model = load(checkpoint, replace(self.model, dtype=dtype))
@@ -126,7 +134,7 @@ class Job:
     def _write_rows(
         self,
         model: Blip2,
-        tasks: Iterator[Task],
+        images: ReadAhead,
         sink: JournalSink | StreamSink,
         stop: Stop,
         count: Callable[[], int] | None,
@@ -146,7 +154,7 @@ class Job:
         try:
             return run(
                 engine,
-                tasks,
+                images,
                 sink,
                 on_batch=lambda summary: progress.update(summary.num_images, summary.num_failed),
                 stopped=lambda: stop.signal != 0,

@@ -17,9 +17,9 @@ from transformers import PreTrainedTokenizerBase
 
 from blip2cap.decode import Pixels
 from blip2cap.errors import UsageError
-from blip2cap.model.decoders import make_decoder
+from blip2cap.model.decoders import make_decoder, why_none
 from blip2cap.model.memory import memory_errors
-from blip2cap.model.sampling import end_ids, unusual_settings
+from blip2cap.model.sampling import end_ids
 from blip2cap.model.stream import Result, TextRow, Tokens
 from blip2cap.model.texts import Texts
 from blip2cap.options import GenerateOptions
@@ -48,8 +48,8 @@ class Blip2:
         self.device: torch.device = network.device
         self.dtype: torch.dtype = network.vision_model.dtype  # in float16 the Q-Former stays in float32
         self.on_cpu = self.device.type == "cpu"
-        self.graphs = self.device.type == "cuda"
-        """Whether decoding steps are captured as CUDA graphs."""
+        self.graphs = self.device.type == "cuda" and getattr(network, "hf_quantizer", None) is None
+        """Whether decoding steps are captured as CUDA graphs; bitsandbytes looks at its numbers on the way."""
         self.check_every = 1 if self.on_cpu else 2
         """Steps between looks at which texts have ended: a look waits for the device, which on a CPU costs nothing."""
         self.num_query_tokens = int(network.config.num_query_tokens)
@@ -86,11 +86,7 @@ class Blip2:
 
     def why_library(self) -> str:
         """Say why texts go through transformers' own `generate`; "" if they do not."""
-        language_model = self.network.language_model
-        if self.decoder is None:
-            return f"{language_model.config.model_type} has no decoder of its own in blip2cap"
-        unusual = unusual_settings(language_model.generation_config)
-        return f"the checkpoint's generation config sets {', '.join(unusual)}" if unusual else ""
+        return why_none(self.network)
 
     def wait(self) -> None:
         """Wait until the device has done what it was asked to do."""

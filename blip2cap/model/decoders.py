@@ -8,6 +8,7 @@ import torch
 
 from blip2cap.model.cache import Cache
 from blip2cap.model.opt import OptDecoder
+from blip2cap.model.sampling import unusual_settings
 from blip2cap.model.t5 import T5Decoder
 
 _DECODERS: dict[str, type[OptDecoder] | type[T5Decoder]] = {"opt": OptDecoder, "t5": T5Decoder}
@@ -48,6 +49,17 @@ def fuse(network: Any) -> None:
 
 
 def make_decoder(network: Any) -> Decoder | None:
-    """Return the lean decoder of a network's language model; None for those that have none (Llama)."""
+    """Return the lean decoder of a network's language model; None where there is none, `why_none` says why."""
     decoder = _DECODERS.get(network.language_model.config.model_type)
-    return None if decoder is None else decoder(network.language_model)
+    return None if decoder is None or why_none(network) else decoder(network.language_model)
+
+
+def why_none(network: Any) -> str:
+    """Say why transformers' own `generate` has to write the texts of a network; "" if it has not."""
+    language_model = network.language_model
+    if language_model.config.model_type not in _DECODERS:
+        return f"{language_model.config.model_type} has no decoder of its own in blip2cap"
+    if len(set(getattr(network, "hf_device_map", {}).values())) > 1:
+        return "the model is spread over several devices"
+    unusual = unusual_settings(language_model.generation_config)
+    return f"the checkpoint's generation config sets {', '.join(unusual)}" if unusual else ""

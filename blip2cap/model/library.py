@@ -77,7 +77,9 @@ class LibraryStream:
         image_IQD, image_of_N = self.network.image_embeddings(group)
         ids_NT = torch.tensor([row.tokens.ids for row in group], device=image_IQD.device)
         text_NTD = self.language_model.get_input_embeddings()(ids_NT)
-        embeds_NTD = torch.cat([image_IQD[image_of_N].to(text_NTD.dtype), text_NTD], dim=1)
+        # Spread over several devices, image and text may come from different ones.
+        image_NQD = image_IQD[image_of_N.to(image_IQD.device)].to(text_NTD)
+        embeds_NTD = torch.cat([image_NQD, text_NTD], dim=1)
         inputs = {
             "inputs_embeds": embeds_NTD,
             "attention_mask": torch.ones(embeds_NTD.shape[:2], dtype=torch.long, device=embeds_NTD.device),

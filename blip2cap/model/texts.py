@@ -29,6 +29,8 @@ _FIRST = 16
 """Texts decoded at once, while their number is measured."""
 _MOST_CPU, _MOST_GPU = 128, 512
 """On a CPU a step is bound by arithmetic long before; a GPU reads all weights for every step of however few rows."""
+_NUM_STEPS = 4
+"""Steps that a number of texts is measured by: short enough to be disturbed by anything."""
 _MOST_LIBRARY = 64
 _USUAL_PROMPT = 16
 """Tokens of a prompt, to reckon memory with before any is known."""
@@ -40,12 +42,14 @@ class Texts:
     def __init__(self, model: Blip2, options: GenerateOptions, *, max_texts: int | None) -> None:
         self.model, self.options = model, options
         self.tickets = itertools.count()
-        self.stream = self._stream(BatchSize(_FIRST, self._most()) if max_texts is None else BatchSize(max_texts))
+        self.stream = self._stream(
+            BatchSize(_FIRST, self._most(), num_trials=_NUM_STEPS) if max_texts is None else BatchSize(max_texts)
+        )
         self._tokenise = lru_cache(4096)(self._tokens)
 
     def _stream(self, size: BatchSize) -> TextStream | LibraryStream:
         language_model, options, device = self.model.network.language_model, self.options, self.model.device
-        if self.model.decoder is None or self.model.why_library():
+        if self.model.decoder is None:
             return LibraryStream(self.model, language_model, options, max_texts=min(size.most, _MOST_LIBRARY))
         ends = end_ids(language_model.generation_config)
         search = (Beams if options.num_beams > 1 else Greedy)(options, ends, device)
