@@ -118,9 +118,6 @@ class Measurer:
         if self._model is None:
             started = time.perf_counter()
             self._model = load(self.checkpoint, self.options)
-            if self.options.random_weights:
-                # A rule for the shortest length would do as well, but costs time that real runs do not spend.
-                self._model.network.language_model.generation_config.eos_token_id = None
             self.load_s = time.perf_counter() - started
         return self._model
 

@@ -9,9 +9,15 @@ _NUM_TRIALS = 2
 
 
 class BatchSize:
-    """A number of images or texts, and what was measured with it."""
+    """A number of images or texts, and what was measured with it.
 
-    def __init__(self, first: int, most: int | None = None, *, num_trials: int = _NUM_TRIALS) -> None:
+    Batches that take less than `quick_s` are doubled without asking whether it pays: they disturb nobody, and are too
+    short to be measured well.
+    """
+
+    def __init__(
+        self, first: int, most: int | None = None, *, quick_s: float = 0.0, num_trials: int = _NUM_TRIALS
+    ) -> None:
         self.size = first
         """What to do at once now."""
         self.most = first if most is None else max(first, most)
@@ -21,7 +27,7 @@ class BatchSize:
         self.settled = self.most == first
         """Whether it will grow no more."""
         self._largest = first
-        self._num_trials = num_trials
+        self._quick_s, self._num_trials = quick_s, num_trials
         self._previous = 0.0
         self._rates: list[float] = []
 
@@ -33,7 +39,8 @@ class BatchSize:
         if len(self._rates) < self._num_trials:
             return
         rate, self._rates = max(self._rates), []
-        if rate < self._previous * _WORTHWHILE:
+        quick = self.size / rate < self._quick_s
+        if not quick and rate < self._previous * _WORTHWHILE:
             self.size, self.settled = self._largest, True
         elif self.size >= self.most:
             self._largest, self.settled = self.size, True

@@ -22,6 +22,8 @@ ANSWER_NEW_TOKENS = 10
 """As LAVIS asks; answers are short."""
 _FIRST_IMAGES, _MOST_IMAGES = 8, 128
 """Encoded at once, while their number is measured."""
+_QUICK_S = 0.25
+"""Rows may wait so long for a batch without anybody noticing."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -136,7 +138,7 @@ class BatchOptions:
         """Return the number of images to encode at once: the one given, or one that grows while that pays."""
         if self.batch_size is not None:
             return BatchSize(self.batch_size)
-        return BatchSize(_FIRST_IMAGES, _MOST_IMAGES)
+        return BatchSize(_FIRST_IMAGES, _MOST_IMAGES, quick_s=_QUICK_S)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

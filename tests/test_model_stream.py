@@ -54,19 +54,21 @@ class CountingDecoder:
         self,
         image_IQD: torch.Tensor,
         image_of_N: torch.Tensor,
-        ids_NT: torch.Tensor,
+        prompts: Sequence[torch.Tensor],
         cache: Cache,
         first_row: int,
         num_beams: int = 1,
     ) -> torch.Tensor:
-        self.prefills.append(len(ids_NT))
-        if first_row + len(ids_NT) * num_beams > self.room or self.never in ids_NT[:, 0].tolist():
+        texts = [ids for ids_NT in prompts for ids in ids_NT]
+        assert len({len(ids) for ids in texts}) == len(prompts)
+        self.prefills.append(len(texts))
+        if first_row + len(texts) * num_beams > self.room or self.never in [int(ids[0]) for ids in texts]:
             raise MemoryError("prefill")
-        for number, ids in enumerate(ids_NT):
+        for number, ids in enumerate(texts):
             rows = slice(first_row + number * num_beams, first_row + (number + 1) * num_beams)
             cache.own_L2RHSK[0, 0, rows, 0, 0, 0] = float(ids[0])
             cache.own_L2RHSK[0, 1, rows, 0, 0, 0] = len(ids) + 2.0  # where new tokens begin
-        return self._logits(ids_NT[:, 0].float(), torch.zeros(len(ids_NT)))
+        return self._logits(torch.tensor([float(ids[0]) for ids in texts]), torch.zeros(len(texts)))
 
     def step(self, ids_N: torch.Tensor, positions_N: torch.Tensor, cache: Cache, length: int) -> torch.Tensor:
         self.num_rows.append(len(ids_N))
@@ -224,7 +226,7 @@ def test_prompts_of_several_lengths_run_side_by_side_and_the_cache_grows() -> No
     ]
     results = run(decoder, [], rows=rows, max_texts=12)
     assert lengths_of(results) == [5 + ticket % 3 for ticket in range(12)]
-    assert decoder.prefills == [1] * 12
+    assert decoder.prefills == [12]
     assert max(decoder.num_rows) == 12
 
 

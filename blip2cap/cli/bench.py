@@ -53,13 +53,7 @@ def bench(
         arg.repeated_option("-q", "--question", metavar="TEXT", help="Ask instead of captioning; may be repeated."),
     ] = None,
     max_new_tokens: arg.MaxNewTokens = _NEW_TOKENS,
-    min_new_tokens: Annotated[
-        int | None,
-        arg.option(
-            "--min-new-tokens",
-            help="Shortest text, in tokens. Left out: 0; with --random-weights as many as --max-new-tokens.",
-        ),
-    ] = None,
+    min_new_tokens: arg.MinNewTokens = _GENERATE.min_new_tokens,
     num_beams: arg.NumBeams = _GENERATE.num_beams,
     num_images: Annotated[
         int | None,
@@ -96,8 +90,6 @@ def bench(
     for path, flag, suffix in ((plot, "--plot", ".png"), (out, "--out", ".json")):
         if path is not None:
             _check_writable(path, flag, suffix)
-    if min_new_tokens is None:
-        min_new_tokens = max_new_tokens if random_weights else 0
     model_options = ModelOptions(
         name=model,
         revision=revision,

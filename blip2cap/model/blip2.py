@@ -8,6 +8,7 @@ I = images of the rows, T = tokens.
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 from typing import Any
 
@@ -161,6 +162,11 @@ class Blip2:
 
     def _instructed(self, rows: Sequence[TextRow]) -> torch.Tensor:
         """Run InstructBLIP's Q-Former, which looks at the image with the instruction in mind."""
+        by_length = itertools.groupby(rows, key=lambda row: len(row.tokens.qformer_ids))
+        return torch.cat([self._query(list(group)) for _, group in by_length])
+
+    def _query(self, rows: Sequence[TextRow]) -> torch.Tensor:
+        """The same for instructions of equal length."""
         patches_NPD = torch.stack([row.image for row in rows])
         queries_NQD = self.network.query_tokens.expand(len(rows), -1, -1)
         ids_NT = torch.tensor([row.tokens.qformer_ids for row in rows], device=self.device)

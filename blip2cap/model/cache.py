@@ -67,6 +67,15 @@ class Cache:
         """How many positions of an encoder's output a row has room for."""
         return 0 if self.cross_L2RHPK is None else self.cross_L2RHPK.shape[4]
 
+    def keep(self, layer: int, rows: slice, key_NHTK: torch.Tensor, value_NHTK: torch.Tensor, num_beams: int) -> None:
+        """Write the keys and values of N prefixes, each `num_beams` times."""
+        if num_beams > 1:
+            key_NHTK = key_NHTK.repeat_interleave(num_beams, dim=0)
+            value_NHTK = value_NHTK.repeat_interleave(num_beams, dim=0)
+        length = key_NHTK.shape[2]
+        self.own_L2RHSK[layer, 0, rows, :, :length] = key_NHTK
+        self.own_L2RHSK[layer, 1, rows, :, :length] = value_NHTK
+
     def copy_rows(self, source: Cache, rows: slice, to: slice) -> None:
         """Copy whole rows from a cache, this one or a smaller one."""
         self.own_L2RHSK[:, :, to, :, : source.length] = source.own_L2RHSK[:, :, rows]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, Protocol
 
 import torch
@@ -30,12 +31,15 @@ class Decoder(Protocol):
         self,
         image_IQD: torch.Tensor,
         image_of_N: torch.Tensor,
-        ids_NT: torch.Tensor,
+        prompts: Sequence[torch.Tensor],
         cache: Cache,
         first_row: int,
         num_beams: int = 1,
     ) -> torch.Tensor:
-        """Run image and prompt of N texts into the cache; return the logits that follow, [N, V]."""
+        """Run image and prompt of N texts into the cache; return the logits that follow, [N, V].
+
+        Each of `prompts` holds the ids, [n, T], of the next n texts, which are equally long.
+        """
 
     def step(self, ids_N: torch.Tensor, positions_N: torch.Tensor, cache: Cache, length: int) -> torch.Tensor:
         """Run one token of each of the first N rows; return the logits that follow, [N, V]."""

@@ -21,6 +21,8 @@ _LARGEST = 126
 """Of a row: what is largest may come out a little larger, since its scale is rounded, and 127 still fits."""
 _SMALLER = 62
 """For processors that add pairs of products in 16 bits: 2 * 127 * (62 + 64) fits."""
+_BLOCK = 512
+"""Rows at a time on a CPU: what is made of them on the way stays in its cache. For ViT-g's shapes a fifth faster."""
 _GPU_MIN_ROWS = 32
 """cuBLAS multiplies 8-bit matrices of more than 16 rows only."""
 
@@ -48,7 +50,16 @@ class Int8Linear(nn.Module):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """Return [..., out_features] for [..., in_features]."""
-        values_NI, scale_N1 = _quantize_rows(x.reshape(-1, x.shape[-1]), self.largest)
+        x_NI = x.reshape(-1, x.shape[-1])
+        if len(x_NI) <= _BLOCK:
+            return self._multiply(x_NI).view(*x.shape[:-1], -1)
+        y_NO = x.new_empty((len(x_NI), len(self.scale_O)))
+        for x_block, y_block in zip(x_NI.split(_BLOCK), y_NO.split(_BLOCK), strict=True):  # type: ignore[no-untyped-call]
+            y_block.copy_(self._multiply(x_block))
+        return y_NO.view(*x.shape[:-1], -1)
+
+    def _multiply(self, x: torch.Tensor) -> torch.Tensor:
+        values_NI, scale_N1 = _quantize_rows(x, self.largest)
         bytes_NI = values_NI.add_(self.zero).to(torch.uint8)
         dtype = torch.bfloat16 if x.dtype == torch.bfloat16 else torch.float32
         y_NO = torch.ops.onednn.qlinear_pointwise(
@@ -59,7 +70,7 @@ class Int8Linear(nn.Module):
             y_NO.mul_(scale_N1)
         else:
             y_NO = torch.addcmul(self.bias.to(dtype), y_NO, scale_N1.to(dtype))
-        return y_NO.to(x.dtype).view(*x.shape[:-1], -1)
+        return y_NO.to(x.dtype)
 
 
 class GpuInt8Linear(nn.Module):

@@ -6,7 +6,7 @@ K = size of a head, D = hidden size, V = vocabulary.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -62,54 +62,77 @@ class OptDecoder:
         self,
         image_IQD: torch.Tensor,
         image_of_N: torch.Tensor,
-        ids_NT: torch.Tensor,
+        prompts: Sequence[torch.Tensor],
         cache: Cache,
         first_row: int,
         num_beams: int = 1,
     ) -> torch.Tensor:
         """Run image and prompt of N texts into the cache, each `num_beams` times from `first_row` on.
 
-        Returns the logits that follow, [N, V]. An image that several prompts ask about runs once.
+        Each of `prompts` holds the ids, [n, T], of the next n texts. Returns the logits that follow, [N, V]. An image
+        that several prompts ask about runs once.
         """
-        num_images, num_queries = image_IQD.shape[:2]
-        length = num_queries + ids_NT.shape[1]
-        rows = slice(first_row, first_row + len(ids_NT) * num_beams)
-        own = cache.own_L2RHSK
-        text_NTD = self.decoder.embed_tokens(ids_NT)
-        image_IQD = image_IQD.to(text_NTD.dtype)
+        image_IQD = image_IQD.to(self.decoder.embed_tokens.weight.dtype)
+        once = len(image_IQD) == len(image_of_N)
+        of_images = [] if once else self._run_images(image_IQD)
+        logits, first = [], 0
+        for ids_NT in prompts:
+            which_N = image_of_N[first : first + len(ids_NT)]
+            rows = slice(first_row + first * num_beams, first_row + (first + len(ids_NT)) * num_beams)
+            text_NTD = self.decoder.embed_tokens(ids_NT)
+            if once:
+                prefix_NTD = torch.cat([image_IQD[which_N], text_NTD], dim=1)
+                hidden_NTD = self._run_whole(prefix_NTD, cache, rows, num_beams)
+            else:
+                hidden_NTD = self._run_after(of_images, which_N, text_NTD, cache, rows, num_beams)
+            logits.append(self._logits(hidden_NTD[:, -1]))
+            first += len(ids_NT)
+        return torch.cat(logits)
 
-        def keep(index: int, begin: int, end: int, key_NHTK: torch.Tensor, value_NHTK: torch.Tensor) -> None:
-            if num_beams > 1:
-                key_NHTK = key_NHTK.repeat_interleave(num_beams, dim=0)
-                value_NHTK = value_NHTK.repeat_interleave(num_beams, dim=0)
-            own[index, 0, rows, :, begin:end], own[index, 1, rows, :, begin:end] = key_NHTK, value_NHTK
+    def _run_whole(self, prefix_NTD: torch.Tensor, cache: Cache, rows: slice, num_beams: int) -> torch.Tensor:
+        """Run image and prompt together."""
+        length = prefix_NTD.shape[1]
 
-        if num_images == len(ids_NT):
-
-            def attend_all(index: int, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor) -> torch.Tensor:
-                keep(index, 0, length, key, value)
-                return attend(query, key, value, None)
-
-            prefix = torch.cat([image_IQD[image_of_N], text_NTD], dim=1)
-            return self._logits(self._run(prefix, self._positions(0, length, prefix), attend_all)[:, -1])
-
-        of_images: list[tuple[torch.Tensor, torch.Tensor]] = []
-
-        def attend_image(index: int, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor) -> torch.Tensor:
-            of_images.append((key, value))
+        def mix(index: int, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor) -> torch.Tensor:
+            cache.keep(index, rows, key, value, num_beams)
             return attend(query, key, value, None)
 
-        def attend_text(index: int, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor) -> torch.Tensor:
-            image_key, image_value = of_images[index]
-            key, value = torch.cat([image_key[image_of_N], key], 2), torch.cat([image_value[image_of_N], value], 2)
-            keep(index, 0, length, key, value)
-            return attend(query, key, value, after_image_TS)
+        return self._run(prefix_NTD, self._positions(0, length, prefix_NTD), mix)
 
-        seen = torch.ones(ids_NT.shape[1], length, dtype=torch.bool, device=ids_NT.device).tril(num_queries)
-        after_image_TS = torch.zeros_like(seen, dtype=text_NTD.dtype).masked_fill_(~seen, float("-inf"))
-        self._run(image_IQD, self._positions(0, num_queries, image_IQD), attend_image)
-        hidden_NTD = self._run(text_NTD, self._positions(num_queries, length, text_NTD), attend_text)
-        return self._logits(hidden_NTD[:, -1])
+    def _run_images(self, image_IQD: torch.Tensor) -> list[tuple[torch.Tensor, torch.Tensor]]:
+        """Run images alone; return the keys and values of each layer, [I, H, Q, K]."""
+        of_layers: list[tuple[torch.Tensor, torch.Tensor]] = []
+
+        def mix(index: int, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor) -> torch.Tensor:
+            of_layers.append((key, value))
+            return attend(query, key, value, None)
+
+        self._run(image_IQD, self._positions(0, image_IQD.shape[1], image_IQD), mix)
+        return of_layers
+
+    def _run_after(
+        self,
+        of_images: list[tuple[torch.Tensor, torch.Tensor]],
+        image_of_N: torch.Tensor,
+        text_NTD: torch.Tensor,
+        cache: Cache,
+        rows: slice,
+        num_beams: int,
+    ) -> torch.Tensor:
+        """Run prompts after their images."""
+        num_queries, num_tokens = of_images[0][0].shape[2], text_NTD.shape[1]
+        length = num_queries + num_tokens
+        unseen_TS = torch.ones(num_tokens, length, dtype=torch.bool, device=text_NTD.device).triu(num_queries + 1)
+        mask_TS = torch.zeros_like(unseen_TS, dtype=text_NTD.dtype).masked_fill_(unseen_TS, float("-inf"))
+
+        def mix(index: int, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor) -> torch.Tensor:
+            image_key, image_value = of_images[index]
+            key = torch.cat([image_key[image_of_N], key], dim=2)
+            value = torch.cat([image_value[image_of_N], value], dim=2)
+            cache.keep(index, rows, key, value, num_beams)
+            return attend(query, key, value, mask_TS)
+
+        return self._run(text_NTD, self._positions(num_queries, length, text_NTD), mix)
 
     def step(self, ids_N: torch.Tensor, positions_N: torch.Tensor, cache: Cache, length: int) -> torch.Tensor:
         """Run one token of each of the first N rows at its position, all of them below `length`.

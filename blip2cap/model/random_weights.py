@@ -34,7 +34,8 @@ _TAPE_LENGTH = 1_000_003
 def build(checkpoint: Checkpoint, dtype: torch.dtype, device: torch.device) -> Any:
     """Build the network of `checkpoint.config` in eval mode, always with the same weights, in the memory they take.
 
-    Weights are N(0, 0.02), norms 1, biases 0. In float16 what transformers loads in float32 is float32 here too.
+    Weights are N(0, 0.02), norms 1, biases 0; texts never end by themselves. In float16 what transformers loads in
+    float32 is float32 here too.
     """
     network = build_empty(checkpoint)
     kept = set(network._keep_in_fp32_modules or ()) if dtype == torch.float16 else set()
@@ -59,6 +60,8 @@ def build(checkpoint: Checkpoint, dtype: torch.dtype, device: torch.device) -> A
                     tape.read_into(values)
                 made[key] = torch.nn.Parameter(values, requires_grad=empty.requires_grad)
             setattr(module, leaf, made[key])
+    # By chance a text would end at any length; what is measured should not depend on it.
+    network.generation_config.eos_token_id = network.language_model.generation_config.eos_token_id = None
     return network.to(device).eval()
 
 

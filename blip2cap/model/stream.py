@@ -11,6 +11,7 @@ Shapes: I = images, Q = query tokens, D = hidden size, N = rows (texts x beams),
 
 from __future__ import annotations
 
+import itertools
 import time
 from collections import deque
 from collections.abc import Iterable, Sequence
@@ -42,7 +43,7 @@ class Tokens:
 
     @property
     def lengths(self) -> tuple[int, int]:
-        """What must be equal for prompts to be prefilled together: nothing is ever padded."""
+        """What must be equal for prompts to go through a network side by side: nothing is ever padded."""
         return len(self.ids), len(self.qformer_ids)
 
 
@@ -139,7 +140,8 @@ class TextStream:
                 return
             if self._num_unchecked:
                 self._check()
-            group = self._next_group(self.max_texts - len(self.running))
+            num_free = self.max_texts - len(self.running)
+            group = [self.waiting.popleft() for _ in range(min(num_free, len(self.waiting)))]
             num_running = len(self.running)
             try:
                 with memory_errors():
@@ -167,28 +169,24 @@ class TextStream:
             self.waiting.extendleft(reversed(group))
             self.room = max(1, num_running + len(group) // 2)
 
-    def _next_group(self, most: int) -> list[TextRow]:
-        """Take rows from the front of the queue whose prompts are equally long."""
-        group = [self.waiting.popleft()]
-        while self.waiting and len(group) < most and self.waiting[0].tokens.lengths == group[0].tokens.lengths:
-            group.append(self.waiting.popleft())
-        return group
-
     def _begin(self, group: list[TextRow]) -> None:
         """Prefill texts into free slots, and choose their first tokens."""
         beams, num_running = self.search.num_beams, len(self.running)
-        num_prefix = self.network.num_query_tokens + len(group[0].tokens.ids)
+        group = sorted(group, key=lambda row: row.tokens.lengths)
+        num_prefix = self.network.num_query_tokens + max(len(row.tokens.ids) for row in group)
         cache = self.slots.reserve(num_running, num_running + len(group), num_prefix, self.max_texts)
         rows = self.slots.rows(num_running, num_running + len(group))
         with self.network.watch.measure("prefill"):
             image_IQD, image_of_N = self.network.image_embeddings(group)
-            ids_NT = torch.tensor([row.tokens.ids for row in group], device=self.device)
-            logits_NV = self.decoder.prefill(image_IQD, image_of_N, ids_NT, cache, rows.start, beams)
+            by_length = itertools.groupby((row.tokens.ids for row in group), key=len)
+            prompts = [torch.tensor(list(ids), device=self.device) for _, ids in by_length]
+            logits_NV = self.decoder.prefill(image_IQD, image_of_N, prompts, cache, rows.start, beams)
             if beams > 1:
                 logits_NV = logits_NV.repeat_interleave(beams, dim=0)
             self.search.start([Start(history=self.network.history(row.tokens), seed=row.seed) for row in group])
             self.running += group
-            self.slots.positions_N[rows] = self.decoder.num_given(num_prefix)
+            num_given = [self._num_given(row) for row in group for _ in range(beams)]
+            self.slots.positions_N[rows] = torch.tensor(num_given, device=self.device)
             self.slots.ids_N[rows], _ = self.search.choose(logits_NV, num_running)
 
     def _step(self) -> None:

@@ -8,6 +8,7 @@ H = heads, K = size of a head, D = hidden size, V = vocabulary.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -64,23 +65,34 @@ class T5Decoder:
         self,
         image_IQD: torch.Tensor,
         image_of_N: torch.Tensor,
-        ids_NT: torch.Tensor,
+        prompts: Sequence[torch.Tensor],
         cache: Cache,
         first_row: int,
         num_beams: int = 1,
     ) -> torch.Tensor:
         """Run image and prompt of N texts through the encoder into the cache, each `num_beams` times from `first_row`.
 
-        Returns the logits of the first new token, [N, V].
+        Each of `prompts` holds the ids, [n, T], of the next n texts. Returns the logits of the first new token, [N, V].
         """
+        first = 0
+        for ids_NT in prompts:
+            rows = slice(first_row + first * num_beams, first_row + (first + len(ids_NT)) * num_beams)
+            self._encode(image_IQD[image_of_N[first : first + len(ids_NT)]], ids_NT, cache, rows, num_beams)
+            first += len(ids_NT)
+        start_N = image_of_N.new_full((first * num_beams,), self.start_id)
+        rows = slice(first_row, first_row + first * num_beams)
+        logits_NV = self._step(start_N, torch.zeros_like(start_N), cache, rows, length=1)
+        return logits_NV[::num_beams]
+
+    def _encode(self, image_NQD: torch.Tensor, ids_NT: torch.Tensor, cache: Cache, rows: slice, num_beams: int) -> None:
+        """Run image and prompt through the encoder, and keep what each layer of the decoder looks at."""
         assert cache.cross_L2RHPK is not None
         assert cache.cross_lengths_R is not None
         text_NTD = self.model.shared(ids_NT)
-        prefix_NPD = torch.cat([image_IQD.to(text_NTD.dtype)[image_of_N], text_NTD], dim=1)
+        prefix_NPD = torch.cat([image_NQD.to(text_NTD.dtype), text_NTD], dim=1)
         mask_NP = torch.ones(prefix_NPD.shape[:2], dtype=torch.long, device=prefix_NPD.device)
         encoded_NPD = self.model.encoder(inputs_embeds=prefix_NPD, attention_mask=mask_NP).last_hidden_state
-        num_rows, length = len(ids_NT) * num_beams, prefix_NPD.shape[1]
-        rows = slice(first_row, first_row + num_rows)
+        length = prefix_NPD.shape[1]
         shape = (len(ids_NT), length, 2, self.config.num_heads, self.config.d_kv)
         for index, block in enumerate(self.blocks):
             pair = project(block.layer[1].EncDecAttention, _CROSS, "kv", encoded_NPD)
@@ -89,9 +101,6 @@ class T5Decoder:
                 pair_2NHPK = pair_2NHPK.repeat_interleave(num_beams, dim=1)
             cache.cross_L2RHPK[index, :, rows, :, :length] = pair_2NHPK
         cache.cross_lengths_R[rows] = length
-        start_N = ids_NT.new_full((num_rows,), self.start_id)
-        logits_NV = self._step(start_N, torch.zeros_like(start_N), cache, rows, length=1)
-        return logits_NV[::num_beams]
 
     def step(self, ids_N: torch.Tensor, positions_N: torch.Tensor, cache: Cache, length: int) -> torch.Tensor:
         """Run one token of each of the first N rows at its position, all of them below `length`.

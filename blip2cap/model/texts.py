@@ -31,6 +31,8 @@ _MOST_CPU, _MOST_GPU = 128, 512
 """On a CPU a step is bound by arithmetic long before; a GPU reads all weights for every step of however few rows."""
 _NUM_STEPS = 4
 """Steps that a number of texts is measured by: short enough to be disturbed by anything."""
+_QUICK_S = 0.02
+"""A step as short as this is mostly overhead, which more texts share."""
 _MOST_LIBRARY = 64
 _USUAL_PROMPT = 16
 """Tokens of a prompt, to reckon memory with before any is known."""
@@ -43,7 +45,9 @@ class Texts:
         self.model, self.options = model, options
         self.tickets = itertools.count()
         self.stream = self._stream(
-            BatchSize(_FIRST, self._most(), num_trials=_NUM_STEPS) if max_texts is None else BatchSize(max_texts)
+            BatchSize(_FIRST, self._most(), quick_s=_QUICK_S, num_trials=_NUM_STEPS)
+            if max_texts is None
+            else BatchSize(max_texts)
         )
         self._tokenise = lru_cache(4096)(self._tokens)
 
