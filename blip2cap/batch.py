@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import queue
 import threading
+import time
 from collections.abc import Callable, Generator, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Generic, TypeVar
@@ -16,6 +17,8 @@ Item = TypeVar("Item")
 
 _PATIENCE_S = 0.5
 """How long the next image is waited for before what is there is said to be all for now."""
+_BATCH_PATIENCE_S = 2.0
+"""How long a batch is: images that trickle in are not kept waiting for many others."""
 
 
 class DecodeAhead(Generic[Item]):
@@ -59,15 +62,13 @@ class DecodeAhead(Generic[Item]):
     ) -> Generator[tuple[Item, Decoded | ImageError] | None]:
         """Yield every item with its decoded image or what is wrong with it, in the order of the items.
 
-        None says that the next image is not there yet. Ends early when `stopped` says so at such a moment. What the
-        items raise is raised here.
+        None says that the next image is not there yet. Ends early when `stopped` says so. What the items raise is
+        raised here.
         """
-        while True:
+        while not stopped():
             try:
                 entry = self._entries.get(timeout=_PATIENCE_S)
             except queue.Empty:
-                if stopped():
-                    return
                 yield None
                 continue
             if entry is None:
@@ -93,15 +94,16 @@ class DecodeAhead(Generic[Item]):
 def in_batches(items: Iterable[Item | None], size: Callable[[], int]) -> Iterator[list[Item]]:
     """Group items into lists of `size()`; shorter where None says that the next is not there yet, and at the end.
 
-    An empty list says that nothing at all is there yet.
+    An empty list says that nothing at all is there yet. No batch takes much longer to fill than `_BATCH_PATIENCE_S`.
     """
     batch: list[Item] = []
+    started = time.monotonic()
     for item in items:
         if item is not None:
             batch.append(item)
-        if item is None or len(batch) >= size():
+        if item is None or len(batch) >= size() or time.monotonic() - started > _BATCH_PATIENCE_S:
             yield batch
-            batch = []
+            batch, started = [], time.monotonic()
     if batch:
         yield batch
 

@@ -24,6 +24,8 @@ Result = list[Generated] | ImageError
 
 _NUM_REMEMBERED = 20_000
 """Texts kept for images that come again; about 10 MB."""
+_MOST_BEHIND = 4
+"""Times the number of texts at once: so many images may be in the model, or done and wait for one before them."""
 
 
 class Texts(Protocol):
@@ -69,7 +71,10 @@ class _Image:
     """One image under way."""
 
     task: Task
-    image: Decoded | ImageError
+    error: ImageError | None
+    """What is wrong with the image itself."""
+    width: int
+    height: int
     results: list[Result | None]
     """One for each that is asked."""
     num_missing: int
@@ -83,7 +88,8 @@ class _Question:
     image_key: Hashable
     prompt: str
     name: str
-    pixels: Pixels
+    pixels: Pixels | None
+    """Until they are encoded."""
     askers: list[tuple[_Image, int]]
     """Images, with which of their results this is."""
 
@@ -110,8 +116,8 @@ class Flow:
 
     @property
     def has_room(self) -> bool:
-        """Whether more texts could be decoded beside those that are."""
-        return self.texts.num_texts < self.texts.max_texts
+        """Whether more texts could be decoded beside those that are, and not too many images wait for a long one."""
+        return self.texts.num_texts < self.texts.max_texts and len(self.images) < _MOST_BEHIND * self.texts.max_texts
 
     @property
     def num_images(self) -> int:
@@ -127,12 +133,19 @@ class Flow:
         """Encode images, and queue what is asked of them."""
         new: dict[Hashable, _Question] = {}
         for task, decoded in batch:
-            image = _Image(task=task, image=decoded, results=[None] * len(task.asks), num_missing=0)
-            self.images.append(image)
             if isinstance(decoded, ImageError):
-                image.results = [decoded] * len(task.asks)
+                results: list[Result | None] = [decoded] * len(task.asks)
+                self.images.append(_Image(task=task, error=decoded, width=0, height=0, results=results, num_missing=0))
                 continue
-            image.num_missing = len(task.asks)
+            image = _Image(
+                task=task,
+                error=None,
+                width=decoded.width,
+                height=decoded.height,
+                results=[None] * len(task.asks),
+                num_missing=len(task.asks),
+            )
+            self.images.append(image)
             for index in range(len(task.asks)):
                 self._ask(image, index, decoded, new)
         by_image: dict[Hashable, list[_Question]] = defaultdict(list)
@@ -171,7 +184,8 @@ class Flow:
             self.model.wait()
         started = time.perf_counter()
         try:
-            features = self.model.encode([questions[0].pixels for questions in images])
+            pixels = [questions[0].pixels for questions in images]
+            features = self.model.encode([each for each in pixels if each is not None])
             prompts = [
                 Prompt(image=number, text=question.prompt, name=question.name)
                 for number, questions in enumerate(images)
@@ -186,6 +200,7 @@ class Flow:
                 size.measured(len(images), time.perf_counter() - started)
             for ticket, question in zip(tickets, (each for questions in images for each in questions), strict=True):
                 self.tickets[ticket] = self.under_way[question.key] = question
+                question.pixels = None
             return
         # Outside `except`: there the error would still hold every tensor of the batch that did not fit.
         if len(images) > 1:
@@ -220,18 +235,17 @@ class Flow:
         return num_images, [row for _ in range(num_images) for row in self._rows(self.images.popleft())]
 
     def _rows(self, image: _Image) -> list[Row]:
-        if isinstance(image.image, ImageError):
-            self.on_failure(image.task.ref, image.image)  # once, not for every question
+        if image.error:
+            self.on_failure(image.task.ref, image.error)  # once, not for every question
         rows = []
         for ask, result in zip(image.task.asks, image.results, strict=True):
             assert result is not None
-            if isinstance(result, ImageError) and result is not image.image:
+            if isinstance(result, ImageError) and result is not image.error:
                 self.on_failure(image.task.ref, result)
             rows.append(self._row(image, ask, result))
         return rows
 
     def _row(self, image: _Image, ask: Ask, result: Result) -> Row:
-        decoded = image.image
         several = self.options.num_captions > 1
         texts = [] if isinstance(result, ImageError) else result
         first = texts[0] if texts else Generated(text="", finish_reason="", num_tokens=0)
@@ -245,6 +259,6 @@ class Flow:
             error=result.code if isinstance(result, ImageError) else "",
             finish_reason=first.finish_reason,
             num_tokens=first.num_tokens,
-            width=decoded.width if isinstance(decoded, Decoded) else 0,
-            height=decoded.height if isinstance(decoded, Decoded) else 0,
+            width=image.width,
+            height=image.height,
         )

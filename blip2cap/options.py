@@ -112,6 +112,11 @@ class ModelOptions:
                 f"--device-map {self.device_map} and --device {self.device} exclude each other: "
                 "the model is spread over all GPUs. Leave one out."
             )
+        if self.quantize in ("int8-dynamic", "fp8"):
+            raise UsageError(
+                f"--device-map {self.device_map} and --quantize {self.quantize} exclude each other: it is made on one "
+                "GPU. Use --quantize int8 or nf4."
+            )
         if self.random_weights:
             raise UsageError(
                 f"--device-map {self.device_map} and random weights exclude each other. Leave --device-map out."
@@ -161,6 +166,10 @@ class GenerateOptions:
     """Of sampling; every image has its own stream, so neighbours and batches do not matter."""
 
     def __post_init__(self) -> None:
+        for name in ("temperature", "top_p", "repetition_penalty", "length_penalty"):
+            value = getattr(self, name)
+            if value is not None:  # transformers wants 2.0 where a person writes 2
+                object.__setattr__(self, name, float(value))
         _at_least("--max-new-tokens", self.max_new_tokens, 1, "")
         _at_least("--min-new-tokens", self.min_new_tokens, 0, "")
         _at_least("--num-beams", self.num_beams, 1, "1 is greedy.")

@@ -142,20 +142,22 @@ class Engine:
     ) -> Generator[list[Row]]:
         flow = Flow(self.model, self.generate, max_texts=self.batch.batch_size, on_failure=self.on_failure)
         started = mark = written = time.monotonic()
-        more, hurry = True, False
+        more, finish_first = True, False
         while more or flow.num_images:
-            if more and flow.has_room and not hurry:
+            if more and flow.has_room and not finish_first:
                 wanted = size.size
                 batch = next(batches, None)
                 decoded = time.monotonic()
                 summary.decode_s += decoded - mark
                 mark = decoded
                 more = batch is not None
-                hurry = len(batch or ()) < wanted  # images come slowly: say what is known before waiting for more
+                finish_first = (
+                    len(batch or ()) < wanted
+                )  # images come slowly: say what is known before waiting for more
                 flow.take(batch or (), size)
             flow.advance()
             idle = flow.num_ready == flow.num_images
-            hurry = hurry and not idle
+            finish_first = finish_first and not idle
             more = more and not stopped()
             done = time.monotonic()
             summary.model_s += done - mark

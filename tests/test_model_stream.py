@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import Sequence
 
 import pytest
@@ -36,6 +37,9 @@ class CountingDecoder:
 
     def num_given(self, num_prefix: int) -> int:
         return num_prefix
+
+    def forget(self) -> None:
+        """It keeps nothing."""
 
     def bytes_per_row(self, num_prefix: int, max_new_tokens: int) -> int:
         return 4
@@ -201,16 +205,68 @@ def test_a_text_without_room_in_any_company_fails_alone_and_the_others_run_toget
     assert max(decoder.prefills[decoder.prefills.index(1) + 1 :]) > 1
 
 
-def test_a_step_that_does_not_fit_begins_anew_with_half_the_texts() -> None:
+@pytest.mark.parametrize("check_every", [1, 2])
+def test_a_step_that_does_not_fit_begins_anew_with_half_the_texts(check_every: int) -> None:
     class SmallSteps(CountingDecoder):
         def step(self, ids_N: torch.Tensor, positions_N: torch.Tensor, cache: Cache, length: int) -> torch.Tensor:
-            if len(ids_N) > 3:
+            if len(ids_N) > 3 and len(self.num_rows) % 3:
                 raise torch.OutOfMemoryError("step")
             return super().step(ids_N, positions_N, cache, length)
 
     decoder = SmallSteps()
-    assert lengths_of(run(decoder, SPREAD[:20], max_texts=8)) == SPREAD[:20]
-    assert max(decoder.num_rows) == 2
+    assert lengths_of(run(decoder, SPREAD[:20], max_texts=8, check_every=check_every)) == SPREAD[:20]
+
+
+class Memory(CountingDecoder):
+    """A device with room for so many positions, over all caches that are alive."""
+
+    def __init__(self, positions: int) -> None:
+        super().__init__()
+        self.positions = positions
+        self.caches: weakref.WeakSet[Tracked] = weakref.WeakSet()
+
+    def new_cache(self, num_rows: int, num_prefix: int, max_new_tokens: int) -> Cache:
+        taken = sum(cache.num_rows * cache.length for cache in self.caches)
+        if taken + num_rows * (num_prefix + max_new_tokens) > self.positions:
+            raise MemoryError("cache")
+        cache = Tracked(own_L2RHSK=super().new_cache(num_rows, num_prefix, max_new_tokens).own_L2RHSK)
+        self.caches.add(cache)
+        return cache
+
+
+class Tracked(Cache):
+    """A cache that can be seen to go."""
+
+    __hash__ = object.__hash__
+    __slots__ = ("__weakref__",)
+
+
+def prompted(lengths: Sequence[int], prompt_tokens: Sequence[int]) -> list[TextRow]:
+    return [
+        TextRow(
+            ticket=ticket,
+            tokens=Tokens(ids=[length] + [0] * (num_tokens - 1), qformer_ids=[]),
+            image=torch.zeros(1),
+            seed=0,
+        )
+        for ticket, (length, num_tokens) in enumerate(zip(lengths, prompt_tokens, strict=True))
+    ]
+
+
+def test_a_long_prompt_that_fits_alone_is_written_and_many_run_together_again() -> None:
+    """One place with the long prompt takes 2 + 60 + 20 positions, sixteen with short ones 16 x 24."""
+    decoder = Memory(16 * 24 + 10)
+    lengths = [5] * 100
+    rows = prompted(lengths, [2] * 40 + [60] + [2] * 59)
+    assert lengths_of(run(decoder, [], rows=rows, max_texts=16)) == lengths
+    assert max(decoder.num_rows[-40:]) >= 4
+
+
+def test_a_device_with_room_for_few_is_used_for_as_many() -> None:
+    decoder = Memory(5 * 24)
+    assert lengths_of(run(decoder, SPREAD, max_texts=16)) == SPREAD
+    assert max(decoder.num_rows) == 4
+    assert sum(decoder.num_rows) / len(decoder.num_rows) > 3
 
 
 def test_prompts_of_several_lengths_run_side_by_side_and_the_cache_grows() -> None:

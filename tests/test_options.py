@@ -160,6 +160,12 @@ def test_threads_follow_the_cores_up_to_sixteen(monkeypatch):
     assert DecodeOptions(num_threads=40).threads == 40
 
 
+def test_whole_numbers_are_taken_for_what_they_mean():
+    options = GenerateOptions(temperature=1, repetition_penalty=2, top_p=1)
+    assert [type(value) for value in (options.temperature, options.repetition_penalty, options.top_p)] == [float] * 3
+    assert type(GenerateOptions(num_beams=2, length_penalty=-1).length_penalty) is float
+
+
 def test_a_batch_size_below_one_is_refused():
     hint = r"--batch-size 0: must be 1 or more. Leave it out to let blip2cap measure a size that fits\."
     with pytest.raises(UsageError, match=hint):

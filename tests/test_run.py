@@ -217,7 +217,8 @@ def test_a_batch_is_told_of_when_its_rows_are_in_the_sink(folder: Path) -> None:
 
 
 def test_a_run_that_is_stopped_ends_with_the_batch_and_counts_it(folder: Path) -> None:
-    rows, summary = do(folder, FakeModel(), stopped=lambda: True)
+    sink = ListSink()
+    rows, summary = do(folder, FakeModel(), sink=sink, stopped=lambda: bool(sink.rows))
     assert [row.file_name for row in rows] == names_below(folder)[:4]
     assert (summary.num_images, summary.num_ok) == (4, 4)
     assert summary.decode_s + summary.model_s + summary.write_s == pytest.approx(summary.seconds)

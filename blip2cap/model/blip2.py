@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import numpy as np
@@ -85,6 +86,10 @@ class Blip2:
                     "Ask for fewer."
                 )
 
+    def current(self) -> AbstractContextManager[Any]:
+        """Make its GPU the current one: streams, events and graphs belong to that, whatever tensors they work on."""
+        return torch.cuda.device(self.device) if self.device.type == "cuda" else nullcontext()
+
     def why_library(self) -> str:
         """Say why texts go through transformers' own `generate`; "" if they do not."""
         return why_none(self.network)
@@ -121,7 +126,7 @@ class Blip2:
         BLIP-2: what the language model sees, [B, Q, D]. InstructBLIP: the patches, [B, P, D], since its Q-Former
         depends on the instruction. Raises MemoryError if the device has no room.
         """
-        with memory_errors():
+        with self.current(), memory_errors():
             with self.watch.measure("copy"):
                 pixels_BHWC = self._to_device(images)
             with self.watch.measure("vision"):

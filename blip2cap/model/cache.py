@@ -20,6 +20,8 @@ class Cache:
     """Of the encoder's output; None for models without an encoder."""
     cross_lengths_R: torch.Tensor | None = None
     """How many of the P positions each row has."""
+    bias_HSS: torch.Tensor | None = None
+    """What T5 adds to the scores of a key at one position for a query at another."""
 
     @classmethod
     def allocate(
@@ -68,13 +70,14 @@ class Cache:
         return 0 if self.cross_L2RHPK is None else self.cross_L2RHPK.shape[4]
 
     def keep(self, layer: int, rows: slice, key_NHTK: torch.Tensor, value_NHTK: torch.Tensor, num_beams: int) -> None:
-        """Write the keys and values of N prefixes, each `num_beams` times."""
+        """Write the keys and values of N prefixes, each `num_beams` times; nothing is left of the row's last text."""
         if num_beams > 1:
             key_NHTK = key_NHTK.repeat_interleave(num_beams, dim=0)
             value_NHTK = value_NHTK.repeat_interleave(num_beams, dim=0)
         length = key_NHTK.shape[2]
         self.own_L2RHSK[layer, 0, rows, :, :length] = key_NHTK
         self.own_L2RHSK[layer, 1, rows, :, :length] = value_NHTK
+        self.own_L2RHSK[layer, :, rows, :, length:] = 0
 
     def copy_rows(self, source: Cache, rows: slice, to: slice) -> None:
         """Copy whole rows from a cache, this one or a smaller one."""

@@ -24,6 +24,9 @@ class Decoder(Protocol):
     def new_cache(self, num_rows: int, num_prefix: int, max_new_tokens: int) -> Cache:
         """Allocate a cache for prefixes of at most `num_prefix` tokens."""
 
+    def forget(self) -> None:
+        """Let go of what is kept of the last cache."""
+
     def bytes_per_row(self, num_prefix: int, max_new_tokens: int) -> int:
         """Return how much memory a row of such a cache takes."""
 

@@ -28,8 +28,17 @@ class GraphedDecoder:
         self.decoder = decoder
         self.cache: Cache | None = None
         self.graphs: dict[int, tuple[torch.cuda.CUDAGraph, torch.Tensor]] = {}
-        self.num_given, self.bytes_per_row = decoder.num_given, decoder.bytes_per_row
-        self.new_cache, self.prefill = decoder.new_cache, decoder.prefill
+        self.num_given, self.bytes_per_row, self.prefill = decoder.num_given, decoder.bytes_per_row, decoder.prefill
+        self.warm_up: torch.cuda.Stream | None = None
+
+    def new_cache(self, num_rows: int, num_prefix: int, max_new_tokens: int) -> Cache:
+        """Allocate a cache; what was captured with the last one is of no use any more."""
+        self.forget()
+        return self.decoder.new_cache(num_rows, num_prefix, max_new_tokens)
+
+    def forget(self) -> None:
+        """Let the graphs go, and the cache whose addresses they hold."""
+        self.graphs, self.cache = {}, None
 
     def step(self, ids_N: torch.Tensor, positions_N: torch.Tensor, cache: Cache, length: int) -> torch.Tensor:
         """Run one token of each of the first N rows at its position; return the logits that follow, [N, V].
@@ -57,11 +66,12 @@ class GraphedDecoder:
 
         # Once before, on a stream of its own: libraries allocate at their first call, which a capture does not allow.
         # What it writes into the cache, the replay writes again.
-        stream = torch.cuda.Stream()  # type: ignore[no-untyped-call]
-        stream.wait_stream(torch.cuda.current_stream())
-        with torch.cuda.stream(stream):
+        if self.warm_up is None:
+            self.warm_up = torch.cuda.Stream()  # type: ignore[no-untyped-call]
+        self.warm_up.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(self.warm_up):
             step()
-        torch.cuda.current_stream().wait_stream(stream)
+        torch.cuda.current_stream().wait_stream(self.warm_up)
         graph = torch.cuda.CUDAGraph()
         with torch.cuda.graph(graph, pool=self.pool):
             logits_NV = step()

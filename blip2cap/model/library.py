@@ -30,6 +30,7 @@ class LibraryStream:
         self.ends = frozenset(end_ids(language_model.generation_config))
         self.waiting: deque[TextRow] = deque()
         self._parts: dict[int, list[Generated]] = {}
+        self._given_up: set[int] = set()
         self._done: list[tuple[int, Result]] = []
 
     @property
@@ -71,7 +72,14 @@ class LibraryStream:
             self._try(group[: len(group) // 2])
             self._try(group[len(group) // 2 :])
         else:
-            self.fail(group[0].ticket, ImageError("out_of_memory", detail))
+            self._give_up(group[0].ticket, detail)
+
+    def _give_up(self, ticket: int, detail: str) -> None:
+        """Fail a prompt once, whatever became of its other samples, and becomes of them."""
+        self._parts.pop(ticket, None)
+        if ticket not in self._given_up:
+            self._given_up.add(ticket)
+            self.fail(ticket, ImageError("out_of_memory", detail))
 
     def _generate(self, group: list[TextRow]) -> list[list[Generated]]:
         image_IQD, image_of_N = self.network.image_embeddings(group)
@@ -109,6 +117,8 @@ class LibraryStream:
 
     def _deliver(self, group: list[TextRow], texts: list[list[Generated]]) -> None:
         for row, its_texts in zip(group, texts, strict=True):
+            if row.ticket in self._given_up:
+                continue
             parts = self._parts.setdefault(row.ticket, [])
             parts += its_texts  # samples of one prompt are queued, and generated, in their order
             if len(parts) == self.options.num_captions:

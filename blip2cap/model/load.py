@@ -54,6 +54,8 @@ def load(checkpoint: Checkpoint, options: ModelOptions) -> Blip2:
                 network = build(checkpoint, dtype, device)
             else:
                 network = _read_network(checkpoint, options, device, dtype)
+        if options.quantize is None and not _is_placed(options):
+            network.to(device)  # before projections are fused: views would be copied one by one, beside the whole
         if options.device_map is None:
             fuse(network)
         if options.quantize is not None:

@@ -8,6 +8,9 @@ from contextlib import contextmanager
 import psutil
 import torch
 
+_NO_MEMORY = ("can't allocate memory", "out of memory", "CUBLAS_STATUS_ALLOC_FAILED")
+"""Of a CPU; of CUDA outside torch's allocator; of a library that wants memory of its own."""
+
 
 @contextmanager
 def memory_errors() -> Iterator[None]:
@@ -18,7 +21,7 @@ def memory_errors() -> Iterator[None]:
         torch.cuda.empty_cache()
         raise MemoryError(str(error)) from error
     except RuntimeError as error:
-        if "can't allocate memory" not in str(error):
+        if not any(words in str(error) for words in _NO_MEMORY):
             raise
         raise MemoryError(str(error)) from error
 

@@ -43,6 +43,9 @@ class OptDecoder:
         """Allocate a cache for prefixes of at most `num_prefix` tokens."""
         return self._allocate(self.decoder.embed_positions.weight, num_rows, num_prefix, max_new_tokens)
 
+    def forget(self) -> None:
+        """Nothing is kept of a cache."""
+
     def bytes_per_row(self, num_prefix: int, max_new_tokens: int) -> int:
         """Return how much memory a row of such a cache takes."""
         weight = torch.empty(0, dtype=self.decoder.embed_positions.weight.dtype, device="meta")

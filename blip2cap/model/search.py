@@ -120,7 +120,8 @@ class Greedy:
         return [self.texts[slot].ids]
 
     def keep(self, slots: Sequence[int]) -> None:
-        """Keep these slots, in this order."""
+        """Keep these slots, in this order; what is unread is of those that go."""
+        self.unread.clear()
         self.texts = [self.texts[slot] for slot in slots]
         if self.sampler is not None:
             self.seeds_M = self.seeds_M[list(slots)]

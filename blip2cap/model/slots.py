@@ -26,6 +26,11 @@ class Slots:
         self.ids_N = torch.zeros(0, dtype=torch.long, device=device)
         self.positions_N = torch.zeros(0, dtype=torch.long, device=device)
 
+    @property
+    def num_slots(self) -> int:
+        """How many texts there is room for now."""
+        return 0 if self.cache is None else self.cache.num_rows // self.num_beams
+
     def rows(self, first: int, end: int) -> slice:
         """Return the rows of the slots from `first` to `end`."""
         return slice(first * self.num_beams, end * self.num_beams)
@@ -36,10 +41,11 @@ class Slots:
         Grows by doubling, up to `most` slots: a run of ten images allocates for ten. Raises what the device raises when
         it has no memory; then nothing has changed.
         """
-        old = self.cache
-        num_slots = 0 if old is None else old.num_rows // self.num_beams
-        if old is not None and num_slots >= num_wanted and self.num_prefix >= num_prefix:
-            return old
+        if self.cache is not None and self.num_slots >= num_wanted and self.num_prefix >= num_prefix:
+            return self.cache
+        if num_used == 0:
+            self.clear()  # nothing to take over: the old one need not be there beside the new one
+        old, num_slots = self.cache, self.num_slots
         if num_wanted > num_slots:
             num_slots = max(num_wanted, min(2 * num_slots, most))
         if old is not None and num_prefix > self.num_prefix:
@@ -57,6 +63,7 @@ class Slots:
     def clear(self) -> None:
         """Let the cache go."""
         self.cache, self.num_prefix = None, 0
+        self.decoder.forget()
 
     def compact(self, num_used: int, ended: Sequence[int]) -> list[int]:
         """Free slots; return which old slot is now in each place."""

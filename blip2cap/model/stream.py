@@ -101,6 +101,8 @@ class TextStream:
         self.slots = Slots(decoder, search.num_beams, options.max_new_tokens, device)
         self.waiting: deque[TextRow] = deque()
         self.running: list[TextRow] = []
+        self._wait_until_empty = False
+        """After texts that had no room beside those that run: these come to their end first."""
         self._num_unchecked = 0
         self._started = 0.0
         self._parts: dict[int, dict[int, list[Generated]]] = {}
@@ -135,39 +137,49 @@ class TextStream:
     def _refill(self) -> None:
         """Begin as many waiting texts as there is room for; one or two of many are not worth a prefill of their own."""
         while self.waiting:
-            num_free = self.max_texts - len(self.running)
-            if num_free < (min(len(self.waiting), -(-self.max_texts // 8)) if self.running else 1):
+            num_running = len(self.running)
+            if num_running == 0:
+                self._wait_until_empty = False
+            num_free = 0 if self._wait_until_empty else self.max_texts - num_running
+            if num_free < (min(len(self.waiting), -(-self.max_texts // 8)) if num_running else 1):
                 return
             if self._num_unchecked:
                 self._check()
-            num_free = self.max_texts - len(self.running)
+                continue
             group = [self.waiting.popleft() for _ in range(min(num_free, len(self.waiting)))]
-            num_running = len(self.running)
             try:
                 with memory_errors():
                     self._begin(group)
-                self._check()
-                continue
             except MemoryError as error:
                 detail = f"the model has no room for it: {error}"
+            else:
+                self._check()
+                continue
             # Outside `except`: there the error would still hold the tensors that did not fit.
             del self.running[num_running:]
             self.search.keep(range(num_running))
-            if num_running == 0:
-                self.slots.clear()
-            self._fewer(group, num_running, detail)
+            if num_running:
+                self.waiting.extendleft(reversed(group))
+                self._wait_until_empty = True
+            else:
+                self._retreat(group, detail)
 
-    def _fewer(self, group: list[TextRow], num_running: int, detail: str) -> None:
-        """After a group that did not fit beside what runs: take half of it, wait for room, or give up the only one."""
-        if num_running == 0 and len(group) == 1:
-            ticket = group[0].ticket
-            self._parts.pop(ticket, None)
-            self.waiting = deque(row for row in self.waiting if row.ticket != ticket)
-            self.fail(ticket, ImageError("out_of_memory", detail))
-            self.room = None  # it was this text that is too large, not the number of them
-        else:
+    def _retreat(self, group: list[TextRow], detail: str) -> None:
+        """After texts that did not fit a device that had nothing else to do: try half of them, or give up the only one.
+
+        A text is only given up if the cache was as small as can be.
+        """
+        was_least = self.slots.num_slots <= 1
+        self.slots.clear()
+        if len(group) > 1 or not was_least:
             self.waiting.extendleft(reversed(group))
-            self.room = max(1, num_running + len(group) // 2)
+            self.room = max(1, len(group) // 2)
+            return
+        ticket = group[0].ticket
+        self._parts.pop(ticket, None)
+        self.waiting = deque(row for row in self.waiting if row.ticket != ticket)
+        self.fail(ticket, ImageError("out_of_memory", detail))
+        self.room = None  # it was this text that is too large, not the number of them
 
     def _begin(self, group: list[TextRow]) -> None:
         """Prefill texts into free slots, and choose their first tokens."""
@@ -179,7 +191,7 @@ class TextStream:
         with self.network.watch.measure("prefill"):
             image_IQD, image_of_N = self.network.image_embeddings(group)
             by_length = itertools.groupby((row.tokens.ids for row in group), key=len)
-            prompts = [torch.tensor(list(ids), device=self.device) for _, ids in by_length]
+            prompts = [torch.tensor(list(ids), dtype=torch.long, device=self.device) for _, ids in by_length]
             logits_NV = self.decoder.prefill(image_IQD, image_of_N, prompts, cache, rows.start, beams)
             if beams > 1:
                 logits_NV = logits_NV.repeat_interleave(beams, dim=0)
@@ -206,10 +218,9 @@ class TextStream:
                 self._check()
                 self.size.measured(num_texts, (time.perf_counter() - self._started) / num_steps)
             return
-        group, self.running = self.running, []
+        group, self.running, self._num_unchecked = self.running, [], 0
         self.search.keep([])
-        self.slots.clear()
-        self._fewer(group, 0, detail)
+        self._retreat(group, detail)
 
     def _advance_rows(self) -> None:
         slots, rows = self.slots, self.slots.rows(0, len(self.running))
@@ -238,6 +249,8 @@ class TextStream:
         order = self.slots.compact(len(self.running), ended)
         self.running = [self.running[slot] for slot in order]
         self.search.keep(order)
+        if not self.running and self.room is not None:
+            self.room *= 2  # perhaps it was one long prompt that had no room beside others
 
     def _deliver(self, row: TextRow, texts: list[Generated]) -> None:
         parts = self._parts.setdefault(row.ticket, {})

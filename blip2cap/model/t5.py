@@ -28,7 +28,6 @@ class T5Decoder:
         self.config = language_model.config
         self.blocks = language_model.decoder.block
         self.start_id = language_model.generation_config.decoder_start_token_id
-        self.bias_HSS: torch.Tensor | None = None
 
     @staticmethod
     def fuse(language_model: Any) -> None:
@@ -44,6 +43,9 @@ class T5Decoder:
     def new_cache(self, num_rows: int, num_prefix: int, max_new_tokens: int) -> Cache:
         """Allocate a cache for prefixes of at most `num_prefix` tokens."""
         return self._allocate(self.model.shared.weight, num_rows, num_prefix, max_new_tokens)
+
+    def forget(self) -> None:
+        """Nothing is kept of a cache."""
 
     def bytes_per_row(self, num_prefix: int, max_new_tokens: int) -> int:
         """Return how much memory a row of such a cache takes."""
@@ -79,6 +81,7 @@ class T5Decoder:
             rows = slice(first_row + first * num_beams, first_row + (first + len(ids_NT)) * num_beams)
             self._encode(image_IQD[image_of_N[first : first + len(ids_NT)]], ids_NT, cache, rows, num_beams)
             first += len(ids_NT)
+        cache.own_L2RHSK[:, :, first_row : first_row + first * num_beams] = 0  # nothing is left of the row's last text
         start_N = image_of_N.new_full((first * num_beams,), self.start_id)
         rows = slice(first_row, first_row + first * num_beams)
         logits_NV = self._step(start_N, torch.zeros_like(start_N), cache, rows, length=1)
@@ -100,6 +103,7 @@ class T5Decoder:
             if num_beams > 1:
                 pair_2NHPK = pair_2NHPK.repeat_interleave(num_beams, dim=1)
             cache.cross_L2RHPK[index, :, rows, :, :length] = pair_2NHPK
+            cache.cross_L2RHPK[index, :, rows, :, length:] = 0
         cache.cross_lengths_R[rows] = length
 
     def step(self, ids_N: torch.Tensor, positions_N: torch.Tensor, cache: Cache, length: int) -> torch.Tensor:
@@ -148,7 +152,7 @@ class T5Decoder:
 
     def _bias(self, cache: Cache) -> torch.Tensor:
         """Return what a query at one position adds to its scores of keys at the others, [H, S, S]."""
-        if self.bias_HSS is None or self.bias_HSS.shape[1] < cache.length:
+        if cache.bias_HSS is None:
             first = self.blocks[0].layer[0].SelfAttention
-            self.bias_HSS = first.compute_bias(cache.length, cache.length)[0].to(cache.own_L2RHSK.dtype)
-        return self.bias_HSS
+            cache.bias_HSS = first.compute_bias(cache.length, cache.length)[0].to(cache.own_L2RHSK.dtype)
+        return cache.bias_HSS

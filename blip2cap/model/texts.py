@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Iterator, Sequence
-from functools import lru_cache
+from functools import lru_cache, partial
 from typing import TYPE_CHECKING
 
 import torch
@@ -45,11 +45,12 @@ class Texts:
         self.model, self.options = model, options
         self.tickets = itertools.count()
         self.stream = self._stream(
-            BatchSize(_FIRST, self._most(), quick_s=_QUICK_S, num_trials=_NUM_STEPS)
+            BatchSize(min(_FIRST, self._most()), self._most(), quick_s=_QUICK_S, num_trials=_NUM_STEPS)
             if max_texts is None
             else BatchSize(max_texts)
         )
-        self._tokenise = lru_cache(4096)(self._tokens)
+        # Not a method of this object, which would then keep itself, and its cache, alive until the next collection.
+        self._tokenise = lru_cache(4096)(partial(_tokens, model.tokenizer, model.qformer_tokenizer))
 
     def _stream(self, size: BatchSize) -> TextStream | LibraryStream:
         language_model, options, device = self.model.network.language_model, self.options, self.model.device
@@ -87,7 +88,7 @@ class Texts:
 
         A prompt that does not fit the language model comes back as an ImageError.
         """
-        rows = features.unbind()
+        rows = features.unbind()  # views that are kept: texts of one image are known by it
         tickets = []
         for prompt in prompts:
             ticket = next(self.tickets)
@@ -103,7 +104,8 @@ class Texts:
     @torch.inference_mode()
     def advance(self) -> list[tuple[int, Result]]:
         """Go on with what was added; return the results that are ready, as (ticket, texts best first or error)."""
-        return self.stream.advance()
+        with self.model.current():
+            return self.stream.advance()
 
     def _rows(self, ticket: int, tokens: Tokens, prompt: Prompt, image: torch.Tensor) -> Iterator[TextRow]:
         for copy in range(self.options.num_captions if self.options.sampling else 1):
@@ -120,11 +122,9 @@ class Texts:
             f"{self.options.max_new_tokens} tokens, the language model has room for {room}",
         )
 
-    def _tokens(self, text: str) -> Tokens:
-        qformer_tokenizer = self.model.qformer_tokenizer
-        return Tokens(
-            ids=_ids(self.model.tokenizer, text), qformer_ids=_ids(qformer_tokenizer, text) if qformer_tokenizer else []
-        )
+
+def _tokens(tokenizer: PreTrainedTokenizerBase, qformer_tokenizer: PreTrainedTokenizerBase | None, text: str) -> Tokens:
+    return Tokens(ids=_ids(tokenizer, text), qformer_ids=_ids(qformer_tokenizer, text) if qformer_tokenizer else [])
 
 
 def _ids(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:

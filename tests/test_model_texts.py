@@ -1,0 +1,116 @@
+"""What surrounds the streams: memory that is given back, caches that are clean, the library's way."""
+
+from __future__ import annotations
+
+import gc
+import weakref
+from collections.abc import Sequence
+
+import numpy as np
+import pytest
+import torch
+
+from blip2cap.errors import ImageError
+from blip2cap.model.blip2 import Blip2
+from blip2cap.model.library import LibraryStream
+from blip2cap.model.memory import memory_errors
+from blip2cap.model.stream import TextRow, Tokens
+from blip2cap.options import GenerateOptions
+from blip2cap.records import Generated, Prompt
+from tests.checkpoints import make_checkpoint
+from tests.test_model_parity import load_model
+from tests.test_model_stream import Surroundings
+
+
+@pytest.fixture(scope="module", params=["opt", "t5"])
+def model(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Blip2:
+    return load_model(make_checkpoint(tmp_path_factory.mktemp(request.param), request.param))
+
+
+def encode(model: Blip2, num_images: int) -> torch.Tensor:
+    rng = np.random.default_rng(5)
+    size = model.image_size
+    return model.encode([rng.integers(0, 256, (size, size, 3), dtype=np.uint8) for _ in range(num_images)])
+
+
+def test_what_a_run_held_is_gone_with_it_without_a_collection(model: Blip2) -> None:
+    features, gone = encode(model, 1), []
+    gc.collect()
+    gc.disable()
+    try:
+        for _ in range(3):
+            texts = model.texts(GenerateOptions(max_new_tokens=3), max_texts=2)
+            texts.add(features, [Prompt(image=0, text="a photo of", name="")])
+            while texts.num_texts:
+                texts.advance()
+            gone.append(weakref.ref(texts))
+            del texts
+        assert [reference() for reference in gone] == [None] * 3
+    finally:
+        gc.enable()
+
+
+def test_a_text_that_overflowed_leaves_nothing_behind_for_the_next_in_its_place(model: Blip2) -> None:
+    options = GenerateOptions(max_new_tokens=8)
+    features = encode(model, 2).clone()
+    features[0] = float("nan")
+    long, short = (Prompt(image=number, text=text, name="") for number, text in enumerate(("a photo of w1 w2 w3", "a")))
+    alone = model.generate(features, [short], options, max_texts=1)
+    assert model.generate(features, [long, short], options, max_texts=1)[1:] == alone
+
+
+def test_several_lengths_of_prompts_about_several_images_equal_each_alone(model: Blip2) -> None:
+    features, options = encode(model, 3), GenerateOptions(max_new_tokens=6, num_beams=2)
+    texts = ("a", "a photo of", "what is it ?", "w1 w2")
+    prompts = [Prompt(image=image, text=text, name="") for image in range(3) for text in texts]
+    alone = [model.generate(features, [prompt], options)[0] for prompt in prompts]
+    for max_texts in (2, 5, 12):
+        assert model.generate(features, prompts, options, max_texts=max_texts) == alone
+
+
+class OutOfMemory(LibraryStream):
+    """Has no room for more than one text, nor for the prompt 13."""
+
+    def _generate(self, group: list[TextRow]) -> list[list[Generated]]:
+        if len(group) > 1 or (group[0].tokens.ids == [13] and group[0].copy == 1):
+            raise MemoryError("library")
+        return [
+            [Generated(text=f"{row.tokens.ids[0]} {row.copy}", finish_reason="stop", num_tokens=1)] for row in group
+        ]
+
+
+def test_a_prompt_of_which_one_sample_has_no_room_fails_once(model: Blip2) -> None:
+    options = GenerateOptions(num_captions=3, temperature=1.0)
+    stream = OutOfMemory(Surroundings(), model.network.language_model, options, max_texts=8)
+    stream.add(
+        TextRow(ticket=ticket, tokens=Tokens(ids=[name], qformer_ids=[]), image=torch.zeros(1), seed=0, copy=copy)
+        for ticket, name in enumerate((7, 13, 8))
+        for copy in range(3)
+    )
+    results: list[tuple[int, Sequence[Generated] | ImageError]] = []
+    while stream.num_texts:
+        results += stream.advance()
+    assert sorted(ticket for ticket, _ in results) == [0, 1, 2]
+    assert [isinstance(result, ImageError) for _, result in sorted(results, key=lambda each: each[0])] == [
+        False,
+        True,
+        False,
+    ]
+
+
+@pytest.mark.parametrize(
+    "words",
+    ["CUDA error: out of memory", "DefaultCPUAllocator: can't allocate memory", "CUBLAS_STATUS_ALLOC_FAILED when ..."],
+)
+def test_every_way_to_have_no_memory_is_a_memory_error(words: str) -> None:
+    with pytest.raises(MemoryError), memory_errors():
+        raise RuntimeError(words)
+    with pytest.raises(RuntimeError, match="shapes"), memory_errors():
+        raise RuntimeError("shapes do not match")
+
+
+def test_less_memory_than_for_a_few_texts_is_respected(model: Blip2, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert model.decoder is not None
+    num_bytes = model.decoder.bytes_per_row(model.num_query_tokens + 16, 8)
+    monkeypatch.setattr("blip2cap.model.texts.free_bytes", lambda device: num_bytes * 11)
+    assert model.texts(GenerateOptions(max_new_tokens=8), max_texts=None).max_texts == 5
