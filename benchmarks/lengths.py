@@ -50,21 +50,22 @@ def spread(num_texts: int = NUM_TEXTS) -> list[int]:
 def measure_lengths(
     model: Blip2, features: torch.Tensor, *, num_texts: int = NUM_TEXTS, num_slots: int = NUM_SLOTS
 ) -> Facts:
-    """Decode as many texts three times: of many lengths, all as long as their mean, all as long as the longest."""
+    """Decode texts of many lengths, and one batch each of texts as long as their mean, and as the longest."""
     mixed = spread(num_texts)
     decode_texts(model, features, [2] * num_slots, num_slots)
     found = {
-        "mean": decode_texts(model, features, [(SHORTEST + LONGEST) // 2] * num_texts, num_slots),
+        "mean": decode_texts(model, features, [(SHORTEST + LONGEST) // 2] * num_slots, num_slots),
         "spread": decode_texts(model, features, mixed, num_slots),
-        "longest": decode_texts(model, features, [LONGEST] * num_texts, num_slots),
+        "longest": decode_texts(model, features, [LONGEST] * num_slots, num_slots),
     }
+    batches = num_texts / num_slots  # texts of one length take so many times what a batch of them takes
     return {
         "num_texts": num_texts,
         "texts_at_once": num_slots,
         "mean_length": digits(sum(mixed) / num_texts),
         **found,
-        "spread_to_mean": digits(found["spread"]["seconds"] / found["mean"]["seconds"]),
-        "spread_to_longest": digits(found["spread"]["seconds"] / found["longest"]["seconds"]),
+        "spread_to_mean": digits(found["spread"]["seconds"] / found["mean"]["seconds"] / batches),
+        "spread_to_longest": digits(found["spread"]["seconds"] / found["longest"]["seconds"] / batches),
     }
 
 

@@ -35,12 +35,15 @@ class BatchSize:
         """Note what one batch took; short ones say nothing."""
         if self.settled or num_items < self.size:
             return
+        if seconds < self._quick_s and self.size < self.most:
+            self._largest, self.size = self.size, min(2 * self.size, self.most)
+            self._previous, self._rates = 0.0, []
+            return
         self._rates.append(num_items / max(seconds, 1e-9))
         if len(self._rates) < self._num_trials:
             return
         rate, self._rates = max(self._rates), []
-        quick = self.size / rate < self._quick_s
-        if not quick and rate < self._previous * _WORTHWHILE:
+        if rate < self._previous * _WORTHWHILE:
             self.size, self.settled = self._largest, True
         elif self.size >= self.most:
             self._largest, self.settled = self.size, True

@@ -34,6 +34,16 @@ def test_the_first_batch_pays_for_warming_up_and_does_not_count() -> None:
     assert (size.size, size.settled) == (4, True)
 
 
+def test_quick_batches_double_at_once_whether_it_pays_or_not() -> None:
+    size = BatchSize(4, 128, quick_s=20.0)
+    for _ in range(3):
+        size.measured(size.size, float(size.size))
+    assert size.size == 32
+    settle(size, float)
+    assert size.size == 32
+    assert settle(BatchSize(4, 128, quick_s=1000.0), float).size == 128
+
+
 def test_short_batches_say_nothing() -> None:
     size = BatchSize(4, 8)
     for _ in range(10):
