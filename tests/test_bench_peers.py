@@ -73,7 +73,8 @@ def test_the_plain_script_says_what_blip2cap_says(plain: Peer, scenes: Path) -> 
     assert set(result) == KEYS
     assert (result["peer"], result["images"], result["rows"]) == ("plain_transformers", 3, 3)
     assert (result["dtype"], result["batch_size"]) == ("float32", 16)
-    assert result["images_per_s"] == pytest.approx(3 / result["seconds"], rel=0.01)
+    # Both are rounded; a pass over three images takes few milliseconds.
+    assert result["images_per_s"] == pytest.approx(3 / result["seconds"], abs=0.001 * result["images_per_s"] ** 2)
     assert result["peak_rss_mb"] > 100
 
 
