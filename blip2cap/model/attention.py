@@ -1,8 +1,7 @@
 """Attention as it is fastest on a device.
 
-torch's fused attention has no bfloat16 product on a CPU, and is slow there for a single query: on an AMD EPYC with
-avx512_bf16 two plain products with a softmax between them took half its time for ViT-g's shapes, and a quarter for a
-decoding step of OPT-2.7b.
+torch's fused attention has no bfloat16 product on a CPU without AMX, and is slow there for a single query: two plain
+products with a softmax between them are faster.
 
 Shapes: N = rows, H = heads, T = queries, S = keys, K = size of a head.
 """

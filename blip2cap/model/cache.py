@@ -96,3 +96,26 @@ class Cache:
         """
         own = self.own_L2RHSK[:, :, : len(rows_N), :, begin:end]
         own.copy_(own.index_select(2, rows_N))
+
+
+class CacheOwner:
+    """What decoders do with caches, whatever these look like; they say it with `_allocate`."""
+
+    def __init__(self, like: torch.Tensor) -> None:
+        self._like = like
+        """Has the dtype of the caches, and is on their device."""
+
+    def new_cache(self, num_rows: int, num_prefix: int, max_new_tokens: int) -> Cache:
+        """Allocate a cache for prefixes of at most `num_prefix` tokens."""
+        return self._allocate(self._like, num_rows, num_prefix, max_new_tokens)
+
+    def bytes_per_row(self, num_prefix: int, max_new_tokens: int) -> int:
+        """Return how much memory a row of such a cache takes."""
+        nothing = torch.empty(0, dtype=self._like.dtype, device="meta")
+        return self._allocate(nothing, 1, num_prefix, max_new_tokens).num_bytes
+
+    def forget(self) -> None:
+        """Nothing is kept of a cache."""
+
+    def _allocate(self, like: torch.Tensor, num_rows: int, num_prefix: int, max_new_tokens: int) -> Cache:
+        raise NotImplementedError

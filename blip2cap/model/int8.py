@@ -22,7 +22,7 @@ _LARGEST = 126
 _SMALLER = 62
 """For processors that add pairs of products in 16 bits: 2 * 127 * (62 + 64) fits."""
 _BLOCK = 512
-"""Rows at a time on a CPU: what is made of them on the way stays in its cache. For ViT-g's shapes a fifth faster."""
+"""Rows at a time on a CPU: what is made of them on the way stays in its cache."""
 _GPU_MIN_ROWS = 32
 """cuBLAS multiplies 8-bit matrices of more than 16 rows only."""
 

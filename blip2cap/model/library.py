@@ -75,7 +75,7 @@ class LibraryStream:
             self._give_up(group[0].ticket, detail)
 
     def _give_up(self, ticket: int, detail: str) -> None:
-        """Fail a prompt once, whatever became of its other samples, and becomes of them."""
+        """Fail a prompt, once however many of its samples have no room."""
         self._parts.pop(ticket, None)
         if ticket not in self._given_up:
             self._given_up.add(ticket)

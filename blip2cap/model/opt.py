@@ -13,18 +13,19 @@ import torch
 from torch.nn import functional
 
 from blip2cap.model.attention import attend
-from blip2cap.model.cache import Cache
+from blip2cap.model.cache import Cache, CacheOwner
 from blip2cap.model.fused import fuse, project
 
 _PROJECTIONS = ("q_proj", "k_proj", "v_proj")
 _Attend = Callable[[int, torch.Tensor, torch.Tensor, torch.Tensor], torch.Tensor]
 
 
-class OptDecoder:
+class OptDecoder(CacheOwner):
     """Prefills rows of a cache, and steps the first rows by a token each."""
 
     def __init__(self, language_model: Any) -> None:
         self.decoder = language_model.model.decoder
+        super().__init__(self.decoder.embed_positions.weight)
         self.lm_head = language_model.lm_head
         self.config = language_model.config
         self.head_size = self.config.hidden_size // self.config.num_attention_heads
@@ -38,18 +39,6 @@ class OptDecoder:
     def num_given(self, num_prefix: int) -> int:
         """How many positions of a row are taken before its first new token."""
         return num_prefix
-
-    def new_cache(self, num_rows: int, num_prefix: int, max_new_tokens: int) -> Cache:
-        """Allocate a cache for prefixes of at most `num_prefix` tokens."""
-        return self._allocate(self.decoder.embed_positions.weight, num_rows, num_prefix, max_new_tokens)
-
-    def forget(self) -> None:
-        """Nothing is kept of a cache."""
-
-    def bytes_per_row(self, num_prefix: int, max_new_tokens: int) -> int:
-        """Return how much memory a row of such a cache takes."""
-        weight = torch.empty(0, dtype=self.decoder.embed_positions.weight.dtype, device="meta")
-        return self._allocate(weight, 1, num_prefix, max_new_tokens).num_bytes
 
     def _allocate(self, like: torch.Tensor, num_rows: int, num_prefix: int, max_new_tokens: int) -> Cache:
         return Cache.allocate(

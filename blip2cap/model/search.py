@@ -1,7 +1,8 @@
 """How the next token is chosen: the likeliest, one drawn at random, or what a beam search keeps.
 
 A search holds the state of the texts that are being decoded, in the order of their slots in the cache; a slot is
-`num_beams` rows. Choosing never waits for the device; `finished` does, and reads what was chosen since.
+`num_beams` rows. `finished` waits for the device and reads what was chosen since. Choosing waits for it only where rules or sampling are
+asked for.
 
 Shapes: M = slots, N = rows (M x beams), V = vocabulary.
 """
@@ -61,7 +62,7 @@ class Search(Protocol):
         """Return the ids of a slot's best texts, best first, with the token that ended them if one did."""
 
     def keep(self, slots: Sequence[int]) -> None:
-        """Keep these slots, in this order; nothing may be unread."""
+        """Keep these slots, in this order; what is unread is of those that go."""
 
 
 class Greedy:

@@ -14,16 +14,17 @@ from typing import Any
 import torch
 
 from blip2cap.model.attention import attend
-from blip2cap.model.cache import Cache
+from blip2cap.model.cache import Cache, CacheOwner
 from blip2cap.model.fused import fuse, project
 
 _OWN, _CROSS = ("q", "k", "v"), ("k", "v")
 
 
-class T5Decoder:
+class T5Decoder(CacheOwner):
     """Prefills rows of a cache, and steps the first rows by a token each."""
 
     def __init__(self, language_model: Any) -> None:
+        super().__init__(language_model.shared.weight)
         self.model = language_model
         self.config = language_model.config
         self.blocks = language_model.decoder.block
@@ -39,18 +40,6 @@ class T5Decoder:
     def num_given(self, num_prefix: int) -> int:
         """How many positions of a row are taken before its first new token: the one that starts every text."""
         return 1
-
-    def new_cache(self, num_rows: int, num_prefix: int, max_new_tokens: int) -> Cache:
-        """Allocate a cache for prefixes of at most `num_prefix` tokens."""
-        return self._allocate(self.model.shared.weight, num_rows, num_prefix, max_new_tokens)
-
-    def forget(self) -> None:
-        """Nothing is kept of a cache."""
-
-    def bytes_per_row(self, num_prefix: int, max_new_tokens: int) -> int:
-        """Return how much memory a row of such a cache takes."""
-        weight = torch.empty(0, dtype=self.model.shared.weight.dtype, device="meta")
-        return self._allocate(weight, 1, num_prefix, max_new_tokens).num_bytes
 
     def _allocate(self, like: torch.Tensor, num_rows: int, num_prefix: int, max_new_tokens: int) -> Cache:
         return Cache.allocate(

@@ -44,11 +44,7 @@ class Texts:
     def __init__(self, model: Blip2, options: GenerateOptions, *, max_texts: int | None) -> None:
         self.model, self.options = model, options
         self.tickets = itertools.count()
-        self.stream = self._stream(
-            BatchSize(min(_FIRST, self._most()), self._most(), quick_s=_QUICK_S, num_trials=_NUM_STEPS)
-            if max_texts is None
-            else BatchSize(max_texts)
-        )
+        self.stream = self._stream(self._measured_size() if max_texts is None else BatchSize(max_texts))
         # Not a method of this object, which would then keep itself, and its cache, alive until the next collection.
         self._tokenise = lru_cache(4096)(partial(_tokens, model.tokenizer, model.qformer_tokenizer))
 
@@ -61,6 +57,10 @@ class Texts:
         decoder = GraphedDecoder(self.model.decoder) if self.model.graphs else self.model.decoder
         check_every = self.model.check_every
         return TextStream(self.model, decoder, search, options, device, size=size, check_every=check_every)
+
+    def _measured_size(self) -> BatchSize:
+        most = self._most()
+        return BatchSize(min(_FIRST, most), most, quick_s=_QUICK_S, num_trials=_NUM_STEPS)
 
     def _most(self) -> int:
         """Return how many texts may be decoded at a time at the most: their cache takes half of the free memory."""
