@@ -1,8 +1,8 @@
 """How the next token is chosen: the likeliest, one drawn at random, or what a beam search keeps.
 
 A search holds the state of the texts that are being decoded, in the order of their slots in the cache; a slot is
-`num_beams` rows. `finished` waits for the device and reads what was chosen since. Choosing waits for it only where rules or sampling are
-asked for.
+`num_beams` rows. `finished` waits for the device and reads what was chosen since. Choosing waits for it only where
+rules or sampling are asked for.
 
 Shapes: M = slots, N = rows (M x beams), V = vocabulary.
 """
