@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo test test-fast check lint types format train-tiny measure-tiny bench-cpu bench-gpu samples clean
+.PHONY: demo test test-fast test-long check lint types format train-tiny measure-tiny bench-cpu bench-gpu samples clean
 
 demo: $(VENV)/.ready  ## Caption sample_images with the model inside the package and show the rows.
 	$(BIN)/blip2cap caption sample_images --model tiny --overwrite
@@ -13,7 +13,10 @@ test: $(VENV)/.ready  ## All tests that need no GPU.
 	$(BIN)/python -m pytest
 
 test-fast: $(VENV)/.ready  ## Without those that take seconds.
-	$(BIN)/python -m pytest -m "not slow"
+	$(BIN)/python -m pytest -m "not slow and not long"
+
+test-long: $(VENV)/.ready  ## Those that take minutes: kill loops, races, a million files.
+	$(BIN)/python -m pytest -m long
 
 check: lint types test  ## What CI runs.
 

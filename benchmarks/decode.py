@@ -26,7 +26,8 @@ import PIL
 from PIL import Image, features
 
 from blip2cap import __version__
-from blip2cap.decode import Decoded, decode, read
+from blip2cap.decode.image import Decoded, decode
+from blip2cap.decode.read import read
 from blip2cap.model.resize import choose_resizer
 from blip2cap.options import DecodeOptions
 from blip2cap.records import ImageRef

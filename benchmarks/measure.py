@@ -27,7 +27,8 @@ from blip2cap.batch_size import BatchSize
 from blip2cap.bench.benchmark import Benchmark
 from blip2cap.bench.options import BenchOptions
 from blip2cap.bench.stages import Pass, Setup, median, run_once
-from blip2cap.decode import decode, read
+from blip2cap.decode.image import decode
+from blip2cap.decode.read import read
 from blip2cap.model.blip2 import Blip2
 from blip2cap.model.checkpoint import find
 from blip2cap.model.load import load

@@ -9,7 +9,7 @@ from collections.abc import Callable, Generator, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Generic, TypeVar
 
-from blip2cap.decode import Decoded
+from blip2cap.decode.image import Decoded
 from blip2cap.errors import ImageError
 from blip2cap.records import ImageRef
 

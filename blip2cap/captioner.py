@@ -9,7 +9,8 @@ from typing import TypeAlias
 
 from PIL import Image
 
-from blip2cap.decode import Decoded, decode, read, resize
+from blip2cap.decode.image import Decoded, decode, resize
+from blip2cap.decode.read import read
 from blip2cap.errors import ImageError, UsageError
 from blip2cap.model.blip2 import Blip2
 from blip2cap.model.checkpoint import find
@@ -28,7 +29,7 @@ from blip2cap.plan import Plan, Task
 from blip2cap.prompts import CAPTION_PROMPTS, VQA_TEMPLATES, Template
 from blip2cap.records import ImageRef, Row
 from blip2cap.run import Engine, Summary
-from blip2cap.source import Source
+from blip2cap.source.inputs import Source
 
 ImageLike: TypeAlias = Image.Image | str | os.PathLike[str]
 _ANSWERS = GenerateOptions(max_new_tokens=ANSWER_NEW_TOKENS)

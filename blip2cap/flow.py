@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 
 from blip2cap.batch_size import BatchSize
-from blip2cap.decode import Decoded, Pixels
+from blip2cap.decode.image import Decoded, Pixels
 from blip2cap.errors import ImageError
 from blip2cap.options import GenerateOptions
 from blip2cap.plan import Ask, Task

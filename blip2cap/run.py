@@ -11,14 +11,15 @@ from dataclasses import dataclass, field
 
 from blip2cap.batch import DecodeAhead, in_batches
 from blip2cap.batch_size import BatchSize
-from blip2cap.decode import Decoded, decode, read
+from blip2cap.decode.image import Decoded, decode
+from blip2cap.decode.read import read
 from blip2cap.errors import ImageError
 from blip2cap.flow import Flow, Item, TextModel
 from blip2cap.model.resize import choose_resizer
 from blip2cap.options import BatchOptions, DecodeOptions, GenerateOptions
 from blip2cap.plan import Task
 from blip2cap.records import ImageRef, Row
-from blip2cap.sink import Sink
+from blip2cap.sink.base import Sink
 
 _WRITE_S = 1.0
 """Rows that are ready wait no longer than this for others to be written with."""

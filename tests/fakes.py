@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
-from blip2cap.decode import Pixels
+from blip2cap.decode.image import Pixels
 from blip2cap.errors import ImageError
 from blip2cap.options import GenerateOptions
 from blip2cap.records import Generated, Prompt, Row

@@ -7,7 +7,7 @@ import io
 import numpy as np
 from PIL import Image
 
-from blip2cap.decode import Decoded, decode
+from blip2cap.decode.image import Decoded, decode
 from blip2cap.options import DecodeOptions
 
 

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from blip2cap.records import Row
-from blip2cap.sink import JournalSink
+from blip2cap.sink.journal import JournalSink
 
 SETTINGS = {"command": "caption", "model": "tiny", "prompt": ""}
 

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from blip2cap.batch import DecodeAhead, in_batches
-from blip2cap.decode import Decoded
+from blip2cap.decode.image import Decoded
 from blip2cap.errors import ImageError
 from blip2cap.records import FAILURES, ImageRef
 

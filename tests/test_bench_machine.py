@@ -11,7 +11,7 @@ from blip2cap.bench import machine
 from blip2cap.bench.machine import decoding_rate, describe, matrix_rate, memory_rate, num_cores, synchroniser
 from blip2cap.options import DecodeOptions, SourceOptions
 from blip2cap.records import ImageRef
-from blip2cap.source import Source
+from blip2cap.source.inputs import Source
 
 CPU = torch.device("cpu")
 

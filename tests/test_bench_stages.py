@@ -17,7 +17,8 @@ from blip2cap.bench.machine import Decoding, decoding_rate
 from blip2cap.bench.report import Limit, figures
 from blip2cap.bench.stages import Measured, Pass, Setup, choose_count, measure, median, run_once
 from blip2cap.bench.work import count
-from blip2cap.decode import decode, read
+from blip2cap.decode.image import decode
+from blip2cap.decode.read import read
 from blip2cap.errors import UsageError
 from blip2cap.model.blip2 import Blip2
 from blip2cap.model.checkpoint import find
@@ -26,7 +27,7 @@ from blip2cap.options import BatchOptions, DecodeOptions, GenerateOptions, Model
 from blip2cap.plan import Plan
 from blip2cap.prompts import Template
 from blip2cap.records import ImageRef
-from blip2cap.source import Source
+from blip2cap.source.inputs import Source
 
 TINY = ModelOptions(name="tiny", device="cpu", dtype="float32")
 SETUP = Setup(

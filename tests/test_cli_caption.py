@@ -12,8 +12,8 @@ import pytest
 
 from blip2cap.options import SourceOptions
 from blip2cap.records import Row
-from blip2cap.sink import StreamSink
-from blip2cap.source import Source
+from blip2cap.sink.stream import StreamSink
+from blip2cap.source.inputs import Source
 from tests.commands import TINY, draw_scenes, environment, finish, invoke, names_below, read_rows, start
 
 COLUMNS = {

@@ -12,7 +12,7 @@ from PIL import ExifTags, Image, ImageOps
 from PIL.JpegImagePlugin import JpegImageFile
 
 from blip2cap.captioner import Captioner
-from blip2cap.decode import Decoded, decode
+from blip2cap.decode.image import Decoded, decode
 from blip2cap.errors import ImageError, UsageError
 from blip2cap.options import DecodeOptions
 from blip2cap.scenes import draw

@@ -7,7 +7,7 @@ from PIL import Image, UnidentifiedImageError
 
 import blip2cap
 from blip2cap import errors
-from blip2cap.decode import decode
+from blip2cap.decode.image import decode
 from blip2cap.errors import (
     Blip2CapError,
     ImageError,

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from blip2cap.decode import Pixels
+from blip2cap.decode.image import Pixels
 from blip2cap.options import GenerateOptions
 from tests.commands import draw_scenes, names_below
 from tests.fakes import FakeModel

@@ -5,7 +5,7 @@ import pytest
 
 from blip2cap import __version__
 from blip2cap.errors import OutputRefusedError
-from blip2cap.manifest import SCHEMA_VERSION, Manifest
+from blip2cap.sink.manifest import SCHEMA_VERSION, Manifest
 
 SETTINGS = {
     "command": "caption",

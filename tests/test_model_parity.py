@@ -20,7 +20,7 @@ from transformers import (
     InstructBlipProcessor,
 )
 
-from blip2cap.decode import resize
+from blip2cap.decode.image import resize
 from blip2cap.errors import ImageError, UsageError
 from blip2cap.model.blip2 import Blip2
 from blip2cap.model.checkpoint import find

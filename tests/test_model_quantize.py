@@ -12,7 +12,7 @@ import pytest
 import torch
 from torch import nn
 
-from blip2cap.decode import resize
+from blip2cap.decode.image import resize
 from blip2cap.errors import ModelError, UsageError
 from blip2cap.model import int8, quantize
 from blip2cap.model.blip2 import Blip2

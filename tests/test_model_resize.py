@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from blip2cap.decode import decode
+from blip2cap.decode.image import decode
 from blip2cap.model.resize import choose_resizer, resize_pixels
 from blip2cap.options import DecodeOptions
 from blip2cap.scenes import draw
@@ -65,7 +65,7 @@ def test_it_is_used_in_fast_mode_only_and_never_for_what_would_need_a_large_copy
     exact = decode(file.getvalue(), 112, DecodeOptions(mode="exact"), counting)
     assert used == [(240, 320, 3)]
     assert np.abs(fast.pixels_HWC.astype(int) - exact.pixels_HWC).max() <= 2
-    monkeypatch.setattr("blip2cap.decode._RESIZER_PIXELS", 1000)
+    monkeypatch.setattr("blip2cap.decode.image._RESIZER_PIXELS", 1000)
     assert np.array_equal(decode(file.getvalue(), 112, DecodeOptions(), counting).pixels_HWC, exact.pixels_HWC)
     assert len(used) == 1
 

@@ -10,14 +10,14 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from blip2cap.decode import Pixels
+from blip2cap.decode.image import Pixels
 from blip2cap.errors import ImageError, OutputError
 from blip2cap.options import BatchOptions, DecodeOptions, GenerateOptions, SourceOptions
 from blip2cap.plan import Plan
 from blip2cap.prompts import Template
 from blip2cap.records import ImageRef, Row
 from blip2cap.run import Engine, Summary, run
-from blip2cap.source import Source
+from blip2cap.source.inputs import Source
 from tests.commands import draw_scenes, names_below
 from tests.fakes import FakeModel, ListSink
 

@@ -6,7 +6,8 @@ from hypothesis import strategies as st
 
 from blip2cap.errors import OutputError, OutputRefusedError
 from blip2cap.records import ImageRef, Row
-from blip2cap.sink import JournalSink, StreamSink, manifest_path, read_journal
+from blip2cap.sink.journal import JournalSink, manifest_path, read_journal
+from blip2cap.sink.stream import StreamSink
 from tests.rows import SETTINGS, columns_of, failed, left_in, row, write
 
 
@@ -59,7 +60,7 @@ def test_every_row_has_the_same_keys_and_none_is_null(path):
 
 
 def test_a_long_journal_is_read_over_its_blocks(path, monkeypatch):
-    monkeypatch.setattr("blip2cap.sink._BLOCK", 37)
+    monkeypatch.setattr("blip2cap.sink.journal._BLOCK", 37)
     rows = [row(number, text="x" * (number % 50)) for number in range(100)]
     write(path, *rows)
     journal = read_journal(path)

@@ -5,10 +5,10 @@ from collections import Counter
 
 import pytest
 
-from blip2cap import sink as sink_module
 from blip2cap.errors import OutputError, OutputRefusedError
 from blip2cap.records import Row
-from blip2cap.sink import JournalSink, manifest_path, read_journal
+from blip2cap.sink import journal as sink_module
+from blip2cap.sink.journal import JournalSink, manifest_path, read_journal
 from tests.rows import SETTINGS, columns_of, failed, row, write
 
 ROWS = [row(1), failed(2), row(3, text="кот\u2028🐈"), row(4)]

@@ -6,12 +6,11 @@ import sys
 import pytest
 
 from blip2cap.errors import OutputError, OutputRefusedError
-from blip2cap.sink import JournalSink, manifest_path
+from blip2cap.sink.journal import JournalSink, manifest_path
 from tests.rows import SETTINGS, columns_of, left_in, row, write
 
-OPEN = (
-    "import sys; from pathlib import Path; from blip2cap.sink import JournalSink; sink = JournalSink(Path(sys.argv[1]))"
-)
+IMPORT = "import sys; from pathlib import Path; from blip2cap.sink.journal import JournalSink"
+OPEN = f"{IMPORT}; sink = JournalSink(Path(sys.argv[1]))"
 OPEN_AND_WAIT = f"{OPEN}; print('open', flush=True); sys.stdin.read()"
 
 

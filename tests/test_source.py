@@ -4,7 +4,7 @@ import pytest
 
 from blip2cap.errors import InputError
 from blip2cap.options import SourceOptions
-from blip2cap.source import IMAGE_SUFFIXES, Source
+from blip2cap.source.inputs import IMAGE_SUFFIXES, Source
 
 
 def touch(*names: str | bytes) -> None:

@@ -5,7 +5,7 @@ import pytest
 
 from blip2cap.errors import InputError
 from blip2cap.options import SourceOptions
-from blip2cap.source import Source
+from blip2cap.source.inputs import Source
 
 pytestmark = pytest.mark.usefixtures("here")
 

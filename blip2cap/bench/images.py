@@ -10,7 +10,8 @@ from pathlib import Path
 
 from PIL import Image
 
-from blip2cap.decode import decode, read
+from blip2cap.decode.image import decode
+from blip2cap.decode.read import read
 from blip2cap.errors import UsageError
 from blip2cap.options import DecodeOptions
 from blip2cap.records import ImageRef

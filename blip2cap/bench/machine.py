@@ -19,7 +19,8 @@ import torch
 from torch import nn
 
 import blip2cap
-from blip2cap.decode import decode, read
+from blip2cap.decode.image import decode
+from blip2cap.decode.read import read
 from blip2cap.errors import ImageError
 from blip2cap.model.packed import pack
 from blip2cap.model.quantize import quantize

@@ -20,7 +20,7 @@ from blip2cap.options import BatchOptions, DecodeOptions, GenerateOptions
 from blip2cap.plan import Plan
 from blip2cap.records import ImageRef
 from blip2cap.run import Engine, run
-from blip2cap.sink import JournalSink
+from blip2cap.sink.journal import JournalSink
 
 _PASS_S = 4.5
 """How long one pass over the images should take, if their number may be chosen."""

@@ -24,7 +24,7 @@ from blip2cap.options import BatchOptions, DecodeOptions, GenerateOptions, Model
 from blip2cap.plan import Plan
 from blip2cap.prompts import VQA_TEMPLATES, Template
 from blip2cap.records import ImageRef
-from blip2cap.source import Source
+from blip2cap.source.inputs import Source
 
 _DECODE, _MODEL, _GENERATE = DecodeOptions(), ModelOptions(), GenerateOptions()
 _NEW_TOKENS = 12

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Annotated
 
 from blip2cap.cli import arguments as arg
+from blip2cap.cli.execution import start
 from blip2cap.cli.guard import handle_errors
 from blip2cap.cli.job import Job
 from blip2cap.options import (
@@ -63,7 +64,7 @@ def caption(
     as_json: arg.AsJson = False,
 ) -> None:
     """Write a caption for every image."""
-    Job(
+    job = Job(
         command="caption",
         source=SourceOptions(
             inputs=tuple(inputs or ()), files_from=tuple(files_from or ()), null_separated=null, limit=limit
@@ -93,4 +94,5 @@ def caption(
         quiet=quiet,
         verbose=verbose,
         as_json=as_json,
-    ).start(dry_run=dry_run)
+    )
+    start(job, dry_run=dry_run)

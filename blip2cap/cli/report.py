@@ -11,7 +11,7 @@ from blip2cap.cli.terminal import clean, say, write_out
 from blip2cap.errors import ImageError
 from blip2cap.plan import Plan
 from blip2cap.records import ImageRef
-from blip2cap.source import Source
+from blip2cap.source.inputs import Source
 
 if TYPE_CHECKING:
     from blip2cap.run import Summary

@@ -7,6 +7,7 @@ from typing import Annotated
 
 from blip2cap.cli import arguments as arg
 from blip2cap.cli.config import read_questions
+from blip2cap.cli.execution import start
 from blip2cap.cli.guard import handle_errors
 from blip2cap.cli.job import Job
 from blip2cap.errors import UsageError
@@ -76,7 +77,7 @@ def vqa(
     asked = tuple(questions or ()) + (read_questions(questions_file) if questions_file else ())
     if not asked:
         raise UsageError("no question given. Ask with -q TEXT, once or more often, or --questions FILE.")
-    Job(
+    job = Job(
         command="vqa",
         source=SourceOptions(
             inputs=tuple(inputs or ()), files_from=tuple(files_from or ()), null_separated=null, limit=limit
@@ -105,4 +106,5 @@ def vqa(
         quiet=quiet,
         verbose=verbose,
         as_json=as_json,
-    ).start(dry_run=dry_run)
+    )
+    start(job, dry_run=dry_run)

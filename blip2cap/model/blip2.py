@@ -17,7 +17,7 @@ import numpy as np
 import torch
 from transformers import PreTrainedTokenizerBase
 
-from blip2cap.decode import Pixels
+from blip2cap.decode.image import Pixels
 from blip2cap.errors import UsageError
 from blip2cap.model.decoders import make_decoder, why_none
 from blip2cap.model.memory import memory_errors

@@ -11,7 +11,7 @@ from functools import cache
 import numpy as np
 import torch
 
-from blip2cap.decode import Pixels, Resizer
+from blip2cap.decode.image import Pixels, Resizer
 
 _FAST = ("AVX2", "AVX512")
 """Instruction sets that torch has a routine of its own for; elsewhere it is slow, and starts threads."""

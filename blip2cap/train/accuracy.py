@@ -10,7 +10,7 @@ from dataclasses import asdict, dataclass
 from itertools import islice
 from typing import Any
 
-from blip2cap.decode import Pixels, decode
+from blip2cap.decode.image import Pixels, decode
 from blip2cap.model.blip2 import Blip2
 from blip2cap.options import ANSWER_NEW_TOKENS, DecodeOptions, GenerateOptions
 from blip2cap.prompts import VQA_TEMPLATES, Template

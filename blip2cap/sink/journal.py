@@ -1,4 +1,4 @@
-"""Rows -> an append-only JSONL file that is its own journal, or standard output.
+"""Rows -> an append-only JSONL file that is its own journal.
 
 A batch is one write followed by one fdatasync. What a cut leaves is whole lines and at most one torn tail, which the
 next run cuts off before it writes. Damage anywhere else is refused with its line number: nothing is repaired by
@@ -15,68 +15,14 @@ from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, BinaryIO, Protocol
+from typing import Any
 
 from blip2cap.errors import OutputError, OutputRefusedError
-from blip2cap.manifest import Manifest
 from blip2cap.records import Row, row_key
+from blip2cap.sink.manifest import Manifest
 
 _BLOCK = 1 << 20
 _fdatasync = getattr(os, "fdatasync", os.fsync)  # macOS has no fdatasync
-
-
-class Sink(Protocol):
-    """Where rows go."""
-
-    @property
-    def finished(self) -> set[str]:
-        """Keys of rows that are already there."""
-
-    @property
-    def num_failed(self) -> int:
-        """How many of those have failed."""
-
-    def begin(self, settings: Mapping[str, Any]) -> None:
-        """Say with which settings the rows to come are made; called once, before the first write."""
-
-    def write(self, rows: Iterable[Row]) -> None:
-        """Write one batch; when this returns, it is safe."""
-
-    def finish(self) -> None:
-        """All is written that this run will write."""
-
-    def close(self) -> None:
-        """Let go of the output."""
-
-
-class StreamSink:
-    """Rows to an open stream, flushed after every batch; nothing is remembered."""
-
-    def __init__(self, stream: BinaryIO) -> None:
-        self.stream = stream
-        self.finished: set[str] = set()
-        self.num_failed = 0
-
-    def begin(self, settings: Mapping[str, Any]) -> None:
-        """Nothing to prepare."""
-
-    def write(self, rows: Iterable[Row]) -> None:
-        """Write and flush. BrokenPipeError passes through: the reader has gone, and that ends the run quietly."""
-        try:
-            view = memoryview(b"".join(row.as_json() for row in rows))
-            while view:  # with PYTHONUNBUFFERED, a write that a signal interrupts takes a part only
-                view = view[self.stream.write(view) :]
-            self.stream.flush()
-        except BrokenPipeError:
-            raise
-        except OSError as error:
-            raise OutputError(f"standard output cannot be written: {error}.") from error
-
-    def finish(self) -> None:
-        """Nothing to note."""
-
-    def close(self) -> None:
-        """The stream belongs to the caller."""
 
 
 @dataclass(kw_only=True, slots=True)

@@ -6,19 +6,17 @@ Not covered: archives, Parquet, remote storage.
 
 from __future__ import annotations
 
-import contextlib
-import functools
-import io
 import os
 import sys
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import BinaryIO
 
 from blip2cap.errors import InputError
 from blip2cap.options import SourceOptions
 from blip2cap.records import ImageRef
+from blip2cap.source.lists import split
 
 IMAGE_SUFFIXES = frozenset(
     {
@@ -101,7 +99,7 @@ class Source:
                     yield from self._listed(lines)
 
     def _listed(self, stream: BinaryIO) -> Iterator[ImageRef]:
-        for raw in _split(stream, b"\0" if self.options.null_separated else b"\n"):
+        for raw in split(stream, b"\0" if self.options.null_separated else b"\n"):
             if not self.options.null_separated:
                 raw = raw.removesuffix(b"\r")
             if raw:
@@ -137,19 +135,3 @@ def _is_dir(entry: os.DirEntry[str]) -> bool:
         return entry.is_dir()
     except OSError:
         return False
-
-
-def _split(stream: BinaryIO, separator: bytes) -> Iterator[bytes]:
-    """Split a stream as it arrives, past Python's buffer.
-
-    A thread that waits inside the buffer holds a lock that the interpreter wants when it ends.
-    """
-    rest = b""
-    read: Callable[[int], bytes] = stream.read
-    with contextlib.suppress(io.UnsupportedOperation):  # a stream in memory has no descriptor
-        read = functools.partial(os.read, stream.fileno())
-    while chunk := read(65536):
-        *whole, rest = (rest + chunk).split(separator)
-        yield from whole
-    if rest:
-        yield rest

@@ -1,0 +1,1 @@
+"""Where rows go: a journal that survives everything, or a stream."""

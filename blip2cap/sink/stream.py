@@ -1,0 +1,39 @@
+"""Rows -> an open stream, usually standard output."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from typing import Any, BinaryIO
+
+from blip2cap.errors import OutputError
+from blip2cap.records import Row
+
+
+class StreamSink:
+    """Rows to an open stream, flushed after every batch; nothing is remembered."""
+
+    def __init__(self, stream: BinaryIO) -> None:
+        self.stream = stream
+        self.finished: set[str] = set()
+        self.num_failed = 0
+
+    def begin(self, settings: Mapping[str, Any]) -> None:
+        """Nothing to prepare."""
+
+    def write(self, rows: Iterable[Row]) -> None:
+        """Write and flush. BrokenPipeError passes through: the reader has gone, and that ends the run quietly."""
+        try:
+            view = memoryview(b"".join(row.as_json() for row in rows))
+            while view:  # with PYTHONUNBUFFERED, a write that a signal interrupts takes a part only
+                view = view[self.stream.write(view) :]
+            self.stream.flush()
+        except BrokenPipeError:
+            raise
+        except OSError as error:
+            raise OutputError(f"standard output cannot be written: {error}.") from error
+
+    def finish(self) -> None:
+        """Nothing to note."""
+
+    def close(self) -> None:
+        """The stream belongs to the caller."""

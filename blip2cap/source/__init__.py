@@ -1,0 +1,1 @@
+"""Which images there are: folders, files, lists of paths."""
