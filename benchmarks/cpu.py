@@ -11,24 +11,17 @@ import sys
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
-from tempfile import TemporaryDirectory
 
 from benchmarks.decode import measure, photo
 from benchmarks.pictures import LARGE_SIZE, Pictures
 from benchmarks.programs import Programs
-from benchmarks.suite import Facts, Suite, about, arguments, divide, judge, mean, most, value
+from benchmarks.sections import QUESTIONS, ask, run
+from benchmarks.suite import Facts, Suite, divide, judge, mean, most, value
 
 TINY: Facts = {"name": "tiny", "device": "cpu"}
 LARGE: Facts = {"name": "Salesforce/blip2-opt-2.7b", "device": "cpu", "random_weights": True}
 PLAIN = "blip2cap.bench.plain_transformers"
 BATCH_SIZES = (16, 64, 128)
-QUESTIONS = (
-    "is it day or night?",
-    "where is this?",
-    "is there a house?",
-    "how many trees are there?",
-    "what colour is the house?",
-)
 _CAPTION_TOKENS, _ANSWER_TOKENS, _LARGE_TOKENS = 30, 10, 12
 _MODEL_SIZE = 224
 
@@ -92,12 +85,7 @@ class Cpu:
             return self.programs.ours(TINY, {**job, "questions": questions})
 
         attempt = self.suite.attempt
-        before = attempt(facts, "together", partial(ours, *QUESTIONS))
-        single = [
-            attempt(facts, f"only_question_{number}", partial(ours, question))
-            for number, question in enumerate(QUESTIONS, 1)
-        ]
-        again = attempt(facts, "together_again", partial(ours, *QUESTIONS))
+        again = ask(self.suite, facts, ours)
         plain = attempt(
             facts,
             "plain",
@@ -114,9 +102,6 @@ class Cpu:
             ),
         )
         after = attempt(facts, "together_after_plain", partial(ours, *QUESTIONS))
-        one_by_one = sum(one["seconds"] for one in single if one) if all(single) else None
-        together_s = mean(value(before, "seconds"), value(again, "seconds"))
-        judge(facts, "times_one_by_one", divide(one_by_one, together_s), at_least=2.5)
         judge(facts, "times_the_plain_script", divide(mean(value(again), value(after)), value(plain)))
 
     def opt(self, facts: Facts) -> None:
@@ -169,15 +154,7 @@ SECTIONS = {"decode": Cpu.decode, "tiny": Cpu.tiny, "questions": Cpu.questions, 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Measure everything."""
-    options = arguments(__doc__, list(SECTIONS), argv)
-    suite = Suite(options.out, about("cpu", argv), minutes=options.minutes, only=options.only)
-    programs = Programs(suite.left_s)
-    with TemporaryDirectory(prefix="blip2cap-cpu-") as folder:
-        cpu = Cpu(suite, programs, Pictures(Path(folder)))
-        try:
-            return suite.run({name: partial(section, cpu) for name, section in SECTIONS.items()})
-        finally:
-            programs.close()
+    return run(__doc__, "cpu", SECTIONS, Cpu, argv)
 
 
 if __name__ == "__main__":

@@ -12,13 +12,12 @@ import sys
 from collections.abc import Callable, Sequence
 from functools import partial
 from importlib.util import find_spec
-from pathlib import Path
-from tempfile import TemporaryDirectory
 
-from benchmarks.cpu import PLAIN, QUESTIONS
+from benchmarks.cpu import PLAIN
 from benchmarks.pictures import Pictures
 from benchmarks.programs import Programs
-from benchmarks.suite import Facts, SkipError, Suite, about, arguments, divide, judge, mean, most, value
+from benchmarks.sections import ask, run
+from benchmarks.suite import Facts, SkipError, Suite, arguments, divide, judge, mean, most, value
 
 OPT: Facts = {"name": "Salesforce/blip2-opt-2.7b", "dtype": "bfloat16", "device": "cuda", "random_weights": True}
 TUNED, VLLM = "benchmarks.tuned_transformers", "benchmarks.vllm_opt"
@@ -68,16 +67,7 @@ class Gpu:
         def ours(*questions: str) -> Facts:
             return self.programs.ours(OPT, self.job(1024, questions=questions, warmup=256))
 
-        attempt = self.suite.attempt
-        before = attempt(facts, "together", partial(ours, *QUESTIONS))
-        single = [
-            attempt(facts, f"only_question_{number}", partial(ours, question))
-            for number, question in enumerate(QUESTIONS, 1)
-        ]
-        after = attempt(facts, "together_again", partial(ours, *QUESTIONS))
-        one_by_one = sum(one["seconds"] for one in single if one) if all(single) else None
-        together_s = mean(value(before, "seconds"), value(after, "seconds"))
-        judge(facts, "times_one_by_one", divide(one_by_one, together_s), at_least=2.5)
+        ask(self.suite, facts, ours)
 
     def large(self, facts: Facts) -> None:
         """Caption photographs of 12 megapixels."""
@@ -161,20 +151,13 @@ SECTIONS: dict[str, Callable[[Gpu, Facts], None]] = {
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Measure everything."""
-    options = arguments(__doc__, list(SECTIONS), argv)
+    arguments(__doc__, list(SECTIONS), argv)  # --help, and wrong options, need no GPU
     import torch
 
     if not torch.cuda.is_available():
         print(f"torch {torch.__version__} sees no GPU: nothing was measured, and nothing written.", file=sys.stderr)
         return 2
-    suite = Suite(options.out, about("cuda", argv), minutes=options.minutes, only=options.only)
-    programs = Programs(suite.left_s)
-    with TemporaryDirectory(prefix="blip2cap-gpu-") as folder:
-        gpu = Gpu(suite, programs, Pictures(Path(folder)))
-        try:
-            return suite.run({name: partial(section, gpu) for name, section in SECTIONS.items()})
-        finally:
-            programs.close()
+    return run(__doc__, "cuda", SECTIONS, Gpu, argv)
 
 
 if __name__ == "__main__":

@@ -30,6 +30,7 @@ from blip2cap.bench.plain_transformers import (
     report,
     synchronise,
 )
+from blip2cap.model.cpu import is_fast_at_bfloat16
 
 
 class Pixels(Dataset):
@@ -105,8 +106,7 @@ def fast_dtype(device: torch.device) -> torch.dtype:
     """Choose bfloat16 where the hardware multiplies in it, else float32 on a CPU and float16 on a GPU."""
     if device.type == "cuda":
         return torch.bfloat16 if torch.cuda.is_bf16_supported(including_emulation=False) else torch.float16
-    abilities = torch.cpu.get_capabilities() if hasattr(torch.cpu, "get_capabilities") else {}  # newer than torch 2.10
-    return torch.bfloat16 if abilities.get("amx_bf16") or abilities.get("avx512_bf16") else torch.float32
+    return torch.bfloat16 if is_fast_at_bfloat16() else torch.float32
 
 
 def tokenise(processor: Any, model: Any, prompts: Sequence[str], device: torch.device) -> list[dict[str, torch.Tensor]]:

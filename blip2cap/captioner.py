@@ -51,11 +51,15 @@ class Captioner:
         revision: str | None = None,
         dtype: str = "auto",
         device: str = "auto",
+        device_map: str | None = None,
+        quantize: str | None = None,
         batch_size: int | None = None,
         decode: DecodeOptions | None = None,
     ) -> Captioner:
         """Load `tiny`, a local folder or a hub id. Raises ModelError or UsageError."""
-        options = ModelOptions(name=name, revision=revision, dtype=dtype, device=device)
+        options = ModelOptions(
+            name=name, revision=revision, dtype=dtype, device=device, device_map=device_map, quantize=quantize
+        )
         return cls(load(find(options), options), batch_size=batch_size, decode=decode)
 
     def caption(

@@ -97,6 +97,14 @@ def test_a_picture_that_was_cut_off_is_an_image_error(captioner: Captioner) -> N
         captioner.caption([Image.open(io.BytesIO(file.getvalue()[:1500]))])
 
 
+def test_a_model_is_quantised_and_spread_as_on_the_command_line(folder: Path) -> None:
+    small = Captioner.load("tiny", device="cpu", quantize="int8-dynamic")
+    assert any(type(module).__name__ == "Int8Linear" for module in small.model.network.modules())
+    assert small.caption([folder / "0.png"])[0]
+    with pytest.raises(UsageError, match="--device-map auto and --device cpu exclude each other"):
+        Captioner.load("tiny", device="cpu", device_map="auto")
+
+
 def test_errors_are_ours(captioner: Captioner, folder: Path) -> None:
     with pytest.raises(ImageError, match="not_an_image"):
         captioner.caption([folder / "3.png"])

@@ -225,25 +225,11 @@ def _decoder_only(text: Mapping[str, Any], texts: _Texts, number_bytes: float, w
         layers * (2.0 * texts.steps * layer + 4.0 * texts.attended(tokens) * attention) for tokens in texts.context
     )
     own = texts.steps * (texts.steps + 1) / 2
-    head_flops = 2.0 * head * (num_texts + beams * texts.num_steps)
     return (
-        (
-            Phase(
-                name="prefill",
-                flops=prefill + 2.0 * head * num_texts,
-                weight_bytes=read,
-                num_reads=num_texts,
-                state_bytes=token_bytes * sum(texts.context),
-            ),
-            Phase(
-                name="steps",
-                flops=steps + 2.0 * head * beams * texts.num_steps,
-                weight_bytes=read,
-                num_reads=texts.num_steps,
-                state_bytes=token_bytes * sum(texts.steps * tokens + beams * own for tokens in texts.context),
-            ),
+        _text_phases(
+            texts, prefill, steps, head=head, prefill_read=read, step_read=read, token_bytes=token_bytes, own=own
         ),
-        head_flops,
+        2.0 * head * (num_texts + beams * texts.num_steps),
         token_bytes * (sum(texts.context) / num_texts + beams * texts.steps),
     )
 
@@ -267,24 +253,44 @@ def _t5(text: Mapping[str, Any], texts: _Texts, number_bytes: float, weight_byte
         attended = texts.attended(tokens + 1)
         steps += beams * decoder_layers * (2.0 * texts.steps * decoder + 4.0 * attended * attention)
     own = texts.attended(1)
-    head_flops = 2.0 * head * (num_texts + beams * texts.num_steps)
+    read = (layers * encoder + decoder_layers * crossing) * weight_bytes + step_read
     return (
-        (
-            Phase(
-                name="prefill",
-                flops=prefill + 2.0 * head * num_texts,
-                weight_bytes=(layers * encoder + decoder_layers * crossing) * weight_bytes + step_read,
-                num_reads=num_texts,
-                state_bytes=token_bytes * sum(texts.context),
-            ),
-            Phase(
-                name="steps",
-                flops=steps + 2.0 * head * beams * texts.num_steps,
-                weight_bytes=step_read,
-                num_reads=texts.num_steps,
-                state_bytes=token_bytes * sum(texts.steps * tokens + beams * own for tokens in texts.context),
-            ),
+        _text_phases(
+            texts, prefill, steps, head=head, prefill_read=read, step_read=step_read, token_bytes=token_bytes, own=own
         ),
-        head_flops,
+        2.0 * head * (num_texts + beams * texts.num_steps),
         token_bytes * (sum(texts.context) / num_texts + beams * (texts.steps + 1)),
+    )
+
+
+def _text_phases(
+    texts: _Texts,
+    prefill: float,
+    steps: float,
+    *,
+    head: float,
+    prefill_read: float,
+    step_read: float,
+    token_bytes: float,
+    own: float,
+) -> tuple[Phase, Phase]:
+    """Return prefill and steps, given the operations of their layers; the head's are added.
+
+    `head` is the number of its weights, `own` the sum over the steps of the tokens that a beam has to itself.
+    """
+    return (
+        Phase(
+            name="prefill",
+            flops=prefill + 2.0 * head * len(texts.context),
+            weight_bytes=prefill_read,
+            num_reads=len(texts.context),
+            state_bytes=token_bytes * sum(texts.context),
+        ),
+        Phase(
+            name="steps",
+            flops=steps + 2.0 * head * texts.beams * texts.num_steps,
+            weight_bytes=step_read,
+            num_reads=texts.num_steps,
+            state_bytes=token_bytes * sum(texts.steps * tokens + texts.beams * own for tokens in texts.context),
+        ),
     )

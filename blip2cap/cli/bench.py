@@ -171,7 +171,7 @@ def _write(path: Path, content: bytes, flag: str) -> None:
 
 def _picture(facts: Mapping[str, Any]) -> bytes:
     from blip2cap.bench.plot import draw_plot
-    from blip2cap.bench.report import plot_note, series, short_name
+    from blip2cap.bench.words import plot_note, series, short_name
 
     file = io.BytesIO()
     title = f"{clean(short_name(facts['model']['name']))}: images/s by batch size"
@@ -186,7 +186,7 @@ def _page(facts: Mapping[str, Any]) -> str:
     from rich.table import Table
 
     from blip2cap.bench.plot import bars
-    from blip2cap.bench.report import images_line, machine_line, model_line, sentences, series, table
+    from blip2cap.bench.words import images_line, machine_line, model_line, sentences, series, table
 
     page = io.StringIO()  # as in `show`: a pipe that closes is not rich's business
     encoding = getattr(sys.stdout, "encoding", None) or "ascii"
