@@ -2,7 +2,7 @@
 
 A search holds the state of the texts that are being decoded, in the order of their slots in the cache; a slot is
 `num_beams` rows. `finished` waits for the device and reads what was chosen since. Choosing waits for it only where
-rules or sampling are asked for.
+rules are asked for.
 
 Shapes: M = slots, N = rows (M x beams), V = vocabulary.
 """
@@ -78,6 +78,8 @@ class Greedy:
         self.texts: list[Text] = []
         self.unread: list[tuple[int, torch.Tensor]] = []
         self.seeds_M = torch.empty(0, dtype=torch.long, device=device)
+        self.steps_M = torch.empty(0, dtype=torch.long, device=device)
+        """Tokens drawn so far: `Text.num_chosen` where the device needs it, so that drawing does not wait."""
 
     def start(self, starts: Sequence[Start]) -> None:
         """Take in texts, in the slots after those that there are."""
@@ -85,6 +87,7 @@ class Greedy:
         if self.sampler is not None:
             seeds = torch.tensor([start.seed for start in starts], device=self.seeds_M.device)
             self.seeds_M = torch.cat([self.seeds_M, seeds])
+            self.steps_M = torch.cat([self.steps_M, torch.zeros_like(seeds)])
 
     def choose(self, scores_NV: torch.Tensor, first: int) -> tuple[torch.Tensor, None]:
         """Choose the next token of the slots from `first` on, given their logits."""
@@ -94,8 +97,8 @@ class Greedy:
             histories = [[*text.start.history, *text.ids] for text in texts]
             self.rules.apply(histories, [len(text.start.history) for text in texts], scores_NV)
         if self.sampler is not None:
-            steps_M = torch.tensor([text.num_chosen for text in texts], device=scores_NV.device)
-            scores_NV = self.sampler.apply(scores_NV, self.seeds_M[first:], steps_M)
+            scores_NV = self.sampler.apply(scores_NV, self.seeds_M[first:], self.steps_M[first:])
+            self.steps_M[first:] += 1
         ids_N = scores_NV.argmax(-1)
         self.unread.append((first, ids_N))
         for text in texts:
@@ -125,4 +128,5 @@ class Greedy:
         self.unread.clear()
         self.texts = [self.texts[slot] for slot in slots]
         if self.sampler is not None:
-            self.seeds_M = self.seeds_M[list(slots)]
+            order = list(slots)
+            self.seeds_M, self.steps_M = self.seeds_M[order], self.steps_M[order]
