@@ -308,3 +308,12 @@ def test_the_number_of_texts_grows_while_it_pays(monkeypatch: pytest.MonkeyPatch
     while stream.num_texts:
         stream.advance()
     assert (size.size, size.settled) == (8, True)
+
+
+def test_steps_come_in_few_sizes_and_free_places_are_taken_along() -> None:
+    decoder, lengths = CountingDecoder(), list(range(1, 65))
+    results = run(decoder, lengths, max_texts=64, max_new_tokens=70)
+    assert lengths_of(results) == lengths
+    assert decoder.num_rows[0] == 64
+    assert len(set(decoder.num_rows)) == 16
+    assert {num_rows % 4 for num_rows in decoder.num_rows} == {0}

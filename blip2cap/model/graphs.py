@@ -1,7 +1,7 @@
 """The decoding step as CUDA graphs: a step of a few milliseconds is one launch instead of a thousand.
 
-A graph has a fixed number of rows, so one is captured for each of a few row counts, when it is first needed, and steps
-with fewer rows run the next larger one: what free rows compute is thrown away.
+A graph has a fixed number of rows. One is captured for each number that comes, when it first comes: `slots` sees to it
+that these are few.
 """
 
 from __future__ import annotations
@@ -10,15 +10,6 @@ import torch
 
 from blip2cap.model.cache import Cache
 from blip2cap.model.decoders import Decoder
-
-_ROUNDING = 32
-"""Row counts are multiples of this, or a power of two below: half of it is what a step wastes on average."""
-
-
-def rounded(num_rows: int, most: int) -> int:
-    """Return how many rows the graph for a step with `num_rows` has, in a cache with room for `most`."""
-    size = 1 << (num_rows - 1).bit_length() if num_rows < _ROUNDING else -(-num_rows // _ROUNDING) * _ROUNDING
-    return min(size, most)
 
 
 class GraphedDecoder:
@@ -49,14 +40,13 @@ class GraphedDecoder:
             self.graphs, self.cache = {}, cache
             self.ids_R, self.positions_R = ids_N.new_zeros(cache.num_rows), ids_N.new_zeros(cache.num_rows)
             self.pool = torch.cuda.graph_pool_handle()
-        num_rows = len(ids_N)
-        self.ids_R[:num_rows], self.positions_R[:num_rows] = ids_N, positions_N
-        size = rounded(num_rows, cache.num_rows)
+        size = len(ids_N)
+        self.ids_R[:size], self.positions_R[:size] = ids_N, positions_N
         if size not in self.graphs:
             self.graphs[size] = self._capture(size, cache)
         graph, logits_NV = self.graphs[size]
         graph.replay()
-        return logits_NV[:num_rows]
+        return logits_NV
 
     def _capture(self, size: int, cache: Cache) -> tuple[torch.cuda.CUDAGraph, torch.Tensor]:
         """Record a step of `size` rows over the whole length of the cache."""

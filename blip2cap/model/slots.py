@@ -12,6 +12,9 @@ import torch
 from blip2cap.model.cache import Cache
 from blip2cap.model.decoders import Decoder
 
+_NUM_SIZES = 16
+"""Steps have a multiple of so large a part of all slots: every number of rows is a graph of its own on a GPU, and code
+of its own that oneDNN makes on a CPU."""
 _ROUNDING = 8
 """A cache that turns out too short grows to a multiple of this: prompts with a file's name in them differ a little."""
 
@@ -30,6 +33,11 @@ class Slots:
     def num_slots(self) -> int:
         """How many texts there is room for now."""
         return 0 if self.cache is None else self.cache.num_rows // self.num_beams
+
+    def round_up(self, num_texts: int) -> int:
+        """Return how many slots a step of so many texts takes along; what the free ones compute is thrown away."""
+        unit = max(1, self.num_slots // _NUM_SIZES)
+        return min(-(-num_texts // unit) * unit, self.num_slots)
 
     def rows(self, first: int, end: int) -> slice:
         """Return the rows of the slots from `first` to `end`."""
@@ -65,6 +73,10 @@ class Slots:
         self.cache, self.num_prefix = None, 0
         self.decoder.forget()
 
+    def free(self, first: int) -> None:
+        """Leave the slots from `first` on in a state in which a step may take them along."""
+        self.positions_N[self.rows(first, self.num_slots)] = 0
+
     def compact(self, num_used: int, ended: Sequence[int]) -> list[int]:
         """Free slots; return which old slot is now in each place."""
         assert self.cache is not None
@@ -77,4 +89,5 @@ class Slots:
             source, to = self.rows(last, last + 1), self.rows(slot, slot + 1)
             self.cache.copy_rows(self.cache, source, to)
             self.ids_N[to], self.positions_N[to] = self.ids_N[source].clone(), self.positions_N[source].clone()
+        self.free(len(order))
         return order

@@ -158,6 +158,7 @@ class TextStream:
             # Outside `except`: there the error would still hold the tensors that did not fit.
             del self.running[num_running:]
             self.search.keep(range(num_running))
+            self.slots.free(num_running)
             if num_running:
                 self.waiting.extendleft(reversed(group))
                 self._wait_until_empty = True
@@ -224,10 +225,11 @@ class TextStream:
 
     def _advance_rows(self) -> None:
         slots, rows = self.slots, self.slots.rows(0, len(self.running))
+        stepped = slots.rows(0, slots.round_up(len(self.running)))
         assert slots.cache is not None
         num_given = [self._num_given(row) for row in self.running]
         end = max(given + text.num_chosen for given, text in zip(num_given, self.search.texts, strict=True))
-        logits_NV = self.decoder.step(slots.ids_N[rows], slots.positions_N[rows], slots.cache, end)
+        logits_NV = self.decoder.step(slots.ids_N[stepped], slots.positions_N[stepped], slots.cache, end)[rows]
         slots.ids_N[rows], parents_N = self.search.choose(logits_NV, 0)
         slots.positions_N[rows] += 1
         if parents_N is not None:
