@@ -28,6 +28,8 @@ _LONG = 5
 _MOST_REPEATED, _LEAST_JUDGED = 0.5, 12
 """Share of three-word sequences said before that makes a loop, in texts of at least so many words. `A black and white
 photo of a black and white cat` has 0.22, a list of four that begin alike (`a cat on a bed, a cat on ...`) 0.33."""
+_LEAST_DOUBLES = 4
+"""Words of any loop that were said before it ends, at the least: `a cat a cat a cat`. Most captions have fewer."""
 _LEAST_ECHO = 3
 """Fewer words may well be said again: `a cat?`, `a cat`."""
 
@@ -117,6 +119,8 @@ def _is_echo(words: list[str], said: list[str], *, cut: bool, answer: bool) -> b
 
 
 def _is_loop(words: list[str]) -> bool:
+    if len(words) - len(set(words)) < _LEAST_DOUBLES:
+        return False
     if len(words) >= _LEAST_JUDGED and repeated_share(words) > _MOST_REPEATED:
         return True
     for length in range(1, len(words) // 2 + 1):
