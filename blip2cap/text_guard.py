@@ -16,10 +16,10 @@ Result = list[Generated] | ImageError
 _BLOCKED = 3
 """No sequence of so many tokens comes twice in a second text. Two would forbid `of a` ever to come again."""
 _PART_GATHERED = 8
-"""One part of the texts at once that is worth steps of its own: a step of few texts costs a GPU nearly as much as one
-of many."""
+"""Second tries begin when they are this part of the texts at once: a step of a few costs a GPU nearly as much as one of
+many."""
 _MOST_RESULTS = 2
-"""Times the number of texts at once: after so many other results even one second try begins: rows wait for it."""
+"""Times the number of texts at once: after so many other results even a lone second try begins, as rows wait for it."""
 
 
 class Texts(Protocol):
