@@ -24,6 +24,7 @@ from blip2cap.options import (
     GenerateOptions,
     ModelOptions,
     SourceOptions,
+    TextOptions,
 )
 from blip2cap.plan import Plan, Task
 from blip2cap.prompts import CAPTION_PROMPTS, VQA_TEMPLATES, Template
@@ -63,19 +64,31 @@ class Captioner:
         return cls(load(find(options), options), batch_size=batch_size, decode=decode)
 
     def caption(
-        self, images: Sequence[ImageLike], *, prompt: str | None = None, options: GenerateOptions | None = None
+        self,
+        images: Sequence[ImageLike],
+        *,
+        prompt: str | None = None,
+        options: GenerateOptions | None = None,
+        text_options: TextOptions | None = None,
     ) -> list[str]:
         """Return a caption for each image: a Pillow image, or a path. Raises ImageError for one that cannot be read.
 
         `prompt` may hold {stem} {folder} {file_name}, as on the command line; the name of a picture that is no file is
-        a hash of its pixels.
+        a hash of its pixels. What the loop guard says of a text is in the rows of `caption_folder` only.
         """
-        return self._texts(images, self._caption_plan(prompt), options or GenerateOptions())
+        return self._texts(images, self._caption_plan(prompt), options or GenerateOptions(), text_options)
 
-    def ask(self, images: Sequence[ImageLike], question: str, *, options: GenerateOptions | None = None) -> list[str]:
+    def ask(
+        self,
+        images: Sequence[ImageLike],
+        question: str,
+        *,
+        options: GenerateOptions | None = None,
+        text_options: TextOptions | None = None,
+    ) -> list[str]:
         """Return the answer to one question for each image. Raises ImageError for one that cannot be read."""
         template = Template(VQA_TEMPLATES[self.model.family], question=True)
-        return self._texts(images, Plan(template, (question,)), options or _ANSWERS)
+        return self._texts(images, Plan(template, (question,)), options or _ANSWERS, text_options)
 
     def caption_folder(
         self,
@@ -83,6 +96,7 @@ class Captioner:
         *,
         prompt: str | None = None,
         options: GenerateOptions | None = None,
+        text_options: TextOptions | None = None,
         on_progress: Callable[[Summary], None] | None = None,
     ) -> Iterator[Row]:
         """Yield a typed row for every image below a folder, good or failed, in order; nothing is written.
@@ -91,14 +105,15 @@ class Captioner:
         """
         source = Source(SourceOptions(inputs=(os.fspath(path),)))
         tasks = self._caption_plan(prompt).tasks(source, frozenset())
-        return self._rows(self._engine(options or GenerateOptions()), tasks, on_progress)
+        return self._rows(self._engine(options or GenerateOptions(), text_options), tasks, on_progress)
 
     def _caption_plan(self, prompt: str | None) -> Plan:
         return Plan(Template(CAPTION_PROMPTS[self.model.family] if prompt is None else prompt))
 
-    def _engine(self, options: GenerateOptions) -> Engine:
+    def _engine(self, options: GenerateOptions, text_options: TextOptions | None) -> Engine:
         self.model.check(options)
-        return Engine(model=self.model, generate=options, decode=self.decode_options, batch=self.batch)
+        text = text_options or TextOptions()
+        return Engine(model=self.model, generate=options, text=text, decode=self.decode_options, batch=self.batch)
 
     def _rows(
         self, engine: Engine, tasks: Iterator[Task], on_progress: Callable[[Summary], None] | None
@@ -109,14 +124,16 @@ class Captioner:
                 on_progress(summary)
             yield from rows
 
-    def _texts(self, images: Sequence[ImageLike], plan: Plan, options: GenerateOptions) -> list[str]:
+    def _texts(
+        self, images: Sequence[ImageLike], plan: Plan, options: GenerateOptions, text_options: TextOptions | None
+    ) -> list[str]:
         if isinstance(images, (str, os.PathLike, Image.Image)):
             raise TypeError(f"expected a sequence of images, got one {type(images).__name__}: put it in a list.")
         if options.num_captions > 1:
             raise UsageError(
                 f"num_captions={options.num_captions}: this returns one text an image, see caption_folder."
             )
-        engine = replace(self._engine(options), on_failure=_raise)
+        engine = replace(self._engine(options, text_options), on_failure=_raise)
         items = ((task, image) for ref, image in map(self._decode, images) for task in plan.tasks((ref,), frozenset()))
         return [row.text for row in engine.rows(items)]
 

@@ -2,6 +2,9 @@
 in the order of the images.
 
 Images whose pixels are equal are done once: the same picture under two names, or in two formats.
+
+Rules for finished texts come in this order: the loop guard, which may have a text made again; cutting back to a
+sentence; taking prefixes off.
 """
 
 from __future__ import annotations
@@ -9,41 +12,25 @@ from __future__ import annotations
 import time
 from collections import OrderedDict, defaultdict, deque
 from collections.abc import Callable, Hashable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any, Protocol
 
 from blip2cap.batch_size import BatchSize
 from blip2cap.decode.image import Decoded, Pixels
 from blip2cap.errors import ImageError
-from blip2cap.options import GenerateOptions
+from blip2cap.options import GenerateOptions, TextOptions
 from blip2cap.plan import Ask, Task
 from blip2cap.records import Generated, ImageRef, Prompt, Row
+from blip2cap.text_guard import GuardedTexts, Result, Texts, worst_flag
+from blip2cap.text_rules import strip_prefixes, trim_to_sentence
 
 Item = tuple[Task, Decoded | ImageError]
-Result = list[Generated] | ImageError
 
 _NUM_REMEMBERED = 20_000
 """Texts kept for images that come again; about 10 MB."""
 _MOST_BEHIND = 4
 """Times the number of texts at once: so many images may be in the model, or done and wait for one before them."""
-
-
-class Texts(Protocol):
-    """The text side of one run."""
-
-    @property
-    def max_texts(self) -> int:
-        """How many are decoded at a time."""
-
-    @property
-    def num_texts(self) -> int:
-        """How many wait or run."""
-
-    def add(self, features: Any, prompts: Sequence[Prompt]) -> list[int]:
-        """Queue prompts about images whose features these are; return a ticket for each."""
-
-    def advance(self) -> list[tuple[int, Result]]:
-        """Go on for a while; return the results that are ready."""
 
 
 class TextModel(Protocol):
@@ -87,6 +74,7 @@ class _Question:
     key: Hashable
     image_key: Hashable
     prompt: str
+    question: str | None
     name: str
     pixels: Pixels | None
     """Until they are encoded."""
@@ -101,12 +89,14 @@ class Flow:
         self,
         model: TextModel,
         options: GenerateOptions,
+        text_options: TextOptions,
         *,
         max_texts: int | None,
         on_failure: Callable[[ImageRef, ImageError], None],
     ) -> None:
-        self.model, self.options, self.on_failure = model, options, on_failure
-        self.texts = model.texts(options, max_texts=max_texts)
+        self.model, self.options, self.text_options, self.on_failure = model, options, text_options, on_failure
+        open_texts = partial(model.texts, max_texts=max_texts)
+        self.texts: Texts = GuardedTexts(open_texts, options) if text_options.loop_guard else open_texts(options)
         self.images: deque[_Image] = deque()
         self.tickets: dict[int, _Question] = {}
         """What is in the model."""
@@ -159,7 +149,7 @@ class Flow:
         ask = image.task.asks[index]
         # Each image draws random numbers of its own: sampled texts of equal images differ.
         image_key: Hashable = image if self.options.sampling else decoded.digest
-        key = image_key, ask.prompt, index if self.options.sampling else 0
+        key = image_key, ask.prompt, ask.question, index if self.options.sampling else 0
         if key in self.known:
             self.known.move_to_end(key)
             self._answer(image, index, self.known[key])
@@ -173,6 +163,7 @@ class Flow:
                 key=key,
                 image_key=image_key,
                 prompt=ask.prompt,
+                question=ask.question,
                 name=name,
                 pixels=decoded.pixels_HWC,
                 askers=[(image, index)],
@@ -187,7 +178,7 @@ class Flow:
             pixels = [questions[0].pixels for questions in images]
             features = self.model.encode([each for each in pixels if each is not None])
             prompts = [
-                Prompt(image=number, text=question.prompt, name=question.name)
+                Prompt(image=number, text=question.prompt, name=question.name, question=question.question)
                 for number, questions in enumerate(images)
                 for question in questions
             ]
@@ -218,12 +209,21 @@ class Flow:
         for ticket, result in self.texts.advance():
             question = self.tickets.pop(ticket)
             del self.under_way[question.key]
-            if not isinstance(result, ImageError) and not self.options.sampling:
-                self.known[question.key] = result
-                if len(self.known) > _NUM_REMEMBERED:
-                    self.known.popitem(last=False)
+            if not isinstance(result, ImageError):
+                result = [self._finished(text) for text in result]
+                if not self.options.sampling:
+                    self.known[question.key] = result
+                    if len(self.known) > _NUM_REMEMBERED:
+                        self.known.popitem(last=False)
             for image, index in question.askers:
                 self._answer(image, index, result)
+
+    def _finished(self, generated: Generated) -> Generated:
+        """Apply the rules that change a text, each to what the one before has left."""
+        text = generated.text
+        if self.text_options.trim_sentence and generated.finish_reason == "length":
+            text = trim_to_sentence(text)
+        return replace(generated, text=strip_prefixes(text, self.text_options.strip))
 
     def _answer(self, image: _Image, index: int, result: Result) -> None:
         image.results[index] = result
@@ -258,6 +258,7 @@ class Flow:
             status="failed" if isinstance(result, ImageError) else "ok",
             error=result.code if isinstance(result, ImageError) else "",
             finish_reason=first.finish_reason,
+            flag=worst_flag(texts) if self.text_options.loop_guard else None,
             num_tokens=first.num_tokens,
             width=image.width,
             height=image.height,

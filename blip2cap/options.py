@@ -220,6 +220,23 @@ class GenerateOptions:
             )
 
 
+@dataclass(frozen=True, kw_only=True, slots=True)
+class TextOptions:
+    """What becomes of generated texts, in this order."""
+
+    loop_guard: bool = False
+    """Generate texts that loop, repeat their prompt or are empty once more, and flag what is still bad."""
+    trim_sentence: bool = False
+    """Cut texts that did not come to their end behind their last whole sentence."""
+    strip: tuple[str, ...] = ()
+    """What is taken off the beginning of texts."""
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "strip", tuple(prefix.strip() for prefix in self.strip))
+        if not all(self.strip):
+            raise UsageError('--strip is empty: expected what texts begin with, as "a photo of".')
+
+
 def _at_least(flag: str, value: int | None, least: int, hint: str) -> None:
     if value is not None and value < least:
         raise UsageError(f"{flag} {value}: must be {least} or more. {hint}".rstrip())

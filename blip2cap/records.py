@@ -64,6 +64,8 @@ class Prompt:
     text: str
     name: str
     """Of the image and the question: seeds sampling, so that each has random numbers of its own."""
+    question: str | None = None
+    """The part of it that a person asked; None in captions."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -75,6 +77,8 @@ class Generated:
     """stop: the model ended the text; length: it was cut at --max-new-tokens."""
     num_tokens: int
     """New tokens, without the one that ends the text."""
+    flag: str = ""
+    """Of the loop guard: "", retried (the second text is fine) or what is still wrong, one of `text_rules.FAULTS`."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -94,6 +98,8 @@ class Row:
     error: str = ""
     """"" or one of FAILURES."""
     finish_reason: str = ""
+    flag: str | None = None
+    """What the loop guard says, the worst of all captions; None in runs without it."""
     num_tokens: int = 0
     width: int = 0
     """Of the image in pixels as displayed, 0 if unknown."""
@@ -118,10 +124,10 @@ class Row:
             columns |= {"question": self.question, "answer": self.text}
         if self.texts is not None:
             columns["texts"] = list(self.texts)
+        columns |= {"status": self.status, "error": self.error, "finish_reason": self.finish_reason}
+        if self.flag is not None:
+            columns["flag"] = self.flag
         return columns | {
-            "status": self.status,
-            "error": self.error,
-            "finish_reason": self.finish_reason,
             "num_tokens": self.num_tokens,
             "width": self.width,
             "height": self.height,

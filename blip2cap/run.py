@@ -16,7 +16,7 @@ from blip2cap.decode.read import read
 from blip2cap.errors import ImageError
 from blip2cap.flow import Flow, Item, TextModel
 from blip2cap.model.resize import choose_resizer
-from blip2cap.options import BatchOptions, DecodeOptions, GenerateOptions
+from blip2cap.options import BatchOptions, DecodeOptions, GenerateOptions, TextOptions
 from blip2cap.plan import Task
 from blip2cap.records import ImageRef, Row
 from blip2cap.sink.base import Sink
@@ -35,6 +35,8 @@ class Summary:
     """Rows written with status ok."""
     failed: Counter[str] = field(default_factory=Counter)
     """Rows written with status failed, by error."""
+    flags: Counter[str] = field(default_factory=Counter)
+    """Rows that the loop guard says something about, by what it says."""
     seconds: float = 0.0
     """From the first decode to the last write."""
     decode_s: float = 0.0
@@ -59,6 +61,8 @@ class Summary:
                 self.num_ok += 1
             else:
                 self.failed[row.error] += 1
+            if row.flag:
+                self.flags[row.flag] += 1
 
 
 class ReadAhead:
@@ -114,6 +118,7 @@ class Engine:
     generate: GenerateOptions
     decode: DecodeOptions
     batch: BatchOptions
+    text: TextOptions = field(default_factory=TextOptions)
     on_failure: Callable[[ImageRef, ImageError], None] = lambda ref, error: None
     """Told of every image that fails, and of every text that could not be made."""
 
@@ -141,7 +146,7 @@ class Engine:
     def _row_batches(
         self, batches: Iterator[list[Item]], size: BatchSize, summary: Summary, stopped: Callable[[], bool]
     ) -> Generator[list[Row]]:
-        flow = Flow(self.model, self.generate, max_texts=self.batch.batch_size, on_failure=self.on_failure)
+        flow = Flow(self.model, self.generate, self.text, max_texts=self.batch.batch_size, on_failure=self.on_failure)
         started = mark = written = time.monotonic()
         more, finish_first = True, False
         while more or flow.num_images:

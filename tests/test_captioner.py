@@ -12,7 +12,7 @@ from PIL import Image
 import blip2cap
 from blip2cap import Captioner
 from blip2cap.errors import ImageError, InputError, ModelError, UsageError
-from blip2cap.options import GenerateOptions
+from blip2cap.options import GenerateOptions, TextOptions
 from blip2cap.records import Row
 from blip2cap.scenes import draw
 
@@ -49,6 +49,18 @@ def test_a_prompt_and_options_change_the_caption(captioner: Captioner, folder: P
     (text,) = captioner.caption([folder / "0.png"], prompt="a photo of", options=GenerateOptions(max_new_tokens=2))
     assert text
     assert not text.startswith("a photo of")
+
+
+def test_rules_for_texts_are_those_of_the_command_line(captioner: Captioner, folder: Path) -> None:
+    paths, rules = [folder / f"{seed}.png" for seed in (0, 1, 2, 4)], TextOptions(strip=("two", "a"), loop_guard=True)
+    plain, ruled = captioner.caption(paths), captioner.caption(paths, text_options=rules)
+    assert [text.removeprefix("a ").removeprefix("two ") for text in plain] == ruled != plain
+    rows = list(captioner.caption_folder(folder, text_options=rules))
+    assert [row.text for row in rows if row.status == "ok"] == ruled
+    assert {row.flag for row in rows} == {""}
+    question = "what is in the picture?"
+    assert "" in captioner.ask(paths, question)
+    assert "" not in captioner.ask(paths, question, text_options=rules)
 
 
 def test_a_folder_yields_typed_rows_bad_images_too(captioner: Captioner, folder: Path) -> None:

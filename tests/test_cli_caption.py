@@ -14,6 +14,7 @@ from blip2cap.options import SourceOptions
 from blip2cap.records import Row
 from blip2cap.sink.stream import StreamSink
 from blip2cap.source.inputs import Source
+from tests.checkpoints import make_checkpoint
 from tests.commands import TINY, draw_scenes, environment, finish, invoke, names_below, read_rows, start
 
 COLUMNS = {
@@ -49,6 +50,55 @@ def test_several_captions_add_one_column(scenes: Path, here: Path) -> None:
         assert list(row)[2:4] == ["text", "texts"]
         assert [type(text) for text in row["texts"]] == [str, str]
         assert row["texts"][0] == row["text"]
+
+
+def test_the_loop_guard_adds_one_column_in_every_row_and_says_what_it_did(scenes: Path, here: Path) -> None:
+    (here / "bad.png").write_bytes(b"no image")
+    result = invoke("caption", scenes, "bad.png", *TINY, "--loop-guard")
+    rows = read_rows(here / "captions.jsonl")
+    with_flag = [*list(COLUMNS)[:6], "flag", *list(COLUMNS)[6:]]
+    assert [list(row) for row in rows] == [with_flag] * 6
+    assert {row["flag"] for row in rows} == {""}
+    assert "5 ok, 1 failed (1 not_an_image), 0 retried, 0 flagged" in result.stderr
+
+
+def test_a_text_that_loops_is_made_again_and_counted(scenes: Path, here: Path) -> None:
+    model = ("--model", make_checkpoint(here / "model", "opt"), "--dtype", "float32", "--device", "cpu")
+    images = draw_scenes(here / "images", 12)
+    facts = json.loads(invoke("caption", images, *model, "--loop-guard", "--json").stdout)
+    flags = [row["flag"] for row in read_rows(here / "captions.jsonl")]
+    assert flags.count("retried") == facts["rows_retried"] > 0
+    assert len(flags) - flags.count("") - flags.count("retried") == facts["rows_flagged"]
+    assert sum(facts["flagged_by_fault"].values()) == facts["rows_flagged"]
+    again = json.loads(invoke("caption", images, *model, "--loop-guard", "--json").stdout)
+    assert (again["rows_retried"], again["rows_flagged"], again["flagged_by_fault"]) == (0, 0, {})
+    assert "rows_retried" not in json.loads(invoke("caption", images, *model, "--json", "-o", "b.jsonl").stdout)
+
+
+def test_prefixes_are_taken_off_and_written_down(scenes: Path, here: Path) -> None:
+    plain, stripped = (
+        read_rows(invoke("caption", scenes, *TINY, "-o", "-", *options).stdout_bytes)
+        for options in ([], ["--strip", "two", "--strip", "a"])
+    )
+    assert [row["text"].removeprefix("a ").removeprefix("two ") for row in plain] == [row["text"] for row in stripped]
+    assert [row["text"] for row in plain] != [row["text"] for row in stripped]
+    assert [row["num_tokens"] for row in plain] == [row["num_tokens"] for row in stripped]
+    invoke("caption", scenes, *TINY, "--trim-sentence", "--strip", "two ")
+    settings = json.loads((here / "captions.jsonl.run.json").read_text())["settings"]
+    assert (settings["loop_guard"], settings["trim_sentence"], settings["strip"]) == (False, True, ["two"])
+
+
+def test_an_empty_prefix_is_a_wrong_option(scenes: Path, here: Path) -> None:
+    result = invoke("caption", scenes, *TINY, "--strip", " ")
+    assert result.exit_code == 2
+    assert "--strip is empty" in result.stderr
+
+
+def test_rules_for_texts_come_from_a_config_file_too(scenes: Path, here: Path) -> None:
+    (here / "blip2cap.toml").write_text('loop-guard = true\nstrip = ["two", "a"]\n')
+    assert invoke("caption", scenes, *TINY, "--config", "blip2cap.toml").exit_code == 0
+    settings = json.loads((here / "captions.jsonl.run.json").read_text())["settings"]
+    assert (settings["loop_guard"], settings["strip"]) == (True, ["two", "a"])
 
 
 def test_a_run_without_failures_ends_with_0_and_says_where_the_rows_are(scenes: Path, here: Path) -> None:

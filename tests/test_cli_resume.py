@@ -122,6 +122,9 @@ def test_batch_size_and_threads_may_change(scenes: Path, half: Path) -> None:
         (["--temperature", "0.5"], "--temperature was none, now 0.5"),
         (["--dtype", "bfloat16"], '--dtype was "float32", now "bfloat16"'),
         (["--quantize", "int8-dynamic"], '--quantize was none, now "int8-dynamic"'),
+        (["--loop-guard"], "--loop-guard was false, now true"),
+        (["--trim-sentence"], "--trim-sentence was false, now true"),
+        (["--strip", "a", "--strip", "the"], '--strip was none, now ["a", "the"]'),
     ],
 )
 def test_settings_that_change_a_text_are_refused_by_name_with_both_values(
@@ -173,6 +176,29 @@ def test_rows_from_before_there_was_quantising_go_on_without_it_only(scenes: Pat
     refused = invoke("caption", scenes, *TINY, "--quantize", "int8-dynamic", "--dry-run")
     assert refused.exit_code == 5
     assert '--quantize was none, now "int8-dynamic"' in refused.stderr
+    assert invoke("caption", scenes, *TINY).exit_code == 0
+    assert names(half / OUT) == names_below(scenes)
+
+
+def test_rows_with_and_without_flags_never_mix(scenes: Path, here: Path) -> None:
+    guarded = ("caption", scenes, *TINY, "--loop-guard", "--strip", "two")
+    assert invoke(*guarded, "--limit", "2").exit_code == 0
+    before = (here / OUT).read_bytes()
+    for command in (("caption", scenes, *TINY), ("caption", scenes, *TINY, "--loop-guard", "--strip", "one")):
+        for flags in ([], ["--dry-run"]):
+            assert invoke(*command, *flags).exit_code == 5
+    assert (here / OUT).read_bytes() == before
+    assert invoke(*guarded).exit_code == 0
+    assert ["flag" in row for row in read_rows(here / OUT)] == [True] * 5
+
+
+def test_rows_from_before_there_were_rules_for_texts_go_on_without_them_only(scenes: Path, half: Path) -> None:
+    path = half / f"{OUT}.run.json"
+    content = json.loads(path.read_text())
+    for name in ("loop_guard", "trim_sentence", "strip"):
+        del content["settings"][name]
+    path.write_text(json.dumps(content))
+    assert invoke("caption", scenes, *TINY, "--loop-guard").exit_code == 5
     assert invoke("caption", scenes, *TINY).exit_code == 0
     assert names(half / OUT) == names_below(scenes)
 

@@ -3,7 +3,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-from tests.commands import TINY, invoke, names_below, read_rows
+from tests.commands import TINY, draw_scenes, invoke, names_below, read_rows
 
 COLUMNS = {
     "file_name": str,
@@ -76,6 +76,20 @@ def test_the_template_is_recorded_and_another_one_is_refused(scenes: Path, here:
     result = invoke("vqa", scenes, *TINY, "-q", "where?", "--template", "{question}")
     assert result.exit_code == 5
     assert '--template was "Question: {question} Answer:", now "{question}"' in result.stderr
+
+
+def test_an_empty_answer_is_asked_for_again_and_flagged(here: Path) -> None:
+    """`tiny` answers this question with nothing about most scenes."""
+    images, question = draw_scenes(here / "images", 4, size=(160, 120)), ("-q", "what is in the picture?")
+    invoke("vqa", images, *TINY, *question, "-o", "plain.jsonl")
+    result = invoke("vqa", images, *TINY, *question, "--loop-guard")
+    plain, rows = read_rows(here / "plain.jsonl"), read_rows(here / "answers.jsonl")
+    empty = [number for number, row in enumerate(plain) if row["answer"] == ""]
+    assert empty
+    assert [number for number, row in enumerate(rows) if row["flag"] == "retried"] == empty
+    assert all(row["answer"] for row in rows)
+    assert list(rows[0]) == [*list(COLUMNS)[:7], "flag", *list(COLUMNS)[7:]]
+    assert f"{len(empty)} retried, 0 flagged" in result.stderr
 
 
 def test_braces_in_a_question_are_text(scenes: Path, here: Path) -> None:

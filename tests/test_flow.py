@@ -4,16 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 from PIL import Image
 
 from blip2cap.decode.image import Pixels
-from blip2cap.options import GenerateOptions
+from blip2cap.options import GenerateOptions, TextOptions
+from blip2cap.records import Generated, Prompt
 from tests.commands import draw_scenes, names_below
 from tests.fakes import FakeModel
 from tests.test_run import do
+from tests.test_text_guard import GUARD, LOOP, Speaker
 
 
 @pytest.fixture
@@ -92,3 +95,55 @@ def test_images_are_encoded_only_as_texts_leave(folder: Path) -> None:
     )
     assert len(sink_rows) == 10
     assert most <= 2 + 2 * 2 + 4
+
+
+def cut_off(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let every text that a Speaker says have been cut at its longest."""
+
+    def cut(**columns: Any) -> Generated:
+        return Generated(**(columns | {"finish_reason": "length"}))
+
+    monkeypatch.setattr("tests.test_text_guard.Generated", cut)
+
+
+def rules_of(folder: Path, says: str, *, again: str = "", **rules: Any) -> tuple[str, str, str | None]:
+    """Return text, reason and flag of an image that `says` is said of, and `again` the second time."""
+    model = Speaker(lambda prompt, features, copy, blocked: again if blocked else says)
+    row = do(folder, model, text=TextOptions(**rules), batch_size=16)[0][0]
+    return row.text, row.finish_reason, row.flag
+
+
+def test_a_text_that_was_cut_goes_back_to_its_last_sentence_and_one_that_ended_stays(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert rules_of(folder, "a cat. a do", trim_sentence=True) == ("a cat. a do", "stop", None)
+    cut_off(monkeypatch)
+    assert rules_of(folder, "a cat. a do", trim_sentence=True) == ("a cat.", "length", None)
+    assert rules_of(folder, "a cat. a do") == ("a cat. a do", "length", None)
+
+
+def test_the_guard_comes_before_trimming_and_that_before_stripping(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cut_off(monkeypatch)
+    every = {"loop_guard": True, "trim_sentence": True, "strip": ("there is", "a photo of")}
+    said = rules_of(folder, f"a dog. {LOOP}", again="There is a photo of a cow. a photo of a", **every)
+    assert said == ("a cow.", "length", "retried")
+    # Stripped first, it would begin with the point.
+    assert rules_of(folder, "a photo of. a cow", trim_sentence=True, strip=("a photo of",))[0] == "a photo of."
+
+
+def test_rules_apply_to_every_caption_of_an_image(folder: Path) -> None:
+    model = Speaker(lambda prompt, features, copy, blocked: f"a photo of {copy}")
+    generate = GenerateOptions(num_beams=2, num_captions=2)
+    rows, _ = do(folder, model, generate=generate, text=TextOptions(strip=("a photo of",)))
+    assert {row.texts for row in rows} == {("0", "1")}
+
+
+def test_an_echo_of_the_question_is_told_from_one_of_the_prompt(folder: Path) -> None:
+    def says(prompt: Prompt, features: str, copy: int, blocked: bool) -> str:
+        return "a dog" if blocked else "what is this? a cat"
+
+    for questions, flag in ((("what is this?",), "retried"), (None, "")):
+        rows, _ = do(folder, Speaker(says), text=GUARD, prompt="what is this?", questions=questions)
+        assert {row.flag for row in rows} == {flag}

@@ -21,8 +21,8 @@ LAYERS = {
     6: {"captioner", "bench"},
     5: {"run", "train"},
     4: {"batch", "flow", "model"},
-    3: {"source", "decode", "sink", "scenes", "scene_things", "plan"},
-    2: {"options", "prompts"},
+    3: {"source", "decode", "sink", "scenes", "scene_things", "plan", "text_guard"},
+    2: {"options", "prompts", "text_rules"},
     1: {"errors", "records", "stopwatch", "batch_size"},
 }
 LEVELS = {name: level for level, names in LAYERS.items() for name in names}

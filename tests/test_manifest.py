@@ -102,6 +102,15 @@ def test_a_difference_is_refused_with_its_flag_and_both_values(changed, said):
     assert message == f"captions.jsonl was made with other settings: {said}. Use another --out, or --overwrite."
 
 
+def test_rows_from_before_there_were_rules_for_texts_were_made_without():
+    rules = {"loop_guard": False, "trim_sentence": False, "strip": []}
+    Manifest(settings=SETTINGS).check(SETTINGS | rules, "captions.jsonl")
+    Manifest(settings=SETTINGS | rules).check(SETTINGS, "captions.jsonl")
+    message = refusal(SETTINGS, SETTINGS | {"loop_guard": True, "trim_sentence": True, "strip": ["a photo of"]})
+    assert "--loop-guard was false, now true; --trim-sentence was false, now true" in message
+    assert '--strip was none, now ["a photo of"]' in message
+
+
 def test_every_difference_is_named():
     message = refusal(SETTINGS, SETTINGS | {"model": "other", "num_beams": 3})
     assert '--model was "tiny", now "other"; --num-beams was 1, now 3' in message

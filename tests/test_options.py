@@ -5,7 +5,7 @@ import os
 import pytest
 
 from blip2cap.errors import UsageError
-from blip2cap.options import BatchOptions, DecodeOptions, GenerateOptions, ModelOptions, SourceOptions
+from blip2cap.options import BatchOptions, DecodeOptions, GenerateOptions, ModelOptions, SourceOptions, TextOptions
 
 WRONG_NUMBERS = {
     "--max-new-tokens 0": {"max_new_tokens": 0},
@@ -62,6 +62,13 @@ def test_a_right_combination_is_taken(options):
 def test_text_is_sampled_when_a_temperature_is_given():
     assert GenerateOptions(temperature=0.5).sampling
     assert not GenerateOptions(num_beams=3).sampling
+
+
+def test_an_empty_prefix_is_refused_and_spaces_around_one_do_not_matter():
+    assert TextOptions(strip=(" a photo of ", "a")).strip == ("a photo of", "a")
+    for empty in ("", " "):
+        with pytest.raises(UsageError, match="--strip is empty"):
+            TextOptions(strip=("a", empty))
 
 
 def test_no_input_is_refused():

@@ -87,6 +87,13 @@ def test_several_captions_are_a_list_even_where_the_image_failed():
     assert list(good.as_dict()) == list(failed.as_dict())
 
 
+def test_a_flag_is_a_column_where_a_run_has_one():
+    good, fine = (Row(file_name="a.jpg", file_name_b64="", flag=flag) for flag in ("repetition", ""))
+    assert (good.as_dict()["flag"], fine.as_dict()["flag"]) == ("repetition", "")
+    assert [name for name in good.as_dict() if name != "flag"] == list(COLUMNS)
+    assert "flag" not in Row(file_name="a.jpg", file_name_b64="").as_dict()
+
+
 def test_no_column_is_null_by_default():
     row = Row(file_name="a.jpg", file_name_b64="")
     assert None not in row.as_dict().values()

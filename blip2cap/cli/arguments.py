@@ -103,6 +103,18 @@ NoRepeatNgramSize = Annotated[
 LengthPenalty = Annotated[
     float, option("--length-penalty", help="With beams: above 0 favours long texts, below 0 short ones.")
 ]
+LoopGuard = Annotated[
+    bool,
+    option("--loop-guard", help="Generate texts that loop, repeat the prompt or are empty once more; adds `flag`."),
+]
+TrimSentence = Annotated[
+    bool,
+    option("--trim-sentence", help="Cut a text that became too long behind its last whole sentence."),
+]
+Strip = Annotated[
+    list[str] | None,
+    repeated_option("--strip", metavar="TEXT", help='Take TEXT off the beginning, as "a photo of"; may be repeated.'),
+]
 Seed = Annotated[int, option("--seed", help="Of sampling.")]
 Limit = Annotated[int | None, option("--limit", metavar="N", help="Take the first N images only.")]
 Overwrite = Annotated[bool, option("--overwrite", help="Replace the output instead of resuming it.")]

@@ -14,6 +14,7 @@ from blip2cap.options import (
     GenerateOptions,
     ModelOptions,
     SourceOptions,
+    TextOptions,
 )
 
 _DECODE, _MODEL, _GENERATE = DecodeOptions(), ModelOptions(), GenerateOptions()
@@ -55,6 +56,9 @@ def caption(
         int, arg.option("--num-captions", help="Captions for each image, in the column `texts`.")
     ] = _GENERATE.num_captions,
     seed: arg.Seed = _GENERATE.seed,
+    loop_guard: arg.LoopGuard = False,
+    trim_sentence: arg.TrimSentence = False,
+    strip: arg.Strip = None,
     limit: arg.Limit = None,
     overwrite: arg.Overwrite = False,
     dry_run: arg.DryRun = False,
@@ -87,6 +91,7 @@ def caption(
             num_captions=num_captions,
             seed=seed,
         ),
+        text=TextOptions(loop_guard=loop_guard, trim_sentence=trim_sentence, strip=tuple(strip or ())),
         template=prompt,
         questions=None,
         out=out,

@@ -14,7 +14,16 @@ import typer
 
 from blip2cap.cli.job import ANY_FAMILY, Job
 from blip2cap.cli.progress import choose_progress
-from blip2cap.cli.report import Failures, no_image, plan_facts, print_json, say_plan, say_summary, summary_facts
+from blip2cap.cli.report import (
+    Failures,
+    flag_facts,
+    no_image,
+    plan_facts,
+    print_json,
+    say_plan,
+    say_summary,
+    summary_facts,
+)
 from blip2cap.cli.signals import Stop, stop_on_signal
 from blip2cap.cli.terminal import clean, say
 from blip2cap.errors import InputError
@@ -120,6 +129,7 @@ def _write_rows(
     engine = Engine(
         model=model,
         generate=job.generate,
+        text=job.text,
         decode=job.decode,
         batch=job.batch,
         on_failure=failures.add,
@@ -164,6 +174,8 @@ def _end(
 ) -> NoReturn:
     """Print the summary and leave with the exit code."""
     facts = summary_facts(job.out, source, plan, sink.num_failed, summary, stopped=bool(stopped))
+    if job.text.loop_guard:
+        facts |= flag_facts(summary)
     if job.as_json:
         print_json(facts)
     elif not job.quiet:

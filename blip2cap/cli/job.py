@@ -15,6 +15,7 @@ from blip2cap.options import (
     GenerateOptions,
     ModelOptions,
     SourceOptions,
+    TextOptions,
 )
 from blip2cap.plan import Plan
 from blip2cap.prompts import CAPTION_PROMPTS, VQA_TEMPLATES, Template
@@ -37,6 +38,7 @@ class Job:
     model: ModelOptions
     batch: BatchOptions
     generate: GenerateOptions
+    text: TextOptions
     template: str | None
     """None: what the model's family expects."""
     questions: tuple[str, ...] | None
@@ -81,7 +83,8 @@ class Job:
             del generate["seed"]
         root = os.fsencode(source.root).decode("utf-8", "backslashreplace")
         inputs = {"decode": self.decode.mode, "input_root": root}
-        return {"command": self.command, **generate, "quantize": self.model.quantize, **inputs}
+        text = asdict(self.text) | {"strip": list(self.text.strip)}  # as JSON gives it back
+        return {"command": self.command, **generate, **text, "quantize": self.model.quantize, **inputs}
 
     def known_settings(self, source: Source) -> dict[str, Any]:
         """The settings as far as they are known without loading a model, or fetching one."""

@@ -77,6 +77,12 @@ def summary_facts(
     }
 
 
+def flag_facts(summary: Summary | None) -> dict[str, Any]:
+    """Gather what the loop guard did."""
+    flags = dict(summary.flags) if summary else {}
+    return {"rows_retried": flags.pop("retried", 0), "rows_flagged": sum(flags.values()), "flagged_by_fault": flags}
+
+
 def print_json(facts: dict[str, Any]) -> None:
     """Print one object on one line of stdout."""
     write_out(json.dumps(facts) + "\n")
@@ -93,6 +99,7 @@ def say_summary(facts: dict[str, Any]) -> None:
     """Say in one line what a run did."""
     kinds = ", ".join(f"{count} {error}" for error, count in facts["failed_by_error"].items())
     parts = [f"{facts['rows_ok']} ok", f"{facts['rows_failed']} failed" + (f" ({kinds})" if kinds else "")]
+    parts += _flags(facts)
     rate = f"; {facts['images_per_s']} images/s" if facts["images_per_s"] else ""
     say(f"{_where(facts)}: {', '.join(parts + _before(facts) + _skipped(facts['skipped']))}{rate}")
 
@@ -111,6 +118,13 @@ def _where(facts: dict[str, Any]) -> str:
 def _before(facts: dict[str, Any]) -> list[str]:
     failed = f" ({facts['rows_failed_before']} failed)" if facts["rows_failed_before"] else ""
     return [f"{facts['rows_there_before']} there before{failed}"] if facts["rows_there_before"] else []
+
+
+def _flags(facts: dict[str, Any]) -> list[str]:
+    if "rows_flagged" not in facts:
+        return []
+    kinds = ", ".join(f"{count} {fault}" for fault, count in facts["flagged_by_fault"].items())
+    return [f"{facts['rows_retried']} retried", f"{facts['rows_flagged']} flagged" + (f" ({kinds})" if kinds else "")]
 
 
 def _skipped(skipped: Mapping[str, int]) -> list[str]:

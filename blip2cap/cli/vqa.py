@@ -18,6 +18,7 @@ from blip2cap.options import (
     GenerateOptions,
     ModelOptions,
     SourceOptions,
+    TextOptions,
 )
 
 _DECODE, _MODEL, _GENERATE = DecodeOptions(), ModelOptions(), GenerateOptions(max_new_tokens=ANSWER_NEW_TOKENS)
@@ -62,6 +63,9 @@ def vqa(
     no_repeat_ngram_size: arg.NoRepeatNgramSize = _GENERATE.no_repeat_ngram_size,
     length_penalty: arg.LengthPenalty = _GENERATE.length_penalty,
     seed: arg.Seed = _GENERATE.seed,
+    loop_guard: arg.LoopGuard = False,
+    trim_sentence: arg.TrimSentence = False,
+    strip: arg.Strip = None,
     limit: arg.Limit = None,
     overwrite: arg.Overwrite = False,
     dry_run: arg.DryRun = False,
@@ -99,6 +103,7 @@ def vqa(
             length_penalty=length_penalty,
             seed=seed,
         ),
+        text=TextOptions(loop_guard=loop_guard, trim_sentence=trim_sentence, strip=tuple(strip or ())),
         template=template,
         questions=asked,
         out=out,

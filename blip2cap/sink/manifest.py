@@ -24,7 +24,7 @@ _FLAGS = {
     "input_root": "the input root",
     "command": "the command",
 }
-_BEFORE = {"decode": "exact"}
+_BEFORE = {"decode": "exact", "loop_guard": False, "trim_sentence": False, "strip": []}
 """What a setting was before manifests had it."""
 
 
@@ -100,4 +100,4 @@ def _flag(name: str) -> str:
 
 
 def _show(value: Any) -> str:
-    return "none" if value in (None, "") else json.dumps(value, ensure_ascii=False)
+    return "none" if value in (None, "", []) else json.dumps(value, ensure_ascii=False)
