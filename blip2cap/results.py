@@ -41,6 +41,9 @@ class Results:
         self._parts = [given]
         if given == "-":
             self._spool = _spool(stdin)
+        elif os.path.exists(given) and not os.path.isfile(given) and not os.path.isdir(given):
+            with _readable(given), open(given, "rb") as pipe:  # as of a shell's <(...)
+                self._spool = _spool(pipe)
         elif os.path.isdir(given):
             self._parts = [str(path) for path in sorted(Path(given).glob("part-*.parquet"))]
             if not self._parts:

@@ -111,8 +111,11 @@ def run_export(
     writer = make_writer(options, _root(images, str(settings.get("input_root", ""))), settings)
     _keep_inputs(writer.out, extension, results)
     names = _Names(quiet=quiet)
-    summary = export(rows, writer, Items(options, writer.root), dry_run=dry_run, on_left_out=names.add)
+    items = Items(options, writer.root)
+    summary = export(rows, writer, items, dry_run=dry_run, on_left_out=names.add)
     names.close()
+    for folder in sorted(items.unmatched) if not quiet else ():
+        say(f"{clean(folder)}/: has a --prefix or --suffix, and no image in it")
     facts = _facts(options, writer.out, rows, summary, dry_run=dry_run)
     if as_json:
         write_out(json.dumps(facts) + "\n")

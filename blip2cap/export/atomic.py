@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import secrets
 from typing import BinaryIO
@@ -19,16 +20,23 @@ class WholeFile:
         # Short, as `path` may have the longest name there is; without the suffix, which readers of folders go by.
         self._temporary = os.path.join(os.path.dirname(path), f".blip2cap-{secrets.token_hex(8)}.tmp")
         if os.path.isdir(path):
-            raise IsADirectoryError(21, "Is a directory", path)
-        descriptor = os.open(self._temporary, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o666)
+            raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), path)
+        try:
+            descriptor = os.open(self._temporary, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o666)
+        except OSError as error:
+            raise OSError(error.errno, error.strerror, path) from error  # nobody knows the temporary name
         self.file: BinaryIO = open(descriptor, "w+b")  # noqa: SIM115  closed by commit or discard
 
-    def commit(self) -> None:
-        """Give the file its name, and return when both are safe."""
+    def rename(self) -> None:
+        """Give the file its name once its content is safe; a power cut may take the name back."""
         self.file.flush()
         os.fsync(self.file.fileno())
         self.file.close()
         os.replace(self._temporary, self.path)
+
+    def commit(self) -> None:
+        """Give the file its name, and return when both are safe."""
+        self.rename()
         folder = os.open(os.path.dirname(self.path) or ".", os.O_RDONLY)
         try:
             os.fsync(folder)
@@ -44,10 +52,12 @@ class WholeFile:
 
 
 def write_whole(path: str, content: bytes) -> None:
-    """Write a file whole or not at all. Raises OSError."""
+    """Write a file whole or not at all, for an export that would write it again if its name were lost. Raises OSError."""
     whole = WholeFile(path)
     try:
         whole.file.write(content)
-        whole.commit()
+        whole.rename()
+    except OSError as error:
+        raise OSError(error.errno, error.strerror, path) from error
     finally:
         whole.discard()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -66,10 +67,9 @@ def export(
             if not dry_run:
                 writer.close()
     except OSError as error:
-        raise OutputError(
-            f"{error.filename or writer.out} cannot be written: {error.strerror}. "
-            "Make room, or use another --out; what is there is whole."
-        ) from error
+        place = os.fsencode(error.filename or writer.out).decode("utf-8", "backslashreplace")
+        make = "Make its folder first, or use" if isinstance(error, FileNotFoundError) else "Use"
+        raise OutputError(f"{place} cannot be written: {error.strerror}. {make} another --out.") from error
     return summary
 
 

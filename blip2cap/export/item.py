@@ -48,6 +48,8 @@ class Items:
     def __init__(self, options: ExportOptions, root: str) -> None:
         self.options = options
         self.root = os.path.abspath(root) if root else ""
+        self.unmatched = {folder for affixes in (options.prefix, options.suffix) for folder in affixes if folder}
+        """Folders with a text of their own that no image has been seen in."""
 
     def item(self, row: Row, number: int) -> Item:
         """Find the image of a row, and give its text prefix and suffix."""
@@ -64,8 +66,16 @@ class Items:
 
     def _edit(self, row: Row) -> str:
         folder = folder_key(os.path.dirname(row.file_name) + "/")
-        prefix, suffix = _affix(self.options.prefix, folder), _affix(self.options.suffix, folder)
-        return f"{prefix}{row.text}{suffix}"
+        return f"{self._affix(self.options.prefix, folder)}{row.text}{self._affix(self.options.suffix, folder)}"
+
+    def _affix(self, affixes: Mapping[str, str], folder: str) -> str:
+        """Look up the text for the longest folder that holds `folder`."""
+        while affixes and folder:
+            if folder in affixes:
+                self.unmatched.discard(folder)
+                return affixes[folder]
+            folder = "" if folder == "/" else os.path.dirname(folder)
+        return affixes.get("", "")
 
 
 def one_line(text: str) -> str:
@@ -76,14 +86,3 @@ def one_line(text: str) -> str:
 def _inside(name: str) -> str:
     """Return a relative name, "" if it leads out of the folder that it is relative to."""
     return "" if name == ".." or name.startswith(("../", "/")) else name
-
-
-def _affix(affixes: Mapping[str, str], folder: str) -> str:
-    """Look up the text for the longest folder that holds `folder`."""
-    if not affixes:
-        return ""
-    while folder not in ("", "/"):
-        if folder in affixes:
-            return affixes[folder]
-        folder = os.path.dirname(folder)
-    return affixes.get(folder, affixes.get("", ""))

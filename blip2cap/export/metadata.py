@@ -53,6 +53,8 @@ class ImageFolder(Listed):
         if os.path.basename(self.out) not in _METADATA:
             raise UsageError(f"--out {self.out}: expected a folder, or a file called {' or '.join(_METADATA)}.")
         super().check()
+        if os.path.commonpath((self.folder, self._real_root)) not in (self.folder, self._real_root):
+            raise UsageError(f"--out {self.out}: not in the tree of the images, {self.root}. Leave --out out.")
         for folder, _, names in os.walk(self.folder):
             for name in _METADATA:
                 if name in names and (folder, name) != (self.folder, os.path.basename(self.out)):

@@ -20,7 +20,7 @@ UNNAMEABLE = "unnameable"
 
 
 class Writer:
-    """One format. An export asks for the `key` of all items, opens, gives a `reason` or writes for each, finishes, closes.
+    """One format. An export asks for the key of every item, opens, has each written unless there is a reason, finishes.
 
     `open`, `write` and `finish` raise OSError for what cannot be written.
     """
