@@ -12,6 +12,7 @@ import os
 import shutil
 import sys
 import tempfile
+import weakref
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -51,6 +52,8 @@ class Results:
         else:
             with _readable(given), open(given, "rb"):
                 pass
+        if self._spool is not None:
+            weakref.finalize(self, self._spool.close)
 
     @property
     def _is_parquet(self) -> bool:

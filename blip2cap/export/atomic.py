@@ -52,7 +52,7 @@ class WholeFile:
 
 
 def write_whole(path: str, content: bytes) -> None:
-    """Write a file whole or not at all, for an export that would write it again if its name were lost. Raises OSError."""
+    """Write a file whole or not at all; one whose name a power cut takes back is written again. Raises OSError."""
     whole = WholeFile(path)
     try:
         whole.file.write(content)
