@@ -80,7 +80,8 @@ def run_named(
 ) -> tuple[Summary, dict[str, str]]:
     """Export rows; return, too, which images were left out, and why."""
     path = write_results(folder / "results.jsonl", rows)
-    asked = ExportOptions(to=to, **{name: str(value) if name == "out" else value for name, value in options.items()})
+    given: dict[str, Any] = {name: str(value) if name == "out" else value for name, value in options.items()}
+    asked = ExportOptions(to=to, **given)
     writer = make_writer(asked, str(root or ""), {"model": "tiny"})
     names: dict[str, str] = {}
 

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -77,7 +78,7 @@ def test_an_image_has_a_place_in_the_tree_or_a_name_that_stays_below_any_folder(
     assert (item.place, item.landing) == (place, landing)
 
 
-WRONG = {
+WRONG: dict[str, dict[str, Any]] = {
     "--to gif: must be one of txt": {"to": "gif"},
     "--existing never: must be one of skip": {"existing": "never"},
     "--extension has no effect with --to csv; it is for txt": {"to": "csv", "extension": ".txt"},
@@ -97,7 +98,7 @@ WRONG = {
 @pytest.mark.parametrize("message", WRONG)
 def test_options_that_mean_nothing_are_refused(message: str) -> None:
     with pytest.raises(UsageError) as caught:
-        ExportOptions(**{"to": "txt", **WRONG[message]})  # type: ignore[arg-type]
+        ExportOptions(**{"to": "txt", **WRONG[message]})
     assert message in str(caught.value)
 
 
