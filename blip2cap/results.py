@@ -15,6 +15,7 @@ import tempfile
 import weakref
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import fields
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -25,6 +26,8 @@ _BATCH = 4096
 _BLOCK = 1 << 20
 _TEXTS = ("file_name", "file_name_b64", "status", "error", "finish_reason")
 _NUMBERS = ("num_tokens", "width", "height")
+_SOMETIMES = tuple({field.name for field in fields(Row)} - {*_TEXTS, *_NUMBERS, "question", "text", "texts"})
+"""Columns with a text that rows of some runs have."""
 
 
 class Results:
@@ -46,7 +49,7 @@ class Results:
             with _readable(given), open(given, "rb") as pipe:  # as of a shell's <(...)
                 self._spool = _spool(pipe)
         elif os.path.isdir(given):
-            self._parts = [str(path) for path in sorted(Path(given).glob("part-*.parquet"))]
+            self._parts = [str(path) for path in sorted(Path(given).glob("part-*.parquet"), key=_part)]
             if not self._parts:
                 raise InputError(f"{given}: a folder without part-*.parquet. Expected an output of caption or vqa.")
         else:
@@ -60,11 +63,11 @@ class Results:
         return self._spool is None and self._parts[0].lower().endswith(".parquet")
 
     def __iter__(self) -> Iterator[Row]:
-        kind: tuple[bool, bool] | None = None
+        kind: tuple[bool, ...] | None = None
         for columns, where in self._records():
             try:
                 row = _row(columns)
-                here = (row.question is None, row.texts is None)
+                here = tuple(columns.get(name) is None for name in ("question", "texts", *_SOMETIMES))
                 if here != (kind := kind or here):
                     raise ValueError("it has other columns than the rows before")
             except (ValueError, KeyError, TypeError) as error:
@@ -118,6 +121,11 @@ class Results:
                 yield file
 
 
+def _part(path: Path) -> tuple[int, str]:
+    """Order parts by their numbers, also where one has more digits."""
+    return len(path.name), path.name
+
+
 def image_name(row: Row) -> str:
     """Return the name of a row's image as the operating system has it, undecodable bytes as surrogate escapes."""
     return os.fsdecode(base64.b64decode(row.file_name_b64) if row.file_name_b64 else row.file_name.encode())
@@ -131,14 +139,18 @@ def _row(columns: dict[str, Any]) -> Row:
         raise TypeError("texts is no list")
     question = columns.get("question")
     text, texts = columns["text" if question is None else "answer"], columns.get("texts")
+    sometimes = {name: columns[name] for name in _SOMETIMES if columns.get(name) is not None}
     row = Row(
         **{name: columns[name] for name in (*_TEXTS, *_NUMBERS)},
+        **sometimes,
         question=question,
         text=text,
         texts=None if texts is None else tuple(texts),
     )
-    strings = [text, *(question,) * (question is not None), *(row.texts or ()), *(columns[name] for name in _TEXTS)]
-    "".join(strings).encode()  # lone surrogates, which no output of ours has, would stop a writer halfway
+    strings = [text, *(columns[name] for name in _TEXTS), *(row.texts or ()), *sometimes.values()]
+    "".join(
+        strings if question is None else [*strings, question]
+    ).encode()  # lone surrogates, which no output of ours has, would stop a writer halfway
     if any(type(columns[name]) is not int for name in _NUMBERS):
         raise TypeError("a number was expected")
     if row.status not in ("ok", "failed"):

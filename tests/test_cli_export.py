@@ -132,7 +132,7 @@ def test_a_torn_tail_is_said(captioned: Path) -> None:
 def test_damaged_results_end_with_5_and_leave_no_file(captioned: Path) -> None:
     with open(captioned / "captions.jsonl", "ab") as file:
         file.write(b"garbage\n")
-    for to in ("csv", "txt", "coco"):
+    for to in ("csv", "txt", "coco", "parquet", "labelstudio"):
         result = invoke("export", "captions.jsonl", "--to", to, "--out", f"out.{to}")
         assert result.exit_code == 5
         assert "captions.jsonl:4: not a row of blip2cap" in result.stderr

@@ -4,7 +4,9 @@ import base64
 import io
 import json
 import os
+from dataclasses import fields
 from pathlib import Path
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -34,12 +36,20 @@ def test_rows_come_back_from_every_kind_of_output_as_often_as_wanted(tmp_path: P
         outputs["parquet"] = Results(str(write_parquet(tmp_path / "rows.parquet", rows)))
         (tmp_path / "parts").mkdir()
         for number, row in enumerate(rows):
-            write_parquet(tmp_path / "parts" / f"part-{number:05}.parquet", [row])
+            write_parquet(tmp_path / "parts" / f"part-{number:01}.parquet", [row])
         (tmp_path / "parts" / "plan.json").write_text("{}")
         outputs["parts"] = Results(f"{tmp_path / 'parts'}/")
     for kind, results in outputs.items():
         assert list(results) == list(results) == rows, kind
         assert (results.count(), results.torn_bytes) == (len(rows), 0), kind
+
+
+@pytest.mark.parametrize("question", [None, "what?"])
+def test_every_column_that_a_row_may_have_comes_back(tmp_path: Path, question: str | None) -> None:
+    values = {"str": "x", "str | None": "x", "int": 1, "tuple[str, ...] | None": ("x", "y")}
+    columns: dict[str, Any] = {field.name: values[str(field.type)] for field in fields(Row)}
+    row = Row(**{**columns, "file_name_b64": "", "status": "ok", "question": question})
+    assert list(Results(str(write_results(tmp_path / "rows.jsonl", [row])))) == [row]
 
 
 def test_a_pipe_is_read_once_and_gives_its_rows_twice(tmp_path: Path) -> None:
