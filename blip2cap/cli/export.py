@@ -27,7 +27,7 @@ _NAMED = 20
 _SAY = {
     COLLISION: "another image would have the same name there",
     MISSING_IMAGE: "the image is not there, or cannot be read",
-    OUTSIDE: "its name leads out of the folder",
+    OUTSIDE: "it is not below the folder that its name is to be relative to",
     UNNAMEABLE: "its name is not valid UTF-8, which the format wants",
     NOT_TEXT: "what is there is no UTF-8 text to add to",
 }
@@ -51,7 +51,9 @@ def run_export(
     ] = None,
     images: Annotated[
         str | None,
-        _option("--images", metavar="DIR", help="Folder of the images. Left out: the one that they were read from."),
+        _option(
+            "--images", metavar="DIR", help="What the names of images are relative to. Left out: where they were read."
+        ),
     ] = None,
     existing: Annotated[
         str,

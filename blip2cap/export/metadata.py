@@ -17,13 +17,9 @@ _METADATA = ("metadata.jsonl", "metadata.csv", "metadata.parquet")
 
 
 class Listed(FileWriter):
-    """A file that names images which its reader expects to find."""
+    """A file that names images which its reader expects to find; the key is that name."""
 
     one_text = has_keys = needs_root = True
-
-    def key(self, item: Item) -> str:
-        """Name the image as the file does."""
-        return item.place
 
     def reason(self, item: Item) -> str:
         """Leave out what the reader would not find."""
@@ -31,7 +27,7 @@ class Listed(FileWriter):
             return MISSING_IMAGE
         if not item.is_text:
             return UNNAMEABLE
-        return "" if item.place else OUTSIDE
+        return "" if self.key(item) else OUTSIDE
 
 
 class ImageFolder(Listed):
@@ -49,12 +45,10 @@ class ImageFolder(Listed):
         return os.path.join(out, _METADATA[0]) if os.path.isdir(out) else out
 
     def check(self) -> None:
-        """Refuse other names, other places, and a second file of metadata: it would make the reader fail."""
+        """Refuse other names, and a second file of metadata: it would make the reader fail."""
         if os.path.basename(self.out) not in _METADATA:
             raise UsageError(f"--out {self.out}: expected a folder, or a file called {' or '.join(_METADATA)}.")
         super().check()
-        if os.path.commonpath((self.folder, self._real_root)) not in (self.folder, self._real_root):
-            raise UsageError(f"--out {self.out}: not in the tree of the images, {self.root}. Leave --out out.")
         for folder, _, names in os.walk(self.folder):
             for name in _METADATA:
                 if name in names and (folder, name) != (self.folder, os.path.basename(self.out)):
@@ -63,14 +57,11 @@ class ImageFolder(Listed):
                         "Move it away, or replace it with --out and --existing overwrite."
                     )
 
-    def name(self, item: Item) -> str:
-        """Return the image relative to the file, with `/`; "" if it is not below its folder."""
-        name = os.path.relpath(os.path.join(self._real_root, item.place), self.folder)
-        return "" if not item.place or name.startswith("..") else name
-
-    def reason(self, item: Item) -> str:
-        """Leave out, too, what is not below the folder of the file."""
-        return super().reason(item) or ("" if self.name(item) else OUTSIDE)
+    def key(self, item: Item) -> str:
+        """Name the image as the file does: relative to its folder, with `/`; "" if it is not below it."""
+        image = os.path.join(self._real_root, item.place) if item.place else os.path.normpath(item.image)
+        name = os.path.relpath(image, self.folder)
+        return "" if name == ".." or name.startswith("../") else name
 
     def open(self) -> None:
         """Begin the file."""
@@ -82,7 +73,7 @@ class ImageFolder(Listed):
 
     def write(self, item: Item) -> str:
         """Write one row."""
-        columns = {"file_name": self.name(item), self.column: item.text}
+        columns = {"file_name": self.key(item), self.column: item.text}
         if self._parquet:
             self._parquet.add(columns)
         elif self._csv:
@@ -124,13 +115,8 @@ class Kohya(Listed):
         return self._as_lines or self.options.full_path
 
     def key(self, item: Item) -> str:
-        """Name the image as sd-scripts does: by its path, or without folder of images and suffix."""
+        """Name the image as sd-scripts does: by its path, or by its place without suffix; "" if it has none."""
         return os.path.normpath(item.image) if self._by_path else os.path.splitext(item.place)[0]
-
-    def reason(self, item: Item) -> str:
-        """Leave out what sd-scripts would not find: with full paths it finds images anywhere."""
-        reason = super().reason(item)
-        return "" if reason == OUTSIDE and self._by_path else reason
 
     def open(self) -> None:
         """Begin the file."""
