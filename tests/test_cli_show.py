@@ -67,14 +67,14 @@ def test_a_file_that_is_no_output_is_refused_with_its_line(here: Path, line: byt
     path = write(here / "captions.jsonl", *captions(2))
     path.write_bytes(path.read_bytes() + line + b"\n")
     result = invoke("show", path)
-    assert (result.exit_code, result.stdout) == (2, "")
+    assert (result.exit_code, result.stdout) == (5, "")
     assert "captions.jsonl:3: not a row of blip2cap" in result.stderr
 
 
-def test_a_folder_is_refused(here: Path) -> None:
+def test_a_folder_without_parts_is_refused(here: Path) -> None:
     result = invoke("show", here)
     assert result.exit_code == 2
-    assert "cannot be read: Is a directory" in result.stderr
+    assert "a folder without part-*.parquet" in result.stderr
 
 
 def test_a_reader_that_goes_ends_it_quietly(here: Path) -> None:

@@ -42,9 +42,9 @@ def test_the_python_of_readme_runs_and_prints_what_is_expected(monkeypatch: pyte
 def test_options_that_readme_uses_exist() -> None:
     helps = {
         command: CliRunner().invoke(app, [command, "--help"], env={"COLUMNS": "200"}).output
-        for command in ("caption", "vqa", "show")
+        for command in ("caption", "vqa", "show", "export")
     }
-    for command, rest in re.findall(r"blip2cap (caption|vqa|show)\b([^\n|#`]*)", README):
+    for command, rest in re.findall(r"blip2cap (caption|vqa|show|export)\b([^\n|#`]*)", README):
         for flag in re.findall(r"(?<=\s)-{1,2}[a-z0-9][a-z-]*", rest):
             assert re.search(rf"{flag}\b", helps[command]), f"{command} {flag}"
 

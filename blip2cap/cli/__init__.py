@@ -13,6 +13,7 @@ from blip2cap import __version__
 from blip2cap.cli.arguments import EPILOG
 from blip2cap.cli.bench import bench
 from blip2cap.cli.caption import caption
+from blip2cap.cli.export import run_export
 from blip2cap.cli.show import show
 from blip2cap.cli.terminal import clean
 from blip2cap.cli.vqa import vqa
@@ -69,4 +70,5 @@ def main(
 app.command(epilog=EPILOG)(caption)
 app.command(epilog=EPILOG)(vqa)
 app.command()(show)
+app.command("export")(run_export)
 app.command(epilog=EPILOG)(bench)

@@ -1,0 +1,198 @@
+"""`blip2cap export`."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from blip2cap.cli.guard import handle_errors
+from blip2cap.cli.terminal import clean, say, write_out
+from blip2cap.errors import UsageError
+from blip2cap.export.engine import Summary, export
+from blip2cap.export.formats import make_writer
+from blip2cap.export.item import Item, Items
+from blip2cap.export.options import APPLY, EXISTING, ExportOptions, parse_affixes
+from blip2cap.export.writer import COLLISION, MISSING_IMAGE, NOT_TEXT, OUTSIDE, UNNAMEABLE
+from blip2cap.results import Results
+from blip2cap.sink.journal import manifest_path
+from blip2cap.sink.manifest import Manifest
+from blip2cap.source.inputs import IMAGE_SUFFIXES
+
+_LEFT_OUT = 3
+_NAMED = 20
+_SAY = {
+    COLLISION: "another image would have the same name there",
+    MISSING_IMAGE: "the image is not there, or cannot be read",
+    OUTSIDE: "it is not below the folder that its name is to be relative to",
+    UNNAMEABLE: "its name is not valid UTF-8, which the format wants",
+    NOT_TEXT: "what is there is no UTF-8 text to add to",
+}
+"""Reasons that an exit code of 3 stands for."""
+
+
+def _option(*flags: str, **settings: Any) -> Any:
+    return typer.Option(*flags, show_default=False, **settings)
+
+
+@handle_errors
+def run_export(
+    results: Annotated[
+        str,
+        typer.Argument(metavar="RESULTS", help="What caption or vqa wrote: .jsonl, .parquet, a folder; `-` is stdin."),
+    ],
+    to: Annotated[str, _option("--to", metavar="FORMAT", help=f"{', '.join(APPLY)}.")],
+    out: Annotated[
+        str | None,
+        _option("-o", "--out", metavar="PATH", help="Where to. Left out: beside the images (txt, xmp, imagefolder)."),
+    ] = None,
+    images: Annotated[
+        str | None,
+        _option(
+            "--images", metavar="DIR", help="What the names of images are relative to. Left out: where they were read."
+        ),
+    ] = None,
+    existing: Annotated[
+        str,
+        typer.Option(
+            "--existing", metavar="WHAT", help=f"What to do with files that are there: {', '.join(EXISTING)}."
+        ),
+    ] = "skip",
+    separator: Annotated[
+        str | None,
+        _option("--separator", metavar="TEXT", help="Between the captions that append and prepend join: `, `."),
+    ] = None,
+    prefix: Annotated[
+        list[str] | None,
+        _option("--prefix", metavar="TEXT", help="Put before every text; FOLDER/=TEXT below FOLDER only. Repeats."),
+    ] = None,
+    suffix: Annotated[
+        list[str] | None, _option("--suffix", metavar="TEXT", help="Put after every text; also FOLDER/=TEXT. Repeats.")
+    ] = None,
+    question: Annotated[
+        str | None, _option("--question", metavar="TEXT", help="Only answers to this question.")
+    ] = None,
+    extension: Annotated[
+        str | None, _option("--extension", metavar="EXT", help="txt: of the files, .txt unless given.")
+    ] = None,
+    column: Annotated[
+        str | None, _option("--column", metavar="NAME", help="imagefolder, csv: the column with the text.")
+    ] = None,
+    full_path: Annotated[bool, typer.Option("--full-path", help="kohya: absolute paths as keys.")] = False,
+    results_only: Annotated[
+        bool, typer.Option("--results", help="coco: the form that evaluations read, without the images.")
+    ] = False,
+    shard_size: Annotated[
+        int | None, _option("--shard-size", metavar="N", help="webdataset: images in one archive, 10000 unless given.")
+    ] = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Count what would be written; write nothing.")] = False,
+    quiet: Annotated[bool, typer.Option("--quiet", help="Errors only.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print the summary as one JSON object on stdout.")] = False,
+) -> None:
+    """Write captions or answers in the format of another tool."""
+    options = ExportOptions(
+        to=to,
+        out=out,
+        existing=existing,
+        question=question,
+        prefix=parse_affixes("--prefix", tuple(prefix or ())),
+        suffix=parse_affixes("--suffix", tuple(suffix or ())),
+        separator=separator,
+        extension=extension,
+        column=column,
+        full_path=full_path,
+        results_only=results_only,
+        shard_size=shard_size,
+    )
+    rows = Results(results)
+    manifest = None if results == "-" else Manifest.read(_manifest_of(results))
+    settings = manifest.settings if manifest else {}
+    writer = make_writer(options, _root(images, str(settings.get("input_root", ""))), settings)
+    _keep_inputs(writer.out, extension, results)
+    names = _Names(quiet=quiet)
+    items = Items(options, writer.root)
+    summary = export(rows, writer, items, dry_run=dry_run, on_left_out=names.add)
+    names.close()
+    for folder in sorted(items.unmatched) if not quiet else ():
+        say(f"{clean(folder)}/: has a --prefix or --suffix, and no image in it")
+    facts = _facts(options, writer.out, rows, summary, dry_run=dry_run)
+    if as_json:
+        write_out(json.dumps(facts) + "\n")
+    elif not quiet:
+        _say_summary(facts, rows)
+    if any(reason in _SAY for reason in summary.left_out):
+        raise typer.Exit(_LEFT_OUT)
+
+
+def _manifest_of(results: str) -> Path:
+    return manifest_path(Path(os.path.normpath(results)))
+
+
+def _root(images: str | None, input_root: str) -> str:
+    """Return the folder of the images, "" if nobody knows it. Raises UsageError if it is gone."""
+    if images is not None:
+        if not os.path.isdir(images):
+            raise UsageError(f"--images {images}: no such folder. Paths are relative to {os.getcwd()}.")
+        return images
+    return input_root if os.path.isdir(input_root) else ""
+
+
+def _keep_inputs(out: str, extension: str | None, results: str) -> None:
+    """Raise UsageError if images or results would be written over."""
+    for flag, name in (("--extension", extension), ("--out", "" if os.path.isdir(out) else out)):
+        if name and os.path.splitext(f"x{name}")[1].lower() in IMAGE_SUFFIXES:
+            raise UsageError(f"{flag} {name}: the name of an image, and images are never written. Choose another.")
+    for path in (results, str(_manifest_of(results))) if results != "-" else ():
+        if out and os.path.exists(out) and os.path.exists(path) and os.path.samefile(out, path):
+            raise UsageError(f"--out {out}: that is what is exported. Use another --out.")
+
+
+class _Names:
+    """Names what is left out; after the first few only the number."""
+
+    def __init__(self, *, quiet: bool) -> None:
+        self.limit = 0 if quiet else _NAMED
+        self.count = 0
+
+    def add(self, item: Item, reason: str) -> None:
+        """Say which row is left out, and why."""
+        if reason in _SAY:
+            self.count += 1
+            if self.count <= self.limit:
+                say(f"{clean(item.row.file_name)}: {reason}: {_SAY[reason]}")
+
+    def close(self) -> None:
+        """Say how many were not named."""
+        if self.count > self.limit > 0:
+            say(f"... and {self.count - self.limit} more are left out.")
+
+
+def _facts(options: ExportOptions, out: str, rows: Results, summary: Summary, *, dry_run: bool) -> dict[str, Any]:
+    return {
+        "to": options.to,
+        "out": out,
+        "rows": summary.num_rows,
+        "to_write" if dry_run else "written": summary.num_written,
+        "failed": summary.num_failed,
+        "other_questions": summary.num_other_questions,
+        "left_out": dict(summary.left_out),
+        "torn_bytes": rows.torn_bytes,
+        "dry_run": dry_run,
+    }
+
+
+def _say_summary(facts: dict[str, Any], rows: Results) -> None:
+    where = clean(facts["out"]) or "beside the images"
+    parts = [f"{facts['to_write']} to write" if facts["dry_run"] else f"{facts['written']} written"]
+    parts += [f"{count} {reason.replace('_', ' ')}" for reason, count in facts["left_out"].items()]
+    if facts["failed"]:
+        parts.append(f"{facts['failed']} failed rows left out")
+    if facts["other_questions"]:
+        parts.append(f"{facts['other_questions']} of other questions left out")
+    if rows.torn_bytes:
+        say(f"{clean(rows.given)}: a torn last line of {rows.torn_bytes} bytes is left out")
+    end = "; nothing was written" if facts["dry_run"] else ""
+    say(f"{facts['to']}, {where}: {', '.join(parts)}{end}")

@@ -1,0 +1,110 @@
+"""What an export is asked for, checked: which options mean something to which format."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from blip2cap.errors import UsageError
+
+EXISTING = ("skip", "overwrite", "append", "prepend")
+SEPARATOR = ", "
+SHARD_SIZE = 10_000
+
+_AFFIXES = ("prefix", "suffix")
+APPLY = {
+    "txt": ("extension", "separator", *_AFFIXES),
+    "imagefolder": ("column", *_AFFIXES),
+    "kohya": ("full_path", *_AFFIXES),
+    "csv": ("column", *_AFFIXES),
+    "coco": ("results_only", *_AFFIXES),
+    "webdataset": ("shard_size", *_AFFIXES),
+    "labelstudio": _AFFIXES,
+    "xmp": _AFFIXES,
+    "parquet": (),
+    "jsonl": (),
+}
+"""Formats, and the options that mean something to each, beyond those of all."""
+_FLAGS = {"results_only": "--results"}
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ExportOptions:
+    """What to write, and how. None and empty: not given."""
+
+    to: str
+    out: str | None = None
+    existing: str = "skip"
+    question: str | None = None
+    """Only answers to this one."""
+    prefix: Mapping[str, str] = field(default_factory=dict)
+    """Folder -> what the texts of its images begin with; "" is every folder, the longest that matches wins."""
+    suffix: Mapping[str, str] = field(default_factory=dict)
+    separator: str | None = None
+    """Between an existing caption and ours."""
+    extension: str | None = None
+    """Of sidecars, with its dot."""
+    column: str | None = None
+    """What the column with the caption is called."""
+    full_path: bool = False
+    """Kohya: keys are absolute paths."""
+    results_only: bool = False
+    """COCO: the results of an evaluation, without the list of images."""
+    shard_size: int | None = None
+
+    def __post_init__(self) -> None:
+        if self.to not in APPLY:
+            raise UsageError(f"--to {self.to}: must be one of {', '.join(APPLY)}.")
+        if self.existing not in EXISTING:
+            raise UsageError(f"--existing {self.existing}: must be one of {', '.join(EXISTING)}.")
+        for name in ("extension", "separator", "column", "full_path", "results_only", "shard_size", *_AFFIXES):
+            if getattr(self, name) not in (None, False, {}) and name not in APPLY[self.to]:
+                flag = _FLAGS.get(name, f"--{name.replace('_', '-')}")
+                formats = ", ".join(to for to, names in APPLY.items() if name in names)
+                raise UsageError(f"{flag} has no effect with --to {self.to}; it is for {formats}. Leave it out.")
+        joins = self.existing in ("append", "prepend")
+        if joins and self.to != "txt":
+            raise UsageError(f"--existing {self.existing} is for --to txt. Use skip or overwrite with {self.to}.")
+        if self.separator is not None and not joins:
+            raise UsageError("--separator has no effect without --existing append or prepend. Leave it out.")
+        if self.extension is not None and (not self.extension[1:] or self.extension[0] != "." or "/" in self.extension):
+            raise UsageError(f"--extension {self.extension}: expected a dot and what follows it, as .caption.")
+        if self.column is not None and (not self.column or self.column in ("file_name", "image")):
+            raise UsageError(f"--column {self.column}: the name is taken. Choose another one.")
+        if self.shard_size is not None and self.shard_size < 1:
+            raise UsageError(f"--shard-size {self.shard_size}: must be 1 or more. Leave it out for {SHARD_SIZE}.")
+        _check_text(self)
+
+
+def parse_affixes(flag: str, values: tuple[str, ...]) -> dict[str, str]:
+    """Read values of --prefix or --suffix: `TEXT` for all images, `FOLDER/=TEXT` for those below FOLDER.
+
+    It is FOLDER/=TEXT if what comes before the first `=` ends with `/`. `=TEXT` is TEXT for all, whatever it holds.
+    """
+    affixes: dict[str, str] = {}
+    for value in values:
+        folder, equals, text = value.partition("=")
+        if not equals or (folder and not folder.endswith("/")):
+            folder, text = "", value
+        folder = folder_key(folder)
+        if folder in affixes:
+            raise UsageError(f"{flag} {value}: {folder or 'the text for all folders'} was given before. Give it once.")
+        affixes[folder] = text
+    return affixes
+
+
+def folder_key(folder: str) -> str:
+    """Write a folder in one way: without `.`, doubled slashes and the slash at its end; "" is where all are."""
+    parts = [part for part in folder.split("/") if part not in ("", ".")]
+    return ("/" if folder.startswith("/") else "") + "/".join(parts)
+
+
+def _check_text(options: ExportOptions) -> None:
+    texts: dict[str, Any] = {"--separator": options.separator, "--column": options.column}
+    texts |= {"--prefix": "".join(options.prefix.values()), "--suffix": "".join(options.suffix.values())}
+    for flag, text in texts.items():
+        try:
+            (text or "").encode()
+        except UnicodeEncodeError as error:
+            raise UsageError(f"{flag} {text!r}: not valid UTF-8.") from error

@@ -1,0 +1,186 @@
+from __future__ import annotations
+
+import csv
+import io
+import json
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from tests.commands import TINY, draw_scenes, invoke, read_rows
+from tests.exports import answer, caption, failure, make_images, names_in, write_results
+
+FORMATS = {
+    "txt": "tree",
+    "xmp": "tree",
+    "imagefolder": "imgs/metadata.jsonl",
+    "kohya": "meta_cap.json",
+    "csv": "out.csv",
+    "coco": "coco.json",
+    "webdataset": "shards",
+    "labelstudio": "tasks.json",
+    "parquet": "out.parquet",
+    "jsonl": "out.jsonl",
+}
+
+
+@pytest.fixture
+def captioned(here: Path) -> Path:
+    """Two images, a third that is broken, and one that has gone, with their captions."""
+    make_images(here / "imgs", "a.jpg", "sub/b.jpg", "bad.jpg")
+    rows = [caption("a.jpg", "one"), caption("sub/b.jpg", "two"), failure("bad.jpg")]
+    write_results(here / "captions.jsonl", rows, here / "imgs")
+    return here
+
+
+@pytest.mark.parametrize("to", FORMATS)
+def test_every_format_is_written_and_the_summary_counts(captioned: Path, to: str) -> None:
+    before = (captioned / "captions.jsonl").read_bytes()
+    result = invoke("export", "captions.jsonl", "--to", to, "--out", FORMATS[to])
+    assert (result.exit_code, result.stdout) == (0, "")
+    assert result.stderr == f"{to}, {FORMATS[to]}: 2 written, 1 failed rows left out\n"
+    assert (captioned / FORMATS[to]).exists()
+    assert (captioned / "captions.jsonl").read_bytes() == before
+
+
+def test_sidecars_go_beside_the_images_that_the_manifest_names(captioned: Path) -> None:
+    result = invoke("export", "captions.jsonl", "--to", "txt", "--json")
+    assert json.loads(result.stdout) == {
+        "to": "txt",
+        "out": "",
+        "rows": 3,
+        "written": 2,
+        "failed": 1,
+        "other_questions": 0,
+        "left_out": {},
+        "torn_bytes": 0,
+        "dry_run": False,
+    }
+    assert names_in(captioned / "imgs") == ["a.jpg", "a.txt", "bad.jpg", "sub/b.jpg", "sub/b.txt"]
+    assert "2 existing" in invoke("export", "captions.jsonl", "--to", "txt").stderr
+
+
+def test_images_that_have_moved_are_found_with_images(captioned: Path) -> None:
+    (captioned / "imgs").rename(captioned / "moved")
+    result = invoke("export", "captions.jsonl", "--to", "txt")
+    assert (result.exit_code, "Give --images DIR" in result.stderr) == (2, True)
+    assert invoke("export", "captions.jsonl", "--to", "txt", "--images", "moved").exit_code == 0
+    assert (captioned / "moved/sub/b.txt").read_text() == "two"
+
+
+def test_what_is_left_out_is_named_and_the_exit_code_is_3(captioned: Path) -> None:
+    rows = [caption("a.jpg"), caption("a.png"), caption("gone\x1b[31m.jpg"), *(caption(f"{n}.jpg") for n in range(30))]
+    write_results(captioned / "captions.jsonl", rows, captioned / "imgs")
+    result = invoke("export", "captions.jsonl", "--to", "kohya")
+    assert result.exit_code == 3
+    lines = result.stderr.splitlines()
+    assert lines[0] == "a.jpg: collision: another image would have the same name there"
+    assert lines[2] == "gone\\x1b[31m.jpg: missing_image: the image is not there, or cannot be read"
+    assert lines[20:] == [
+        "... and 13 more are left out.",
+        "kohya, meta_cap.json: 0 written, 1 collision, 32 missing image",
+    ]
+    assert invoke("export", "captions.jsonl", "--to", "kohya", "--quiet", "--existing", "overwrite").stderr == ""
+
+
+def test_a_dry_run_writes_nothing_and_has_the_same_exit_code(captioned: Path) -> None:
+    rows = [caption("a.jpg"), caption("sub/b.jpg"), caption("gone.jpg")]
+    write_results(captioned / "captions.jsonl", rows, captioned / "imgs")
+    before = names_in(captioned)
+    for to, out in FORMATS.items():
+        result = invoke("export", "captions.jsonl", "--to", to, "--out", out, "--dry-run", "--json")
+        needs_images = to in ("imagefolder", "kohya", "webdataset")
+        assert (result.exit_code, json.loads(result.stdout)["to_write"]) == ((3, 2) if needs_images else (0, 3)), to
+    assert names_in(captioned) == before
+
+
+def test_prefixes_are_for_folders_and_one_that_matches_nothing_is_said(captioned: Path) -> None:
+    texts = ("--prefix", "photo, ", "--prefix", "sub/=sub, ", "--prefix", "nowhere/=x", "--suffix", ".")
+    result = invoke("export", "captions.jsonl", "--to", "txt", *texts)
+    assert result.exit_code == 0
+    assert "nowhere/: has a --prefix or --suffix, and no image in it" in result.stderr
+    assert (captioned / "imgs/a.txt").read_text() == "photo, one."
+    assert (captioned / "imgs/sub/b.txt").read_text() == "sub, two."
+
+
+def test_rows_come_from_standard_input_parts_and_parquet_too(captioned: Path) -> None:
+    content = (captioned / "captions.jsonl").read_bytes()
+    table = pa.Table.from_pylist(read_rows(content))
+    pq.write_table(table, captioned / "captions.parquet")
+    (captioned / "parts").mkdir()
+    pq.write_table(table.slice(0, 1), captioned / "parts/part-00000.parquet")
+    pq.write_table(table.slice(1), captioned / "parts/part-00001.parquet")
+    for given in ("-", "captions.parquet", "parts"):
+        out = f"{given}.csv"
+        assert invoke("export", given, "--to", "csv", "--out", f"x{out}", stdin=content).exit_code == 0
+        read = csv.DictReader(io.StringIO((captioned / f"x{out}").read_text()))
+        assert [row["text"] for row in read] == ["one", "two"]
+        assert "sub/b.jpg" in invoke("show", given, stdin=content).stdout
+
+
+def test_a_torn_tail_is_said(captioned: Path) -> None:
+    whole = (captioned / "captions.jsonl").read_bytes()
+    (captioned / "captions.jsonl").write_bytes(whole[:-10])
+    result = invoke("export", "captions.jsonl", "--to", "csv", "--out", "o.csv")
+    assert result.exit_code == 0
+    assert "captions.jsonl: a torn last line of" in result.stderr
+    assert "2 written\n" in result.stderr
+
+
+def test_damaged_results_end_with_5_and_leave_no_file(captioned: Path) -> None:
+    with open(captioned / "captions.jsonl", "ab") as file:
+        file.write(b"garbage\n")
+    for to in ("csv", "txt", "coco", "parquet", "labelstudio"):
+        result = invoke("export", "captions.jsonl", "--to", to, "--out", f"out.{to}")
+        assert result.exit_code == 5
+        assert "captions.jsonl:4: not a row of blip2cap" in result.stderr
+    assert [path.name for path in captioned.iterdir() if path.name.startswith(("out", "."))] == []
+
+
+@pytest.mark.parametrize(
+    ("arguments", "reason"),
+    [
+        ("captions.jsonl --to gif", "--to gif: must be one of txt, imagefolder"),
+        ("missing.jsonl --to csv --out o.csv", "missing.jsonl: cannot be read: No such file"),
+        ("imgs --to csv --out o.csv", "imgs: a folder without part-"),
+        ("captions.jsonl --to csv", "nothing says where to write. Give --out PATH"),
+        ("captions.jsonl --to csv --out imgs", "--out imgs: a folder"),
+        ("captions.jsonl --to txt --out captions.jsonl", "--out captions.jsonl: no folder"),
+        ("captions.jsonl --to txt --images missing", "--images missing: no such folder"),
+        ("captions.jsonl --to txt --extension .jpg", "--extension .jpg: the name of an image"),
+        ("captions.jsonl --to csv --out imgs/a.jpg --existing overwrite", "--out imgs/a.jpg: the name of an image"),
+        ("captions.jsonl --to jsonl --out captions.jsonl --existing overwrite", "that is what is exported"),
+        ("captions.jsonl --to csv --out captions.jsonl.run.json --existing overwrite", "that is what is exported"),
+        ("captions.jsonl --to csv --out link.jsonl --existing overwrite", "that is what is exported"),
+        ("captions.jsonl --to csv --out o.csv --shard-size 5", "--shard-size has no effect with --to csv"),
+        ("captions.jsonl --to csv --out o.csv --question what?", "--question has no effect on captions"),
+        ("answers.jsonl --to xmp", "Choose one with --question TEXT"),
+        ("captions.jsonl --to txt --prefix a/=1 --prefix a/=2", "was given before"),
+    ],
+)
+def test_wrong_usage_ends_with_2_and_changes_nothing(captioned: Path, arguments: str, reason: str) -> None:
+    write_results(
+        captioned / "answers.jsonl", [answer("a.jpg", "what?"), answer("a.jpg", "where?")], captioned / "imgs"
+    )
+    (captioned / "link.jsonl").symlink_to("captions.jsonl")
+    before = {name: (captioned / name).read_bytes() for name in names_in(captioned)}
+    result = invoke("export", *arguments.split())
+    assert (result.exit_code, result.stdout) == (2, ""), result.stderr
+    assert reason in result.stderr
+    assert {name: (captioned / name).read_bytes() for name in names_in(captioned)} == before
+
+
+def test_an_output_that_cannot_be_written_ends_with_6(captioned: Path) -> None:
+    result = invoke("export", "captions.jsonl", "--to", "csv", "--out", "missing/o.csv")
+    assert result.exit_code == 6
+    assert "missing/o.csv cannot be written: No such file or directory. Make its folder first" in result.stderr
+
+
+def test_captions_of_a_run_become_sidecars_of_its_images(here: Path) -> None:
+    draw_scenes(here / "imgs", 2)
+    assert invoke("caption", "imgs", *TINY).exit_code == 0
+    assert invoke("export", "captions.jsonl", "--to", "txt").exit_code == 0
+    for row in read_rows(here / "captions.jsonl"):
+        assert (here / "imgs" / row["file_name"]).with_suffix(".txt").read_text() == row["text"]
