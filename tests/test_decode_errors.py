@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from blip2cap.decode.image import FORMATS, decode
+from blip2cap.decode.formats import FORMATS
+from blip2cap.decode.image import decode
 from blip2cap.decode.read import read
 from blip2cap.errors import ImageError
 from blip2cap.options import DecodeOptions
@@ -92,7 +93,7 @@ def test_vector_formats_are_never_opened(format):
 
 @pytest.mark.parametrize("brand", [b"heic", b"heix", b"mif1", b"msf1"])
 def test_heic_without_its_extra_is_unsupported_not_broken(brand, monkeypatch):
-    monkeypatch.setattr("blip2cap.decode.image.formats", lambda: FORMATS)
+    monkeypatch.setattr("blip2cap.decode.failures.formats", lambda: FORMATS)
     data = HEIC.replace(b"ftypheic", b"ftyp" + brand)
     assert failure(data) == "unsupported"
     with pytest.raises(ImageError, match=r"blip2cap\[heif\]"):

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from PIL import Image, PngImagePlugin
 
-from blip2cap.decode.image import formats
+from blip2cap.decode.formats import formats
 from tests.pictures import colour_of, encode, open_up, photo, plain
 
 WHITE, BLACK, RED, BLUE = (255, 255, 255), (0, 0, 0), (255, 0, 0), (0, 0, 255)
