@@ -153,15 +153,15 @@ def test_a_slow_source_holds_back_nothing_that_is_there(monkeypatch):
         assert more.wait(10)
         yield 3
 
-    ahead = DecodeAhead(numbers(), ref_of, number_as_width, num_threads=2, num_ahead=8)
-    batches = in_batches(ahead.results(), lambda: 100)
-    assert [number for number, _ in next(batches)] == [0, 1, 2]
-    assert next(batches) == []
-    more.set()
-    while not (batch := next(batches)):
-        pass
-    assert [number for number, _ in batch] == [3]
-    assert next(batches, None) is None
+    with closing(DecodeAhead(numbers(), ref_of, number_as_width, num_threads=2, num_ahead=8)) as ahead:
+        batches = in_batches(ahead.results(), lambda: 100)
+        assert [number for number, _ in next(batches)] == [0, 1, 2]
+        assert next(batches) == []
+        more.set()
+        while not (batch := next(batches)):
+            pass
+        assert [number for number, _ in batch] == [3]
+        assert next(batches, None) is None
 
 
 def test_a_run_that_is_stopped_does_not_wait_for_its_source_or_a_hanging_file(monkeypatch):

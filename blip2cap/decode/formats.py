@@ -7,7 +7,7 @@ import ctypes
 import logging
 from functools import cache
 
-from PIL import Image
+from PIL import _imaging
 
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "DIB", "TIFF", "AVIF", "JPEG2000", "PPM")
 """What Pillow may try, decided by content. MPO files arrive through JPEG."""
@@ -31,7 +31,7 @@ def _silence_decoders() -> None:
     libtiff prints on descriptor 2, from C, a line for every bad scan line. Its handlers are settings of the whole
     process, but of the copy of libtiff that Pillow has loaded: nobody else uses that.
     """
-    pillow = ctypes.CDLL(Image.core.__file__)  # what it is linked with is found through it
+    pillow = ctypes.CDLL(_imaging.__file__)  # what it is linked with is found through it
     for name in ("TIFFSetErrorHandler", "TIFFSetWarningHandler"):
         with contextlib.suppress(AttributeError):  # a Pillow without libtiff
             setter = getattr(pillow, name)
