@@ -164,6 +164,9 @@ def to_rgb(image: Image.Image) -> Image.Image:
     if image.mode in ("I", "F") or image.mode.startswith("I;16"):
         return _scale_grey(image)
     if image.has_transparency_data:
+        colour = image.info.get("transparency")
+        if isinstance(colour, tuple) and max(colour) > 255:  # of 16 bits, where Pillow keeps the upper 8 of each pixel
+            image.info["transparency"] = tuple(value >> 8 for value in colour)
         layers = image.convert("RGBA")
         white = Image.new("RGBA", image.size, "white")
         return Image.alpha_composite(white, layers).convert("RGB")
@@ -180,7 +183,10 @@ def _turn_of(image: Image.Image) -> Image.Transpose | None:
 
 
 def _scale_grey(image: Image.Image) -> Image.Image:
-    """Map 16-bit values by their full range and float values by the range they use, 0..1 taken as it is."""
+    """Map 16-bit values by their full range and float values by the range they use, 0..1 taken as it is.
+
+    A value that means transparency becomes white.
+    """
     values = np.asarray(image, dtype=np.float64)
     values = np.nan_to_num(values, nan=0.0, posinf=0.0, neginf=0.0)
     low, high = float(values.min()), float(values.max())
@@ -189,7 +195,10 @@ def _scale_grey(image: Image.Image) -> Image.Image:
     elif low >= 0 and high <= 65535:
         low, high = 0.0, 65535.0
     span = (high - low) or 1.0
-    return Image.fromarray(((values - low) / span * 255 + 0.5).astype(np.uint8)).convert("RGB")
+    shown = ((values - low) / span * 255 + 0.5).astype(np.uint8)
+    if isinstance(transparent := image.info.get("transparency"), int):
+        shown[values == transparent] = 255
+    return Image.fromarray(shown).convert("RGB")
 
 
 class _OwnLimits:

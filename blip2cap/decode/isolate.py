@@ -42,9 +42,8 @@ _ENVIRONMENT = {
 class Isolation:
     """Workers, as many as threads decode at a time; to be closed."""
 
-    def __init__(self, options: DecodeOptions, size: int, resizer: Resizer | None, *, program: str = PROGRAM) -> None:
+    def __init__(self, options: DecodeOptions, size: int, resizer: Resizer | None) -> None:
         self.options, self.size, self.resizer = options, size, resizer
-        self.program = program
         self._lock = threading.Lock()
         self._idle: list[_Worker] = []
         self._closed = False
@@ -71,7 +70,7 @@ class Isolation:
         with self._lock:
             if self._idle:
                 return self._idle.pop()
-        return _Worker(self.program, self.options, to_square=self.resizer is None)
+        return _Worker(PROGRAM, self.options, to_square=self.resizer is None)
 
     def _give_back(self, worker: _Worker, *, fit: bool) -> None:
         with self._lock:
