@@ -8,7 +8,6 @@ disk: what a process has written, the kernel has. A power cut may lose it, but n
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 import os
 import threading
@@ -76,11 +75,11 @@ class Trace:
             if self._file is not None:
                 os.close(self._file)
                 self._file = None
-        with contextlib.suppress(FileNotFoundError):
-            if not self._suspects:
-                self.path.unlink()
-            else:
-                self.path.write_bytes(b"".join(sorted(self._suspects)))
+        if not self._suspects:
+            try:
+                self.path.unlink(missing_ok=True)
+            except OSError as error:
+                raise self._failed(error) from error
 
     def _take_slot(self) -> int:
         """Return a slot that no image has; a decoder that never returns keeps its own."""
@@ -113,7 +112,8 @@ class Trace:
 
     def _failed(self, error: OSError) -> OutputError:
         return OutputError(
-            f"{self.path} cannot be written: {error.strerror}. Make room or repair the disk, or use another --out."
+            f"{self.path} cannot be read or written: {error.strerror}. Make room or repair the disk, "
+            "or use another --out."
         )
 
 
