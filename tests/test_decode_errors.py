@@ -177,7 +177,7 @@ def test_decoders_print_nothing_about_damage(compression, capfd):
     tag = many_samples.index(struct.pack("<HHIH", 277, 3, 1, 3))
     many_samples[tag + 8 : tag + 10] = struct.pack("<H", 2048)
     failure(bytes(many_samples))
-    assert num_failed > 5
+    assert num_failed
     assert capfd.readouterr() == ("", "")
 
 

@@ -70,7 +70,7 @@ def png_with_a_transparent_colour(depth: int, kind: int, colour: bytes, row: byt
     ("depth", "kind", "colour", "row"),
     [
         (1, 0, b"\0\0", b"\x40"),
-        (4, 0, b"\0\3", b"\x34"),
+        (4, 0, b"\0\0", b"\x04"),
         (8, 0, b"\0\x20", b"\x20\x40"),
         (16, 0, b"\x20\x21", b"\x20\x21\x20\x22"),
         (8, 2, b"\0\x20" * 3, b"\x20" * 3 + b"\x40" * 3),

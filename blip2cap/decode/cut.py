@@ -67,7 +67,7 @@ def _is_cut_tiff(data: bytes, order: str) -> bool:
     if at + 2 > len(data):
         return True
     (num_entries,) = struct.unpack_from(f"{order}H", data, at)
-    return bool(at + 2 + 12 * num_entries > len(data))
+    return bool(at + 2 + 12 * num_entries + 4 > len(data))
 
 
 def _is_cut_in_a_box(data: bytes) -> bool:
