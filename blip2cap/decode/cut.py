@@ -9,6 +9,8 @@ from __future__ import annotations
 import struct
 
 _BOXES_OF_JPEG2000 = b"\0\0\0\x0cjP  \r\n\x87\n"
+_TIFF_BYTES = {1: 1, 2: 1, 3: 2, 4: 4, 5: 8, 6: 1, 7: 1, 8: 2, 9: 4, 10: 8, 11: 4, 12: 8}
+"""Type of a TIFF tag -> length of one value."""
 _WHOLE_HEADER = 12
 """So many bytes tell every format; the start of one, in a shorter file, is no image yet."""
 
@@ -62,12 +64,19 @@ def _is_cut_png(data: bytes) -> bool:
 
 
 def _is_cut_tiff(data: bytes, order: str) -> bool:
-    """Look whether the first directory is there; where its strips lie is for libtiff to find out."""
+    """Look whether the first directory is there with all its values; libtiff finds out about the pixels."""
     (at,) = struct.unpack_from(f"{order}I", data, 4)
     if at + 2 > len(data):
         return True
     (num_entries,) = struct.unpack_from(f"{order}H", data, at)
-    return bool(at + 2 + 12 * num_entries + 4 > len(data))
+    if at + 2 + 12 * num_entries + 4 > len(data):
+        return True
+    for entry in range(at + 2, at + 2 + 12 * num_entries, 12):
+        kind, count, where = struct.unpack_from(f"{order}xxHII", data, entry)
+        num_bytes = _TIFF_BYTES.get(kind, 0) * count
+        if num_bytes > 4 and where + num_bytes > len(data):  # shorter values are in the entry itself
+            return True
+    return False
 
 
 def _is_cut_in_a_box(data: bytes) -> bool:
