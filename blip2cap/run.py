@@ -14,6 +14,7 @@ from blip2cap.batch_size import BatchSize
 from blip2cap.decode.image import Decoded, decode
 from blip2cap.decode.isolate import Isolation
 from blip2cap.decode.read import read
+from blip2cap.decode.threads import limit_myself
 from blip2cap.decode.trace import Trace
 from blip2cap.errors import ImageError
 from blip2cap.flow import Flow, Item, TextModel
@@ -98,6 +99,7 @@ class ReadAhead:
         read_s = time.monotonic() - started
         self._turn.wait()
         if self.options.isolate or (self.trace is not None and self.trace.suspects(ref)):
+            limit_myself()  # to start a process may take long, which is no fault of the image
             return self._isolation.decode(data, read_s=read_s)
         with self.trace.decoding(ref) if self.trace is not None else nullcontext():
             return decode(data, self.image_size, self.options, choose_resizer())
@@ -120,10 +122,10 @@ class ReadAhead:
             yield batch
 
     def close(self) -> None:
-        """End the threads, and the processes."""
+        """End the processes and the threads."""
         self._turn.set()
-        self._ahead.close()
         self._isolation.close()
+        self._ahead.close()
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -208,6 +208,17 @@ def test_workers_end_when_they_are_not_needed_any_more() -> None:
     assert not workers()
 
 
+def test_an_end_in_the_middle_of_an_image_does_not_wait_for_it(isolation: Isolation) -> None:
+    assert is_fine(isolation)
+    with ThreadPoolExecutor(1) as pool:
+        said = pool.submit(failure, isolation, crashing.HANG)
+        while not isolation._busy:
+            time.sleep(0.01)
+        isolation.close()
+        assert "was ended by SIGKILL" in said.result()
+    assert not workers()
+
+
 PARENT = f"""
 import sys, threading
 from blip2cap.decode import isolate

@@ -8,7 +8,7 @@ from functools import partial
 
 import pytest
 
-from blip2cap.decode.threads import Job, Threads
+from blip2cap.decode.threads import Job, Threads, limit_myself
 
 
 @pytest.fixture
@@ -90,6 +90,30 @@ def test_waiting_counts_for_the_job_that_runs_only(one: Threads[str]) -> None:
         one.waited(0.6, 1.0, lambda: "given up")
         go_on.set()
         assert result_of(job) == "True"
+
+
+def test_a_job_that_limits_itself_is_not_given_up(one: Threads[str]) -> None:
+    go_on, limited = threading.Event(), threading.Event()
+
+    def limits_itself() -> str:
+        limit_myself()
+        limited.set()
+        return str(go_on.wait(10))
+
+    job = one.submit(limits_itself)
+    assert limited.wait(10)
+    one.waited(60, 1.0, lambda: "given up")
+    go_on.set()
+    assert result_of(job) == "True"
+    never = threading.Event()
+    hanging = begun(one, lambda: str(never.wait(10)))
+    one.waited(60, 1.0, lambda: "given up")
+    assert result_of(hanging) == "given up"  # the one after it is like any other
+    never.set()
+
+
+def test_to_limit_oneself_means_nothing_outside_of_a_job() -> None:
+    limit_myself()
 
 
 def test_the_end_waits_for_what_runs_but_not_for_ever(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -46,6 +46,7 @@ class Isolation:
         self.options, self.size, self.resizer = options, size, resizer
         self._lock = threading.Lock()
         self._idle: list[_Worker] = []
+        self._busy: set[_Worker] = set()
         self._closed = False
 
     def decode(self, data: bytes, *, read_s: float = 0.0) -> Decoded:
@@ -68,22 +69,30 @@ class Isolation:
 
     def _take(self) -> _Worker:
         with self._lock:
-            if self._idle:
-                return self._idle.pop()
-        return _Worker(PROGRAM, self.options, to_square=self.resizer is None)
+            worker = self._idle.pop() if self._idle else None
+        if worker is None:
+            worker = _Worker(PROGRAM, self.options, to_square=self.resizer is None)
+        with self._lock:
+            self._busy.add(worker)
+            if self._closed:
+                worker.kill()  # nobody wants to know any more
+        return worker
 
     def _give_back(self, worker: _Worker, *, fit: bool) -> None:
         with self._lock:
+            self._busy.remove(worker)
             if fit and not self._closed:
                 self._idle.append(worker)
                 return
         worker.end()
 
     def close(self) -> None:
-        """End the workers."""
+        """End the workers; an image that one is about fails."""
         with self._lock:
             self._closed = True
             idle, self._idle = self._idle, []
+            for worker in self._busy:
+                worker.kill()  # the thread that waits for it does the rest
         for worker in idle:
             worker.end()
 
@@ -120,7 +129,7 @@ class _Worker:
             try:
                 self._socket.settimeout(_START_S)
                 self._read_json()
-            except OSError as error:
+            except (OSError, ValueError) as error:
                 self.end()
                 said = stderr.read().decode(errors="replace").strip().splitlines()
                 raise _not_started(said[-1] if said else str(error)) from error
@@ -168,9 +177,13 @@ class _Worker:
             return f"was ended by {signal.Signals(-code).name}" if code < 0 else f"ended with code {code}"
         return "gave no sensible answer"
 
-    def end(self) -> None:
-        """Kill it, whatever it does."""
+    def kill(self) -> None:
+        """Have it end, whatever it does."""
         self._process.kill()
+
+    def end(self) -> None:
+        """Kill it, and let go of what belongs to it."""
+        self.kill()
         with contextlib.suppress(subprocess.TimeoutExpired):  # one in the hands of a disk that hangs
             self._process.wait(_LEAST_S)
         self._socket.close()

@@ -14,6 +14,7 @@ from typing import Generic, TypeVar
 
 Result = TypeVar("Result")
 
+_current = threading.local()
 _CLOSE_S = 2.0
 """How long jobs that run are waited for at the end."""
 
@@ -29,6 +30,8 @@ class Job(Generic[Result]):
         self._error: BaseException | None = None
         self.waited_s = 0.0
         """How long it has been waited for since it began."""
+        self.limits_itself = False
+        """Whether it will come to its end in any case, however long it is waited for."""
 
     def wait(self, timeout_s: float) -> bool:
         """Whether it is done now, or within the time given."""
@@ -43,10 +46,13 @@ class Job(Generic[Result]):
 
     def run(self) -> None:
         """Do it, and keep what comes of it."""
+        _current.job = self
         try:
             self.end(self._do(), None)
         except BaseException as error:
             self.end(None, error)
+        finally:
+            del _current.job
 
     def end(self, result: Result | None, error: BaseException | None) -> None:
         """Say what came of it; what comes later, from a thread that was given up, is not heard."""
@@ -54,6 +60,12 @@ class Job(Generic[Result]):
             if not self._done.is_set():
                 self._result, self._error = result, error
                 self._done.set()
+
+
+def limit_myself() -> None:
+    """Called inside a job: from here on it sees to its time by itself. Outside of one it means nothing."""
+    if (job := getattr(_current, "job", None)) is not None:
+        job.limits_itself = True
 
 
 class Threads(Generic[Result]):
@@ -97,7 +109,7 @@ class Threads(Generic[Result]):
         Only such time counts: none in which nobody minded, or the whole process was stopped.
         """
         for thread, job in [*self._running.items()]:
-            if job is None:
+            if job is None or job.limits_itself:
                 continue
             job.waited_s += seconds
             if job.waited_s >= limit_s:
