@@ -6,11 +6,13 @@ import queue
 import threading
 import time
 from collections.abc import Callable, Generator, Iterable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
+from functools import partial
 from typing import Generic, TypeVar
 
 from blip2cap.decode.image import Decoded
-from blip2cap.errors import ImageError
+from blip2cap.decode.threads import Job, Threads
+from blip2cap.errors import Blip2CapError, ImageError
+from blip2cap.options import DecodeOptions
 from blip2cap.records import ImageRef
 
 Item = TypeVar("Item")
@@ -25,7 +27,7 @@ class DecodeAhead(Generic[Item]):
     """Decodes the images of items in threads, from the moment it is made; to be closed.
 
     At most `num_ahead` images are decoded or waiting at any time; `items` is read no further than that, by a thread of
-    its own, so that a slow pipe holds nothing up.
+    its own, so that a slow pipe holds nothing up. An image that is waited for longer than `timeout_s` fails as timeout.
     """
 
     def __init__(
@@ -36,12 +38,14 @@ class DecodeAhead(Generic[Item]):
         *,
         num_threads: int,
         num_ahead: int,
+        timeout_s: float = DecodeOptions().timeout_s,
     ) -> None:
         self._items, self._ref_of, self._decode = items, ref_of, decode
-        self._entries: queue.SimpleQueue[tuple[Item, Future[Decoded | ImageError]] | BaseException | None]
+        self._timeout_s = timeout_s
+        self._entries: queue.SimpleQueue[tuple[Item, Job[Decoded | ImageError]] | BaseException | None]
         self._entries = queue.SimpleQueue()
         self._room, self._closed = threading.Semaphore(num_ahead), threading.Event()
-        self._pool = ThreadPoolExecutor(num_threads, thread_name_prefix="decode")
+        self._threads: Threads[Decoded | ImageError] = Threads(num_threads, "decode")
         # A daemon: it may wait for a pipe for ever, and the process must be able to end without it.
         self._feeder = threading.Thread(target=self._feed, name="source", daemon=True)
         self._feeder.start()
@@ -51,7 +55,7 @@ class DecodeAhead(Generic[Item]):
             iterator = iter(self._items)
             while self._room.acquire() and not self._closed.is_set():
                 item = next(iterator)
-                self._entries.put((item, self._pool.submit(_guarded, self._decode, self._ref_of(item))))
+                self._entries.put((item, self._threads.submit(partial(_guarded, self._decode, self._ref_of(item)))))
         except StopIteration:
             self._entries.put(None)
         except BaseException as error:
@@ -63,7 +67,7 @@ class DecodeAhead(Generic[Item]):
         """Yield every item with its decoded image or what is wrong with it, in the order of the items.
 
         None says that the next image is not there yet. Ends early when `stopped` says so. What the items raise is
-        raised here.
+        raised here, and what is no fault of an image.
         """
         while not stopped():
             try:
@@ -75,20 +79,25 @@ class DecodeAhead(Generic[Item]):
                 return
             if isinstance(entry, BaseException):
                 raise entry
-            item, future = entry
-            while not _done(future):
+            item, job = entry
+            patience_s = min(_PATIENCE_S, self._timeout_s)
+            while not job.wait(patience_s):
                 if stopped():
                     return
+                self._threads.waited(patience_s, self._timeout_s, self._timeout)
                 yield None
-            yield item, future.result()
+            yield item, job.result()
             self._room.release()
 
+    def _timeout(self) -> ImageError:
+        return ImageError("timeout", f"it was not there after {self._timeout_s:g} s: reading or decoding it hangs")
+
     def close(self) -> None:
-        """End the threads; one that waits for a pipe is left behind."""
+        """End the threads; one that waits for a pipe, or a file that hangs, is left behind."""
         self._closed.set()
         self._room.release()
         self._feeder.join(timeout=_PATIENCE_S)
-        self._pool.shutdown(cancel_futures=True)
+        self._threads.close()
 
 
 def in_batches(items: Iterable[Item | None], size: Callable[[], int]) -> Iterator[list[Item]]:
@@ -108,20 +117,14 @@ def in_batches(items: Iterable[Item | None], size: Callable[[], int]) -> Iterato
         yield batch
 
 
-def _done(future: Future[Decoded | ImageError]) -> bool:
-    try:
-        future.result(timeout=_PATIENCE_S)
-    except TimeoutError:
-        return False
-    return True
-
-
 def _guarded(decode: Callable[[ImageRef], Decoded], ref: ImageRef) -> Decoded | ImageError:
     """Turn whatever a decoder raises into data: nothing that one image does may end the run."""
     try:
         return decode(ref)
     except ImageError as error:
         return error
+    except Blip2CapError:
+        raise  # no image has done this
     except MemoryError:
         return ImageError("out_of_memory", "not enough memory to decode it")
     except Exception as error:

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import closing
 from dataclasses import replace
 from typing import TypeAlias
 
 from PIL import Image
 
 from blip2cap.decode.image import Decoded, decode, resize
+from blip2cap.decode.isolate import Isolation
 from blip2cap.decode.read import read
 from blip2cap.errors import ImageError, UsageError
 from blip2cap.model.blip2 import Blip2
@@ -133,20 +135,31 @@ class Captioner:
             raise UsageError(
                 f"num_captions={options.num_captions}: this returns one text an image, see caption_folder."
             )
+<<<<<<< HEAD
         engine = replace(self._engine(options, text_options), on_failure=_raise)
         items = ((task, image) for ref, image in map(self._decode, images) for task in plan.tasks((ref,), frozenset()))
         return [row.text for row in engine.rows(items)]
+=======
+        engine = replace(self._engine(options), on_failure=_raise)
+        with closing(Isolation(self.decode_options, self.model.image_size, choose_resizer())) as isolation:
+            decoded = (self._decode(image, isolation) for image in images)
+            items = ((task, image) for ref, image in decoded for task in plan.tasks((ref,), frozenset()))
+            return [row.text for row in engine.rows(items)]
+>>>>>>> isolate
 
-    def _decode_file(self, ref: ImageRef) -> Decoded:
+    def _decode_file(self, ref: ImageRef, isolation: Isolation) -> Decoded:
         options = self.decode_options
-        return decode(read(ref, options), self.model.image_size, options, choose_resizer())
+        data = read(ref, options)
+        if options.isolate:
+            return isolation.decode(data)
+        return decode(data, self.model.image_size, options, choose_resizer())
 
-    def _decode(self, image: ImageLike) -> tuple[ImageRef, Decoded]:
+    def _decode(self, image: ImageLike, isolation: Isolation) -> tuple[ImageRef, Decoded]:
         """Decode one image, and name it: by its path, or by its pixels, which seed sampling alike in any company."""
         if not isinstance(image, Image.Image):
             path = os.fspath(image)
             ref = ImageRef(path=path, name=path)
-            return ref, self._decode_file(ref)
+            return ref, self._decode_file(ref, isolation)
         decoded = resize(image, self.model.image_size)
         name = decoded.digest.hex()
         return ImageRef(path=name, name=name), decoded

@@ -61,10 +61,18 @@ class DecodeOptions:
     """Larger files fail as too_large, before they are read."""
     num_threads: int = 0
     """Threads that decode; 0 takes one per core, at most 16."""
+    timeout_s: float = 60.0
+    """An image that has been waited for longer, reading included, fails as timeout."""
+    isolate: bool = False
+    """Decode in processes of their own: an image that crashes its decoder fails, and nothing else does."""
+    max_memory: int = 4_000_000_000
+    """Bytes that decoding one image may take there, besides its file; more fails as out_of_memory."""
 
     def __post_init__(self) -> None:
         if self.mode not in DECODE_MODES:
             raise UsageError(f"--decode {self.mode}: must be one of {', '.join(DECODE_MODES)}.")
+        if not 0 < self.timeout_s < float("inf"):
+            raise UsageError(f"--timeout {self.timeout_s:g}: must be a number of seconds above 0.")
         _at_least("--threads", self.num_threads, 0, "0 takes one per core.")
 
     @property

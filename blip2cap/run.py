@@ -6,13 +6,16 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Generator, Iterable, Iterator
-from contextlib import closing
+from contextlib import closing, nullcontext
 from dataclasses import dataclass, field
 
 from blip2cap.batch import DecodeAhead, in_batches
 from blip2cap.batch_size import BatchSize
 from blip2cap.decode.image import Decoded, decode
+from blip2cap.decode.isolate import Isolation
 from blip2cap.decode.read import read
+from blip2cap.decode.threads import limit_myself
+from blip2cap.decode.trace import Trace
 from blip2cap.errors import ImageError
 from blip2cap.flow import Flow, Item, TextModel
 from blip2cap.model.resize import choose_resizer
@@ -66,26 +69,44 @@ class Summary:
 
 
 class ReadAhead:
-    """The images of tasks, read and decoded in threads from the moment it is made; a model may still be loading."""
+    """The images of tasks, read and decoded in threads from the moment it is made; a model may still be loading.
 
-    def __init__(self, tasks: Iterable[Task], options: DecodeOptions, image_size: int, batch: BatchOptions) -> None:
-        self.options, self.image_size = options, image_size
+    With a `trace`, images that may have ended an earlier run are decoded in processes of their own.
+    """
+
+    def __init__(
+        self,
+        tasks: Iterable[Task],
+        options: DecodeOptions,
+        image_size: int,
+        batch: BatchOptions,
+        trace: Trace | None = None,
+    ) -> None:
+        self.options, self.image_size, self.trace = options, image_size, trace
         self.size = batch.images()
         """How many make a batch."""
         self._turn = threading.Event()
         self._turn.set()
+        self._isolation = Isolation(options, image_size, choose_resizer())
         self._ahead = DecodeAhead(
             tasks,
             lambda task: task.ref,
             self._decode,
             num_threads=options.threads,
             num_ahead=2 * self.size.most + options.threads,
+            timeout_s=options.timeout_s,
         )
 
     def _decode(self, ref: ImageRef) -> Decoded:
+        started = time.monotonic()
         data = read(ref, self.options)
+        read_s = time.monotonic() - started
         self._turn.wait()
-        return decode(data, self.image_size, self.options, choose_resizer())
+        if self.options.isolate or (self.trace is not None and self.trace.suspects(ref)):
+            limit_myself()  # to start a process may take long, which is no fault of the image
+            return self._isolation.decode(data, read_s=read_s)
+        with self.trace.decoding(ref) if self.trace is not None else nullcontext():
+            return decode(data, self.image_size, self.options, choose_resizer())
 
     def batches(self, *, on_cpu: bool, stopped: Callable[[], bool]) -> Iterator[list[Item]]:
         """Yield batches; a short or empty one says that there are no more for now.
@@ -105,8 +126,9 @@ class ReadAhead:
             yield batch
 
     def close(self) -> None:
-        """End the threads."""
+        """End the processes and the threads."""
         self._turn.set()
+        self._isolation.close()
         self._ahead.close()
 
 

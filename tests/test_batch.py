@@ -9,7 +9,7 @@ import pytest
 
 from blip2cap.batch import DecodeAhead, in_batches
 from blip2cap.decode.image import Decoded
-from blip2cap.errors import ImageError
+from blip2cap.errors import ImageError, OutputError
 from blip2cap.records import FAILURES, ImageRef
 
 PIXELS = np.zeros((2, 2, 3), dtype=np.uint8)
@@ -153,15 +153,15 @@ def test_a_slow_source_holds_back_nothing_that_is_there(monkeypatch):
         assert more.wait(10)
         yield 3
 
-    ahead = DecodeAhead(numbers(), ref_of, number_as_width, num_threads=2, num_ahead=8)
-    batches = in_batches(ahead.results(), lambda: 100)
-    assert [number for number, _ in next(batches)] == [0, 1, 2]
-    assert next(batches) == []
-    more.set()
-    while not (batch := next(batches)):
-        pass
-    assert [number for number, _ in batch] == [3]
-    assert next(batches, None) is None
+    with closing(DecodeAhead(numbers(), ref_of, number_as_width, num_threads=2, num_ahead=8)) as ahead:
+        batches = in_batches(ahead.results(), lambda: 100)
+        assert [number for number, _ in next(batches)] == [0, 1, 2]
+        assert next(batches) == []
+        more.set()
+        while not (batch := next(batches)):
+            pass
+        assert [number for number, _ in batch] == [3]
+        assert next(batches, None) is None
 
 
 def test_a_run_that_is_stopped_does_not_wait_for_its_source_or_a_hanging_file(monkeypatch):
@@ -180,6 +180,53 @@ def test_a_run_that_is_stopped_does_not_wait_for_its_source_or_a_hanging_file(mo
     go_on.set()
     while workers():
         time.sleep(0.01)
+
+
+def test_an_image_that_hangs_fails_as_timeout_and_holds_up_no_other(monkeypatch):
+    monkeypatch.setattr("blip2cap.batch._PATIENCE_S", 0.02)
+    monkeypatch.setattr("blip2cap.decode.threads._CLOSE_S", 0.02)
+    go_on = threading.Event()
+
+    def hangs(ref: ImageRef) -> Decoded:
+        if ref.name in ("2", "3", "9"):
+            go_on.wait(10)
+        return number_as_width(ref)
+
+    with closing(DecodeAhead(range(10), ref_of, hangs, num_threads=1, num_ahead=3, timeout_s=0.1)) as ahead:
+        results = [result for result in ahead.results() if result is not None]
+    assert [number for number, _ in results] == list(range(10))
+    bad = {number: image for number, image in results if isinstance(image, ImageError)}
+    assert list(bad) == [2, 3, 9]
+    assert {error.code for error in bad.values()} == {"timeout"}
+    go_on.set()
+    while workers():
+        time.sleep(0.01)
+
+
+def test_waiting_for_the_source_or_for_a_slow_but_steady_decoder_is_no_timeout(monkeypatch):
+    monkeypatch.setattr("blip2cap.batch._PATIENCE_S", 0.02)
+
+    def numbers() -> Iterator[int]:
+        for number in range(4):
+            time.sleep(0.1)
+            yield number
+
+    def slow(ref: ImageRef) -> Decoded:
+        time.sleep(0.1)
+        return number_as_width(ref)
+
+    with closing(DecodeAhead(numbers(), ref_of, slow, num_threads=1, num_ahead=9, timeout_s=0.5)) as ahead:
+        results = [result for result in ahead.results() if result is not None]
+    assert widths(iter(results)) == [(number, number) for number in range(4)]
+
+
+def test_what_is_no_fault_of_an_image_ends_the_run():
+    def breaks(ref: ImageRef) -> Decoded:
+        raise OutputError("the disk is full")
+
+    with pytest.raises(OutputError, match="the disk is full"):
+        list(decoded(range(3), breaks))
+    assert not workers()
 
 
 def test_closing_early_leaves_no_work_running():

@@ -6,13 +6,14 @@ import io
 from collections.abc import Iterator
 from pathlib import Path
 
+import psutil
 import pytest
 from PIL import Image
 
 import blip2cap
 from blip2cap import Captioner
 from blip2cap.errors import ImageError, InputError, ModelError, UsageError
-from blip2cap.options import GenerateOptions, TextOptions
+from blip2cap.options import DecodeOptions, GenerateOptions, TextOptions
 from blip2cap.records import Row
 from blip2cap.scenes import draw
 
@@ -100,6 +101,14 @@ def test_prompts_and_options_are_checked_as_on_the_command_line(captioner: Capti
         captioner.caption(images, options=GenerateOptions(num_beams=2, num_captions=2))
     with pytest.raises(UsageError, match="max-new-tokens"):
         captioner.caption(images, options=GenerateOptions(max_new_tokens=1_000))
+
+
+def test_images_may_be_decoded_in_a_process_of_their_own(captioner: Captioner, folder: Path) -> None:
+    isolated = Captioner(captioner.model, decode=DecodeOptions(isolate=True))
+    paths = [path for path in sorted(folder.glob("*.png")) if path.name != "3.png"]
+    assert isolated.caption(paths) == captioner.caption(paths)
+    assert list(isolated.caption_folder(folder)) == list(captioner.caption_folder(folder))
+    assert not psutil.Process().children()
 
 
 def test_a_picture_that_was_cut_off_is_an_image_error(captioner: Captioner) -> None:

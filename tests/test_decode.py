@@ -4,7 +4,8 @@ import numpy as np
 import pytest
 from PIL import ExifTags, Image, ImageOps
 
-from blip2cap.decode.image import FORMATS, resize
+from blip2cap.decode.formats import FORMATS
+from blip2cap.decode.image import resize
 from tests.pictures import encode, open_up, photo
 
 PLAIN_FILES: dict[str, dict[str, object]] = {

@@ -1,15 +1,19 @@
 import contextlib
 import os
 import struct
+import subprocess
+import sys
 import threading
 import warnings
 import zlib
 
 import numpy as np
 import pytest
-from PIL import Image
+from PIL import Image, ImageFile, UnidentifiedImageError
+from PIL.PngImagePlugin import PngImageFile
 
-from blip2cap.decode.image import FORMATS, decode
+from blip2cap.decode.formats import FORMATS, formats
+from blip2cap.decode.image import decode
 from blip2cap.decode.read import read
 from blip2cap.errors import ImageError
 from blip2cap.options import DecodeOptions
@@ -47,18 +51,22 @@ def png(width: int, height: int) -> bytes:
     )
 
 
-@pytest.mark.parametrize("format", ["JPEG", "PNG", "BMP", "TIFF", "PPM"])
+@pytest.mark.parametrize("format", ["JPEG", "PNG", "BMP", "TIFF", "PPM", "GIF", "WEBP", "AVIF", "JPEG2000"])
 @pytest.mark.parametrize("share", [0.3, 0.6, 0.95])
 def test_half_an_image_is_truncated(format, share):
-    data = encode(photo(), format)
+    image = photo().quantize(256) if format == "GIF" else photo()
+    data = encode(image, format)
     assert failure(data[: int(len(data) * share)]) == "truncated"
 
 
-@pytest.mark.parametrize("format", ["GIF", "WEBP", "AVIF", "JPEG2000"])
-def test_half_an_image_is_never_taken_for_a_whole_one(format):
-    image = photo().quantize(256) if format == "GIF" else photo()
-    data = encode(image, format)
-    failure(data[: len(data) // 2])
+def test_half_a_heic_is_truncated_with_its_extra_and_unsupported_without(monkeypatch):
+    pytest.importorskip("pillow_heif")
+    assert "HEIF" in formats()
+    half = encode(photo(), "HEIF")[:-700]
+    assert failure(half) == "truncated"
+    monkeypatch.setattr("blip2cap.decode.failures.formats", lambda: FORMATS)
+    monkeypatch.setattr("blip2cap.decode.image.formats", lambda: FORMATS)
+    assert failure(half) == "unsupported"
 
 
 def test_an_empty_file_is_truncated():
@@ -85,14 +93,111 @@ def test_what_is_no_picture_is_not_an_image(data):
     assert failure(data) == "not_an_image"
 
 
-@pytest.mark.parametrize("format", ["EPS", "PDF"])
-def test_vector_formats_are_never_opened(format):
-    assert failure(encode(photo(), format)) == "not_an_image"
+PAGES = {
+    "EPS": lambda: encode(photo(), "EPS"),
+    "PDF": lambda: encode(photo(), "PDF"),
+    "PostScript": lambda: b"%!PS-Adobe-3.0\n%%BoundingBox: 0 0 9 9\n%%EndComments\nshowpage\n",
+    "EPS with a preview": lambda: b"\xc5\xd0\xd3\xc6" + struct.pack("<7I", 32, 99, 0, 0, 0, 0, 0xFFFF) + b"%!PS" * 99,
+}
+
+
+@pytest.mark.parametrize("kind", PAGES)
+def test_vector_formats_are_never_opened_and_start_no_ghostscript(kind, monkeypatch):
+    def start(*args, **settings):
+        raise AssertionError(f"starts {args}")
+
+    monkeypatch.setattr(subprocess, "Popen", start)
+    monkeypatch.setattr(os, "system", start)
+    assert failure(PAGES[kind]()) == "not_an_image"
+
+
+RAISED = {
+    UnidentifiedImageError("cannot identify"): "not_an_image",
+    OSError("image file is truncated (3 bytes not processed)"): "truncated",
+    OSError("broken data stream when reading image file"): "corrupt",
+    OSError("out of memory when reading image file"): "out_of_memory",
+    ValueError("Decompressed data too large"): "corrupt",
+    SyntaxError("not a PNG file"): "corrupt",
+    NotImplementedError("Unimplemented pixel format 7"): "unsupported",
+    Image.DecompressionBombError("exceeds limit"): "too_large",
+    EOFError("no more images"): "truncated",
+    EOFError(): "truncated",
+    IndexError("index out of range"): "corrupt",
+    KeyError("MPO"): "corrupt",
+    TypeError(): "corrupt",
+    RuntimeError("codec configuration"): "corrupt",
+    struct.error("unpack requires a buffer"): "corrupt",
+}
+
+
+@pytest.mark.parametrize(("error", "code"), RAISED.items(), ids=lambda value: repr(value)[:40])
+@pytest.mark.parametrize("where", ["open", "load"])
+def test_whatever_pillow_raises_gets_a_code(error, code, where, monkeypatch):
+    def raises(*args, **settings):
+        raise error
+
+    monkeypatch.setattr(Image if where == "open" else PngImageFile, where, raises)
+    assert failure(encode(photo(), "PNG")) == code
+
+
+def test_no_memory_is_not_the_fault_of_the_file(monkeypatch):
+    def raises(*args, **settings):
+        raise MemoryError
+
+    monkeypatch.setattr(PngImageFile, "load", raises)
+    with pytest.raises(MemoryError):
+        open_up(encode(photo(), "PNG"))
+
+
+@pytest.mark.parametrize("format", ["PNG", "JPEG", "WEBP", "TIFF", "BMP", "GIF", "AVIF", "JPEG2000"])
+def test_nothing_is_decoded_of_what_has_too_many_pixels(format, monkeypatch):
+    def load(self):
+        raise AssertionError("decodes it")
+
+    data = encode(photo().quantize(256) if format == "GIF" else photo(), format)
+    monkeypatch.setattr(ImageFile.ImageFile, "load", load)
+    assert failure(data, max_pixels=100) == "too_large"
+
+
+@pytest.mark.parametrize("compression", ["tiff_lzw", "tiff_adobe_deflate", "group4", "packbits", "jpeg"])
+def test_decoders_print_nothing_about_damage(compression, capfd):
+    """libtiff would, from C."""
+    rng = np.random.default_rng(0)
+    image = photo(64, 48).convert("1" if compression == "group4" else "RGB")
+    file = encode(image, "TIFF", compression=compression)
+    num_failed = 0
+    for _ in range(60):
+        data = bytearray(file)
+        for place in rng.integers(8, len(data), 4):
+            data[place] = rng.integers(256)
+        try:
+            decode(bytes(data), 16, DecodeOptions(max_pixels=1_000_000))
+        except ImageError:
+            num_failed += 1
+    assert num_failed
+    assert capfd.readouterr() == ("", "")
+
+
+def test_pillow_prints_nothing_about_damage(tmp_path):
+    """It would, through logging's handler of last resort, which pytest puts out of action."""
+    data = bytearray(encode(photo(), "TIFF"))
+    tag = data.index(struct.pack("<HHIH", 277, 3, 1, 3))
+    data[tag + 8 : tag + 10] = struct.pack("<H", 2048)
+    (tmp_path / "many_samples.tif").write_bytes(data)
+    program = (
+        "import sys; from blip2cap.decode.image import decode; from blip2cap.options import DecodeOptions\n"
+        "from blip2cap.errors import ImageError\n"
+        "try: decode(open(sys.argv[1], 'rb').read(), 16, DecodeOptions())\n"
+        "except ImageError as error: print(error.code)"
+    )
+    arguments = [sys.executable, "-c", program, str(tmp_path / "many_samples.tif")]
+    done = subprocess.run(arguments, capture_output=True, text=True, check=True)
+    assert (done.stdout, done.stderr) == ("not_an_image\n", "")
 
 
 @pytest.mark.parametrize("brand", [b"heic", b"heix", b"mif1", b"msf1"])
 def test_heic_without_its_extra_is_unsupported_not_broken(brand, monkeypatch):
-    monkeypatch.setattr("blip2cap.decode.image.formats", lambda: FORMATS)
+    monkeypatch.setattr("blip2cap.decode.failures.formats", lambda: FORMATS)
     data = HEIC.replace(b"ftypheic", b"ftyp" + brand)
     assert failure(data) == "unsupported"
     with pytest.raises(ImageError, match=r"blip2cap\[heif\]"):

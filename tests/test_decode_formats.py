@@ -1,10 +1,12 @@
 import io
+import struct
+import zlib
 
 import numpy as np
 import pytest
 from PIL import Image, PngImagePlugin
 
-from blip2cap.decode.image import formats
+from blip2cap.decode.formats import formats
 from tests.pictures import colour_of, encode, open_up, photo, plain
 
 WHITE, BLACK, RED, BLUE = (255, 255, 255), (0, 0, 0), (255, 0, 0), (0, 0, 255)
@@ -44,6 +46,43 @@ def test_what_is_opaque_keeps_its_colour():
 def test_grey_with_transparency_is_composited_on_white():
     assert colour_of(open_up(encode(plain("LA", (0, 0)), "PNG"))) == WHITE
     assert colour_of(open_up(encode(plain("LA", (0, 255)), "PNG"))) == BLACK
+
+
+@pytest.mark.parametrize(("mode", "format"), [("PA", "TIFF"), ("LA", "TIFF"), ("LA", "JPEG2000"), ("RGBA", "AVIF")])
+def test_every_mode_with_transparency_is_composited_on_white(mode, format):
+    image = Image.new("RGBA" if mode == "RGBA" else mode, (16, 16))
+    assert colour_of(open_up(encode(image, format))) == WHITE
+
+
+def png_with_a_transparent_colour(depth: int, kind: int, colour: bytes, row: bytes) -> bytes:
+    """Make a PNG of two pixels."""
+
+    def chunk(name: bytes, content: bytes) -> bytes:
+        return struct.pack(">I", len(content)) + name + content + struct.pack(">I", zlib.crc32(name + content))
+
+    header = struct.pack(">IIBBBBB", 2, 1, depth, kind, 0, 0, 0)
+    pixels = zlib.compress(b"\0" + row)
+    chunks = {b"IHDR": header, b"tRNS": colour, b"IDAT": pixels, b"IEND": b""}
+    return b"\x89PNG\r\n\x1a\n" + b"".join(chunk(name, content) for name, content in chunks.items())
+
+
+@pytest.mark.parametrize(
+    ("depth", "kind", "colour", "row"),
+    [
+        (1, 0, b"\0\0", b"\x40"),
+        (4, 0, b"\0\0", b"\x04"),
+        (8, 0, b"\0\x20", b"\x20\x40"),
+        (16, 0, b"\x20\x21", b"\x20\x21\x20\x22"),
+        (8, 2, b"\0\x20" * 3, b"\x20" * 3 + b"\x40" * 3),
+        (16, 2, b"\x20\x21" * 3, b"\x20\x21" * 3 + b"\x40\x21" * 3),
+    ],
+    ids=["1 bit", "4 bits", "8 bits", "16 bits", "RGB", "RGB of 16 bits"],
+)
+def test_a_transparent_colour_shows_white_at_any_depth(depth, kind, colour, row):
+    pixels_HWC = open_up(png_with_a_transparent_colour(depth, kind, colour, row), 2).pixels_HWC
+    assert (pixels_HWC[:, 0] == WHITE).all()
+    if depth > 1:  # of one bit, the other is white by itself
+        assert (pixels_HWC[:, 1] != WHITE).all()
 
 
 def two_colours() -> Image.Image:

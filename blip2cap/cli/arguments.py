@@ -88,6 +88,12 @@ Decode = Annotated[
     option("--decode", metavar="NAME", help="fast or exact. fast: large JPEGs are reduced while they are decoded."),
 ]
 Threads = Annotated[int, option("--threads", help="Threads that decode; 0 is one per core.")]
+Timeout = Annotated[
+    float, option("--timeout", metavar="S", help="Seconds to wait for one image, read and decoded, before it fails.")
+]
+Isolate = Annotated[
+    bool, option("--isolate", help="Decode in processes of their own: what crashes or eats memory costs one image.")
+]
 MaxNewTokens = Annotated[int, option("--max-new-tokens", help="Longest text, in tokens.")]
 MinNewTokens = Annotated[int, option("--min-new-tokens", help="Shortest text, in tokens.")]
 NumBeams = Annotated[int, option("--num-beams", help="Beams to search with; 1 is greedy.")]

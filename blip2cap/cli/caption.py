@@ -43,6 +43,8 @@ def caption(
     batch_size: arg.BatchSize = None,
     decode: arg.Decode = _DECODE.mode,
     threads: arg.Threads = _DECODE.num_threads,
+    timeout: arg.Timeout = _DECODE.timeout_s,
+    isolate: arg.Isolate = _DECODE.isolate,
     max_new_tokens: arg.MaxNewTokens = _GENERATE.max_new_tokens,
     min_new_tokens: arg.MinNewTokens = _GENERATE.min_new_tokens,
     num_beams: arg.NumBeams = _GENERATE.num_beams,
@@ -73,7 +75,7 @@ def caption(
         source=SourceOptions(
             inputs=tuple(inputs or ()), files_from=tuple(files_from or ()), null_separated=null, limit=limit
         ),
-        decode=DecodeOptions(mode=decode, num_threads=threads),
+        decode=DecodeOptions(mode=decode, num_threads=threads, timeout_s=timeout, isolate=isolate),
         model=ModelOptions(
             name=model, revision=revision, dtype=dtype, device=device, device_map=device_map, quantize=quantize
         ),

@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import sys
 from collections.abc import Callable, Iterator
-from contextlib import closing
+from contextlib import closing, contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
@@ -26,6 +26,7 @@ from blip2cap.cli.report import (
 )
 from blip2cap.cli.signals import Stop, stop_on_signal
 from blip2cap.cli.terminal import clean, say
+from blip2cap.decode.trace import Trace, trace_path
 from blip2cap.errors import InputError
 from blip2cap.plan import Plan, Task
 from blip2cap.sink.journal import Journal, JournalSink, read_output
@@ -79,7 +80,10 @@ def _run(job: Job, source: Source, sink: JournalSink | StreamSink) -> None:
     if first is None:
         _end(job, source, plan, sink, None)
 
-    with _read_ahead(job, checkpoint, itertools.chain([first], tasks)) as images:
+    with (
+        _trace(job) as trace,
+        _read_ahead(job, checkpoint, itertools.chain([first], tasks), trace) as images,
+    ):
         model = _load(job, checkpoint, dtype)
         model.check(job.generate)
         sink.begin(settings | {"dtype": _name(model.dtype)})
@@ -88,16 +92,31 @@ def _run(job: Job, source: Source, sink: JournalSink | StreamSink) -> None:
         with stop_on_signal(quiet=job.quiet) as stop:
             count = _counter(job, sink) if source.repeatable else None
             summary = _write_rows(job, model, images, sink, stop, count)
+        if trace and not stop.signal and job.source.limit is None:
+            trace.forget()
     _end(job, source, plan, sink, summary, stop.exit_code if stop.signal else 0)
 
 
-def _read_ahead(job: Job, checkpoint: Checkpoint, tasks: Iterator[Task]) -> closing[ReadAhead]:
+@contextmanager
+def _trace(job: Job) -> Iterator[Trace | None]:
+    """Note which images are being decoded, and say so if a run died of one; rows on a stream are not resumed."""
+    if job.out == "-":
+        yield None
+        return
+    with closing(Trace(trace_path(Path(job.out)))) as trace:
+        if (num_suspects := trace.num_suspects) and not job.quiet:
+            images = "1 image that was" if num_suspects == 1 else f"{num_suspects} images that were"
+            say(f"{clean(job.out)}: an earlier run died; {images} being decoded then will be in a process apart")
+        yield trace
+
+
+def _read_ahead(job: Job, checkpoint: Checkpoint, tasks: Iterator[Task], trace: Trace | None) -> closing[ReadAhead]:
     """Begin to read and decode, before the model is there: loading one may take a minute. This imports torch."""
     if not job.quiet:
         say(f"loading {clean(checkpoint.name)} ...")
     from blip2cap.run import ReadAhead
 
-    return closing(ReadAhead(tasks, job.decode, checkpoint.image_size, job.batch))
+    return closing(ReadAhead(tasks, job.decode, checkpoint.image_size, job.batch, trace))
 
 
 def _load(job: Job, checkpoint: Checkpoint, dtype: str) -> Blip2:

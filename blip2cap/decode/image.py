@@ -19,17 +19,15 @@ import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from functools import cache
 
 import numpy as np
 import numpy.typing as npt
-from PIL import ExifTags, Image, ImageFile, UnidentifiedImageError
+from PIL import ExifTags, Image, ImageFile
 
+from blip2cap.decode.failures import our_errors
+from blip2cap.decode.formats import formats
 from blip2cap.errors import ImageError
 from blip2cap.options import DecodeOptions
-
-FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "DIB", "TIFF", "AVIF", "JPEG2000", "PPM")
-"""What Pillow may try, decided by content. MPO files arrive through JPEG."""
 
 _TURNS: dict[int | None, Image.Transpose] = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
@@ -47,8 +45,6 @@ _SIDEWAYS = {_TURNS[orientation] for orientation in (5, 6, 7, 8)}
 
 _MARGIN = 2
 """How many times the model's size a JPEG keeps, at the least, in both directions when it is read reduced."""
-
-_HEIC_BRANDS = (b"heic", b"heix", b"hevc", b"hevx", b"heim", b"heis", b"mif1", b"msf1")
 
 _RESIZER_PIXELS = 50_000_000
 """Larger pictures are resized in place by Pillow: another resizer needs a copy of all pixels."""
@@ -74,15 +70,15 @@ class Decoded:
         object.__setattr__(self, "digest", hashlib.sha256(self.pixels_HWC.data).digest()[:16])
 
 
-@cache
-def formats() -> tuple[str, ...]:
-    """Return what Pillow may try: FORMATS, and HEIF if pillow-heif is installed."""
-    try:
-        from pillow_heif import register_heif_opener
-    except ImportError:
-        return FORMATS
-    register_heif_opener()
-    return (*FORMATS, "HEIF")
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Unpacked:
+    """One image after everything that needs Pillow: the square, or what a resizer makes the square of."""
+
+    pixels_HWC: Pixels
+    """uint8 RGB, upright."""
+    width: int
+    """Of the image in pixels as displayed."""
+    height: int
 
 
 def decode(data: bytes, size: int, options: DecodeOptions, resizer: Resizer | None = None) -> Decoded:
@@ -91,10 +87,17 @@ def decode(data: bytes, size: int, options: DecodeOptions, resizer: Resizer | No
     `resizer` is a faster way to make pictures smaller than Pillow's, which may differ by a level or two; in exact mode
     it is not used.
     """
-    if options.mode == "exact":
-        resizer = None
+    return finish(unpack(data, size, options, to_square=resizer is None), size, resizer)
+
+
+def unpack(data: bytes, size: int, options: DecodeOptions, *, to_square: bool) -> Unpacked:
+    """Do all of decode() that reads what strangers have written; finish() does the rest. Raises ImageError.
+
+    `to_square`: the picture is resized here in any case; else only in exact mode, or where Pillow does it better.
+    """
+    to_square = to_square or options.mode == "exact"
     with (
-        _our_errors(data),
+        our_errors(data),
         _own_limits(options.max_pixels),
         Image.open(io.BytesIO(data), formats=formats()) as image,
     ):
@@ -103,65 +106,55 @@ def decode(data: bytes, size: int, options: DecodeOptions, resizer: Resizer | No
             # All at once: every block of 64 KiB, Pillow's default, would wait for the interpreter's lock again.
             image.decodermaxblock = len(data)
             if options.mode == "fast":
-                return _resize_reduced(image, size, resizer)
-        return _resize(image, size, resizer)
+                return _unpack_reduced(image, size, to_square=to_square)
+        return _unpack(image, size, to_square=to_square)
+
+
+def finish(image: Unpacked, size: int, resizer: Resizer | None) -> Decoded:
+    """Resize what is not the square yet."""
+    pixels_HWC = image.pixels_HWC
+    if pixels_HWC.shape[:2] != (size, size):
+        assert resizer is not None, "without a resizer, unpack() makes the square"
+        pixels_HWC = resizer(pixels_HWC, size)
+    return Decoded(pixels_HWC=pixels_HWC, width=image.width, height=image.height)
 
 
 def resize(image: Image.Image, size: int) -> Decoded:
     """Bring an open picture to the model's size, upright and in RGB. Raises ImageError, as it may not be read yet."""
-    with _our_errors(b""):
-        return _resize(image, size)
+    with our_errors(b""):
+        return finish(_unpack(image, size, to_square=True), size, None)
 
 
-@contextmanager
-def _our_errors(data: bytes) -> Iterator[None]:
-    """Turn what Pillow raises on bad input into ImageError; the one place where that is done."""
-    try:
-        yield
-    except (ImageError, MemoryError):
-        raise
-    except UnidentifiedImageError as error:
-        raise _unidentified(data) from error
-    except Image.DecompressionBombError as error:
-        raise ImageError("too_large", str(error)) from error
-    except NotImplementedError as error:
-        raise ImageError("unsupported", str(error)) from error
-    except EOFError as error:
-        raise ImageError("truncated", str(error) or "the file ends too early") from error
-    except (OSError, ValueError, SyntaxError, IndexError, KeyError, TypeError, RuntimeError, struct.error) as error:
-        code = "truncated" if "truncated" in str(error).lower() else "corrupt"
-        raise ImageError(code, str(error)) from error
-
-
-def _resize_reduced(image: ImageFile.ImageFile, size: int, resizer: Resizer | None) -> Decoded:
+def _unpack_reduced(image: ImageFile.ImageFile, size: int, *, to_square: bool) -> Unpacked:
     """Let libjpeg reduce a JPEG by 2, 4 or 8 while it decodes; one that would come too small is decoded in full."""
     width, height = image.size
     _, box = image.draft(None, (_MARGIN * size, _MARGIN * size)) or ("", None)
     if image.size == (width, height):
-        return _resize(image, size, resizer)
+        return _unpack(image, size, to_square=to_square)
     turn = _turn_of(image)
     rgb = to_rgb(image)
     if turn is None and box == (0, 0, *image.size):
-        return Decoded(pixels_HWC=_to_square(rgb, size, resizer), width=width, height=height)
+        return Unpacked(pixels_HWC=_pixels(rgb, size, to_square=to_square), width=width, height=height)
     # The box leaves out what the last column and row show beyond the picture when its size is no multiple.
     small = rgb.resize((size, size), Image.Resampling.BICUBIC, box)
     if turn is not None:
         small = small.transpose(turn)
     if turn in _SIDEWAYS:
         width, height = height, width
-    return Decoded(pixels_HWC=np.array(small), width=width, height=height)
+    return Unpacked(pixels_HWC=np.array(small), width=width, height=height)
 
 
-def _resize(image: Image.Image, size: int, resizer: Resizer | None = None) -> Decoded:
+def _unpack(image: Image.Image, size: int, *, to_square: bool) -> Unpacked:
     turn = _turn_of(image)
     upright = to_rgb(image if turn is None else image.transpose(turn))
-    return Decoded(pixels_HWC=_to_square(upright, size, resizer), width=upright.width, height=upright.height)
+    pixels_HWC = _pixels(upright, size, to_square=to_square)
+    return Unpacked(pixels_HWC=pixels_HWC, width=upright.width, height=upright.height)
 
 
-def _to_square(rgb: Image.Image, size: int, resizer: Resizer | None) -> Pixels:
-    if resizer is None or min(rgb.size) < size or rgb.width * rgb.height > _RESIZER_PIXELS:
-        return np.array(rgb.resize((size, size), Image.Resampling.BICUBIC))
-    return resizer(np.array(rgb), size)
+def _pixels(rgb: Image.Image, size: int, *, to_square: bool) -> Pixels:
+    if to_square or min(rgb.size) < size or rgb.width * rgb.height > _RESIZER_PIXELS:
+        rgb = rgb.resize((size, size), Image.Resampling.BICUBIC)
+    return np.array(rgb)
 
 
 def to_rgb(image: Image.Image) -> Image.Image:
@@ -171,6 +164,9 @@ def to_rgb(image: Image.Image) -> Image.Image:
     if image.mode in ("I", "F") or image.mode.startswith("I;16"):
         return _scale_grey(image)
     if image.has_transparency_data:
+        colour = image.info.get("transparency")
+        if isinstance(colour, tuple) and max(colour) > 255:  # of 16 bits, where Pillow keeps the upper 8 of each pixel
+            image.info["transparency"] = tuple(value >> 8 for value in colour)
         layers = image.convert("RGBA")
         white = Image.new("RGBA", image.size, "white")
         return Image.alpha_composite(white, layers).convert("RGB")
@@ -187,7 +183,10 @@ def _turn_of(image: Image.Image) -> Image.Transpose | None:
 
 
 def _scale_grey(image: Image.Image) -> Image.Image:
-    """Map 16-bit values by their full range and float values by the range they use, 0..1 taken as it is."""
+    """Map 16-bit values by their full range and float values by the range they use, 0..1 taken as it is.
+
+    A value that means transparency becomes white.
+    """
     values = np.asarray(image, dtype=np.float64)
     values = np.nan_to_num(values, nan=0.0, posinf=0.0, neginf=0.0)
     low, high = float(values.min()), float(values.max())
@@ -196,7 +195,10 @@ def _scale_grey(image: Image.Image) -> Image.Image:
     elif low >= 0 and high <= 65535:
         low, high = 0.0, 65535.0
     span = (high - low) or 1.0
-    return Image.fromarray(((values - low) / span * 255 + 0.5).astype(np.uint8)).convert("RGB")
+    shown = ((values - low) / span * 255 + 0.5).astype(np.uint8)
+    if isinstance(transparent := image.info.get("transparency"), int):
+        shown[values == transparent] = 255
+    return Image.fromarray(shown).convert("RGB")
 
 
 class _OwnLimits:
@@ -237,13 +239,3 @@ def _check_size(image: Image.Image, options: DecodeOptions) -> None:
         raise ImageError("too_large", f"{image.width}x{image.height} is more than {options.max_pixels:,} pixels")
     if pixels == 0:
         raise ImageError("corrupt", f"{image.width}x{image.height} has no pixels")
-
-
-def _unidentified(data: bytes) -> ImageError:
-    if not data:
-        return ImageError("truncated", "the file is empty")
-    if data[4:8] == b"ftyp" and data[8:12] in _HEIC_BRANDS:
-        if "HEIF" in formats():
-            return ImageError("corrupt", "the HEIC file is damaged")
-        return ImageError("unsupported", 'HEIC needs an extra: pip install "blip2cap[heif]"')
-    return ImageError("not_an_image", "its content is no image format that is read here")

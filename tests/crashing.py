@@ -1,0 +1,96 @@
+"""A Pillow that does what bad decoders do, chosen by the width of a picture: for processes that tests start.
+
+`python -m tests.crashing caption ...` is blip2cap with it.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import signal
+import sys
+import threading
+import time
+from pathlib import Path
+from typing import Any
+
+from PIL import Image
+
+from blip2cap.options import DecodeOptions
+from blip2cap.records import ImageRef
+from tests.pictures import encode, photo
+
+SEGFAULT, KILLED, EXIT, HANG, HANG_WITH_LOCK, EAT_MEMORY, PRINT, NONSENSE = range(13, 21)
+"""Widths."""
+_LONG_S = 3600
+PROGRAM = "from tests.crashing import be_a_worker; be_a_worker()"
+NEVER_READ = "never_read.png"
+"""The name of a file whose read() does not come back."""
+
+
+def picture(width: int) -> bytes:
+    """Make a good picture of a width."""
+    return encode(photo(width, 24), "PNG")
+
+
+def misbehave() -> None:
+    """Take the place of Image.open in this process."""
+    opened = Image.open
+
+    def bad_open(*args: Any, **settings: Any) -> Image.Image:
+        image = opened(*args, **settings)
+        _do(image.width)
+        return image
+
+    Image.open = bad_open  # type: ignore[assignment]
+
+
+def _do(width: int) -> None:
+    if width == SEGFAULT:
+        ctypes.string_at(0)  # in this thread, as a decoder would
+    elif width == KILLED:
+        os.kill(os.getpid(), signal.SIGKILL)
+    elif width == EXIT:
+        os._exit(7)
+    elif width == HANG:
+        time.sleep(_LONG_S)
+    elif width == HANG_WITH_LOCK:
+        ctypes.PyDLL(None).sleep(_LONG_S)
+    elif width == EAT_MEMORY:
+        bytearray(1 << 42)
+    elif width == PRINT:
+        os.write(1, b"something for stdout\n")
+        os.write(2, b"something for stderr\n")
+    elif width == NONSENSE:
+        os.write(int(sys.argv[1]), b"\0\0\0\x03[1]" * 99)
+
+
+def be_a_worker() -> None:
+    """Decode for another process."""
+    from blip2cap.decode.worker import main
+
+    misbehave()
+    main()
+
+
+def be_blip2cap() -> None:
+    """Run a command, with workers that are no better."""
+    from blip2cap import run
+    from blip2cap.cli import app
+    from blip2cap.decode import isolate
+    from blip2cap.decode.read import read
+
+    misbehave()
+    isolate.PROGRAM = PROGRAM
+
+    def slow_read(ref: ImageRef, options: DecodeOptions) -> bytes:
+        if Path(ref.path).name == NEVER_READ:
+            threading.Event().wait()
+        return read(ref, options)
+
+    run.read = slow_read  # type: ignore[attr-defined]
+    app()
+
+
+if __name__ == "__main__":
+    be_blip2cap()
