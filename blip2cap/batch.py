@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import queue
 import threading
 import time
@@ -19,13 +20,15 @@ _PATIENCE_S = 0.5
 """How long the next image is waited for before what is there is said to be all for now."""
 _BATCH_PATIENCE_S = 2.0
 """How long a batch is: images that trickle in are not kept waiting for many others."""
+_MOST_HELD = 256 << 20
+"""Bytes of images from streams that may wait to be decoded. One that is larger waits alone."""
 
 
 class DecodeAhead(Generic[Item]):
     """Decodes the images of items in threads, from the moment it is made; to be closed.
 
-    At most `num_ahead` images are decoded or waiting at any time; `items` is read no further than that, by a thread of
-    its own, so that a slow pipe holds nothing up.
+    At most `num_ahead` images are decoded or waiting at any time, and what waits keeps no more than 256 MB of undecoded
+    bytes in memory; `items` is read no further than that, by a thread of its own, so that a slow pipe holds nothing up.
     """
 
     def __init__(
@@ -41,6 +44,7 @@ class DecodeAhead(Generic[Item]):
         self._entries: queue.SimpleQueue[tuple[Item, Future[Decoded | ImageError]] | BaseException | None]
         self._entries = queue.SimpleQueue()
         self._room, self._closed = threading.Semaphore(num_ahead), threading.Event()
+        self._held = _Held()
         self._pool = ThreadPoolExecutor(num_threads, thread_name_prefix="decode")
         # A daemon: it may wait for a pipe for ever, and the process must be able to end without it.
         self._feeder = threading.Thread(target=self._feed, name="source", daemon=True)
@@ -51,7 +55,13 @@ class DecodeAhead(Generic[Item]):
             iterator = iter(self._items)
             while self._room.acquire() and not self._closed.is_set():
                 item = next(iterator)
-                self._entries.put((item, self._pool.submit(_guarded, self._decode, self._ref_of(item))))
+                ref = self._ref_of(item)
+                self._held.add(ref.num_held)
+                if self._closed.is_set():
+                    return
+                future = self._pool.submit(_guarded, self._decode, ref)
+                future.add_done_callback(functools.partial(self._held.remove, ref.num_held))
+                self._entries.put((item, future))
         except StopIteration:
             self._entries.put(None)
         except BaseException as error:
@@ -87,8 +97,36 @@ class DecodeAhead(Generic[Item]):
         """End the threads; one that waits for a pipe is left behind."""
         self._closed.set()
         self._room.release()
+        self._held.open()
         self._feeder.join(timeout=_PATIENCE_S)
         self._pool.shutdown(cancel_futures=True)
+
+
+class _Held:
+    """Counts bytes in memory, and lets those who bring more wait until there is room."""
+
+    def __init__(self) -> None:
+        self.num_bytes, self.is_open, self.changed = 0, False, threading.Condition()
+
+    def add(self, num_bytes: int) -> None:
+        """Wait for room."""
+        with self.changed:
+            self.changed.wait_for(
+                lambda: self.is_open or not self.num_bytes or self.num_bytes + num_bytes <= _MOST_HELD
+            )
+            self.num_bytes += num_bytes
+
+    def remove(self, num_bytes: int, _: object) -> None:
+        """Make room."""
+        with self.changed:
+            self.num_bytes -= num_bytes
+            self.changed.notify_all()
+
+    def open(self) -> None:
+        """Let nobody wait any more."""
+        with self.changed:
+            self.is_open = True
+            self.changed.notify_all()
 
 
 def in_batches(items: Iterable[Item | None], size: Callable[[], int]) -> Iterator[list[Item]]:
