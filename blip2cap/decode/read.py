@@ -41,6 +41,8 @@ def _read_file(ref: ImageRef, options: DecodeOptions) -> bytes:
         if not stat.S_ISREG(status.st_mode):
             raise ImageError("not_regular", "not a regular file")
         if ref.offset is not None and ref.num_bytes is not None:
+            if ref.offset + ref.num_bytes > status.st_size:
+                raise ImageError("truncated", "the archive ends before it does")
             return _read_part(ref.path, ref.offset, ref.num_bytes)
         _check_size(status.st_size, options)
         with open(ref.path, "rb") as file:

@@ -131,6 +131,8 @@ def _members(tape: _Tape, name: str) -> Iterator[tarfile.TarInfo]:
         if member is None:
             if tape.last != _END:
                 raise _DamagedError("it has no end mark, or a damaged header")
+            if tape.compressed:
+                tape.read_up_to(_BLOCK)  # to the check sum, which comes after the padding
             return
         if member.size < 0 or member.offset <= last:
             raise _DamagedError("a header claims a size below zero")
