@@ -6,6 +6,7 @@ import io
 import tarfile
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 ZEROS = bytes(tarfile.BLOCKSIZE)
 
@@ -20,7 +21,7 @@ def make_tar(path: Path, members: Mapping[str, bytes], mode: str = "w") -> Path:
     return path
 
 
-def member(name: str, data: bytes = b"", **attributes: object) -> bytes:
+def member(name: str, data: bytes = b"", **attributes: Any) -> bytes:
     """Return one member as it lies in an archive; its header says what it is told to say."""
     return header(name, size=len(data), **attributes) + data + bytes(-len(data) % tarfile.BLOCKSIZE)
 

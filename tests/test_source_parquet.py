@@ -2,8 +2,10 @@ from __future__ import annotations
 
 import os
 import random
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -22,7 +24,7 @@ NUM_ROWS = 100
 PICTURES = [f"row {number}".encode() * 50 for number in range(NUM_ROWS)]
 
 
-def write(values: list, kind: pa.DataType = HF, *, row_group_size: int = 30, **more: list) -> None:
+def write(values: Sequence[Any], kind: pa.DataType = HF, *, row_group_size: int = 30, **more: Sequence[Any]) -> None:
     table = pa.table({"image": pa.array(values, kind), **more})
     pq.write_table(table, "x.parquet", row_group_size=row_group_size)
 
@@ -38,7 +40,7 @@ def content(ref: ImageRef) -> bytes | str:
         return error.code
 
 
-def as_structs(pictures: list[bytes]) -> list[dict]:
+def as_structs(pictures: list[bytes]) -> list[dict[str, Any]]:
     return [{"bytes": data, "path": f"{number}.jpg"} for number, data in enumerate(pictures)]
 
 

@@ -250,7 +250,7 @@ def peak_of(images: Source) -> tuple[dict[str, bytes | str], float]:
 
 
 MB = 1 << 20
-HOSTILE = {
+HOSTILE: dict[str, tuple[bytes, dict[str, bytes | str]]] = {
     "a terabyte": (header("a.jpg", size=1 << 40), {"a.jpg": "too_large"}),
     "half a gigabyte": (header("a.jpg", size=500_000_000), {"a.jpg": "truncated"}),
     "a name of a terabyte": (header("././@LongLink", size=1 << 40, kind=tarfile.GNUTYPE_LONGNAME), {}),
@@ -316,7 +316,7 @@ def test_memory_does_not_grow_with_the_number_of_members():
 @pytest.fixture
 def scenes_tar(scenes, here, nothing_new_on_disk):
     """A tar of drawn scenes with a text beside each; the outputs of commands are allowed."""
-    members = {}
+    members: dict[str, bytes] = {}
     for name in names_below(scenes):
         members |= {name: (scenes / name).read_bytes(), name.replace(".png", ".txt"): b"old caption"}
     path = make_tar(here / "inside" / "x.tar", members)
