@@ -97,35 +97,26 @@ class DecodeAhead(Generic[Item]):
         """End the threads; one that waits for a pipe is left behind."""
         self._closed.set()
         self._room.release()
-        self._held.open()
+        self._pool.shutdown(cancel_futures=True)  # this also makes room for a feeder that waits for some
         self._feeder.join(timeout=_PATIENCE_S)
-        self._pool.shutdown(cancel_futures=True)
 
 
 class _Held:
     """Counts bytes in memory, and lets those who bring more wait until there is room."""
 
     def __init__(self) -> None:
-        self.num_bytes, self.is_open, self.changed = 0, False, threading.Condition()
+        self.num_bytes, self.changed = 0, threading.Condition()
 
     def add(self, num_bytes: int) -> None:
         """Wait for room."""
         with self.changed:
-            self.changed.wait_for(
-                lambda: self.is_open or not self.num_bytes or self.num_bytes + num_bytes <= _MOST_HELD
-            )
+            self.changed.wait_for(lambda: not self.num_bytes or self.num_bytes + num_bytes <= _MOST_HELD)
             self.num_bytes += num_bytes
 
     def remove(self, num_bytes: int, _: object) -> None:
         """Make room."""
         with self.changed:
             self.num_bytes -= num_bytes
-            self.changed.notify_all()
-
-    def open(self) -> None:
-        """Let nobody wait any more."""
-        with self.changed:
-            self.is_open = True
             self.changed.notify_all()
 
 

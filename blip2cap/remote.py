@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import re
 from typing import TYPE_CHECKING, Any
-from urllib.parse import urljoin, urlsplit
 
 from blip2cap.errors import ImageError, InputError
 
@@ -30,7 +29,7 @@ _BACK_ENDS = {
 """Scheme -> the package that serves it."""
 _IN_EXTRA = ("s3fs", "gcsfs")
 
-_CONNECT_S, _READ_S, _TOTAL_S = 10.0, 20.0, 120.0
+_CONNECT_S, _READ_S, _TOTAL_S = 10.0, 20.0, 60.0
 """How long a server may take to answer, to send its next bytes, and for all of one file."""
 _NUM_REDIRECTS = 5
 _BLOCK = 1 << 16
@@ -167,6 +166,8 @@ async def _body(response: aiohttp.ClientResponse, max_bytes: int) -> bytes:
 
 def _follow(url: str, location: str) -> str:
     """Return where a redirect leads: from http to https, or with the same scheme; nowhere else."""
+    from urllib.parse import urljoin, urlsplit
+
     target = urljoin(url, location)
     old, new = urlsplit(url).scheme, urlsplit(target).scheme
     if new != old and (old, new) != ("http", "https"):

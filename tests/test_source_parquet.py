@@ -118,8 +118,9 @@ def test_rows_are_read_once_and_a_few_at_a_time(batches):
 
 def test_row_groups_that_are_finished_are_passed_over(batches):
     write(as_structs(PICTURES), row_group_size=10)
-    assert content(list(source())[95]) == PICTURES[95]
-    assert sum(batches) <= 16
+    refs = list(source())
+    assert [content(refs[number]) for number in (3, 95)] == [PICTURES[3], PICTURES[95]]
+    assert sum(batches) <= 32
 
 
 def test_rows_that_nobody_asks_for_do_not_pile_up():
@@ -129,15 +130,27 @@ def test_rows_that_nobody_asks_for_do_not_pile_up():
     assert len(refs[0].load.func.__self__.waiting) <= 64  # type: ignore[union-attr]
 
 
-def test_a_damaged_row_group_fails_its_rows_and_no_others():
-    write([os.urandom(1000) for _ in range(NUM_ROWS)], pa.binary(), row_group_size=50)
-    good = [content(ref) for ref in source()]
-    column = pq.ParquetFile("x.parquet").metadata.row_group(0).column(0)
+def damage(row_group: int) -> None:
+    column = pq.ParquetFile("x.parquet").metadata.row_group(row_group).column(0)
     start = column.dictionary_page_offset or column.data_page_offset
     data = bytearray(Path("x.parquet").read_bytes())
     data[start : start + 40] = b"\xff" * 40
     Path("x.parquet").write_bytes(bytes(data))
+
+
+def test_a_damaged_row_group_fails_its_rows_and_no_others():
+    write([os.urandom(1000) for _ in range(NUM_ROWS)], pa.binary(), row_group_size=50)
+    good = [content(ref) for ref in source()]
+    damage(row_group=0)
     assert [content(ref) for ref in source()] == ["corrupt"] * 50 + good[50:]
+
+
+def test_reading_on_over_a_damaged_row_group_reaches_those_behind_it():
+    write([os.urandom(1000) for _ in range(NUM_ROWS)], pa.binary(), row_group_size=20)
+    good = [content(ref) for ref in source()]
+    damage(row_group=1)
+    refs = list(source())
+    assert [content(refs[number]) for number in (5, 45, 25, 65)] == [good[5], good[45], "corrupt", good[65]]
 
 
 @pytest.mark.parametrize("data", [b"", b"PAR1", b"hello" * 100, b"PAR1" + bytes(100) + b"\xff\xff\xff\x7fPAR1"])

@@ -2,6 +2,8 @@ from __future__ import annotations
 
 import gzip
 import logging
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -62,6 +64,13 @@ def test_a_remote_folder_is_walked_like_a_local_one(bucket):
     assert images.skipped == {"hidden": 2, "other_suffix": 1}
     assert images.root == "memory://bucket/imgs"
     assert not images.repeatable
+
+
+def test_what_reads_remote_inputs_is_imported_only_for_them(here):
+    code = "import sys, blip2cap.source.inputs, blip2cap.decode.read; print(*sys.modules)"
+    imported = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.split()
+    assert "blip2cap.remote" in imported
+    assert not {"pyarrow", "fsspec", "aiohttp", "asyncio", "concurrent.futures"} & {*imported}
 
 
 def test_several_remote_inputs_keep_their_names_as_given(bucket):

@@ -9,7 +9,6 @@ from __future__ import annotations
 import os
 from collections import Counter
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 from blip2cap import remote
@@ -27,6 +26,8 @@ def look_up(urls: list[str]) -> dict[str, str]:
     """
     if not urls:
         return {}
+    from concurrent.futures import ThreadPoolExecutor
+
     with ThreadPoolExecutor(_NUM_LOOKED_UP, thread_name_prefix="look_up") as pool:
         return dict(zip(urls, pool.map(_kind, urls), strict=True))
 
