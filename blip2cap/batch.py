@@ -21,13 +21,16 @@ _PATIENCE_S = 0.5
 """How long the next image is waited for before what is there is said to be all for now."""
 _BATCH_PATIENCE_S = 2.0
 """How long a batch is: images that trickle in are not kept waiting for many others."""
+_MOST_HELD = 256 << 20
+"""Bytes of images from streams that may wait to be decoded. One that is larger waits alone."""
 
 
 class DecodeAhead(Generic[Item]):
     """Decodes the images of items in threads, from the moment it is made; to be closed.
 
-    At most `num_ahead` images are decoded or waiting at any time; `items` is read no further than that, by a thread of
-    its own, so that a slow pipe holds nothing up. An image that is waited for longer than `timeout_s` fails as timeout.
+    At most `num_ahead` images are decoded or waiting at any time, and what waits keeps no more than 256 MB of undecoded
+    bytes in memory; `items` is read no further than that, by a thread of its own, so that a slow pipe holds nothing up.
+    An image that is waited for longer than `timeout_s` fails as timeout.
     """
 
     def __init__(
@@ -45,6 +48,7 @@ class DecodeAhead(Generic[Item]):
         self._entries: queue.SimpleQueue[tuple[Item, Job[Decoded | ImageError]] | BaseException | None]
         self._entries = queue.SimpleQueue()
         self._room, self._closed = threading.Semaphore(num_ahead), threading.Event()
+        self._held = _Held()
         self._threads: Threads[Decoded | ImageError] = Threads(num_threads, "decode")
         # A daemon: it may wait for a pipe for ever, and the process must be able to end without it.
         self._feeder = threading.Thread(target=self._feed, name="source", daemon=True)
@@ -55,7 +59,12 @@ class DecodeAhead(Generic[Item]):
             iterator = iter(self._items)
             while self._room.acquire() and not self._closed.is_set():
                 item = next(iterator)
-                self._entries.put((item, self._threads.submit(partial(_guarded, self._decode, self._ref_of(item)))))
+                ref = self._ref_of(item)
+                self._held.add(ref.num_held)
+                if self._closed.is_set():
+                    return
+                release = partial(self._held.remove, ref.num_held)
+                self._entries.put((item, self._threads.submit(partial(_guarded, self._decode, ref), release)))
         except StopIteration:
             self._entries.put(None)
         except BaseException as error:
@@ -96,8 +105,34 @@ class DecodeAhead(Generic[Item]):
         """End the threads; one that waits for a pipe, or a file that hangs, is left behind."""
         self._closed.set()
         self._room.release()
+        self._held.close()
         self._feeder.join(timeout=_PATIENCE_S)
         self._threads.close()
+
+
+class _Held:
+    """Counts bytes in memory, and lets those who bring more wait until there is room."""
+
+    def __init__(self) -> None:
+        self.num_bytes, self.changed, self.closed = 0, threading.Condition(), False
+
+    def add(self, num_bytes: int) -> None:
+        """Wait for room."""
+        with self.changed:
+            self.changed.wait_for(lambda: self.closed or not self.num_bytes or self.num_bytes + num_bytes <= _MOST_HELD)
+            self.num_bytes += num_bytes
+
+    def remove(self, num_bytes: int) -> None:
+        """Make room."""
+        with self.changed:
+            self.num_bytes -= num_bytes
+            self.changed.notify_all()
+
+    def close(self) -> None:
+        """Let nobody wait any more."""
+        with self.changed:
+            self.closed = True
+            self.changed.notify_all()
 
 
 def in_batches(items: Iterable[Item | None], size: Callable[[], int]) -> Iterator[list[Item]]:

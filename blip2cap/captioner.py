@@ -135,17 +135,11 @@ class Captioner:
             raise UsageError(
                 f"num_captions={options.num_captions}: this returns one text an image, see caption_folder."
             )
-<<<<<<< HEAD
         engine = replace(self._engine(options, text_options), on_failure=_raise)
-        items = ((task, image) for ref, image in map(self._decode, images) for task in plan.tasks((ref,), frozenset()))
-        return [row.text for row in engine.rows(items)]
-=======
-        engine = replace(self._engine(options), on_failure=_raise)
         with closing(Isolation(self.decode_options, self.model.image_size, choose_resizer())) as isolation:
             decoded = (self._decode(image, isolation) for image in images)
             items = ((task, image) for ref, image in decoded for task in plan.tasks((ref,), frozenset()))
             return [row.text for row in engine.rows(items)]
->>>>>>> isolate
 
     def _decode_file(self, ref: ImageRef, isolation: Isolation) -> Decoded:
         options = self.decode_options

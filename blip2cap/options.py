@@ -20,6 +20,8 @@ DEFAULT_MODEL = "Salesforce/blip2-opt-2.7b"
 CAPTION_NEW_TOKENS = 30
 ANSWER_NEW_TOKENS = 10
 """As LAVIS asks; answers are short."""
+MAX_BYTES = 1_000_000_000
+"""Of one image file."""
 _FIRST_IMAGES, _MOST_IMAGES = 8, 128
 """Encoded at once, while their number is measured."""
 _QUICK_S = 0.25
@@ -31,13 +33,17 @@ class SourceOptions:
     """Which images."""
 
     inputs: tuple[str, ...] = ()
-    """Folders, image files, or `-` for paths on standard input."""
+    """Folders, image files, tar archives, Parquet files, URLs, or `-` for paths on standard input."""
     files_from: tuple[str, ...] = ()
     """Files that hold paths."""
     null_separated: bool = False
     """Paths in lists end with NUL, not with a newline."""
     limit: int | None = None
     """Stop after this many images."""
+    image_column: str | None = None
+    """The column of Parquet files that holds image bytes; None: the only one that can."""
+    max_bytes: int = MAX_BYTES
+    """Larger members of archives become too_large rows, before they are read."""
 
     def __post_init__(self) -> None:
         if not self.inputs and not self.files_from:
@@ -57,8 +63,10 @@ class DecodeOptions:
     """fast: JPEGs are decoded no larger than is needed for twice the model's size; exact: decoded in full."""
     max_pixels: int = 300_000_000
     """Larger images fail as too_large, before they are decoded; 200-megapixel phone pictures are real."""
-    max_bytes: int = 1_000_000_000
+    max_bytes: int = MAX_BYTES
     """Larger files fail as too_large, before they are read."""
+    allow_http: bool = False
+    """Fetch http:// and https:// URLs; else they fail as unsupported."""
     num_threads: int = 0
     """Threads that decode; 0 takes one per core, at most 16."""
     timeout_s: float = 60.0

@@ -6,6 +6,7 @@ import base64
 import json
 import os
 import re
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -30,14 +31,41 @@ _STEERING = re.compile("[\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069]"
 """DEL and C1 controls, line ends that only Unicode has, and what turns the direction of text."""
 
 
+class Held:
+    """Bytes that came past in a stream. Who calls it takes them: nothing else keeps them in memory after that."""
+
+    __slots__ = ("_data",)
+
+    def __init__(self, data: bytes) -> None:
+        self._data: bytes | None = data
+
+    def __call__(self) -> bytes:
+        """Hand the bytes over, once."""
+        data, self._data = self._data, None
+        assert data is not None, "these bytes were taken before"
+        return data
+
+
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ImageRef:
-    """One image to process."""
+    """One image to process, and where its bytes are: a file, a URL, a part of a file, or what `load` returns."""
 
     path: str
-    """Where to read it, as the operating system has it (surrogate escapes for undecodable bytes)."""
+    """Where to read it, as the operating system has it (surrogate escapes for undecodable bytes), or a URL."""
     name: str
     """Relative to the one input folder, with `/`, or the path as given. Unique in a run; may hold surrogates."""
+    offset: int | None = None
+    """Where its bytes begin in the file, for a member of an archive; None: they are the whole file."""
+    num_bytes: int | None = None
+    """How many there are, if the source knows."""
+    load: Callable[[], bytes] | None = None
+    """Returns the bytes in place of a file; may raise ImageError."""
+    num_held: int = 0
+    """Bytes that `load` keeps in memory until it is called."""
+    error: str = ""
+    """What the source knows to be wrong with it already, one of FAILURES: then it is not read."""
+    detail: str = ""
+    """What to tell people about that error."""
 
     @property
     def file_name(self) -> str:

@@ -102,6 +102,47 @@ def test_decoding_begins_before_the_first_image_is_asked_for():
     assert not workers()
 
 
+@pytest.mark.parametrize("size", [10, 40, 100, 300])
+def test_bytes_that_wait_to_be_decoded_are_bounded(monkeypatch, size):
+    monkeypatch.setattr("blip2cap.batch._MOST_HELD", 100)
+    lock, held, most = threading.Lock(), 0, 0
+
+    def refs() -> Iterator[ImageRef]:
+        nonlocal held, most
+        for number in range(60):
+            with lock:
+                held += size
+                most = max(most, held)
+            yield ImageRef(path="x", name=str(number), num_held=size)
+
+    def decode(ref: ImageRef) -> Decoded:
+        nonlocal held
+        time.sleep(0.001)
+        with lock:
+            held -= size
+        return number_as_width(ref)
+
+    ahead = DecodeAhead(refs(), lambda ref: ref, decode, num_threads=2, num_ahead=64)
+    with closing(ahead):
+        assert len([result for result in ahead.results() if result is not None]) == 60
+    assert most <= max(100, size) + size  # and the one that waits for room
+
+
+def test_closing_lets_go_a_source_that_waits_for_room(monkeypatch):
+    monkeypatch.setattr("blip2cap.batch._MOST_HELD", 100)
+    go_on = threading.Event()
+
+    def decode(ref: ImageRef) -> Decoded:
+        go_on.wait(10)
+        return number_as_width(ref)
+
+    refs = [ImageRef(path="x", name=str(number), num_held=80) for number in range(5)]
+    ahead = DecodeAhead(refs, lambda ref: ref, decode, num_threads=1, num_ahead=64)
+    threading.Timer(0.05, go_on.set).start()
+    ahead.close()
+    assert not workers()
+
+
 @pytest.mark.parametrize(
     "error",
     [

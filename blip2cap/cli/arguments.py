@@ -35,7 +35,10 @@ Inputs = Annotated[
     list[str] | None,
     typer.Argument(
         metavar="INPUT",
-        help="A folder (walked recursively), image files, or `-` for paths on standard input.",
+        help=(
+            "A folder (walked recursively), image files, .tar or .parquet files, URLs as s3://bucket/folder, "
+            "or `-` for paths on standard input. shards/{000..099}.tar stands for a hundred."
+        ),
         show_default=False,
     ),
 ]
@@ -44,6 +47,11 @@ FilesFrom = Annotated[
     repeated_option("--files-from", metavar="FILE", help="Read paths from FILE, one a line; may be repeated."),
 ]
 NullSeparated = Annotated[bool, option("-0", "--null", help="Paths in lists end with NUL, as from find -print0.")]
+ImageColumn = Annotated[
+    str | None,
+    option("--image-column", metavar="NAME", help="Column of .parquet inputs with the bytes of images."),
+]
+AllowHttp = Annotated[bool, option("--allow-http", help="Fetch images from http:// and https:// URLs.")]
 Out = Annotated[str, option("-o", "--out", metavar="PATH", help="Output .jsonl file; `-` is stdout.")]
 Model = Annotated[
     str,

@@ -15,6 +15,7 @@ from typing import Annotated, Any
 
 import typer
 
+from blip2cap import remote
 from blip2cap.cli import arguments as arg
 from blip2cap.cli.guard import handle_errors
 from blip2cap.cli.report import no_image, print_json
@@ -141,6 +142,8 @@ def _images(inputs: tuple[str, ...], limit: int | None) -> tuple[ImageRef, ...]:
     refs = tuple(itertools.islice(source, limit or _MOST_IMAGES))
     if not refs:
         raise InputError(no_image(source))
+    if any(ref.load or ref.error or ref.offset is not None or remote.scheme(ref.path) for ref in refs):
+        raise UsageError("a benchmark reads its images many times: give folders or image files, no archives or URLs.")
     return refs
 
 

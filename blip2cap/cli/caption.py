@@ -25,6 +25,8 @@ def caption(
     inputs: arg.Inputs = None,
     files_from: arg.FilesFrom = None,
     null: arg.NullSeparated = False,
+    image_column: arg.ImageColumn = None,
+    allow_http: arg.AllowHttp = _DECODE.allow_http,
     out: arg.Out = "captions.jsonl",
     model: arg.Model = _MODEL.name,
     revision: arg.Revision = _MODEL.revision,
@@ -73,9 +75,15 @@ def caption(
     job = Job(
         command="caption",
         source=SourceOptions(
-            inputs=tuple(inputs or ()), files_from=tuple(files_from or ()), null_separated=null, limit=limit
+            inputs=tuple(inputs or ()),
+            files_from=tuple(files_from or ()),
+            null_separated=null,
+            limit=limit,
+            image_column=image_column,
         ),
-        decode=DecodeOptions(mode=decode, num_threads=threads, timeout_s=timeout, isolate=isolate),
+        decode=DecodeOptions(
+            mode=decode, num_threads=threads, timeout_s=timeout, isolate=isolate, allow_http=allow_http
+        ),
         model=ModelOptions(
             name=model, revision=revision, dtype=dtype, device=device, device_map=device_map, quantize=quantize
         ),

@@ -175,12 +175,19 @@ def _dry_run(job: Job, source: Source, plan: Plan) -> None:
         if manifest is not None and journal.num_bytes:
             manifest.check({**manifest.settings, **job.known_settings(source)}, path.name)
     facts = plan_facts(job.out, source, plan, journal.finished, journal.num_failed)
+    _say_damaged(job, source)
     if plan.num_images == 0:
         raise InputError(no_image(source))
     if job.as_json:
         print_json(facts)
     else:
         say_plan(facts)
+
+
+def _say_damaged(job: Job, source: Source) -> None:
+    if not job.quiet:
+        for line in source.damaged:
+            say(clean(line))
 
 
 def _counter(job: Job, sink: JournalSink | StreamSink) -> Callable[[], int]:
@@ -195,6 +202,7 @@ def _end(
     facts = summary_facts(job.out, source, plan, sink.num_failed, summary, stopped=bool(stopped))
     if job.text.loop_guard:
         facts |= flag_facts(summary)
+    _say_damaged(job, source)
     if job.as_json:
         print_json(facts)
     elif not job.quiet:
@@ -204,7 +212,8 @@ def _end(
             again = "the same command without --overwrite" if job.overwrite else "the same command again"
             say(f"Stopped. The rows so far are safe; run {again} to go on.")
         raise typer.Exit(stopped)
-    bad = facts["rows_failed"] + facts["rows_failed_before"] + source.skipped["unreadable_folder"]
+    unread = source.skipped["unreadable_folder"] + source.skipped["unreadable_archive"]
+    bad = facts["rows_failed"] + facts["rows_failed_before"] + unread
     raise typer.Exit(_SOME_FAILED if bad else 0)
 
 

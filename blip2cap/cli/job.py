@@ -19,6 +19,7 @@ from blip2cap.options import (
 )
 from blip2cap.plan import Plan
 from blip2cap.prompts import CAPTION_PROMPTS, VQA_TEMPLATES, Template
+from blip2cap.remote import is_http, shown
 from blip2cap.source.inputs import Source
 
 if TYPE_CHECKING:
@@ -53,6 +54,9 @@ class Job:
         """Raise UsageError for options that exclude each other."""
         if self.quiet and self.verbose:
             raise UsageError("--quiet and --verbose exclude each other.")
+        if not self.decode.allow_http:
+            for given in filter(is_http, self.source.inputs):
+                raise UsageError(f"{shown(given)}: nothing is fetched from web servers without --allow-http. Add it.")
         if self.out == "-":
             if sys.stdout is None:
                 raise OutputError("--out -: standard output is closed.")
@@ -83,6 +87,8 @@ class Job:
             del generate["seed"]
         root = os.fsencode(source.root).decode("utf-8", "backslashreplace")
         inputs = {"decode": self.decode.mode, "input_root": root}
+        if self.source.image_column is not None:
+            inputs["image_column"] = self.source.image_column
         text = asdict(self.text) | {"strip": list(self.text.strip)}  # as JSON gives it back
         return {"command": self.command, **generate, **text, "quantize": self.model.quantize, **inputs}
 

@@ -11,6 +11,7 @@ from blip2cap.cli.terminal import clean, say, write_out
 from blip2cap.errors import ImageError
 from blip2cap.plan import Plan
 from blip2cap.records import ImageRef
+from blip2cap.remote import shown
 from blip2cap.source.inputs import Source
 
 if TYPE_CHECKING:
@@ -32,7 +33,7 @@ class Failures:
         """Say which image failed, and why."""
         self.count += 1
         if self.count <= self.limit:
-            self.say(f"{clean(ref.file_name)}: {error.code}: {clean(error.detail)}")
+            self.say(f"{clean(shown(ref.file_name))}: {error.code}: {clean(error.detail)}")
 
     def close(self) -> None:
         """Say how many were not named."""
@@ -106,7 +107,7 @@ def say_summary(facts: dict[str, Any]) -> None:
 
 def no_image(source: Source) -> str:
     """Say that there is nothing to do, and what was passed over."""
-    given = ", ".join((*source.options.inputs, *source.options.files_from))
+    given = shown(", ".join((*source.options.inputs, *source.options.files_from)))
     skipped = f" ({', '.join(_skipped(source.skipped))})" if source.skipped else ""
     return f"no image found in {given}{skipped}. Expected files like .jpg .png .webp; name other ones one by one."
 

@@ -1,27 +1,50 @@
-"""ImageRef -> the bytes of its file."""
+"""ImageRef -> its bytes: of a file, a part of a file, a URL, or what its source holds ready."""
 
 from __future__ import annotations
 
 import os
 import stat
 
+from blip2cap import remote
 from blip2cap.errors import ImageError
 from blip2cap.options import DecodeOptions
 from blip2cap.records import ImageRef
 
 
 def read(ref: ImageRef, options: DecodeOptions) -> bytes:
-    """Read the file of one input.
+    """Read the bytes of one input.
 
-    Raises ImageError: vanished, permission, not_regular, too_large, corrupt (unreadable).
+    Raises ImageError: vanished, permission, not_regular, too_large, truncated, timeout, unsupported, corrupt
+    (unreadable), and whatever the source knew before.
     """
+    if ref.error:
+        raise ImageError(ref.error, ref.detail)
+    if ref.num_bytes is not None:
+        _check_size(ref.num_bytes, options)
+    if ref.load is not None:
+        data = ref.load()
+        _check_size(len(data), options)
+        return data
+    if remote.is_http(ref.path):
+        if not options.allow_http:
+            raise ImageError("unsupported", "not fetched without --allow-http")
+        return remote.read_http(ref.path, options.max_bytes)
+    if remote.scheme(ref.path):
+        return remote.read(ref.path, ref.num_bytes, options.max_bytes)
+    return _read_file(ref, options)
+
+
+def _read_file(ref: ImageRef, options: DecodeOptions) -> bytes:
     try:
         # A FIFO would block open() for ever; devices and sockets are no images either.
         status = os.stat(ref.path)
         if not stat.S_ISREG(status.st_mode):
             raise ImageError("not_regular", "not a regular file")
-        if status.st_size > options.max_bytes:
-            raise ImageError("too_large", f"{status.st_size:,} bytes is more than {options.max_bytes:,}")
+        if ref.offset is not None and ref.num_bytes is not None:
+            if ref.offset + ref.num_bytes > status.st_size:
+                raise ImageError("truncated", "the archive ends before it does")
+            return _read_part(ref.path, ref.offset, ref.num_bytes)
+        _check_size(status.st_size, options)
         with open(ref.path, "rb") as file:
             return file.read()
     except (FileNotFoundError, NotADirectoryError) as error:
@@ -30,3 +53,21 @@ def read(ref: ImageRef, options: DecodeOptions) -> bytes:
         raise ImageError("permission", "no permission to read it") from error
     except (OSError, ValueError) as error:
         raise ImageError("corrupt", f"cannot be read: {error}") from error
+
+
+def _read_part(path: str, offset: int, num_bytes: int) -> bytes:
+    """Read a part of a file, side by side with other threads: each has a descriptor of its own."""
+    with open(path, "rb", buffering=0) as file:
+        file.seek(offset)
+        blocks = []
+        while num_bytes and (block := file.read(num_bytes)):  # one read returns no more than 2 GB
+            blocks.append(block)
+            num_bytes -= len(block)
+    if num_bytes:
+        raise ImageError("truncated", "the archive ends before it does")
+    return blocks[0] if len(blocks) == 1 else b"".join(blocks)
+
+
+def _check_size(num_bytes: int, options: DecodeOptions) -> None:
+    if num_bytes > options.max_bytes:
+        raise ImageError("too_large", f"{num_bytes:,} bytes is more than {options.max_bytes:,}")

@@ -1,22 +1,28 @@
-"""Folders, files and lists of paths -> ImageRef, streamed in one stable order.
+"""Folders, files, archives, tables, URLs and lists of paths -> ImageRef, streamed in one stable order.
 
-Covered: nested folders, links and loops of links, path lists by newline or NUL, names that are not UTF-8.
-Not covered: archives, Parquet, remote storage.
+Covered: nested folders, links and loops of links, path lists by newline or NUL, names that are not UTF-8; what is no
+plain file in `tar`, `parquet` and `remote`.
+Not covered: archives and tables that a list names or a folder holds; give them as INPUT.
 """
 
 from __future__ import annotations
 
+import functools
 import os
 import sys
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import BinaryIO
 
+from blip2cap import remote
 from blip2cap.errors import InputError
 from blip2cap.options import SourceOptions
 from blip2cap.records import ImageRef
+from blip2cap.source import parquet, tar
+from blip2cap.source.braces import expand
 from blip2cap.source.lists import split
+from blip2cap.source.remote import look_up, open_url, walk
 
 IMAGE_SUFFIXES = frozenset(
     {
@@ -30,7 +36,7 @@ IMAGE_SUFFIXES = frozenset(
 class Source:
     """The images of one run; iterating walks as it goes, and may be done again if `repeatable`.
 
-    Raises InputError at once for an input that does not exist.
+    Raises InputError at once for an input that does not exist, or is not what its name says.
     """
 
     def __init__(self, options: SourceOptions, stdin: BinaryIO | None = None) -> None:
@@ -38,32 +44,65 @@ class Source:
         self.stdin = stdin
         self.skipped: Counter[str] = Counter()
         """How many entries the walk passed over, by reason."""
-        for given in (*options.inputs, *options.files_from):
-            if given != "-" and not os.path.exists(given):
+        self.damaged: list[str] = []
+        """What to tell about archives that could not be read to their end."""
+        self.inputs = tuple(name for given in options.inputs for name in _names(given))
+        for given in (*self.inputs, *options.files_from):
+            if given != "-" and not remote.scheme(given) and not os.path.exists(given):
                 raise InputError(f"{given}: no such file or folder. Paths are relative to {os.getcwd()}.")
         for given in options.files_from:
             if os.path.isdir(given):
                 raise InputError(f"--files-from {given}: a folder. Expected a file of paths; give folders as INPUT.")
+        self._remote = look_up([given for given in self.inputs if remote.scheme(given)])
+        """URL -> file or directory."""
+        self._archives: dict[str, Callable[[], Iterator[ImageRef]]] = {}
+        self._streamed = bool(self._remote)
+        for given in self.inputs:
+            self._open_archive(given)
+        if options.image_column is not None and not any(map(_is_parquet, self.inputs)):
+            raise InputError(f"--image-column {options.image_column}: no .parquet file is among the inputs.")
+
+    def _open_archive(self, given: str) -> None:
+        """Look into a tar or Parquet file that was named; remember how to go through it."""
+        lower = given.lower()
+        if not lower.endswith((*tar.SUFFIXES, ".parquet")) or self._is_folder(given):
+            return
+        if remote.is_http(given):
+            raise InputError(f"{remote.shown(given)}: only images are read from web servers. Fetch this file first.")
+        open_remote = functools.partial(open_url, given) if given in self._remote else None
+        if _is_parquet(given):
+            self._archives[given] = parquet.ParquetTable(given, self.options.image_column, open_remote).refs
+        else:
+            archive = tar.TarArchive(given, IMAGE_SUFFIXES, self.options.max_bytes, open_remote)
+            self._archives[given] = functools.partial(archive.refs, self.skipped, self.damaged)
+            self._streamed |= archive.streamed
+
+    def _is_folder(self, given: str) -> bool:
+        return self._remote[given] == "directory" if given in self._remote else os.path.isdir(given)
 
     @property
     def repeatable(self) -> bool:
-        """Whether the source can be iterated more than once; pipes cannot."""
+        """Whether the source can be iterated more than once, at little cost; pipes and streams cannot."""
         lists = self.options.files_from
-        return "-" not in (*self.options.inputs, *lists) and all(os.path.isfile(given) for given in lists)
+        return (
+            "-" not in (*self.inputs, *lists) and all(os.path.isfile(given) for given in lists) and not self._streamed
+        )
 
     @property
     def root(self) -> str:
-        """What the names are relative to, as an absolute path: the one input folder, else the current folder."""
-        return os.path.realpath(self.options.inputs[0] if self._one_folder else os.getcwd())
+        """What the names are relative to: the one input folder, as an absolute path or a URL, else the current one."""
+        if self._one_folder and self.inputs[0] in self._remote:
+            return self.inputs[0].rstrip("/")
+        return os.path.realpath(self.inputs[0] if self._one_folder else os.getcwd())
 
     @property
     def _one_folder(self) -> bool:
-        inputs = self.options.inputs
-        return len(inputs) == 1 and not self.options.files_from and os.path.isdir(inputs[0])
+        return len(self.inputs) == 1 and not self.options.files_from and self._is_folder(self.inputs[0])
 
     def __iter__(self) -> Iterator[ImageRef]:
         self.skipped.clear()
-        refs = self._walk(Path(self.options.inputs[0]), "") if self._one_folder else self._unique()
+        self.damaged.clear()
+        refs = self._folder(self.inputs[0], "") if self._one_folder else self._unique()
         for count, ref in enumerate(refs, start=1):
             yield ref
             if count == self.options.limit:
@@ -80,13 +119,15 @@ class Source:
                 yield ref
 
     def _named(self) -> Iterator[ImageRef]:
-        for given in self.options.inputs:
+        for given in self.inputs:
             if given == "-":
                 yield from self._listed(self.stdin or sys.stdin.buffer)
-            elif os.path.isdir(given):
-                yield from self._walk(Path(given), f"{given.rstrip('/')}/" if given != "/" else "/")
+            elif self._is_folder(given):
+                yield from self._folder(given, f"{given.rstrip('/')}/" if given != "/" else "/")
+            elif given in self._archives:
+                yield from self._archives[given]()
             else:
-                yield ImageRef(path=given, name=given)
+                yield _named(given)
         for given in self.options.files_from:
             if given == "-":
                 yield from self._listed(self.stdin or sys.stdin.buffer)
@@ -103,8 +144,12 @@ class Source:
             if not self.options.null_separated:
                 raw = raw.removesuffix(b"\r")
             if raw:
-                path = os.fsdecode(raw)
-                yield ImageRef(path=path, name=path)
+                yield _named(os.fsdecode(raw))
+
+    def _folder(self, given: str, prefix: str) -> Iterator[ImageRef]:
+        if given in self._remote:
+            return walk(given, prefix, IMAGE_SUFFIXES, self.skipped)
+        return self._walk(Path(given), prefix)
 
     def _walk(self, folder: Path, prefix: str, parents: tuple[tuple[int, int], ...] = ()) -> Iterator[ImageRef]:
         """Yield the images under `folder`: files and folders of one level in the order of their names' bytes."""
@@ -128,6 +173,19 @@ class Source:
                 self.skipped["other_suffix"] += 1
             else:
                 yield ImageRef(path=entry.path, name=f"{prefix}{entry.name}")
+
+
+def _names(given: str) -> list[str]:
+    """Return what an input with braces stands for; a file whose name has some is that file."""
+    return [given] if os.path.exists(given) else expand(given)
+
+
+def _named(path: str) -> ImageRef:
+    return ImageRef(path=path, name=remote.without_password(path))
+
+
+def _is_parquet(given: str) -> bool:
+    return given.lower().endswith(".parquet")
 
 
 def _is_dir(entry: os.DirEntry[str]) -> bool:
