@@ -78,14 +78,14 @@ def stop_on_signal(*, quiet: bool = False) -> Iterator[Stop]:
 
     # What a script has told its background jobs to ignore, or nohup, stays ignored.
     heeded = [number for number in _SIGNALS if signal.getsignal(number) not in (signal.SIG_IGN, None)]
-    before: dict[int, Any] = {}
+    before: dict[signal.Signals, Any] = {}
     timer: list[float] = []
-    for number in heeded:
-        before[number] = signal.signal(number, handle)
     try:
+        for each in heeded:
+            before[each] = signal.signal(each, handle)
         yield stop
     finally:
         if timer:
             signal.setitimer(signal.ITIMER_REAL, *timer)
-        for number, handler in before.items():
-            signal.signal(number, handler)
+        for each, handler in before.items():
+            signal.signal(each, handler)
