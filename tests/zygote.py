@@ -39,6 +39,8 @@ class Stub:
     """A file that gets one line for each image that is encoded."""
     load_s: float = 0.0
     """What loading takes."""
+    gate: str = ""
+    """A file that loading waits for."""
     encode_s: float = 0.0
     """What encoding a batch takes."""
     slow_after: int = 0
@@ -78,6 +80,8 @@ class LoadedStub(FakeModel):
         )
         self.stub = stub
         time.sleep(stub.load_s)
+        while stub.gate and not os.path.exists(stub.gate):
+            time.sleep(0.001)
 
     def encode(self, images: Sequence[Pixels]) -> list[str]:
         """Note what is encoded, and take its time."""
@@ -154,9 +158,11 @@ class Zygote:
             return Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()[0] == "Z"
         return True
 
-    def run(self, *args: str | Path, cwd: Path, stub: Stub | None = None, said: str = "said") -> int:
+    def run(
+        self, *args: str | Path, cwd: Path, stub: Stub | None = None, said: str = "said", out: str | None = None
+    ) -> int:
         """Run a command to its end; return its exit code."""
-        return self.wait(self.start(*args, cwd=cwd, stub=stub, said=said))
+        return self.wait(self.start(*args, cwd=cwd, stub=stub, said=said, out=out))
 
 
 def serve() -> None:
