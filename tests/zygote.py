@@ -219,7 +219,7 @@ def become(app: Any, question: dict[str, Any]) -> None:
         how = os.O_WRONLY | os.O_CREAT | os.O_APPEND if target else os.O_RDONLY
         os.dup2(os.open(name, how | os.O_NOCTTY), target)
     # Anew, as they decide by what they write to.
-    sys.stdout, sys.stderr = os.fdopen(1, "w", closefd=False), os.fdopen(2, "w", buffering=1, closefd=False)
+    sys.stdout, sys.stderr = os.fdopen(1, "w"), os.fdopen(2, "w", buffering=1, errors="backslashreplace")
     arguments = [os.fsdecode(bytes.fromhex(argument)) for argument in question["args"]]
     sys.modules["blip2cap.model.load"] = put_in_place_of_the_model(Stub(**question["stub"]))
     sys.argv = ["blip2cap", *arguments]
