@@ -161,7 +161,13 @@ def _check_weights(name: str, folder: Path) -> None:
         weight_map = read_json(name, index).get("weight_map")
         if not isinstance(weight_map, dict) or not weight_map:
             raise ModelError(f"--model {name}: {index.name} lists no weights. Fetch it again. {_HINT}")
-        files = sorted(set(weight_map.values()))
+        files = sorted({str(file) for file in weight_map.values()})
+        # transformers would open a file of another kind with torch.load, and follow a path to anywhere.
+        others = [file for file in files if not file.endswith(".safetensors") or Path(file).name != file]
+        if others:
+            raise ModelError(
+                f"--model {name}: {index.name} names {', '.join(others)}. Expected .safetensors files beside it. {_HINT}"
+            )
         missing = [file for file in files if not (folder / file).is_file()]
         if missing:
             raise ModelError(
