@@ -55,7 +55,7 @@ def test_two_hundred_kills_leave_one_row_each_and_redo_little(
     rng, out, log = random.Random(most_steps), killed / "captions.jsonl", killed / "log"
     step_s = PACE_S / most_steps
     stub = Stub(log=str(log), encode_s=PACE_S / 2, step_s=step_s, most_steps=most_steps)
-    num_redone: list[int] = []
+    num_killed, num_redone = 0, list[int]()
     for kill in range(NUM_KILLS):
         before = num_bytes(out)
         rows_before, encoded_before = num_lines(out), num_lines(log)
@@ -68,12 +68,14 @@ def test_two_hundred_kills_leave_one_row_each_and_redo_little(
             left = (NUM_IMAGES - rows_before) / BATCH_SIZE / (NUM_KILLS - kill)
             time.sleep(rng.uniform(0, max(0, left - 1) * 2 * PACE_S))
         os.kill(process, signal.SIGKILL)
-        assert zygote.wait(process) == -signal.SIGKILL, (killed / "said").read_text()
+        code = zygote.wait(process)
+        assert code in (-signal.SIGKILL, 0), (killed / "said").read_text()
+        num_killed += code != 0
         # What was encoded and has no row is encoded again by the next run.
         num_redone.append((num_lines(log) - encoded_before) - (num_lines(out) - rows_before))
-    print("\nrows", num_lines(out), "redone max", max(num_redone), "mean", sum(num_redone) / NUM_KILLS)
-    assert num_lines(out) < NUM_IMAGES
+    assert num_killed > NUM_KILLS // 2, "on a machine that is busy with other things a run may be done before its kill"
     assert zygote.run(*RUN, cwd=killed, stub=stub) == 0, (killed / "said").read_text()
     assert out.read_bytes() == undisturbed
     assert len({row["file_name"] for row in read_rows(out)}) == NUM_IMAGES
     assert max(num_redone) <= most_redone
+    assert max(num_redone) > 0
