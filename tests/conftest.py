@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from tests.commands import draw_scenes
+from tests.zygote import Zygote
 
 # Both are read when torch and huggingface_hub are imported, which no fixture comes before.
 os.environ["OMP_NUM_THREADS"] = "1"
@@ -28,6 +30,13 @@ def scenes(tmp_path_factory: pytest.TempPathFactory) -> Path:
     draw_scenes(folder, 3)
     draw_scenes(folder / "more", 2, first_seed=3)
     return folder
+
+
+@pytest.fixture(scope="session")
+def zygote() -> Iterator[Zygote]:
+    """A process that starts commands in no time, with a stand-in for the model."""
+    with Zygote() as process:
+        yield process
 
 
 @pytest.fixture

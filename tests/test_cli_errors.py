@@ -1,7 +1,9 @@
 from __future__ import annotations
 
 import json
+import pickle
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -120,6 +122,114 @@ def test_a_model_with_pickled_weights_only_ends_with_4(workplace: Path) -> None:
 def test_a_model_with_code_of_its_own_ends_with_4(workplace: Path) -> None:
     folder = make_model(workplace / "model", auto_map={"AutoModel": "evil.Model"})
     check_model_error(workplace, str(folder), "auto_map", "never runs")
+
+
+class Evil:
+    """Unpickled, it makes a file: the proof that something was run."""
+
+    def __reduce__(self) -> tuple[object, tuple[str, str]]:
+        return open, ("was-run", "w")
+
+
+EVIL_CODE = "open('was-run', 'w')\n"
+
+
+def pickle_only(folder: Path) -> None:
+    (folder / "model.safetensors").unlink()
+    (folder / "pytorch_model.bin").write_bytes(pickle.dumps(Evil()))
+    (folder / "model.pt").write_bytes(pickle.dumps(Evil()))
+
+
+def pickle_by_another_name(folder: Path) -> None:
+    (folder / "model.safetensors").write_bytes(pickle.dumps(Evil()))
+
+
+def link_to_a_pickle(folder: Path) -> None:
+    (folder / "model.safetensors").unlink()
+    (folder.parent / "elsewhere.bin").write_bytes(pickle.dumps(Evil()))
+    (folder / "model.safetensors").symlink_to("../elsewhere.bin")
+
+
+def index_of_a_pickle(folder: Path) -> None:
+    (folder / "model.safetensors").unlink()
+    (folder.parent / "elsewhere.bin").write_bytes(pickle.dumps(Evil()))
+    index = {"metadata": {}, "weight_map": {"query_tokens": "../elsewhere.bin"}}
+    (folder / "model.safetensors.index.json").write_text(json.dumps(index))
+
+
+def code_of_its_own(folder: Path) -> None:
+    config = json.loads((folder / "config.json").read_text())
+    config["auto_map"] = {"AutoConfig": "evil.Config", "AutoModel": "evil.Model"}
+    (folder / "config.json").write_text(json.dumps(config))
+    (folder / "evil.py").write_text(EVIL_CODE)
+
+
+def code_of_its_tokenizer(folder: Path) -> None:
+    path = folder / "tokenizer_config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"auto_map": {"AutoTokenizer": ["evil.T", None]}}))
+    (folder / "evil.py").write_text(EVIL_CODE)
+
+
+def another_type_with_code(folder: Path) -> None:
+    config = json.loads((folder / "config.json").read_text()) | {"model_type": "evil"}
+    (folder / "config.json").write_text(json.dumps(config))
+    for name in ("modeling_evil.py", "configuration_evil.py", "__init__.py"):
+        (folder / name).write_text(EVIL_CODE)
+
+
+def truncated_weights(folder: Path) -> None:
+    content = (folder / "model.safetensors").read_bytes()
+    (folder / "model.safetensors").write_bytes(content[: len(content) // 2])
+
+
+def link_to_nowhere(folder: Path) -> None:
+    (folder / "model.safetensors").unlink()
+    (folder / "model.safetensors").symlink_to("/nowhere/model.safetensors")
+
+
+def folder_in_place_of_weights(folder: Path) -> None:
+    (folder / "model.safetensors").unlink()
+    (folder / "model.safetensors").mkdir()
+
+
+@pytest.mark.parametrize(
+    "spoil",
+    [
+        pickle_only,
+        pickle_by_another_name,
+        link_to_a_pickle,
+        index_of_a_pickle,
+        code_of_its_own,
+        code_of_its_tokenizer,
+        another_type_with_code,
+        truncated_weights,
+        link_to_nowhere,
+        folder_in_place_of_weights,
+    ],
+)
+def test_a_model_folder_that_is_not_safe_or_not_whole_ends_with_4_and_nothing_in_it_is_run(
+    workplace: Path, spoil: Callable[[Path], None]
+) -> None:
+    folder = make_model(workplace / "model")
+    (folder / "conftest.py").write_text(EVIL_CODE)
+    spoil(folder)
+    check_model_error(workplace, str(folder))
+    assert not [*workplace.rglob("was-run")]
+
+
+def test_a_link_to_whole_weights_is_followed_as_in_the_cache_of_the_hub(workplace: Path) -> None:
+    folder = make_model(workplace / "model")
+    (folder / "model.safetensors").rename(workplace / "blob")
+    (folder / "model.safetensors").symlink_to("../blob")
+    (folder / "modeling_evil.py").write_text(EVIL_CODE)
+    (folder / "pytorch_model.bin").write_bytes(pickle.dumps(Evil()))
+    result = invoke("caption", "images/000.png", "--model", folder)
+    assert (result.exit_code, [*workplace.rglob("was-run")]) == (0, []), result.output
+
+
+def test_the_pickle_of_these_tests_would_make_a_file_if_it_were_loaded(here: Path) -> None:
+    pickle.loads(pickle.dumps(Evil())).close()
+    assert (here / "was-run").exists()
 
 
 def test_a_model_of_another_type_ends_with_4(workplace: Path) -> None:

@@ -125,6 +125,18 @@ def test_missing_shards_are_named(folder: Path) -> None:
     assert "model-00002-of-00002.safetensors" in refusal(folder)
 
 
+@pytest.mark.parametrize("file", ["pytorch_model.bin", "../a.safetensors", "/tmp/a.safetensors", "sub/a.safetensors"])
+def test_an_index_that_names_other_files_than_safetensors_beside_it_is_refused(folder: Path, file: str) -> None:
+    index = {"weight_map": {"a": file, "b": "model.safetensors"}}
+    (folder / "model.safetensors.index.json").write_text(json.dumps(index))
+    assert f"names {file}. Expected .safetensors files beside it" in refusal(folder)
+
+
+def test_an_adapter_which_names_another_model_is_refused(folder: Path) -> None:
+    (folder / "adapter_config.json").write_text(json.dumps({"base_model_name_or_path": "/somewhere/else"}))
+    assert "an adapter (adapter_config.json)" in refusal(folder)
+
+
 def test_code_in_the_folder_is_never_run(folder: Path) -> None:
     change_config(folder, auto_map={"AutoConfig": "evil.Config"})
     assert "auto_map" in refusal(folder)

@@ -16,6 +16,7 @@ from blip2cap.prompts import CAPTION_PROMPTS, VQA_TEMPLATES, Template
         ("{folder}", "cat.jpg", ""),
         ("{stem}", "cat.tar.gz", "cat.tar"),
         ("{stem} and {stem}", "cat.jpg", "cat and cat"),
+        ("{{stem}}", "pets/cat.jpg", "{cat}"),
         ("", "cat.jpg", ""),
     ],
 )

@@ -19,6 +19,7 @@ from blip2cap import remote
 from blip2cap.cli import arguments as arg
 from blip2cap.cli.guard import handle_errors
 from blip2cap.cli.report import no_image, print_json
+from blip2cap.cli.signals import stop_on_signal
 from blip2cap.cli.terminal import clean, say, write_out
 from blip2cap.errors import InputError, OutputError, UsageError
 from blip2cap.options import BatchOptions, DecodeOptions, GenerateOptions, ModelOptions, SourceOptions
@@ -123,7 +124,8 @@ def bench(
     )
     from blip2cap.bench.benchmark import Benchmark
 
-    facts = Benchmark(options, (lambda line: None) if quiet else (lambda line: say(clean(line)))).run()
+    with stop_on_signal(quiet=quiet):  # what ends it passes through, and takes the folder of scenes away
+        facts = Benchmark(options, (lambda line: None) if quiet else (lambda line: say(clean(line)))).run()
     if out is not None:
         _write(out, (json.dumps(facts, indent=2) + "\n").encode(), "--out")
     if plot is not None:

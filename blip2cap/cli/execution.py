@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, NoReturn
 import typer
 
 from blip2cap.cli.job import ANY_FAMILY, Job
-from blip2cap.cli.progress import choose_progress
+from blip2cap.cli.progress import Count, choose_progress
 from blip2cap.cli.report import (
     Failures,
     flag_facts,
@@ -24,7 +24,8 @@ from blip2cap.cli.report import (
     say_summary,
     summary_facts,
 )
-from blip2cap.cli.signals import Stop, stop_on_signal
+from blip2cap.cli.resume import this_command
+from blip2cap.cli.signals import Stop, Stopped, stop_on_signal
 from blip2cap.cli.terminal import clean, say
 from blip2cap.decode.trace import Trace, trace_path
 from blip2cap.errors import InputError
@@ -50,19 +51,24 @@ def start(job: Job, *, dry_run: bool) -> None:
     """
     job.check_options()
     plan = job.plan(ANY_FAMILY)
-    source = Source(job.source)
-    if source.repeatable and next(iter(source), None) is None:
-        raise InputError(no_image(source))
-    if dry_run:
-        return _dry_run(job, source, plan)
-    sink = StreamSink(sys.stdout.buffer) if job.out == "-" else JournalSink(Path(job.out), overwrite=job.overwrite)
-    try:
-        _run(job, source, sink)
-    finally:
-        sink.close()
+    with stop_on_signal(quiet=job.quiet) as stop:
+        source = Source(job.source)
+        if source.repeatable and next(iter(source), None) is None:
+            raise InputError(no_image(source))
+        if dry_run:
+            return _dry_run(job, source, plan)
+        sink = StreamSink(sys.stdout.buffer) if job.out == "-" else JournalSink(Path(job.out), overwrite=job.overwrite)
+        try:
+            _run(job, source, sink, stop)
+        except Stopped:
+            if not job.quiet:
+                say(f"Stopped before the first row. {_go_on(job, begun=False)}")
+            raise
+        finally:
+            sink.close()
 
 
-def _run(job: Job, source: Source, sink: JournalSink | StreamSink) -> None:
+def _run(job: Job, source: Source, sink: JournalSink | StreamSink, stop: Stop) -> None:
     from blip2cap.model.checkpoint import find
 
     checkpoint = find(job.model)
@@ -86,12 +92,12 @@ def _run(job: Job, source: Source, sink: JournalSink | StreamSink) -> None:
     ):
         model = _load(job, checkpoint, dtype)
         model.check(job.generate)
+        stop.only_note()
         sink.begin(settings | {"dtype": _name(model.dtype)})
         if isinstance(sink, JournalSink) and sink.journal.torn_bytes and not job.quiet:
             say(f"{clean(job.out)}: cut a torn last line of {sink.journal.torn_bytes} bytes, to be done again")
-        with stop_on_signal(quiet=job.quiet) as stop:
-            count = _counter(job, sink) if source.repeatable else None
-            summary = _write_rows(job, model, images, sink, stop, count)
+        count = _counter(job, sink) if source.repeatable else None
+        summary = _write_rows(job, model, images, sink, stop, count)
         if trace and not stop.signal and job.source.limit is None:
             trace.forget()
     _end(job, source, plan, sink, summary, stop.exit_code if stop.signal else 0)
@@ -138,7 +144,7 @@ def _write_rows(
     images: ReadAhead,
     sink: JournalSink | StreamSink,
     stop: Stop,
-    count: Callable[[], int] | None,
+    count: Count | None,
 ) -> Summary:
     from blip2cap.run import Engine, run
 
@@ -190,9 +196,14 @@ def _say_damaged(job: Job, source: Source) -> None:
             say(clean(line))
 
 
-def _counter(job: Job, sink: JournalSink | StreamSink) -> Callable[[], int]:
+def _counter(job: Job, sink: JournalSink | StreamSink) -> Count:
     """Count the images to do by a walk of its own."""
-    return lambda: sum(1 for _ in job.plan(ANY_FAMILY).tasks(Source(job.source), sink.finished))
+
+    def count(given_up: Callable[[], bool]) -> int:
+        refs = itertools.takewhile(lambda ref: not given_up(), Source(job.source))
+        return sum(1 for _ in job.plan(ANY_FAMILY).tasks(refs, sink.finished))
+
+    return count
 
 
 def _end(
@@ -208,13 +219,23 @@ def _end(
     elif not job.quiet:
         say_summary(facts)
     if stopped:
-        if not job.quiet and job.out != "-":
-            again = "the same command without --overwrite" if job.overwrite else "the same command again"
-            say(f"Stopped. The rows so far are safe; run {again} to go on.")
+        if not job.quiet:
+            say(f"Stopped. {_go_on(job, begun=True)}")
         raise typer.Exit(stopped)
     unread = source.skipped["unreadable_folder"] + source.skipped["unreadable_archive"]
     bad = facts["rows_failed"] + facts["rows_failed_before"] + unread
     raise typer.Exit(_SOME_FAILED if bad else 0)
+
+
+def _go_on(job: Job, *, begun: bool) -> str:
+    """Say which command goes on; with --overwrite, and `begun`, it would throw away the rows that it is about."""
+    if job.out == "-":
+        return "The rows so far went to standard output; the same command begins anew."
+    safe = "The rows so far are safe. " if begun else ""
+    if begun and job.overwrite and "--overwrite" not in sys.argv:
+        safe += "Overwriting is set by --config or BLIP2CAP_OVERWRITE: turn it off first. "
+    paths = ", with the same paths on standard input" if "-" in (*job.source.inputs, *job.source.files_from) else ""
+    return f"{safe}To go on{paths}: {this_command(without='--overwrite' if begun else None)}"
 
 
 def _name(dtype: torch.dtype) -> str:

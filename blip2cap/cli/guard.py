@@ -10,7 +10,8 @@ from typing import Any
 
 import typer
 
-from blip2cap.cli.terminal import clean, say
+from blip2cap.cli.signals import Stopped
+from blip2cap.cli.terminal import clean, discard, say
 from blip2cap.errors import Blip2CapError
 
 _BROKEN_PIPE = 141
@@ -29,9 +30,14 @@ def handle_errors(command: Callable[..., None]) -> Callable[..., None]:
             say(f"blip2cap: {clean(str(error))}")
             raise typer.Exit(error.exit_code) from error
         except BrokenPipeError:
-            # The reader of our output has gone; Python would complain once more when it flushes stdout at exit.
-            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            # The reader of our output, or of what we say, has gone; Python would complain once more when it flushes
+            # both at exit.
+            for stream in (sys.stdout, sys.stderr):
+                if stream is not None:
+                    discard(stream)
             raise typer.Exit(_BROKEN_PIPE) from None
+        except Stopped as stopped:
+            raise typer.Exit(stopped.exit_code) from None
         except KeyboardInterrupt:
             raise typer.Exit(130) from None
 

@@ -8,9 +8,14 @@ import time
 from collections.abc import Callable
 from typing import Any, Protocol
 
-from blip2cap.cli.terminal import say
+from blip2cap.cli.terminal import lost_terminal, say
 
 _LINE_EVERY_S = 30.0
+_PATIENCE_S = 1.0
+"""How long the end of a run waits for the walk that counts: it may hang in a folder far away."""
+
+Count = Callable[[Callable[[], bool]], int]
+"""Counts the images to do; asks now and then whether nobody wants to know any more."""
 
 
 class Progress(Protocol):
@@ -29,12 +34,17 @@ class Progress(Protocol):
 class Bar:
     """A tqdm bar; the total comes when a second walk, beside the run, has counted it."""
 
-    def __init__(self, count: Callable[[], int] | None) -> None:
+    def __init__(self, count: Count | None) -> None:
         from tqdm import tqdm
 
-        self.bar: Any = tqdm(unit=" images", file=sys.stderr, dynamic_ncols=True, smoothing=0.1)
-        if count is not None:
-            threading.Thread(target=self._count, args=(count,), daemon=True).start()
+        class Quiet(tqdm):
+            monitor_interval = 0  # a thread that would outlive the run, to correct a guess that miniters=1 leaves out
+
+        self.bar: Any = Quiet(unit=" images", file=sys.stderr, dynamic_ncols=True, smoothing=0.1, miniters=1)
+        self._closed = threading.Event()
+        self._counter = None if count is None else threading.Thread(target=self._count, args=(count,), daemon=True)
+        if self._counter is not None:
+            self._counter.start()
 
     def update(self, num_images: int, num_failed: int) -> None:
         """Move the bar."""
@@ -44,15 +54,21 @@ class Bar:
 
     def say(self, text: str) -> None:
         """Print above the bar."""
-        self.bar.write(text, file=sys.stderr)
+        with lost_terminal():
+            self.bar.write(text, file=sys.stderr)
 
     def close(self) -> None:
-        """End the bar's line."""
+        """End the bar's line, and the walk that counts."""
+        self._closed.set()
+        if self._counter is not None:
+            self._counter.join(_PATIENCE_S)
         self.bar.close()
 
-    def _count(self, count: Callable[[], int]) -> None:
-        self.bar.total = count()
-        self.bar.refresh()
+    def _count(self, count: Count) -> None:
+        total = count(self._closed.is_set)
+        if not self._closed.is_set():
+            self.bar.total = total
+            self.bar.refresh()
 
 
 class Lines:
@@ -91,7 +107,7 @@ class Silent:
         """Nothing to end."""
 
 
-def choose_progress(*, quiet: bool, rows_on_terminal: bool, count: Callable[[], int] | None) -> Progress:
+def choose_progress(*, quiet: bool, rows_on_terminal: bool, count: Count | None) -> Progress:
     """Choose by where stderr goes; `count` counts the images to do, None if they cannot be counted beforehand."""
     if quiet:
         return Silent()

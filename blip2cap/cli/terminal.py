@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
+import errno
+import os
 import sys
 import unicodedata
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import TextIO
 
 from blip2cap.errors import OutputError
 
@@ -24,8 +29,27 @@ def clean(text: str) -> str:
 def say(text: str) -> None:
     """Print one line to stderr, if there is one. `text` is ours; parts that are data have been through `clean`."""
     if sys.stderr is not None:
-        sys.stderr.write(text + "\n")
-        sys.stderr.flush()
+        with lost_terminal():
+            sys.stderr.write(text + "\n")
+            sys.stderr.flush()
+
+
+@contextmanager
+def lost_terminal() -> Iterator[None]:
+    """Let a run go on whose terminal was closed: nobody reads what it says, but its rows are wanted."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno != errno.EIO:
+            raise
+        discard(sys.stderr)
+
+
+def discard(stream: TextIO) -> None:
+    """Send what is written to a standard stream from now on, and what it could not write, to the null device."""
+    null = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(null, stream.fileno())
+    os.close(null)
 
 
 def write_out(text: str) -> None:

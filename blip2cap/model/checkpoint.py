@@ -125,6 +125,10 @@ def _check_config(name: str, path: Path, commit: str) -> Checkpoint:
     folder = path.parent
     if not path.is_file():
         raise ModelError(f"--model {name}: {folder} has no {path.name}. Expected a BLIP-2 checkpoint. {_HINT}")
+    if (folder / "adapter_config.json").exists():  # transformers would load the model that it names instead
+        raise ModelError(
+            f"--model {name}: an adapter (adapter_config.json). Expected a whole model: merge it first. {_HINT}"
+        )
     config = read_json(name, path)
     family = _family(name, config)
     if _has_code(name, folder, config):
@@ -161,7 +165,14 @@ def _check_weights(name: str, folder: Path) -> None:
         weight_map = read_json(name, index).get("weight_map")
         if not isinstance(weight_map, dict) or not weight_map:
             raise ModelError(f"--model {name}: {index.name} lists no weights. Fetch it again. {_HINT}")
-        files = sorted(set(weight_map.values()))
+        files = sorted({str(file) for file in weight_map.values()})
+        # transformers would open a file of another kind with torch.load, and follow a path to anywhere.
+        others = [file for file in files if not file.endswith(".safetensors") or Path(file).name != file]
+        if others:
+            raise ModelError(
+                f"--model {name}: {index.name} names {', '.join(others)}. "
+                f"Expected .safetensors files beside it. {_HINT}"
+            )
         missing = [file for file in files if not (folder / file).is_file()]
         if missing:
             raise ModelError(
