@@ -126,9 +126,16 @@ def test_images_that_hold_bytes_are_bounded_by_those(monkeypatch, size, most):
 
 def test_closing_lets_go_a_source_that_waits_for_room(monkeypatch):
     monkeypatch.setattr("blip2cap.batch._MOST_HELD", 100)
-    refs = [ImageRef(path="x", name=str(number), num_held=80) for number in range(5)]
-    with closing(DecodeAhead(refs, lambda ref: ref, number_as_width, num_threads=1, num_ahead=64)):
-        pass
+    second = threading.Event()
+
+    def refs() -> Iterator[ImageRef]:
+        yield ImageRef(path="x", name="0", num_held=80)
+        second.set()
+        yield ImageRef(path="x", name="1", num_held=80)
+
+    with closing(DecodeAhead(refs(), lambda ref: ref, number_as_width, num_threads=1, num_ahead=64)):
+        assert second.wait(10)
+        time.sleep(0.05)
     assert not workers()
 
 
