@@ -43,7 +43,7 @@ class DecodeAhead(Generic[Item]):
         self._entries: queue.SimpleQueue[tuple[Item, Future[Decoded | ImageError]] | BaseException | None]
         self._entries = queue.SimpleQueue()
         self._room, self._closed = threading.Semaphore(num_ahead), threading.Event()
-        self._held = _Held()
+        self._held = _HeldBytes()
         self._pool = ThreadPoolExecutor(num_threads, thread_name_prefix="decode")
         # A daemon: it may wait for a pipe for ever, and the process must be able to end without it.
         self._feeder = threading.Thread(target=self._feed, name="source", daemon=True)
@@ -99,7 +99,7 @@ class DecodeAhead(Generic[Item]):
         self._pool.shutdown(cancel_futures=True)
 
 
-class _Held:
+class _HeldBytes:
     """Counts bytes in memory, and lets those who bring more wait until there is room."""
 
     def __init__(self) -> None:
