@@ -22,15 +22,15 @@ _PATIENCE_S = 0.5
 _BATCH_PATIENCE_S = 2.0
 """How long a batch is: images that trickle in are not kept waiting for many others."""
 _MOST_HELD = 256 << 20
-"""Bytes of images from streams that may wait to be decoded. One that is larger waits alone."""
+"""Bytes of images from streams that may be ahead of the model. One that is larger goes alone."""
 
 
 class DecodeAhead(Generic[Item]):
     """Decodes the images of items in threads, from the moment it is made; to be closed.
 
-    At most `num_ahead` images are decoded or waiting at any time, and what waits keeps no more than 256 MB of undecoded
-    bytes in memory; `items` is read no further than that, by a thread of its own, so that a slow pipe holds nothing up.
-    An image that is waited for longer than `timeout_s` fails as timeout.
+    At most `num_ahead` images are decoded or waiting at any time, and no more of them than have come with 256 MB from a
+    stream; `items` is read no further than that, by a thread of its own, so that a slow pipe holds nothing up. An image
+    that is waited for longer than `timeout_s` fails as timeout.
     """
 
     def __init__(
@@ -48,7 +48,7 @@ class DecodeAhead(Generic[Item]):
         self._entries: queue.SimpleQueue[tuple[Item, Job[Decoded | ImageError]] | BaseException | None]
         self._entries = queue.SimpleQueue()
         self._room, self._closed = threading.Semaphore(num_ahead), threading.Event()
-        self._held = _Held()
+        self._held = _HeldBytes()
         self._threads: Threads[Decoded | ImageError] = Threads(num_threads, "decode")
         # A daemon: it may wait for a pipe for ever, and the process must be able to end without it.
         self._feeder = threading.Thread(target=self._feed, name="source", daemon=True)
@@ -60,11 +60,9 @@ class DecodeAhead(Generic[Item]):
             while self._room.acquire() and not self._closed.is_set():
                 item = next(iterator)
                 ref = self._ref_of(item)
-                self._held.add(ref.num_held)
-                if self._closed.is_set():
+                if not self._held.add(ref.num_held):
                     return
-                release = partial(self._held.remove, ref.num_held)
-                self._entries.put((item, self._threads.submit(partial(_guarded, self._decode, ref), release)))
+                self._entries.put((item, self._threads.submit(partial(_guarded, self._decode, ref))))
         except StopIteration:
             self._entries.put(None)
         except BaseException as error:
@@ -97,6 +95,7 @@ class DecodeAhead(Generic[Item]):
                 yield None
             yield item, job.result()
             self._room.release()
+            self._held.remove(self._ref_of(item).num_held)
 
     def _timeout(self) -> ImageError:
         return ImageError("timeout", f"it was not there after {self._timeout_s:g} s: reading or decoding it hangs")
@@ -110,29 +109,30 @@ class DecodeAhead(Generic[Item]):
         self._threads.close()
 
 
-class _Held:
+class _HeldBytes:
     """Counts bytes in memory, and lets those who bring more wait until there is room."""
 
     def __init__(self) -> None:
-        self.num_bytes, self.changed, self.closed = 0, threading.Condition(), False
+        self.num_bytes, self.closed, self.changed = 0, False, threading.Condition()
 
-    def add(self, num_bytes: int) -> None:
-        """Wait for room."""
+    def add(self, num_bytes: int) -> bool:
+        """Wait for room; return False if there is no use in it any more."""
         with self.changed:
             self.changed.wait_for(lambda: self.closed or not self.num_bytes or self.num_bytes + num_bytes <= _MOST_HELD)
             self.num_bytes += num_bytes
+            return not self.closed
 
     def remove(self, num_bytes: int) -> None:
         """Make room."""
         with self.changed:
             self.num_bytes -= num_bytes
-            self.changed.notify_all()
+            self.changed.notify()
 
     def close(self) -> None:
         """Let nobody wait any more."""
         with self.changed:
             self.closed = True
-            self.changed.notify_all()
+            self.changed.notify()
 
 
 def in_batches(items: Iterable[Item | None], size: Callable[[], int]) -> Iterator[list[Item]]:

@@ -102,44 +102,40 @@ def test_decoding_begins_before_the_first_image_is_asked_for():
     assert not workers()
 
 
-@pytest.mark.parametrize("size", [10, 40, 100, 300])
-def test_bytes_that_wait_to_be_decoded_are_bounded(monkeypatch, size):
+@pytest.mark.parametrize(("size", "most"), [(10, 10), (40, 2), (100, 1), (300, 1)])
+def test_images_that_hold_bytes_are_bounded_by_those(monkeypatch, size, most):
     monkeypatch.setattr("blip2cap.batch._MOST_HELD", 100)
-    lock, held, most = threading.Lock(), 0, 0
+    num_read = 0
 
     def refs() -> Iterator[ImageRef]:
-        nonlocal held, most
+        nonlocal num_read
         for number in range(60):
-            with lock:
-                held += size
-                most = max(most, held)
+            num_read += 1
             yield ImageRef(path="x", name=str(number), num_held=size)
 
-    def decode(ref: ImageRef) -> Decoded:
-        nonlocal held
-        time.sleep(0.001)
-        with lock:
-            held -= size
-        return number_as_width(ref)
-
-    ahead = DecodeAhead(refs(), lambda ref: ref, decode, num_threads=2, num_ahead=64)
-    with closing(ahead):
-        assert len([result for result in ahead.results() if result is not None]) == 60
-    assert most <= max(100, size) + size  # and the one that waits for room
+    most_ahead = num_taken = 0
+    with closing(DecodeAhead(refs(), lambda ref: ref, number_as_width, num_threads=2, num_ahead=64)) as ahead:
+        for result in ahead.results():
+            if result is not None:
+                time.sleep(0.001)
+                most_ahead = max(most_ahead, num_read - num_taken)
+                num_taken += 1
+    assert num_taken == 60
+    assert most_ahead <= most + 1  # and the one that waits for room
 
 
 def test_closing_lets_go_a_source_that_waits_for_room(monkeypatch):
     monkeypatch.setattr("blip2cap.batch._MOST_HELD", 100)
-    go_on = threading.Event()
+    second = threading.Event()
 
-    def decode(ref: ImageRef) -> Decoded:
-        go_on.wait(10)
-        return number_as_width(ref)
+    def refs() -> Iterator[ImageRef]:
+        yield ImageRef(path="x", name="0", num_held=80)
+        second.set()
+        yield ImageRef(path="x", name="1", num_held=80)
 
-    refs = [ImageRef(path="x", name=str(number), num_held=80) for number in range(5)]
-    ahead = DecodeAhead(refs, lambda ref: ref, decode, num_threads=1, num_ahead=64)
-    threading.Timer(0.05, go_on.set).start()
-    ahead.close()
+    with closing(DecodeAhead(refs(), lambda ref: ref, number_as_width, num_threads=1, num_ahead=64)):
+        assert second.wait(10)
+        time.sleep(0.05)
     assert not workers()
 
 

@@ -22,8 +22,8 @@ _CLOSE_S = 2.0
 class Job(Generic[Result]):
     """One thing to do, and what came of it."""
 
-    def __init__(self, do: Callable[[], Result], then: Callable[[], None]) -> None:
-        self._do, self._then = do, then
+    def __init__(self, do: Callable[[], Result]) -> None:
+        self._do = do
         self._done = threading.Event()
         self._lock = threading.Lock()
         self._result: Result | None = None
@@ -60,7 +60,6 @@ class Job(Generic[Result]):
             if not self._done.is_set():
                 self._result, self._error = result, error
                 self._done.set()
-                self._then()
 
 
 def limit_myself() -> None:
@@ -98,9 +97,9 @@ class Threads(Generic[Result]):
                     return
                 self._running[me] = None
 
-    def submit(self, do: Callable[[], Result], then: Callable[[], None] = lambda: None) -> Job[Result]:
-        """Have something done when its turn comes; `then` is called when it has ended, or was given up."""
-        job = Job(do, then)
+    def submit(self, do: Callable[[], Result]) -> Job[Result]:
+        """Have something done when its turn comes."""
+        job = Job(do)
         self._jobs.put(job)
         return job
 
