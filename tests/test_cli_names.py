@@ -105,8 +105,8 @@ def test_no_control_character_but_the_bar_s_own_reaches_a_terminal(zygote: Zygot
     ours, theirs = os.openpty()
     command = (*RUN, "--verbose", "-o", "bar.jsonl")
     process = zygote.start(*command, cwd=folder, said=os.ttyname(theirs), out="stdout")
-    os.close(theirs)
-    printed = b""
+    printed = os.read(ours, 65536)
+    os.close(theirs)  # only now: the process may have been slow to open it
     with contextlib.suppress(OSError):  # EIO: nobody holds the other end any more
         while block := os.read(ours, 65536):
             printed += block

@@ -309,8 +309,8 @@ def test_a_terminal_that_is_closed_does_not_end_a_run(zygote: Zygote, pictures: 
     (pictures / "00.png").write_bytes(b"no image")
     ours, theirs = os.openpty()
     process = zygote.start(*RUN, cwd=here, stub=Stub(load_s=0.2, encode_s=0.01), said=os.ttyname(theirs), out="rows")
-    os.close(theirs)
     assert b"loading" in os.read(ours, 1000)
+    os.close(theirs)  # only now: the process may have been slow to open it
     os.close(ours)
     assert zygote.wait(process) == 3
     assert [row["file_name"] for row in read_rows(here / "captions.jsonl")] == names_below(pictures)

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Annotated, Any
 
 import typer
@@ -24,16 +26,27 @@ _USAGE_ERROR: Any = typer.BadParameter.__base__
 """What typer raises for arguments that it cannot parse; older versions give it no public name."""
 
 
+@contextmanager
+def _harmless() -> Iterator[None]:
+    try:
+        yield
+    except _USAGE_ERROR as error:
+        error.message = clean(error.message)
+        raise
+
+
 class Commands(TyperGroup):
     """The commands; what typer repeats of their arguments, which may be file names, is made harmless."""
 
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        """Parse what comes before the command."""
+        with _harmless():
+            return super().parse_args(ctx, args)
+
     def invoke(self, ctx: Any) -> Any:
         """Run the command of this call."""
-        try:
+        with _harmless():
             return super().invoke(ctx)
-        except _USAGE_ERROR as error:
-            error.message = clean(error.message)
-            raise
 
 
 app = typer.Typer(
