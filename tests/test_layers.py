@@ -23,7 +23,7 @@ LAYERS = {
     4: {"batch", "flow", "model"},
     3: {"source", "decode", "sink", "scenes", "scene_things", "plan"},
     2: {"options", "prompts"},
-    1: {"errors", "records", "stopwatch", "batch_size"},
+    1: {"errors", "keys", "records", "stopwatch", "batch_size"},
 }
 LEVELS = {name: level for level, names in LAYERS.items() for name in names}
 ONE_NOUN = {"scene_things": "scenes"}

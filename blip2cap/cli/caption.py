@@ -24,6 +24,8 @@ def caption(
     inputs: arg.Inputs = None,
     files_from: arg.FilesFrom = None,
     null: arg.NullSeparated = False,
+    include: arg.Include = None,
+    exclude: arg.Exclude = None,
     out: arg.Out = "captions.jsonl",
     model: arg.Model = _MODEL.name,
     revision: arg.Revision = _MODEL.revision,
@@ -67,7 +69,12 @@ def caption(
     job = Job(
         command="caption",
         source=SourceOptions(
-            inputs=tuple(inputs or ()), files_from=tuple(files_from or ()), null_separated=null, limit=limit
+            inputs=tuple(inputs or ()),
+            files_from=tuple(files_from or ()),
+            null_separated=null,
+            limit=limit,
+            include=tuple(include or ()),
+            exclude=tuple(exclude or ()),
         ),
         decode=DecodeOptions(mode=decode, num_threads=threads),
         model=ModelOptions(

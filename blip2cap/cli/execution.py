@@ -41,7 +41,7 @@ def start(job: Job, *, dry_run: bool) -> None:
     job.check_options()
     plan = job.plan(ANY_FAMILY)
     source = Source(job.source)
-    if source.repeatable and next(iter(source), None) is None:
+    if source.repeatable and next(source.unordered(), None) is None:
         raise InputError(no_image(source))
     if dry_run:
         return _dry_run(job, source, plan)
@@ -155,8 +155,8 @@ def _dry_run(job: Job, source: Source, plan: Plan) -> None:
 
 
 def _counter(job: Job, sink: JournalSink | StreamSink) -> Callable[[], int]:
-    """Count the images to do by a walk of its own."""
-    return lambda: sum(1 for _ in job.plan(ANY_FAMILY).tasks(Source(job.source), sink.finished))
+    """Count the images to do by a walk of its own, which holds no names."""
+    return lambda: sum(1 for _ in job.plan(ANY_FAMILY).tasks(Source(job.source).unordered(), sink.finished))
 
 
 def _end(

@@ -34,6 +34,8 @@ def vqa(
     ] = None,
     files_from: arg.FilesFrom = None,
     null: arg.NullSeparated = False,
+    include: arg.Include = None,
+    exclude: arg.Exclude = None,
     out: arg.Out = "answers.jsonl",
     model: arg.Model = _MODEL.name,
     revision: arg.Revision = _MODEL.revision,
@@ -80,7 +82,12 @@ def vqa(
     job = Job(
         command="vqa",
         source=SourceOptions(
-            inputs=tuple(inputs or ()), files_from=tuple(files_from or ()), null_separated=null, limit=limit
+            inputs=tuple(inputs or ()),
+            files_from=tuple(files_from or ()),
+            null_separated=null,
+            limit=limit,
+            include=tuple(include or ()),
+            exclude=tuple(exclude or ()),
         ),
         decode=DecodeOptions(mode=decode, num_threads=threads),
         model=ModelOptions(

@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from blip2cap.errors import OutputError, OutputRefusedError
+from blip2cap.keys import Keys
 from blip2cap.records import Row, row_key
 from blip2cap.sink.manifest import Manifest
 
@@ -29,7 +30,7 @@ _fdatasync = getattr(os, "fdatasync", os.fsync)  # macOS has no fdatasync
 class Journal:
     """What a JSONL file holds before a run adds to it."""
 
-    finished: set[str] = field(default_factory=set)
+    finished: Keys = field(default_factory=Keys)
     """Keys of its rows, failed ones too."""
     num_ok: int = 0
     failed: Counter[str] = field(default_factory=Counter)
@@ -70,7 +71,7 @@ def read_journal(path: Path) -> Journal:
             for line in lines:
                 number += 1
                 try:
-                    row = json.loads(line)
+                    row = json.loads(line.decode())  # bytes would be asked for their encoding first
                     journal.finished.add(row_key(row["file_name"], row["file_name_b64"], row.get("question")))
                     journal.count(row["status"], row["error"])
                 except (ValueError, KeyError, TypeError) as error:
@@ -122,7 +123,7 @@ class JournalSink:
             raise
 
     @property
-    def finished(self) -> set[str]:
+    def finished(self) -> Keys:
         """Keys of the rows that were there when it was opened."""
         return self.journal.finished
 

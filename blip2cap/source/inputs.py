@@ -1,6 +1,6 @@
 """Folders, files and lists of paths -> ImageRef, streamed in one stable order.
 
-Covered: nested folders, links and loops of links, path lists by newline or NUL, names that are not UTF-8.
+Covered: folders of any size (`walk`), path lists by newline or NUL, patterns, inputs that overlap.
 Not covered: archives, Parquet, remote storage.
 """
 
@@ -10,34 +10,29 @@ import os
 import sys
 from collections import Counter
 from collections.abc import Iterator
-from pathlib import Path
 from typing import BinaryIO
 
 from blip2cap.errors import InputError
+from blip2cap.keys import Keys
 from blip2cap.options import SourceOptions
 from blip2cap.records import ImageRef
 from blip2cap.source.lists import split
-
-IMAGE_SUFFIXES = frozenset(
-    {
-        *(".jpg", ".jpeg", ".jpe", ".jfif", ".mpo", ".jp2", ".png", ".apng", ".webp", ".gif", ".bmp", ".dib"),
-        *(".tif", ".tiff", ".avif", ".heic", ".heif", ".ppm", ".pgm", ".pbm", ".pnm"),
-    }
-)
-"""What a walk takes for an image; the content decides later. A file that is named itself is always tried."""
+from blip2cap.source.patterns import Patterns
+from blip2cap.source.walk import Walk
 
 
 class Source:
     """The images of one run; iterating walks as it goes, and may be done again if `repeatable`.
 
-    Raises InputError at once for an input that does not exist.
+    Raises InputError at once for an input that does not exist, UsageError for a pattern that is none.
     """
 
     def __init__(self, options: SourceOptions, stdin: BinaryIO | None = None) -> None:
         self.options = options
         self.stdin = stdin
         self.skipped: Counter[str] = Counter()
-        """How many entries the walk passed over, by reason."""
+        """How many entries the walk passed over, by reason; of a folder that is listed, all at once."""
+        self.patterns = Patterns(options)
         for given in (*options.inputs, *options.files_from):
             if given != "-" and not os.path.exists(given):
                 raise InputError(f"{given}: no such file or folder. Paths are relative to {os.getcwd()}.")
@@ -62,31 +57,40 @@ class Source:
         return len(inputs) == 1 and not self.options.files_from and os.path.isdir(inputs[0])
 
     def __iter__(self) -> Iterator[ImageRef]:
+        return self._limited(in_order=True)
+
+    def unordered(self) -> Iterator[ImageRef]:
+        """Yield the same images in any order, without memory for the names of a folder: to count, or to find any.
+
+        With a limit the order says which they are, and is kept.
+        """
+        return self._limited(in_order=self.options.limit is not None)
+
+    def _limited(self, *, in_order: bool) -> Iterator[ImageRef]:
         self.skipped.clear()
-        refs = self._walk(Path(self.options.inputs[0]), "") if self._one_folder else self._unique()
+        refs = self._walk(self.options.inputs[0], "", in_order) if self._one_folder else self._unique(in_order)
         for count, ref in enumerate(refs, start=1):
             yield ref
             if count == self.options.limit:
                 return
 
-    def _unique(self) -> Iterator[ImageRef]:
+    def _unique(self, in_order: bool) -> Iterator[ImageRef]:
         """Yield everything that was named, once: two inputs may overlap."""
-        seen: set[str] = set()
-        for ref in self._named():
-            if ref.name in seen:
-                self.skipped["duplicate"] += 1
-            else:
-                seen.add(ref.name)
+        seen = Keys()
+        for ref in self._named(in_order):
+            if seen.add(ref.name):
                 yield ref
+            else:
+                self.skipped["duplicate"] += 1
 
-    def _named(self) -> Iterator[ImageRef]:
+    def _named(self, in_order: bool) -> Iterator[ImageRef]:
         for given in self.options.inputs:
             if given == "-":
                 yield from self._listed(self.stdin or sys.stdin.buffer)
             elif os.path.isdir(given):
-                yield from self._walk(Path(given), f"{given.rstrip('/')}/" if given != "/" else "/")
+                yield from self._walk(given, f"{given.rstrip('/')}/", in_order)
             else:
-                yield ImageRef(path=given, name=given)
+                yield from self._given(given)
         for given in self.options.files_from:
             if given == "-":
                 yield from self._listed(self.stdin or sys.stdin.buffer)
@@ -103,35 +107,15 @@ class Source:
             if not self.options.null_separated:
                 raw = raw.removesuffix(b"\r")
             if raw:
-                path = os.fsdecode(raw)
-                yield ImageRef(path=path, name=path)
+                yield from self._given(os.fsdecode(raw))
 
-    def _walk(self, folder: Path, prefix: str, parents: tuple[tuple[int, int], ...] = ()) -> Iterator[ImageRef]:
-        """Yield the images under `folder`: files and folders of one level in the order of their names' bytes."""
-        try:
-            status = os.stat(folder)
-            with os.scandir(folder) as listing:
-                entries = sorted(listing, key=lambda entry: os.fsencode(entry.name))
-        except OSError:
-            self.skipped["unreadable_folder"] += 1
-            return
-        here = (status.st_dev, status.st_ino)
-        if here in parents:
-            self.skipped["link_loop"] += 1
-            return
-        for entry in entries:
-            if entry.name.startswith("."):
-                self.skipped["hidden"] += 1
-            elif _is_dir(entry):
-                yield from self._walk(Path(entry.path), f"{prefix}{entry.name}/", (*parents, here))
-            elif os.path.splitext(entry.name)[1].lower() not in IMAGE_SUFFIXES:
-                self.skipped["other_suffix"] += 1
-            else:
-                yield ImageRef(path=entry.path, name=f"{prefix}{entry.name}")
+    def _given(self, path: str) -> Iterator[ImageRef]:
+        """Yield one path that was named, unless the patterns are against it."""
+        if why := self.patterns.reason_against(path):
+            self.skipped[why] += 1
+        else:
+            yield ImageRef(path=path, name=path)
 
-
-def _is_dir(entry: os.DirEntry[str]) -> bool:
-    try:
-        return entry.is_dir()
-    except OSError:
-        return False
+    def _walk(self, folder: str, prefix: str, in_order: bool) -> Iterator[ImageRef]:
+        walk = Walk(folder, prefix, self.skipped, self.patterns)
+        return walk.in_order() if in_order else walk.as_listed()
