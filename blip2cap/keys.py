@@ -21,14 +21,15 @@ class Keys:
     def __init__(self, keys: Iterable[str] = ()) -> None:
         self._buckets = [bytearray()]
         """Digests one after the other, each in the bucket that its first bytes say; a power of 2 in number."""
+        self._mask = 0
+        """Which bits of those bytes count."""
         self._num = 0
         for key in keys:
             self.add(key)
 
     def add(self, key: str) -> bool:
         """Add a key; return whether it is new."""
-        digest = _digest(key)
-        bucket = self._buckets[_choose(digest, len(self._buckets))]
+        digest, bucket = self._find(key)
         if digest in bucket:
             return False
         bucket += digest
@@ -38,9 +39,8 @@ class Keys:
         return True
 
     def __contains__(self, key: object) -> bool:
-        digest = _digest(str(key))
-        # A digest found astride two others is as unlikely as any collision.
-        return digest in self._buckets[_choose(digest, len(self._buckets))]
+        digest, bucket = self._find(str(key))
+        return digest in bucket  # one found astride two others is as unlikely as any collision
 
     def __len__(self) -> int:
         return self._num
@@ -53,22 +53,20 @@ class Keys:
 
     __hash__ = None  # type: ignore[assignment]
 
+    def _find(self, key: str) -> tuple[bytes, bytearray]:
+        """Return the digest of a key, and the bucket that it belongs to."""
+        digest = blake2b(key.encode("utf-8", "surrogatepass"), digest_size=_SIZE).digest()
+        return digest, self._buckets[int.from_bytes(digest[:4], "little") & self._mask]
+
     def _split(self) -> None:
         """Divide every bucket in two, one after the other: all are never there twice."""
-        num = len(self._buckets)
+        num = self._mask + 1
+        self._mask += num
         for index in range(num):
             bucket = self._buckets[index]
             halves = bytearray(), bytearray()
             for start in range(0, len(bucket), _SIZE):
                 digest = bucket[start : start + _SIZE]
-                halves[_choose(digest, 2 * num) != index].extend(digest)
+                halves[int.from_bytes(digest[:4], "little") & num > 0].extend(digest)
             self._buckets[index] = halves[0]
             self._buckets.append(halves[1])
-
-
-def _digest(key: str) -> bytes:
-    return blake2b(key.encode("utf-8", "surrogatepass"), digest_size=_SIZE).digest()
-
-
-def _choose(digest: bytes | bytearray, num_buckets: int) -> int:
-    return int.from_bytes(digest[:4], "little") & (num_buckets - 1)

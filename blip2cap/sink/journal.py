@@ -23,6 +23,7 @@ from blip2cap.records import Row, row_key
 from blip2cap.sink.manifest import Manifest
 
 _BLOCK = 1 << 20
+_raw_decode = json.JSONDecoder().raw_decode
 _fdatasync = getattr(os, "fdatasync", os.fsync)  # macOS has no fdatasync
 
 
@@ -53,6 +54,12 @@ class Journal:
             self.failed[error] += 1
 
 
+def _parse(line: str) -> Any:
+    """Parse a line: as `json.loads` does, without looking for blanks around it unless there are any."""
+    row, end = _raw_decode(line)
+    return row if end == len(line) else json.loads(line)
+
+
 def read_journal(path: Path) -> Journal:
     """Read what is there; a file that does not exist holds nothing.
 
@@ -71,7 +78,7 @@ def read_journal(path: Path) -> Journal:
             for line in lines:
                 number += 1
                 try:
-                    row = json.loads(line.decode())  # bytes would be asked for their encoding first
+                    row = _parse(line.decode())
                     journal.finished.add(row_key(row["file_name"], row["file_name_b64"], row.get("question")))
                     journal.count(row["status"], row["error"])
                 except (ValueError, KeyError, TypeError) as error:

@@ -10,6 +10,7 @@ import os
 import sys
 from collections import Counter
 from collections.abc import Iterator
+from itertools import islice
 from typing import BinaryIO
 
 from blip2cap.errors import InputError
@@ -69,10 +70,7 @@ class Source:
     def _limited(self, *, in_order: bool) -> Iterator[ImageRef]:
         self.skipped.clear()
         refs = self._walk(self.options.inputs[0], "", in_order) if self._one_folder else self._unique(in_order)
-        for count, ref in enumerate(refs, start=1):
-            yield ref
-            if count == self.options.limit:
-                return
+        return islice(refs, self.options.limit)
 
     def _unique(self, in_order: bool) -> Iterator[ImageRef]:
         """Yield everything that was named, once: two inputs may overlap."""

@@ -129,7 +129,7 @@ class Walk:
                         self.skipped["excluded"] += 1
                     else:
                         yield name, is_folder
-                elif os.path.splitext(name)[1].lower() not in _SUFFIXES:
+                elif name[name.rfind(b".") :].lower() not in _SUFFIXES:
                     self.skipped["other_suffix"] += 1
                 elif self.patterns and (why := self.patterns.reason_against(f"{folder.below}{os.fsdecode(name)}")):
                     self.skipped[why] += 1
