@@ -121,7 +121,8 @@ def _guarded(decode: Callable[[ImageRef], Decoded], ref: ImageRef) -> Decoded | 
     try:
         return decode(ref)
     except ImageError as error:
-        return error
+        # Anew: the frames of its traceback hold the future that will hold it, and such circles are rarely looked for.
+        return ImageError(error.code, error.detail)
     except MemoryError:
         return ImageError("out_of_memory", "not enough memory to decode it")
     except Exception as error:

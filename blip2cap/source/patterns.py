@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
 from blip2cap.errors import UsageError
@@ -27,13 +28,18 @@ class Patterns:
 
     def excludes(self, path: str) -> bool:
         """Say whether a path is excluded; that of a folder ends with `/`, and nothing below it can be had back."""
-        return self._exclude is not None and bool(self._exclude.match_file(path))
+        return _matches(self._exclude, path)
 
     def reason_against(self, path: str) -> str:
         """Say why an image is passed over, as it is counted; "" if it is wanted."""
         if self.excludes(path):
             return "excluded"
-        return "not_included" if self._include is not None and not self._include.match_file(path) else ""
+        return "not_included" if self._include is not None and not _matches(self._include, path) else ""
+
+
+def _matches(spec: Any, path: str) -> bool:
+    # The wildcards of pathspec stop at a newline. No pattern holds one, so it may as well be something else.
+    return spec is not None and bool(spec.match_file(path.replace("\n", "\r")))
 
 
 def _compile(flag: str, patterns: tuple[str, ...]) -> Any:
@@ -44,10 +50,10 @@ def _compile(flag: str, patterns: tuple[str, ...]) -> Any:
         from pathspec import GitIgnoreSpec
     except ImportError as error:
         raise UsageError(f"{flag}: pathspec is not installed. Run: pip install pathspec") from error
-    # Of the other backends, which pathspec takes where they are installed, none takes names that are not UTF-8.
     kinds = [_kind(GitIgnoreSpec, flag, pattern) for pattern in patterns]
     if not any(kinds):
         raise UsageError(f"{flag} {patterns[0]}: `!` takes back what other patterns match, and there is no other.")
+    # The other backends, which pathspec prefers where they are installed, take no names that are not UTF-8.
     return GitIgnoreSpec.from_lines(patterns, backend="simple")
 
 
@@ -55,8 +61,8 @@ def _kind(spec: Any, flag: str, pattern: str) -> bool:
     """Say whether a pattern matches (True) or takes back (False). Raises UsageError if it does neither."""
     try:
         (compiled,) = spec.from_lines([pattern], backend="simple").patterns
-    except ValueError as error:
+    except (ValueError, re.error) as error:
         raise UsageError(f"{flag} {pattern}: not a pattern. {_HELP}") from error
-    if compiled.include is None:  # a comment, a range that is none, or nothing but spaces
+    if compiled.include is None or "\n" in pattern:  # a comment, nothing but spaces, or two lines
         raise UsageError(f"{flag} {pattern}: matches nothing. {_HELP}")
     return bool(compiled.include)
