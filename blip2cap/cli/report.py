@@ -102,7 +102,7 @@ def no_image(source: Source) -> str:
     given = ", ".join((*source.options.inputs, *source.options.files_from))
     skipped = f" ({', '.join(_skipped(source.skipped))})" if source.skipped else ""
     if source.skipped.keys() & {"excluded", "not_included"}:
-        return f"no image found in {given}{skipped}. Check --include and --exclude: --dry-run says what they leave."
+        return f"no image found in {given}{skipped}. Check --include and --exclude."
     return f"no image found in {given}{skipped}. Expected files like .jpg .png .webp; name other ones one by one."
 
 
