@@ -157,7 +157,8 @@ def _guarded(decode: Callable[[ImageRef], Decoded], ref: ImageRef) -> Decoded | 
     try:
         return decode(ref)
     except ImageError as error:
-        return error
+        # Anew: the frames of its traceback hold the job that will hold it, and such circles are rarely looked for.
+        return ImageError(error.code, error.detail)
     except Blip2CapError:
         raise  # no image has done this
     except MemoryError:

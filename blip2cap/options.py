@@ -40,6 +40,10 @@ class SourceOptions:
     """Paths in lists end with NUL, not with a newline."""
     limit: int | None = None
     """Stop after this many images."""
+    include: tuple[str, ...] = ()
+    """Patterns as in .gitignore, against paths below the folder that is walked, or as given: only what matches."""
+    exclude: tuple[str, ...] = ()
+    """The same: nothing that matches, and no folder that does is entered."""
     image_column: str | None = None
     """The column of Parquet files that holds image bytes; None: the only one that can."""
     max_bytes: int = MAX_BYTES
@@ -53,6 +57,9 @@ class SourceOptions:
         if (*self.inputs, *self.files_from).count("-") > 1:
             raise UsageError("`-` given more than once: standard input can be read once.")
         _at_least("--limit", self.limit, 1, "Leave it out to take every image.")
+        for flag, patterns in (("--include", self.include), ("--exclude", self.exclude)):
+            if "" in patterns:
+                raise UsageError(f"{flag} is empty: expected a pattern as in .gitignore, like '*.png' or 'pets/'.")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Iterator, Set
+from collections.abc import Container, Iterable, Iterator
 from dataclasses import dataclass
 
 from blip2cap.errors import UsageError
@@ -52,7 +52,7 @@ class Plan:
         if not _is_text(template.text):
             raise UsageError(f"prompt {template.text!r}: not valid UTF-8.")
 
-    def tasks(self, refs: Iterable[ImageRef], finished: Set[str]) -> Iterator[Task]:
+    def tasks(self, refs: Iterable[ImageRef], finished: Container[str]) -> Iterator[Task]:
         """Yield one task for each image that has a row missing, in the order of `refs`."""
         self.num_images = self.num_finished = 0
         for ref in refs:

@@ -70,11 +70,15 @@ class ImageRef:
     @property
     def file_name(self) -> str:
         """The name as valid UTF-8: undecodable bytes as backslash escapes."""
+        if self.name.isascii():  # most are, and a resumed run asks a million times
+            return self.name
         return os.fsencode(self.name).decode("utf-8", "backslashreplace")
 
     @property
     def file_name_b64(self) -> str:
         """The real bytes in base64 where `file_name` holds escapes, else ""."""
+        if self.name.isascii():
+            return ""
         raw = os.fsencode(self.name)
         try:
             raw.decode("utf-8")

@@ -181,6 +181,18 @@ def test_an_error_with_a_code_of_its_own_keeps_it(error, code):
     assert code in FAILURES
 
 
+def test_an_image_that_fails_leaves_nothing_of_its_decoder_behind():
+    def fails(ref):
+        try:
+            raise OSError("torn")
+        except OSError as error:
+            raise ImageError("corrupt", "torn") from error
+
+    ((_, error),) = decoded(range(1), fails)
+    assert isinstance(error, ImageError)
+    assert (str(error), error.__traceback__, error.__cause__) == ("corrupt: torn", None, None)
+
+
 def test_a_slow_source_holds_back_nothing_that_is_there(monkeypatch):
     monkeypatch.setattr("blip2cap.batch._PATIENCE_S", 0.02)
     more = threading.Event()

@@ -23,7 +23,7 @@ LAYERS = {
     4: {"batch", "flow", "model", "export"},
     3: {"source", "decode", "sink", "scenes", "scene_things", "plan", "text_guard", "results"},
     2: {"options", "prompts", "text_rules", "remote"},
-    1: {"errors", "records", "stopwatch", "batch_size"},
+    1: {"errors", "records", "stopwatch", "batch_size", "keys"},
 }
 LEVELS = {name: level for level, names in LAYERS.items() for name in names}
 ONE_NOUN = {"scene_things": "scenes"}

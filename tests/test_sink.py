@@ -70,7 +70,7 @@ def test_a_long_journal_is_read_over_its_blocks(path, monkeypatch):
 
 def test_no_file_holds_nothing(path):
     journal = read_journal(path)
-    assert (journal.finished, journal.num_failed, journal.num_bytes) == (set(), 0, 0)
+    assert (len(journal.finished), journal.num_failed, journal.num_bytes) == (0, 0, 0)
     assert not path.exists()
 
 

@@ -4,7 +4,8 @@ import pytest
 
 from blip2cap.errors import InputError
 from blip2cap.options import SourceOptions
-from blip2cap.source.inputs import IMAGE_SUFFIXES, Source
+from blip2cap.source.inputs import Source
+from blip2cap.source.walk import IMAGE_SUFFIXES
 
 
 def touch(*names: str | bytes) -> None:
@@ -111,7 +112,7 @@ def test_a_folder_that_cannot_be_listed_is_counted_and_the_walk_goes_on(here, mo
     scandir = os.scandir
 
     def guarded(path):
-        if os.path.basename(path) == "a":
+        if path == b"imgs/a/":
             raise PermissionError
         return scandir(path)
 
@@ -154,12 +155,12 @@ def test_a_walk_goes_no_further_than_it_is_asked(here, monkeypatch):
     scandir = os.scandir
 
     def noted(path):
-        listed.append(os.path.basename(path))
+        listed.append(path)
         return scandir(path)
 
     monkeypatch.setattr(os, "scandir", noted)
     assert next(iter(source("imgs"))).name == "a/x.jpg"
-    assert listed == ["imgs", "a"]
+    assert listed == [b"imgs/", b"imgs/a/"]
 
 
 def test_walking_twice_gives_the_same_images_and_counts(here):

@@ -47,6 +47,18 @@ FilesFrom = Annotated[
     repeated_option("--files-from", metavar="FILE", help="Read paths from FILE, one a line; may be repeated."),
 ]
 NullSeparated = Annotated[bool, option("-0", "--null", help="Paths in lists end with NUL, as from find -print0.")]
+Include = Annotated[
+    list[str] | None,
+    repeated_option(
+        "--include",
+        metavar="GLOB",
+        help="Only images that match, as in .gitignore: '*.png', 'pets/'; may be repeated.",
+    ),
+]
+Exclude = Annotated[
+    list[str] | None,
+    repeated_option("--exclude", metavar="GLOB", help="No image or folder that matches; may be repeated."),
+]
 ImageColumn = Annotated[
     str | None,
     option("--image-column", metavar="NAME", help="Column of .parquet inputs with the bytes of images."),

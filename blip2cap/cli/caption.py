@@ -25,6 +25,8 @@ def caption(
     inputs: arg.Inputs = None,
     files_from: arg.FilesFrom = None,
     null: arg.NullSeparated = False,
+    include: arg.Include = None,
+    exclude: arg.Exclude = None,
     image_column: arg.ImageColumn = None,
     allow_http: arg.AllowHttp = _DECODE.allow_http,
     out: arg.Out = "captions.jsonl",
@@ -79,6 +81,8 @@ def caption(
             files_from=tuple(files_from or ()),
             null_separated=null,
             limit=limit,
+            include=tuple(include or ()),
+            exclude=tuple(exclude or ()),
             image_column=image_column,
         ),
         decode=DecodeOptions(

@@ -53,7 +53,7 @@ def start(job: Job, *, dry_run: bool) -> None:
     plan = job.plan(ANY_FAMILY)
     with stop_on_signal(quiet=job.quiet) as stop:
         source = Source(job.source)
-        if source.repeatable and next(iter(source), None) is None:
+        if source.repeatable and next(source.unordered(), None) is None:
             raise InputError(no_image(source))
         if dry_run:
             return _dry_run(job, source, plan)
@@ -197,10 +197,10 @@ def _say_damaged(job: Job, source: Source) -> None:
 
 
 def _counter(job: Job, sink: JournalSink | StreamSink) -> Count:
-    """Count the images to do by a walk of its own."""
+    """Count the images to do by a walk of its own, which holds no names."""
 
     def count(given_up: Callable[[], bool]) -> int:
-        refs = itertools.takewhile(lambda ref: not given_up(), Source(job.source))
+        refs = itertools.takewhile(lambda ref: not given_up(), Source(job.source).unordered())
         return sum(1 for _ in job.plan(ANY_FAMILY).tasks(refs, sink.finished))
 
     return count

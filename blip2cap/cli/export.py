@@ -20,7 +20,7 @@ from blip2cap.export.writer import COLLISION, MISSING_IMAGE, NOT_TEXT, OUTSIDE, 
 from blip2cap.results import Results
 from blip2cap.sink.journal import manifest_path
 from blip2cap.sink.manifest import Manifest
-from blip2cap.source.inputs import IMAGE_SUFFIXES
+from blip2cap.source.walk import IMAGE_SUFFIXES
 
 _LEFT_OUT = 3
 _NAMED = 20

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Container, Mapping
 from typing import TYPE_CHECKING, Any
 
 from blip2cap.cli.terminal import clean, say, write_out
@@ -41,7 +41,7 @@ class Failures:
             self.say(f"... and {self.count - self.limit} more failures; --verbose names them all.")
 
 
-def plan_facts(out: str, source: Source, plan: Plan, finished: set[str], num_failed: int) -> dict[str, Any]:
+def plan_facts(out: str, source: Source, plan: Plan, finished: Container[str], num_failed: int) -> dict[str, Any]:
     """Walk the whole source and count what a run would do."""
     num_images_to_do = num_rows_to_do = 0
     for task in plan.tasks(source, finished):
@@ -109,6 +109,8 @@ def no_image(source: Source) -> str:
     """Say that there is nothing to do, and what was passed over."""
     given = shown(", ".join((*source.options.inputs, *source.options.files_from)))
     skipped = f" ({', '.join(_skipped(source.skipped))})" if source.skipped else ""
+    if source.skipped.keys() & {"excluded", "not_included"}:
+        return f"no image found in {given}{skipped}. Check --include and --exclude."
     return f"no image found in {given}{skipped}. Expected files like .jpg .png .webp; name other ones one by one."
 
 

@@ -35,6 +35,8 @@ def vqa(
     ] = None,
     files_from: arg.FilesFrom = None,
     null: arg.NullSeparated = False,
+    include: arg.Include = None,
+    exclude: arg.Exclude = None,
     image_column: arg.ImageColumn = None,
     allow_http: arg.AllowHttp = _DECODE.allow_http,
     out: arg.Out = "answers.jsonl",
@@ -92,6 +94,8 @@ def vqa(
             files_from=tuple(files_from or ()),
             null_separated=null,
             limit=limit,
+            include=tuple(include or ()),
+            exclude=tuple(exclude or ()),
             image_column=image_column,
         ),
         decode=DecodeOptions(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Container, Iterable, Mapping
 from typing import Any, Protocol
 
 from blip2cap.records import Row
@@ -12,7 +12,7 @@ class Sink(Protocol):
     """Where rows go."""
 
     @property
-    def finished(self) -> set[str]:
+    def finished(self) -> Container[str]:
         """Keys of rows that are already there."""
 
     @property

@@ -18,10 +18,12 @@ from pathlib import Path
 from typing import Any
 
 from blip2cap.errors import OutputError, OutputRefusedError
+from blip2cap.keys import Keys
 from blip2cap.records import Row, row_key
 from blip2cap.sink.manifest import Manifest
 
 _BLOCK = 1 << 20
+_raw_decode = json.JSONDecoder().raw_decode
 _fdatasync = getattr(os, "fdatasync", os.fsync)  # macOS has no fdatasync
 
 
@@ -29,7 +31,7 @@ _fdatasync = getattr(os, "fdatasync", os.fsync)  # macOS has no fdatasync
 class Journal:
     """What a JSONL file holds before a run adds to it."""
 
-    finished: set[str] = field(default_factory=set)
+    finished: Keys = field(default_factory=Keys)
     """Keys of its rows, failed ones too."""
     num_ok: int = 0
     failed: Counter[str] = field(default_factory=Counter)
@@ -52,6 +54,12 @@ class Journal:
             self.failed[error] += 1
 
 
+def _parse(line: str) -> Any:
+    """Parse a line: as `json.loads` does, without looking for blanks around it unless there are any."""
+    row, end = _raw_decode(line)
+    return row if end == len(line) else json.loads(line)
+
+
 def read_journal(path: Path) -> Journal:
     """Read what is there; a file that does not exist holds nothing.
 
@@ -70,7 +78,7 @@ def read_journal(path: Path) -> Journal:
             for line in lines:
                 number += 1
                 try:
-                    row = json.loads(line)
+                    row = _parse(line.decode())
                     journal.finished.add(row_key(row["file_name"], row["file_name_b64"], row.get("question")))
                     journal.count(row["status"], row["error"])
                 except (ValueError, KeyError, TypeError) as error:
@@ -122,7 +130,7 @@ class JournalSink:
             raise
 
     @property
-    def finished(self) -> set[str]:
+    def finished(self) -> Keys:
         """Keys of the rows that were there when it was opened."""
         return self.journal.finished
 

@@ -1,7 +1,7 @@
 """Folders, files, archives, tables, URLs and lists of paths -> ImageRef, streamed in one stable order.
 
-Covered: nested folders, links and loops of links, path lists by newline or NUL, names that are not UTF-8; what is no
-plain file in `tar`, `parquet` and `remote`.
+Covered: folders of any size (`walk`), path lists by newline or NUL, patterns, inputs that overlap; what is no plain file
+in `tar`, `parquet` and `remote`.
 Not covered: archives and tables that a list names or a folder holds; give them as INPUT.
 """
 
@@ -11,39 +11,36 @@ import functools
 import os
 import sys
 from collections import Counter
-from collections.abc import Callable, Iterator
-from pathlib import Path
+from collections.abc import Callable, Iterable, Iterator
+from itertools import islice
 from typing import BinaryIO
 
 from blip2cap import remote
 from blip2cap.errors import InputError
+from blip2cap.keys import Keys
 from blip2cap.options import SourceOptions
 from blip2cap.records import ImageRef
 from blip2cap.source import parquet, tar
 from blip2cap.source.braces import expand
 from blip2cap.source.lists import split
+from blip2cap.source.patterns import Patterns
 from blip2cap.source.remote import look_up, open_url, walk
-
-IMAGE_SUFFIXES = frozenset(
-    {
-        *(".jpg", ".jpeg", ".jpe", ".jfif", ".mpo", ".jp2", ".png", ".apng", ".webp", ".gif", ".bmp", ".dib"),
-        *(".tif", ".tiff", ".avif", ".heic", ".heif", ".ppm", ".pgm", ".pbm", ".pnm"),
-    }
-)
-"""What a walk takes for an image; the content decides later. A file that is named itself is always tried."""
+from blip2cap.source.walk import IMAGE_SUFFIXES, Walk
 
 
 class Source:
     """The images of one run; iterating walks as it goes, and may be done again if `repeatable`.
 
-    Raises InputError at once for an input that does not exist, or is not what its name says.
+    Raises InputError at once for an input that does not exist, or is not what its name says, and UsageError for a pattern
+    that is none.
     """
 
     def __init__(self, options: SourceOptions, stdin: BinaryIO | None = None) -> None:
         self.options = options
         self.stdin = stdin
         self.skipped: Counter[str] = Counter()
-        """How many entries the walk passed over, by reason."""
+        """How many entries were passed over, by reason; of a folder that is listed, all at once."""
+        self.patterns = Patterns(options)
         self.damaged: list[str] = []
         """What to tell about archives that could not be read to their end."""
         self.inputs = tuple(name for given in options.inputs for name in _names(given))
@@ -100,34 +97,40 @@ class Source:
         return len(self.inputs) == 1 and not self.options.files_from and self._is_folder(self.inputs[0])
 
     def __iter__(self) -> Iterator[ImageRef]:
+        return self._limited(in_order=True)
+
+    def unordered(self) -> Iterator[ImageRef]:
+        """Yield the same images in any order, without memory for the names of a folder: to count, or to find any.
+
+        With a limit the order says which they are, and is kept.
+        """
+        return self._limited(in_order=self.options.limit is not None)
+
+    def _limited(self, *, in_order: bool) -> Iterator[ImageRef]:
         self.skipped.clear()
         self.damaged.clear()
-        refs = self._folder(self.inputs[0], "") if self._one_folder else self._unique()
-        for count, ref in enumerate(refs, start=1):
-            yield ref
-            if count == self.options.limit:
-                return
+        refs = self._folder(self.inputs[0], "", in_order) if self._one_folder else self._unique(in_order)
+        return islice(refs, self.options.limit)
 
-    def _unique(self) -> Iterator[ImageRef]:
+    def _unique(self, in_order: bool) -> Iterator[ImageRef]:
         """Yield everything that was named, once: two inputs may overlap."""
-        seen: set[str] = set()
-        for ref in self._named():
-            if ref.name in seen:
-                self.skipped["duplicate"] += 1
-            else:
-                seen.add(ref.name)
+        seen = Keys()
+        for ref in self._named(in_order):
+            if seen.add(ref.name):
                 yield ref
+            else:
+                self.skipped["duplicate"] += 1
 
-    def _named(self) -> Iterator[ImageRef]:
+    def _named(self, in_order: bool) -> Iterator[ImageRef]:
         for given in self.inputs:
             if given == "-":
                 yield from self._listed(self.stdin or sys.stdin.buffer)
             elif self._is_folder(given):
-                yield from self._folder(given, f"{given.rstrip('/')}/" if given != "/" else "/")
+                yield from self._folder(given, f"{given.rstrip('/')}/", in_order)
             elif given in self._archives:
-                yield from self._archives[given]()
+                yield from self._wanted(self._archives[given](), f"{remote.without_password(given)}#")
             else:
-                yield _named(given)
+                yield from self._wanted([_named(given)])
         for given in self.options.files_from:
             if given == "-":
                 yield from self._listed(self.stdin or sys.stdin.buffer)
@@ -144,35 +147,21 @@ class Source:
             if not self.options.null_separated:
                 raw = raw.removesuffix(b"\r")
             if raw:
-                yield _named(os.fsdecode(raw))
+                yield from self._wanted([_named(os.fsdecode(raw))])
 
-    def _folder(self, given: str, prefix: str) -> Iterator[ImageRef]:
+    def _folder(self, given: str, prefix: str, in_order: bool) -> Iterator[ImageRef]:
         if given in self._remote:
-            return walk(given, prefix, IMAGE_SUFFIXES, self.skipped)
-        return self._walk(Path(given), prefix)
+            return self._wanted(walk(given, prefix, IMAGE_SUFFIXES, self.skipped), prefix)
+        found = Walk(given, prefix, self.skipped, self.patterns)
+        return found.in_order() if in_order else found.as_listed()
 
-    def _walk(self, folder: Path, prefix: str, parents: tuple[tuple[int, int], ...] = ()) -> Iterator[ImageRef]:
-        """Yield the images under `folder`: files and folders of one level in the order of their names' bytes."""
-        try:
-            status = os.stat(folder)
-            with os.scandir(folder) as listing:
-                entries = sorted(listing, key=lambda entry: os.fsencode(entry.name))
-        except OSError:
-            self.skipped["unreadable_folder"] += 1
-            return
-        here = (status.st_dev, status.st_ino)
-        if here in parents:
-            self.skipped["link_loop"] += 1
-            return
-        for entry in entries:
-            if entry.name.startswith("."):
-                self.skipped["hidden"] += 1
-            elif _is_dir(entry):
-                yield from self._walk(Path(entry.path), f"{prefix}{entry.name}/", (*parents, here))
-            elif os.path.splitext(entry.name)[1].lower() not in IMAGE_SUFFIXES:
-                self.skipped["other_suffix"] += 1
+    def _wanted(self, refs: Iterable[ImageRef], prefix: str = "") -> Iterator[ImageRef]:
+        """Leave out what the patterns are against; they see names without `prefix`."""
+        for ref in refs:
+            if why := self.patterns.reason_against(ref.name.removeprefix(prefix)):
+                self.skipped[why] += 1
             else:
-                yield ImageRef(path=entry.path, name=f"{prefix}{entry.name}")
+                yield ref
 
 
 def _names(given: str) -> list[str]:
@@ -186,10 +175,3 @@ def _named(path: str) -> ImageRef:
 
 def _is_parquet(given: str) -> bool:
     return given.lower().endswith(".parquet")
-
-
-def _is_dir(entry: os.DirEntry[str]) -> bool:
-    try:
-        return entry.is_dir()
-    except OSError:
-        return False
