@@ -68,6 +68,15 @@ def test_a_long_journal_is_read_over_its_blocks(path, monkeypatch):
     assert (journal.num_bytes, journal.torn_bytes) == (path.stat().st_size, 0)
 
 
+def test_blanks_around_a_row_do_no_harm_and_two_rows_on_a_line_do(path):
+    one, two = row(1).as_json()[:-1], row(2).as_json()[:-1]
+    path.write_bytes(b"  " + one + b" \r\n")
+    assert read_journal(path).finished == {row(1).key}
+    path.write_bytes(one + b"\n" + one + two + b"\n")
+    with pytest.raises(OutputRefusedError, match=r"captions.jsonl:2 is damaged"):
+        read_journal(path)
+
+
 def test_no_file_holds_nothing(path):
     journal = read_journal(path)
     assert (len(journal.finished), journal.num_failed, journal.num_bytes) == (0, 0, 0)

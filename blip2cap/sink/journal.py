@@ -55,9 +55,10 @@ class Journal:
 
 
 def _parse(line: str) -> Any:
-    """Parse a line: as `json.loads` does, without looking for blanks around it unless there are any."""
+    """Parse a line as `json.loads` does, which takes longer to look for blanks around it."""
+    line = line.strip(" \t\r")
     row, end = _raw_decode(line)
-    return row if end == len(line) else json.loads(line)
+    return row if end == len(line) else json.loads(line)  # raises: there is more on it than one row
 
 
 def read_journal(path: Path) -> Journal:
