@@ -192,5 +192,5 @@ def run(
         for rows in batches:
             sink.write(rows)
             on_batch(summary)
-    sink.finish()
+    sink.finish(stopped=stopped())
     return summary

@@ -22,7 +22,7 @@ LAYERS = {
     5: {"run", "train"},
     4: {"batch", "flow", "model"},
     3: {"source", "decode", "sink", "scenes", "scene_things", "plan"},
-    2: {"options", "prompts"},
+    2: {"options", "prompts", "files"},
     1: {"errors", "records", "stopwatch", "batch_size"},
 }
 LEVELS = {name: level for level, names in LAYERS.items() for name in names}

@@ -44,7 +44,7 @@ FilesFrom = Annotated[
     repeated_option("--files-from", metavar="FILE", help="Read paths from FILE, one a line; may be repeated."),
 ]
 NullSeparated = Annotated[bool, option("-0", "--null", help="Paths in lists end with NUL, as from find -print0.")]
-Out = Annotated[str, option("-o", "--out", metavar="PATH", help="Output .jsonl file; `-` is stdout.")]
+Out = Annotated[str, option("-o", "--out", metavar="PATH", help="Output .jsonl or .parquet file; `-` is stdout.")]
 Model = Annotated[
     str,
     option(
@@ -106,6 +106,7 @@ LengthPenalty = Annotated[
 Seed = Annotated[int, option("--seed", help="Of sampling.")]
 Limit = Annotated[int | None, option("--limit", metavar="N", help="Take the first N images only.")]
 Overwrite = Annotated[bool, option("--overwrite", help="Replace the output instead of resuming it.")]
+RetryFailed = Annotated[bool, option("--retry-failed", help="Do images again that have a failed row.")]
 DryRun = Annotated[bool, option("--dry-run", help="Print what would be done; load no model, write nothing.")]
 Quiet = Annotated[bool, option("--quiet", help="Errors only.")]
 Verbose = Annotated[bool, option("--verbose", help="Name every image that fails.")]
