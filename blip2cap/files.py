@@ -127,6 +127,12 @@ def read_blocks(files: Files, path: Path) -> Iterator[bytes]:
         files.close(file)
 
 
+def close_quietly(files: Files, file: int) -> None:
+    """Close a file of which nothing more is wanted: what was to be safe has been synced."""
+    with contextlib.suppress(OSError):
+        files.close(file)
+
+
 def write_all(files: Files, file: int, data: bytes | memoryview) -> None:
     """Write all of it, however little a single write takes."""
     view = memoryview(data)

@@ -102,7 +102,12 @@ class Killing(Counting):
         if due and self.when == "within" and name == "write":
             operation(arguments[0], memoryview(arguments[1])[: len(arguments[1]) // 2])
             self.die()
-        result = super().around(name, operation, *arguments)
+        try:
+            result = super().around(name, operation, *arguments)
+        except OSError:
+            if due:
+                self.die()
+            raise
         if name == "open":
             self.open_files.add(result)
         if name == "close":

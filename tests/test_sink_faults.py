@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import itertools
 import json
+import shutil
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -116,25 +118,32 @@ def operations(tmp_path: Path, kind: str, case: str) -> list[str]:
     return files.names
 
 
-@pytest.fixture(params=KINDS)
-def kind(request: pytest.FixtureRequest) -> str:
-    return str(request.param)
+def every(*values: Iterable[object], quick: Callable[..., bool]) -> list[Any]:
+    """Combine outputs, cases and `values`; the quick ones are run by `make test`."""
+    return [
+        pytest.param(*each, marks=[] if quick(*each) else [pytest.mark.long])
+        for each in itertools.product(KINDS, DONE_BEFORE, *values)
+    ]
 
 
-@pytest.fixture(params=DONE_BEFORE)
-def case(request: pytest.FixtureRequest) -> str:
-    return str(request.param)
-
-
-@pytest.mark.parametrize("ever_after", [False, True], ids=["once", "ever after"])
-@pytest.mark.parametrize("error", ERRORS)
+@pytest.mark.parametrize(
+    ("kind", "case", "error", "ever_after"),
+    every(
+        ERRORS,
+        [False, True],
+        quick=lambda kind, case, error, ever_after: (
+            (error, ever_after) == ("EIO", False) and (kind == "rows.jsonl" or case == "retried")
+        ),
+    ),
+)
 def test_any_operation_may_fail(tmp_path: Path, kind: str, case: str, error: str, ever_after: bool) -> None:
     names = operations(tmp_path, kind, case)
+    prepared = prepare(tmp_path / "prepared", kind, case).parent
     fired = 0
     for at, name in enumerate(names):
         if error == "short" and name not in ("read", "write"):
             continue
-        path, safe = prepare(tmp_path / str(at), kind, case), list[str]()
+        path, safe = Path(shutil.copytree(prepared, tmp_path / str(at))) / kind, list[str]()
         files = Failing(at, ERRORS[error], ever_after=ever_after)
         try:
             attempt(path, case, files, safe)
@@ -153,12 +162,19 @@ def test_any_operation_may_fail(tmp_path: Path, kind: str, case: str, error: str
     assert fired == (len(names) if error != "short" else sum(name in ("read", "write") for name in names))
 
 
-@pytest.mark.parametrize("when", ["before", "within", "after"])
+@pytest.mark.parametrize(
+    ("kind", "case", "when"),
+    every(
+        ["before", "within", "after"],
+        quick=lambda kind, case, when: when == "within" or (when == "after" and kind == "rows.jsonl"),
+    ),
+)
 def test_the_process_may_end_at_any_operation(tmp_path: Path, kind: str, case: str, when: str) -> None:
+    prepared = prepare(tmp_path / "prepared", kind, case).parent
     for at, name in enumerate(operations(tmp_path, kind, case)):
         if when == "within" and name != "write":
             continue
-        path, safe = prepare(tmp_path / str(at), kind, case), list[str]()
+        path, safe = Path(shutil.copytree(prepared, tmp_path / str(at))) / kind, list[str]()
         files = Killing(at, when)
         with pytest.raises(Killed):
             attempt(path, case, files, safe)

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from blip2cap.errors import OutputError, OutputRefusedError
-from blip2cap.files import OS_FILES, Files, behind, read_blocks, sync_folder, write_all
+from blip2cap.files import OS_FILES, Files, behind, close_quietly, read_blocks, sync_folder, write_all
 from blip2cap.records import Row, row_key
 from blip2cap.sink.manifest import Manifest
 
@@ -136,7 +136,7 @@ class JournalSink:
                 self.manifest, self.journal = read_output(path, files, retry_failed=retry_failed)
             self._num_failed_before = 0 if retry_failed else self.journal.num_failed
         except BaseException:
-            files.close(self._file)
+            close_quietly(files, self._file)
             raise
 
     @property
@@ -235,8 +235,7 @@ class JournalSink:
         with contextlib.suppress(OSError):  # what was written is safe, whatever fails here
             if not self._begun and self._files.fstat(self._file).st_size == 0 and not self._has_manifest():
                 self._files.unlink(self._target)
-        with contextlib.suppress(OSError):
-            self._files.close(self._file)
+        close_quietly(self._files, self._file)
 
     def _has_manifest(self) -> bool:
         try:
@@ -274,13 +273,12 @@ class JournalSink:
         except BaseException:
             with contextlib.suppress(OSError):
                 self._files.unlink(temporary)
-            with contextlib.suppress(OSError):
-                self._files.close(new)
+            close_quietly(self._files, new)
             raise
         old, self._file = self._file, new
         self.journal.num_bytes = num_bytes
         self.journal.failed.clear()
-        self._files.close(old)
+        close_quietly(self._files, old)
         sync_folder(self._files, self._target.parent)
 
     def _failed(self, error: OSError) -> OutputError:
@@ -307,13 +305,13 @@ def _open_locked(files: Files, path: Path) -> int:
                 if os.path.samestat(files.stat(path), files.fstat(file)):
                     return file
         except BlockingIOError as error:
-            files.close(file)
+            close_quietly(files, file)
             raise OutputRefusedError(
                 f"{path} is being written by another blip2cap run. Wait for it, or use another --out."
             ) from error
         except OSError as error:
-            files.close(file)
+            close_quietly(files, file)
             raise OutputError(
                 f"{path} cannot be locked: {error.strerror}. Use another --out, on a file system with locks."
             ) from error
-        files.close(file)
+        close_quietly(files, file)

@@ -30,6 +30,7 @@ _MANIFEST = b"blip2cap"
 """The manifest's key in the metadata of the schema."""
 _ROW_GROUP = 50_000
 """Rows that are in memory at a time."""
+_PIECE = 1 << 20
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -209,6 +210,7 @@ class ParquetSink:
             with pq.ParquetWriter(feed, schema, compression="zstd", write_page_checksum=True) as writer:
                 for batch in itertools.chain(self._old_batches(), self._new_batches(schema)):
                     writer.write_batch(batch, row_group_size=_ROW_GROUP)
+            feed.write_rest()
 
     def _old_batches(self) -> Iterator[pa.RecordBatch]:
         """Yield the rows of the old file that nothing replaces; without failed ones, if this run does them again."""
@@ -271,10 +273,14 @@ def _keys(batch: pa.RecordBatch) -> Iterator[tuple[str, str, str]]:
 
 
 class _Feed(io.RawIOBase):
-    """An open file as pyarrow writes it; once a write has failed, nothing more goes there: the file is given up."""
+    """An open file as pyarrow writes it, in large pieces.
+
+    Once a write has failed, nothing more goes there: pyarrow still writes its footer, but the file is given up.
+    """
 
     def __init__(self, files: Files, file: int) -> None:
         self._files, self._file = files, file
+        self._waiting = bytearray()
         self._position = 0
         self._failed = False
 
@@ -287,11 +293,18 @@ class _Feed(io.RawIOBase):
         return self._position
 
     def write(self, data: Any) -> int:
-        """Write all of it."""
+        """Take all of it."""
         num_bytes = memoryview(data).nbytes
+        self._waiting += data
+        self._position += num_bytes
+        if len(self._waiting) > _PIECE:
+            self.write_rest()
+        return num_bytes
+
+    def write_rest(self) -> None:
+        """Write what has been taken."""
+        data, self._waiting = self._waiting, bytearray()
         if not self._failed:
             self._failed = True
-            write_all(self._files, self._file, data)
+            write_all(self._files, self._file, memoryview(data))
             self._failed = False
-        self._position += num_bytes
-        return num_bytes
