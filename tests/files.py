@@ -131,9 +131,9 @@ class PageCache(Counting):
     not. Of the folder: each name made, renamed or removed since it was synced, or not.
     """
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, on_change: Callable[[], None]) -> None:
         super().__init__()
-        self.folder = folder
+        self.folder, self.on_change = folder, on_change
         self.paths: dict[int, Path] = {}
         self.nodes: dict[int, int] = {}
         """What open files are, by descriptor."""
@@ -156,6 +156,7 @@ class PageCache(Counting):
         """Do it and remember it."""
         result = super().around(name, operation, *arguments)
         getattr(self, f"_{name}", lambda *rest: None)(result, *arguments)
+        self.on_change()
         return result
 
     def _open(self, file: int, path: Path, flags: int) -> None:

@@ -181,3 +181,46 @@ def test_the_process_may_end_at_any_operation(tmp_path: Path, kind: str, case: s
         assert files.dead
         assert len(files.names) == at + (when == "after")
         check_resumed(path, case, safe)
+
+
+def some_cuts(name: str, appended: bytes) -> set[int]:
+    """Both ends, the middle, and around every line end."""
+    lines = [index for index, byte in enumerate(appended) if byte == ord("\n")] if "json" in name else []
+    around = {index + offset for index in lines for offset in (0, 1)}
+    return {0, 1, len(appended) // 2, len(appended) - 1, len(appended)} & {*range(len(appended) + 1)} | around
+
+
+def every_cut(name: str, appended: bytes) -> Iterable[int]:
+    """Every byte of the rows; of other files, which are renamed when they are whole, some."""
+    return range(len(appended) + 1) if "jsonl" in name and "run" not in name else some_cuts(name, appended)
+
+
+@pytest.mark.parametrize(
+    ("kind", "case", "cuts"),
+    every(
+        [some_cuts, every_cut],
+        quick=lambda kind, case, cuts: cuts is some_cuts and (kind == "rows.jsonl" or case == "retried"),
+    ),
+)
+def test_the_power_may_go_at_any_time(
+    tmp_path: Path, kind: str, case: str, cuts: Callable[[str, bytes], Iterable[int]]
+) -> None:
+    """What the disk holds then is what was synced, and anything of what was not."""
+    path, safe = prepare(tmp_path / "run", kind, case), list[str]()
+    states: dict[tuple[tuple[str, bytes], ...], list[str]] = {}
+
+    def note() -> None:
+        for state in files.states(cuts):
+            states[tuple(sorted(state.items()))] = [*safe]
+
+    files = PageCache(path.parent, note)
+    attempt(path, case, files, safe)
+    for number, (state, promised) in enumerate(states.items()):
+        folder = tmp_path / str(number)
+        folder.mkdir()
+        for name, content in state:
+            (folder / name).write_bytes(content)
+        check_resumed(folder / kind, case, promised)
+        shutil.rmtree(folder)
+    assert len(states) > 40
+    print(len(states))
