@@ -208,9 +208,10 @@ class JournalSink:
     def finish(self, *, stopped: bool = False) -> None:
         """Note in the manifest what the output holds now, if that is not what it says."""
         counts = {"ok": self.journal.num_ok, "failed": dict(self.journal.failed)}
-        if self.manifest is None or self.manifest.counts == counts:
-            return
         try:
+            self._files.fdatasync(self._file)  # a run that was killed may have left rows that the disk has not
+            if self.manifest is None or self.manifest.counts == counts:
+                return
             self._check_place()
             self.manifest = replace(self.manifest, counts=counts)
             self.manifest.write(manifest_path(self.path), self._files)
@@ -222,7 +223,7 @@ class JournalSink:
         try:
             self._files.ftruncate(self._file, 0)
             self._files.fsync(self._file)
-            for path in (manifest_path(self.path), self._target):
+            for path in (manifest_path(self.path), self._target):  # the lock holds until its name is gone
                 with contextlib.suppress(FileNotFoundError):
                     self._files.unlink(path)
             self._begun = True  # what has this name from now on is another run's
