@@ -29,7 +29,9 @@ if TYPE_CHECKING:
 _MANIFEST = b"blip2cap"
 """The manifest's key in the metadata of the schema."""
 _ROW_GROUP = 50_000
-"""Rows that are in memory at a time."""
+"""Rows that are in memory at a time, as columns."""
+_BATCH = 5_000
+"""Rows that are there one by one, which take several times as much."""
 _PIECE = 1 << 20
 
 
@@ -76,7 +78,7 @@ def read_table(path: Path, journal: Journal, *, retry_failed: bool = False) -> T
             if not schema.remove_metadata().equals(schema_of(manifest.settings)):
                 raise TypeError("other columns than its manifest says")
             table = Table(manifest=manifest)
-            for batch in parquet.iter_batches(batch_size=_ROW_GROUP):
+            for batch in parquet.iter_batches(batch_size=_BATCH):
                 for key, status, error in _keys(batch):
                     if key in journal.finished:
                         table.replaced.add(key)
@@ -199,6 +201,7 @@ class ParquetSink:
 
     def _write_table(self) -> None:
         """Write the rows of the old Parquet file and those of the journal; whole, or not at all."""
+        import pyarrow as pa
         import pyarrow.parquet as pq
 
         manifest = self._table.manifest if self._table else self._sink.manifest
@@ -208,8 +211,8 @@ class ParquetSink:
         with replacing(self._files, self._target) as file:
             feed = _Feed(self._files, file)
             with pq.ParquetWriter(feed, schema, compression="zstd", write_page_checksum=True) as writer:
-                for batch in itertools.chain(self._old_batches(), self._new_batches(schema)):
-                    writer.write_batch(batch, row_group_size=_ROW_GROUP)
+                for group in _in_groups(itertools.chain(self._old_batches(), self._new_batches(schema))):
+                    writer.write_table(pa.Table.from_batches(group, schema), row_group_size=_ROW_GROUP)
             feed.write_rest()
 
     def _old_batches(self) -> Iterator[pa.RecordBatch]:
@@ -220,14 +223,13 @@ class ParquetSink:
             return
         replaced, drop_failed = self._table.replaced, self._retry_failed
         with _open(self._target) as parquet:
-            for batch in parquet.iter_batches(batch_size=_ROW_GROUP):
+            for batch in parquet.iter_batches(batch_size=_BATCH):
                 if replaced or drop_failed:
                     stays = [
                         key not in replaced and not (drop_failed and status != "ok") for key, status, _ in _keys(batch)
                     ]
-                    yield batch.filter(pa.array(stays, pa.bool_()))
-                else:
-                    yield batch
+                    batch = batch.filter(pa.array(stays, pa.bool_()))
+                yield batch.replace_schema_metadata(None)
 
     def _new_batches(self, schema: pa.Schema) -> Iterator[pa.RecordBatch]:
         """Yield the rows of the journal. Raises OutputRefusedError for one that does not fit the columns."""
@@ -235,7 +237,7 @@ class ParquetSink:
 
         lines = (line for line in read_lines(self._files, self._sink.path) if line.endswith(b"\n"))
         number = 0
-        while rows := [json.loads(line) for line in itertools.islice(lines, _ROW_GROUP)]:
+        while rows := [json.loads(line) for line in itertools.islice(lines, _BATCH)]:
             try:
                 for row in rows:
                     number += 1
@@ -270,6 +272,17 @@ def _keys(batch: pa.RecordBatch) -> Iterator[tuple[str, str, str]]:
         names.append("question")
     for name, raw, status, error, *question in zip(*(batch[name].to_pylist() for name in names), strict=True):
         yield row_key(name, raw, question[0] if question else None), status, error
+
+
+def _in_groups(batches: Iterable[pa.RecordBatch]) -> Iterator[list[pa.RecordBatch]]:
+    """Yield batches together that make a row group."""
+    group: list[pa.RecordBatch] = []
+    for batch in batches:
+        if group and sum(map(len, group)) + len(batch) > _ROW_GROUP:
+            yield group
+            group = []
+        group.append(batch)
+    yield group
 
 
 class _Feed(io.RawIOBase):
