@@ -18,7 +18,7 @@ def out(request: pytest.FixtureRequest, here: Path) -> Path:
     for name in ("001.png", "002.png"):
         shutil.move(images / name, here / name)
         (images / name).write_bytes(b"")
-    out = here / request.param
+    out = here / str(request.param)
     assert invoke("caption", "images", *TINY, "-o", out).exit_code == 3
     shutil.move(here / "001.png", images / "001.png")
     return out

@@ -4,6 +4,7 @@ import json
 import os
 import subprocess
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 
 import pyarrow as pa
@@ -15,7 +16,7 @@ from blip2cap.files import OS_FILES
 from blip2cap.records import Row
 from blip2cap.sink import parquet as module
 from blip2cap.sink.parquet import ParquetSink, journal_path, read_output
-from tests.outputs import REFS, run
+from tests.outputs import run
 from tests.rows import SETTINGS, failed, left_in, row
 
 STRINGS = ["file_name", "file_name_b64", "text", "status", "error", "finish_reason"]
@@ -26,8 +27,8 @@ def path(tmp_path: Path) -> Path:
     return tmp_path / "captions.parquet"
 
 
-def write(path: Path, *rows: Row, stopped: bool = False, made_with: dict[str, object] = SETTINGS, **options: bool):
-    sink = ParquetSink(path, **options)
+def write(path: Path, *rows: Row, stopped: bool = False, made_with: Mapping[str, object] = SETTINGS, **options: bool):
+    sink = ParquetSink(path, files=OS_FILES, **options)
     try:
         sink.begin(made_with)
         sink.write(rows)
@@ -305,4 +306,3 @@ print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
 def test_pyarrow_is_imported_only_where_it_is_used(tmp_path):
     code = "import sys, blip2cap.sink.parquet, blip2cap.cli.execution; assert 'pyarrow' not in sys.modules"
     subprocess.run([sys.executable, "-c", code], check=True)
-    assert REFS
