@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -36,6 +36,7 @@ def run(
     failing: str = "",
     safe: list[str] | None = None,
     stopped: bool = False,
+    made_with: Mapping[str, object] = SETTINGS,
     **options: bool,
 ) -> None:
     """Do what a command does, two images at a time; `safe` gets the names whose rows are promised to be on the disk."""
@@ -53,7 +54,7 @@ def run(
             for task in tasks
         ]
         if rows:
-            sink.begin(SETTINGS)
+            sink.begin(made_with)
         for start in range(0, len(rows), 2):
             sink.write(rows[start : start + 2])
             if safe is not None:

@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from blip2cap.errors import Blip2CapError, OutputError
+from blip2cap.errors import Blip2CapError, OutputError, OutputRefusedError
 from blip2cap.files import OS_FILES, Files
 from blip2cap.records import ImageRef, Row
 from blip2cap.sink.base import Output
@@ -20,8 +20,9 @@ from tests.files import ERRORS, Counting, Failing, FastFiles, Killed, Killing, P
 from tests.outputs import KINDS, REFS, names_in, open_output, rows_of, run
 from tests.rows import SETTINGS, left_in
 
-DONE_BEFORE = {"fresh": 0, "resumed": 3, "retried": 3}
+DONE_BEFORE = {"fresh": 0, "resumed": 3, "retried": 3, "overwritten": 3}
 """Images that have rows when a run begins; where failed ones are done again, the second of them has failed."""
+OTHER = SETTINGS | {"prompt": "of rows that are overwritten"}
 
 
 def prepare(folder: Path, kind: str, case: str) -> Path:
@@ -30,25 +31,33 @@ def prepare(folder: Path, kind: str, case: str) -> Path:
     path, count = folder / kind, DONE_BEFORE[case]
     failing = REFS[1].name if case == "retried" else ""
     if count:
-        run(path, REFS[: count - 1], "before", files=FastFiles(), failing=failing)
-        run(path, REFS[:count], "before", files=FastFiles(), stopped=True)
+        made_with = OTHER if case == "overwritten" else SETTINGS
+        run(path, REFS[: count - 1], "before", files=FastFiles(), failing=failing, made_with=made_with)
+        run(path, REFS[:count], "before", files=FastFiles(), stopped=True, made_with=made_with)
     return path
 
 
 def attempt(path: Path, case: str, files: Files, safe: list[str] | None = None) -> None:
     """The run that something happens to."""
-    run(path, REFS, "first", files=files, safe=safe, retry_failed=case == "retried")
+    run(path, REFS, "first", files=files, safe=safe, retry_failed=case == "retried", overwrite=case == "overwritten")
 
 
 def check_resumed(path: Path, case: str, safe: Iterable[str]) -> None:
     """Run the same command again, in peace: every image has one row, and nothing that was safe was done again."""
-    run(path, REFS, "again", files=FastFiles(), retry_failed=case == "retried")
+    try:
+        run(path, REFS, "again", files=FastFiles(), retry_failed=case == "retried")
+    except OutputRefusedError:  # nothing has been overwritten yet
+        assert (case, [*safe]) == ("overwritten", [])
+        run(path, REFS, "again", files=FastFiles(), overwrite=True)
     rows = rows_of(path)
     assert Counter(row["file_name"] for row in rows) == Counter(ref.file_name for ref in REFS)
     assert {row["status"] for row in rows} == {"ok"}
     texts = {row["file_name"]: row["text"] for row in rows}
-    before = {ref.file_name for ref in REFS[: DONE_BEFORE[case]] if case != "retried" or ref is not REFS[1]}
-    assert {name for name in before if texts[name] != "before"} == set()
+    if case == "overwritten":
+        assert "before" not in texts.values()
+    else:
+        before = {ref.file_name for ref in REFS[: DONE_BEFORE[case]] if case != "retried" or ref is not REFS[1]}
+        assert {name for name in before if texts[name] != "before"} == set()
     assert {name for name in safe if texts[name] == "again"} == set()
     manifest = [] if path.suffix == ".parquet" else ["rows.jsonl.run.json"]
     assert [name for name in left_in(path.parent) if not name.endswith(".tmp")] == [path.name, *manifest]
@@ -60,8 +69,8 @@ def operations(tmp_path: Path, kind: str, case: str) -> list[str]:
     path = prepare(tmp_path / "well", kind, case)
     attempt(path, case, files)
     check_resumed(path, case, [])
-    assert {"open", "read", "write", "fdatasync", "fsync", "lock", "replace", "close"} <= {*files.names}
-    assert files.names.count("fdatasync") == (4 if case == "fresh" else 2 if case == "resumed" else 3)
+    assert {"open", "write", "fdatasync", "fsync", "lock", "replace", "close"} <= {*files.names}
+    assert files.names.count("fdatasync") == {"fresh": 4, "resumed": 2, "retried": 3, "overwritten": 4}[case]
     return files.names
 
 
@@ -105,7 +114,8 @@ def test_any_operation_may_fail(tmp_path: Path, kind: str, case: str, error: str
         assert files.num_fired == 1 or ever_after
         assert not (error == "short" and ended)
         if ended and safe and not ever_after:
-            assert names_in(path) == names_in(prepared / kind, retried=case == "retried") | {*safe}, (name, at)
+            before = set() if case == "overwritten" else names_in(prepared / kind, retried=case == "retried")
+            assert names_in(path) == before | {*safe}, (name, at)
         check_resumed(path, case, safe)
         fired += files.num_fired > 0
     assert fired == (len(names) if error != "short" else sum(name in ("read", "write") for name in names))

@@ -210,9 +210,9 @@ class JournalSink:
         counts = {"ok": self.journal.num_ok, "failed": dict(self.journal.failed)}
         try:
             self._files.fdatasync(self._file)  # a run that was killed may have left rows that the disk has not
+            self._check_place()
             if self.manifest is None or self.manifest.counts == counts:
                 return
-            self._check_place()
             self.manifest = replace(self.manifest, counts=counts)
             self.manifest.write(manifest_path(self.path), self._files)
         except OSError as error:
