@@ -219,5 +219,5 @@ def run(
         for rows in batches:
             sink.write(rows)
             on_batch(summary)
-    sink.finish()
+    sink.finish(stopped=stopped())
     return summary

@@ -114,7 +114,7 @@ class ListSink:
         """Keep them."""
         self.rows += rows
 
-    def finish(self) -> None:
+    def finish(self, *, stopped: bool = False) -> None:
         """Nothing to note."""
 
     def close(self) -> None:

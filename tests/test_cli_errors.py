@@ -20,7 +20,7 @@ WRONG = {
     "caption empty": ["no image found in empty", "skipped 1 other suffix", ".jpg"],
     "caption - -": ["`-` given more than once"],
     "caption - --files-from -": ["`-` given more than once"],
-    "caption images -o captions.parquet": ["--out captions.parquet", ".jsonl", "`-`"],
+    "caption images -o captions.csv": ["--out captions.csv", ".parquet", ".jsonl", "`-`"],
     "caption images -o - --json": ["--json and --out - exclude each other"],
     "caption images -o - --overwrite": ["--overwrite and --out - exclude each other"],
     "caption images --quiet --verbose": ["--quiet and --verbose exclude each other"],

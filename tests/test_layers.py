@@ -22,7 +22,7 @@ LAYERS = {
     5: {"run", "train"},
     4: {"batch", "flow", "model", "export"},
     3: {"source", "decode", "sink", "scenes", "scene_things", "plan", "text_guard", "results"},
-    2: {"options", "prompts", "text_rules", "remote"},
+    2: {"options", "prompts", "text_rules", "remote", "files"},
     1: {"errors", "records", "stopwatch", "batch_size", "keys"},
 }
 LEVELS = {name: level for level, names in LAYERS.items() for name in names}

@@ -15,7 +15,7 @@ from blip2cap.batch_size import BatchSize
 from blip2cap.decode.image import Decoded, Pixels
 from blip2cap.errors import ImageError
 from blip2cap.flow import Flow
-from blip2cap.options import BatchOptions, DecodeOptions, GenerateOptions, SourceOptions
+from blip2cap.options import BatchOptions, DecodeOptions, GenerateOptions, SourceOptions, TextOptions
 from blip2cap.plan import Plan, Task
 from blip2cap.prompts import Template
 from blip2cap.records import Generated, ImageRef, Prompt, Row
@@ -112,7 +112,7 @@ def test_a_run_holds_as_much_after_many_images_as_after_few() -> None:
 def test_what_is_remembered_of_pictures_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
     """Past as many as may be remembered, further pictures cost nothing; each is another one."""
     monkeypatch.setattr("blip2cap.flow._NUM_REMEMBERED", 1_000)
-    flow = Flow(Forgetful(), GenerateOptions(), max_texts=64, on_failure=lambda ref, error: None)
+    flow = Flow(Forgetful(), GenerateOptions(), TextOptions(), max_texts=64, on_failure=lambda ref, error: None)
     size, used = BatchSize(64), []
     for number, task in enumerate(tasks(_MOMENTS[-1]), start=1):
         pixels = np.frombuffer(number.to_bytes(192, "little"), dtype=np.uint8).reshape(8, 8, 3)

@@ -60,7 +60,7 @@ def test_every_row_has_the_same_keys_and_none_is_null(path):
 
 
 def test_a_long_journal_is_read_over_its_blocks(path, monkeypatch):
-    monkeypatch.setattr("blip2cap.sink.journal._BLOCK", 37)
+    monkeypatch.setattr("blip2cap.files._BLOCK", 37)
     rows = [row(number, text="x" * (number % 50)) for number in range(100)]
     write(path, *rows)
     journal = read_journal(path)

@@ -1,14 +1,16 @@
 import errno
 import json
-import os
 from collections import Counter
 
 import pytest
 
 from blip2cap.errors import OutputError, OutputRefusedError
-from blip2cap.records import Row
-from blip2cap.sink import journal as sink_module
+from blip2cap.files import OS_FILES, Files, OsFiles
+from blip2cap.plan import Plan
+from blip2cap.prompts import Template
+from blip2cap.records import ImageRef, Row
 from blip2cap.sink.journal import JournalSink, manifest_path, read_journal
+from tests.files import Counting, FastFiles
 from tests.rows import SETTINGS, columns_of, failed, row, write
 
 ROWS = [row(1), failed(2), row(3, text="кот\u2028🐈"), row(4)]
@@ -19,18 +21,13 @@ def path(tmp_path):
     return tmp_path / "captions.jsonl"
 
 
-@pytest.fixture
-def fast_disk(monkeypatch):
-    """Leave out waiting for the disk where a test writes hundreds of files."""
-    monkeypatch.setattr(os, "fsync", lambda descriptor: None)
-    monkeypatch.setattr(sink_module, "_fdatasync", lambda descriptor: None)
-
-
-def resume(path, rows: list[Row]) -> list[Row]:
+def resume(path, rows: list[Row], files: Files = OS_FILES) -> list[Row]:
     """Do what a run does: write the rows that are not there, in two batches; return those that were there."""
-    sink = JournalSink(path)
-    missing = [one for one in rows if one.key not in sink.finished]
-    there = [one for one in rows if one.key in sink.finished]
+    sink = JournalSink(path, files=files)
+    refs = [ImageRef(path=one.file_name, name=one.file_name) for one in rows]
+    tasks = {task.ref.name for task in Plan(Template("")).tasks(refs, sink.finished)}
+    missing = [one for one in rows if one.file_name in tasks]
+    there = [one for one in rows if one.file_name not in tasks]
     sink.begin(SETTINGS)
     sink.write(missing[:2])
     sink.write(missing[2:])
@@ -38,23 +35,23 @@ def resume(path, rows: list[Row]) -> list[Row]:
     return there
 
 
-def test_a_journal_that_is_cut_at_any_byte_is_made_whole_again(path, fast_disk):
+def test_a_journal_that_is_cut_at_any_byte_is_made_whole_again(path):
     rows = ROWS[:3]
     write(path, *rows)
     whole = path.read_bytes()
     for cut in range(len(whole) + 1):
         path.write_bytes(whole[:cut])
-        there = resume(path, rows)
+        there = resume(path, rows, FastFiles())
         assert path.read_bytes() == whole, cut
         assert len(there) == whole[:cut].count(b"\n"), cut
 
 
-def test_a_journal_that_is_cut_again_and_again_has_every_row_once(path, fast_disk):
+def test_a_journal_that_is_cut_again_and_again_has_every_row_once(path):
     write(path, *ROWS)
     whole = path.read_bytes()
     for cut in range(len(whole), 0, -7):
         path.write_bytes(path.read_bytes()[:cut])
-        resume(path, ROWS)
+        resume(path, ROWS, FastFiles())
     assert Counter(str(columns["file_name"]) for columns in columns_of(path)) == {f"{n}.jpg": 1 for n in (1, 2, 3, 4)}
 
 
@@ -134,117 +131,138 @@ def test_a_run_that_was_refused_has_let_go_of_the_lock(path):
     write(path, row(2))
 
 
-def full_disk(room: int):
-    """Stand in for os.write on a disk with `room` bytes left."""
-    write_bytes = os.write
+class FullDisk(OsFiles):
+    """A disk with `room` bytes left; what was written may be cut, unless that `cannot_cut`."""
 
-    def limited(file: int, data: bytes) -> int:
-        nonlocal room
-        if not room:
+    def __init__(self, room: int, *, cannot_cut: bool = False) -> None:
+        self.room, self.cannot_cut = room, cannot_cut
+        self.full = False
+
+    def write(self, file: int, data: bytes | memoryview) -> int:
+        """Write what there is room for."""
+        if self.full and not self.room:
             raise OSError(errno.ENOSPC, "No space left on device")
-        written = write_bytes(file, bytes(data)[:room])
-        room -= written
+        if not self.full:
+            return super().write(file, data)
+        written = super().write(file, memoryview(data)[: self.room])
+        self.room -= written
         return written
 
-    return limited
+    def ftruncate(self, file: int, length: int) -> None:
+        """Cut, or fail."""
+        if self.full and self.cannot_cut:
+            raise OSError(errno.EIO, "Input/output error")
+        super().ftruncate(file, length)
 
 
 @pytest.mark.parametrize("room", [0, 1, 100, 250])
-def test_a_full_disk_leaves_whole_batches_and_is_an_output_error(path, monkeypatch, room):
-    sink = JournalSink(path)
+def test_a_full_disk_leaves_whole_batches_and_is_an_output_error(path, room):
+    files = FullDisk(room)
+    sink = JournalSink(path, files=files)
     sink.begin(SETTINGS)
     sink.write([row(1)])
     whole = path.read_bytes()
-    with monkeypatch.context() as patch:
-        patch.setattr(os, "write", full_disk(room))
-        with pytest.raises(OutputError, match=r"No space left on device. Its rows so far are safe"):
-            sink.write([row(2), row(3)])
+    files.full = True
+    with pytest.raises(OutputError, match=r"No space left on device. Its rows so far are safe"):
+        sink.write([row(2), row(3)])
     sink.close()
     assert path.read_bytes() == whole
     write(path, row(2), row(3))
     assert [columns["file_name"] for columns in columns_of(path)] == ["1.jpg", "2.jpg", "3.jpg"]
 
 
-def test_a_full_disk_where_nothing_can_be_cut_leaves_a_torn_tail_for_the_next_run(path, monkeypatch):
-    sink = JournalSink(path)
+def test_a_full_disk_where_nothing_can_be_cut_leaves_a_torn_tail_for_the_next_run(path):
+    files = FullDisk(50, cannot_cut=True)
+    sink = JournalSink(path, files=files)
     sink.begin(SETTINGS)
     sink.write([row(1)])
-
-    def no_cut(file, length):
-        raise OSError(errno.EIO, "Input/output error")
-
-    with monkeypatch.context() as patch:
-        patch.setattr(os, "write", full_disk(50))
-        patch.setattr(os, "ftruncate", no_cut)
-        with pytest.raises(OutputError, match="No space left"):
-            sink.write([row(2)])
+    files.full = True
+    with pytest.raises(OutputError, match="No space left"):
+        sink.write([row(2)])
     sink.close()
     assert read_journal(path).torn_bytes == 50
     assert resume(path, [row(1), row(2)]) == [row(1)]
     assert [columns["file_name"] for columns in columns_of(path)] == ["1.jpg", "2.jpg"]
 
 
-def test_short_writes_are_gone_on_with(path, monkeypatch):
-    write_bytes = os.write
-    monkeypatch.setattr(os, "write", lambda file, data: write_bytes(file, bytes(data)[:7]))
-    write(path, *ROWS)
+def test_short_writes_are_gone_on_with(path):
+    class Slow(OsFiles):
+        def write(self, file: int, data: bytes | memoryview) -> int:
+            return super().write(file, memoryview(data)[:7])
+
+    resume(path, ROWS, Slow())
     assert columns_of(path) == [one.as_dict() for one in ROWS]
 
 
-def test_a_disk_that_loses_data_takes_the_batch_back(path, monkeypatch):
-    def lost(file):
-        raise OSError(errno.EIO, "Input/output error")
+def test_a_disk_that_takes_nothing_is_an_output_error(path):
+    class Stuck(OsFiles):
+        def write(self, file: int, data: bytes | memoryview) -> int:
+            return 0
+
+    with pytest.raises(OutputError, match="a write took nothing"):
+        resume(path, ROWS, Stuck())
+
+
+def test_a_disk_that_loses_data_takes_the_batch_back_and_is_not_asked_again(path):
+    class Losing(OsFiles):
+        asked = 0
+
+        def fdatasync(self, file: int) -> None:
+            self.asked += 1
+            raise OSError(errno.EIO, "Input/output error")
 
     write(path, row(1))
-    whole = path.read_bytes()
-    monkeypatch.setattr(sink_module, "_fdatasync", lost)
+    whole, files = path.read_bytes(), Losing()
     with pytest.raises(OutputError, match="Input/output error"):
-        write(path, row(2))
+        resume(path, ROWS, files)
     assert path.read_bytes() == whole
+    assert files.asked == 1
 
 
-def test_a_full_disk_at_the_beginning_is_an_output_error(path, monkeypatch):
-    def no_room(file):
-        raise OSError(errno.ENOSPC, "No space left on device")
+def test_a_full_disk_at_the_beginning_is_an_output_error(path):
+    class NoRoom(OsFiles):
+        def fsync(self, file: int) -> None:
+            raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr(os, "fsync", no_room)
     with pytest.raises(OutputError, match="No space left"):
-        write(path, row(1))
+        resume(path, [row(1)], NoRoom())
     assert read_journal(path).finished == set()
 
 
-def test_rows_are_whole_lines_and_safe_after_every_batch(path, monkeypatch):
-    events = []
-    write_bytes, sync = os.write, sink_module._fdatasync
-
-    def noted_write(file, data):
-        events.append("write")
-        return write_bytes(file, data)
-
-    def noted_sync(file):
-        events.append("sync")
-        sync(file)
-
-    monkeypatch.setattr(os, "write", noted_write)
-    monkeypatch.setattr(sink_module, "_fdatasync", noted_sync)
-    sink = JournalSink(path)
+def test_rows_are_whole_lines_and_safe_after_every_batch(path):
+    files = Counting()
+    sink = JournalSink(path, files=files)
     sink.begin(SETTINGS)
     for number in range(0, 6, 2):
+        files.names.clear()
         sink.write([row(number), row(number + 1)])
-        assert events == ["write", "sync"]
-        events.clear()
+        assert files.names == ["stat", "fstat", "write", "fdatasync"]
         assert [json.loads(line)["status"] for line in path.read_text().splitlines()] == ["ok"] * (number + 2)
     sink.close()
 
 
-def test_no_row_is_ever_there_without_its_manifest(path, monkeypatch):
+def test_no_row_is_ever_there_without_its_manifest(path):
     seen = []
-    write_bytes = os.write
 
-    def watched(file, data):
-        seen.append(manifest_path(path).exists())
-        return write_bytes(file, data)
+    class Watching(OsFiles):
+        def fdatasync(self, file: int) -> None:
+            seen.append(manifest_path(path).exists())
+            super().fdatasync(file)
 
-    monkeypatch.setattr(os, "write", watched)
-    write(path, row(1))
-    assert seen == [True]
+    resume(path, [row(1)], Watching())
+    assert seen == [True, True]
+
+
+@pytest.mark.parametrize("replaced", [False, True])
+def test_an_output_that_loses_its_name_under_way_is_an_output_error(path, replaced):
+    sink = JournalSink(path)
+    sink.begin(SETTINGS)
+    sink.write([row(1)])
+    path.unlink()
+    if replaced:
+        path.write_bytes(b"something else")
+    for step in (lambda: sink.write([row(2)]), sink.finish):
+        with pytest.raises(OutputError, match=r"was removed or replaced while it was being written.*Run the same"):
+            step()
+    sink.close()
+    assert path.exists() == replaced

@@ -64,7 +64,7 @@ ImageColumn = Annotated[
     option("--image-column", metavar="NAME", help="Column of .parquet inputs with the bytes of images."),
 ]
 AllowHttp = Annotated[bool, option("--allow-http", help="Fetch images from http:// and https:// URLs.")]
-Out = Annotated[str, option("-o", "--out", metavar="PATH", help="Output .jsonl file; `-` is stdout.")]
+Out = Annotated[str, option("-o", "--out", metavar="PATH", help="Output .jsonl or .parquet file; `-` is stdout.")]
 Model = Annotated[
     str,
     option(
@@ -144,6 +144,7 @@ Strip = Annotated[
 Seed = Annotated[int, option("--seed", help="Of sampling.")]
 Limit = Annotated[int | None, option("--limit", metavar="N", help="Take the first N images only.")]
 Overwrite = Annotated[bool, option("--overwrite", help="Replace the output instead of resuming it.")]
+RetryFailed = Annotated[bool, option("--retry-failed", help="Do images again that have a failed row.")]
 DryRun = Annotated[bool, option("--dry-run", help="Print what would be done; load no model, write nothing.")]
 Quiet = Annotated[bool, option("--quiet", help="Errors only.")]
 Verbose = Annotated[bool, option("--verbose", help="Name every image that fails.")]

@@ -30,7 +30,11 @@ from blip2cap.cli.terminal import clean, say
 from blip2cap.decode.trace import Trace, trace_path
 from blip2cap.errors import InputError
 from blip2cap.plan import Plan, Task
-from blip2cap.sink.journal import Journal, JournalSink, read_output
+from blip2cap.sink import journal as journals
+from blip2cap.sink import parquet
+from blip2cap.sink.base import Output
+from blip2cap.sink.journal import Journal, JournalSink
+from blip2cap.sink.parquet import ParquetSink
 from blip2cap.sink.stream import StreamSink
 from blip2cap.source.inputs import Source
 
@@ -57,7 +61,7 @@ def start(job: Job, *, dry_run: bool) -> None:
             raise InputError(no_image(source))
         if dry_run:
             return _dry_run(job, source, plan)
-        sink = StreamSink(sys.stdout.buffer) if job.out == "-" else JournalSink(Path(job.out), overwrite=job.overwrite)
+        sink = _open(job)
         try:
             _run(job, source, sink, stop)
         except Stopped:
@@ -68,22 +72,32 @@ def start(job: Job, *, dry_run: bool) -> None:
             sink.close()
 
 
-def _run(job: Job, source: Source, sink: JournalSink | StreamSink, stop: Stop) -> None:
+def _open(job: Job) -> Output | StreamSink:
+    """Open the output, by the ending of its name."""
+    if job.out == "-":
+        return StreamSink(sys.stdout.buffer)
+    path = Path(job.out)
+    kind = ParquetSink if path.suffix.lower() == ".parquet" else JournalSink
+    return kind(path, overwrite=job.overwrite, retry_failed=job.retry_failed)
+
+
+def _run(job: Job, source: Source, sink: Output | StreamSink, stop: Stop) -> None:
     from blip2cap.model.checkpoint import find
 
     checkpoint = find(job.model)
     plan = job.plan(checkpoint.family)
     settings = job.settings(source) | job.model_settings(checkpoint)
     dtype = job.model.dtype
-    if isinstance(sink, JournalSink) and sink.manifest is not None and sink.journal.num_bytes:
+    if not isinstance(sink, StreamSink) and sink.made_with is not None:
         if dtype == "auto":
-            dtype = sink.manifest.settings.get("dtype", dtype)  # the texts go on as they began
+            dtype = sink.made_with.get("dtype", dtype)  # the texts go on as they began
         sink.check(settings | {"dtype": dtype})
     tasks = plan.tasks(source, sink.finished)
     first = next(tasks, None)
     if plan.num_images == 0:
         raise InputError(no_image(source))
     if first is None:
+        sink.finish(stopped=False)
         _end(job, source, plan, sink, None)
 
     with (
@@ -94,8 +108,8 @@ def _run(job: Job, source: Source, sink: JournalSink | StreamSink, stop: Stop) -
         model.check(job.generate)
         stop.only_note()
         sink.begin(settings | {"dtype": _name(model.dtype)})
-        if isinstance(sink, JournalSink) and sink.journal.torn_bytes and not job.quiet:
-            say(f"{clean(job.out)}: cut a torn last line of {sink.journal.torn_bytes} bytes, to be done again")
+        if not isinstance(sink, StreamSink) and sink.torn_bytes and not job.quiet:
+            say(f"{clean(job.out)}: cut a torn last line of {sink.torn_bytes} bytes, to be done again")
         count = _counter(job, sink) if source.repeatable else None
         summary = _write_rows(job, model, images, sink, stop, count)
         if trace and not stop.signal and job.source.limit is None:
@@ -142,7 +156,7 @@ def _write_rows(
     job: Job,
     model: Blip2,
     images: ReadAhead,
-    sink: JournalSink | StreamSink,
+    sink: Output | StreamSink,
     stop: Stop,
     count: Count | None,
 ) -> Summary:
@@ -177,10 +191,12 @@ def _dry_run(job: Job, source: Source, plan: Plan) -> None:
     journal = Journal()
     if job.out != "-" and not job.overwrite:
         path = Path(job.out)
-        manifest, journal = read_output(path)
-        if manifest is not None and journal.num_bytes:
+        read = parquet.read_output if path.suffix.lower() == ".parquet" else journals.read_output
+        manifest, journal = read(path, retry_failed=job.retry_failed)
+        if manifest is not None:
             manifest.check({**manifest.settings, **job.known_settings(source)}, path.name)
-    facts = plan_facts(job.out, source, plan, journal.finished, journal.num_failed)
+    num_failed = 0 if job.retry_failed else journal.num_failed
+    facts = plan_facts(job.out, source, plan, journal.finished, num_failed)
     _say_damaged(job, source)
     if plan.num_images == 0:
         raise InputError(no_image(source))
@@ -196,7 +212,7 @@ def _say_damaged(job: Job, source: Source) -> None:
             say(clean(line))
 
 
-def _counter(job: Job, sink: JournalSink | StreamSink) -> Count:
+def _counter(job: Job, sink: Output | StreamSink) -> Count:
     """Count the images to do by a walk of its own, which holds no names."""
 
     def count(given_up: Callable[[], bool]) -> int:
@@ -207,7 +223,7 @@ def _counter(job: Job, sink: JournalSink | StreamSink) -> Count:
 
 
 def _end(
-    job: Job, source: Source, plan: Plan, sink: JournalSink | StreamSink, summary: Summary | None, stopped: int = 0
+    job: Job, source: Source, plan: Plan, sink: Output | StreamSink, summary: Summary | None, stopped: int = 0
 ) -> NoReturn:
     """Print the summary and leave with the exit code."""
     facts = summary_facts(job.out, source, plan, sink.num_failed, summary, stopped=bool(stopped))

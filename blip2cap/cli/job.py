@@ -46,6 +46,8 @@ class Job:
     """None: captions."""
     out: str
     overwrite: bool
+    retry_failed: bool
+    """Rows with status failed are done again."""
     quiet: bool
     verbose: bool
     as_json: bool
@@ -54,17 +56,19 @@ class Job:
         """Raise UsageError for options that exclude each other."""
         if self.quiet and self.verbose:
             raise UsageError("--quiet and --verbose exclude each other.")
+        if self.overwrite and self.retry_failed:
+            raise UsageError("--overwrite and --retry-failed exclude each other: the first does every image again.")
         if not self.decode.allow_http:
             for given in filter(is_http, self.source.inputs):
                 raise UsageError(f"{shown(given)}: nothing is fetched from web servers without --allow-http. Add it.")
         if self.out == "-":
             if sys.stdout is None:
                 raise OutputError("--out -: standard output is closed.")
-            if self.overwrite or self.as_json:
-                flag = "--overwrite" if self.overwrite else "--json"
+            if self.overwrite or self.retry_failed or self.as_json:
+                flag = "--overwrite" if self.overwrite else "--retry-failed" if self.retry_failed else "--json"
                 raise UsageError(f"{flag} and --out - exclude each other: rows go to standard output. Leave one out.")
-        elif Path(self.out).suffix.lower() != ".jsonl":
-            raise UsageError(f"--out {self.out}: must end in .jsonl, or be `-` for standard output.")
+        elif Path(self.out).suffix.lower() not in (".jsonl", ".parquet"):
+            raise UsageError(f"--out {self.out}: must end in .jsonl or .parquet, or be `-` for standard output.")
 
     def plan(self, family: str) -> Plan:
         """Say what is asked about each image of a model of this family."""

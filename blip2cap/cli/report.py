@@ -102,7 +102,8 @@ def say_summary(facts: dict[str, Any]) -> None:
     parts = [f"{facts['rows_ok']} ok", f"{facts['rows_failed']} failed" + (f" ({kinds})" if kinds else "")]
     parts += _flags(facts)
     rate = f"; {facts['images_per_s']} images/s" if facts["images_per_s"] else ""
-    say(f"{_where(facts)}: {', '.join(parts + _before(facts) + _skipped(facts['skipped']))}{rate}")
+    retry = "; --retry-failed does failed ones again" if facts["rows_failed_before"] else ""
+    say(f"{_where(facts)}: {', '.join(parts + _before(facts) + _skipped(facts['skipped']))}{rate}{retry}")
 
 
 def no_image(source: Source) -> str:

@@ -25,8 +25,26 @@ class Sink(Protocol):
     def write(self, rows: Iterable[Row]) -> None:
         """Write one batch; when this returns, it is safe."""
 
-    def finish(self) -> None:
-        """All is written that this run will write."""
+    def finish(self, *, stopped: bool) -> None:
+        """All is written that this run will write; all that there is to do, unless it was `stopped` by a signal.
+
+        Comes without begin() where nothing was left to do.
+        """
 
     def close(self) -> None:
         """Let go of the output."""
+
+
+class Output(Sink, Protocol):
+    """A sink that a later run goes on with."""
+
+    @property
+    def made_with(self) -> Mapping[str, Any] | None:
+        """The settings of the rows that are there, None if there are none."""
+
+    @property
+    def torn_bytes(self) -> int:
+        """Length of a torn last line, which `begin` cuts."""
+
+    def check(self, settings: Mapping[str, Any]) -> None:
+        """Raise OutputRefusedError if rows are there that were made with other settings."""

@@ -8,23 +8,23 @@ guessing.
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import json
 import os
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from blip2cap.errors import OutputError, OutputRefusedError
+from blip2cap.files import OS_FILES, Files, behind, close_quietly, read_blocks, sync_folder, write_all
 from blip2cap.keys import Keys
 from blip2cap.records import Row, row_key
 from blip2cap.sink.manifest import Manifest
 
 _BLOCK = 1 << 20
+_APPEND = os.O_RDWR | os.O_CREAT | os.O_APPEND
 _raw_decode = json.JSONDecoder().raw_decode
-_fdatasync = getattr(os, "fdatasync", os.fsync)  # macOS has no fdatasync
 
 
 @dataclass(kw_only=True, slots=True)
@@ -32,7 +32,7 @@ class Journal:
     """What a JSONL file holds before a run adds to it."""
 
     finished: Keys = field(default_factory=Keys)
-    """Keys of its rows, failed ones too."""
+    """Keys of its rows; of failed ones too, unless they are to be done again."""
     num_ok: int = 0
     failed: Counter[str] = field(default_factory=Counter)
     """Failed rows by error."""
@@ -56,39 +56,49 @@ class Journal:
 
 def _parse(line: str) -> Any:
     """Parse a line as `json.loads` does, which takes longer to look for blanks around it."""
-    line = line.strip(" \t\r")
+    line = line.strip(" \t\r\n")
     row, end = _raw_decode(line)
     return row if end == len(line) else json.loads(line)  # raises: there is more on it than one row
 
 
-def read_journal(path: Path) -> Journal:
-    """Read what is there; a file that does not exist holds nothing.
+def read_lines(files: Files, path: Path) -> Iterator[bytes]:
+    """Yield the lines of a file with their newlines; a last one without is a torn tail."""
+    rest = b""
+    for block in read_blocks(files, path):
+        *lines, rest = (rest + block).split(b"\n")
+        for line in lines:
+            yield line + b"\n"
+    if rest:
+        yield rest
+
+
+def read_journal(path: Path, files: Files = OS_FILES, *, retry_failed: bool = False) -> Journal:
+    """Read what is there; a file that does not exist holds nothing. With `retry_failed`, no failed row is finished.
 
     Raises OutputRefusedError with the line number if a whole line is no row, OutputError if it cannot be read.
     """
-    journal, rest, number = Journal(), b"", 0
+    journal = Journal()
     try:
-        file = open(path, "rb")  # noqa: SIM115
+        for number, line in enumerate(read_lines(files, path), 1):
+            if not line.endswith(b"\n"):
+                journal.torn_bytes = len(line)
+                break
+            try:
+                row = _parse(line.decode())
+                key = row_key(row["file_name"], row["file_name_b64"], row.get("question"))
+                journal.count(row["status"], row["error"])
+            except (ValueError, KeyError, TypeError) as error:
+                raise OutputRefusedError(
+                    f"{path}:{number} is damaged: not a row of blip2cap. Repair or delete that line, "
+                    "use another --out, or --overwrite."
+                ) from error
+            if row["status"] == "ok" or not retry_failed:
+                journal.finished.add(key)
+            journal.num_bytes += len(line)
     except FileNotFoundError:
         return journal
     except OSError as error:
         raise OutputError(f"{path} cannot be read: {error.strerror}. Use another --out.") from error
-    with file:
-        while block := file.read(_BLOCK):
-            *lines, rest = (rest + block).split(b"\n")
-            for line in lines:
-                number += 1
-                try:
-                    row = _parse(line.decode())
-                    journal.finished.add(row_key(row["file_name"], row["file_name_b64"], row.get("question")))
-                    journal.count(row["status"], row["error"])
-                except (ValueError, KeyError, TypeError) as error:
-                    raise OutputRefusedError(
-                        f"{path}:{number} is damaged: not a row of blip2cap. Repair or delete that line, "
-                        "use another --out, or --overwrite."
-                    ) from error
-                journal.num_bytes += len(line) + 1
-    journal.torn_bytes = len(rest)
     return journal
 
 
@@ -97,15 +107,18 @@ def manifest_path(path: Path) -> Path:
     return path.with_name(f"{path.name}.run.json")
 
 
-def read_output(path: Path) -> tuple[Manifest | None, Journal]:
-    """Read an output and its manifest. Raises OutputRefusedError if one is damaged, or if rows have no manifest."""
-    manifest, journal = Manifest.read(manifest_path(path)), read_journal(path)
+def read_output(path: Path, files: Files = OS_FILES, *, retry_failed: bool = False) -> tuple[Manifest | None, Journal]:
+    """Read an output and the manifest of its rows, None if it has none.
+
+    Raises OutputRefusedError if one is damaged, or if rows have no manifest.
+    """
+    manifest, journal = Manifest.read(manifest_path(path), files), read_journal(path, files, retry_failed=retry_failed)
     if manifest is None and (journal.num_bytes or journal.torn_bytes):
         raise OutputRefusedError(
             f"{path} exists, but its manifest {manifest_path(path).name} does not: nothing says how its "
             "rows were made. Use another --out, or --overwrite."
         )
-    return manifest, journal
+    return manifest if journal.num_bytes else None, journal
 
 
 class JournalSink:
@@ -115,24 +128,29 @@ class JournalSink:
     damaged or not ours, and OutputError if it cannot be opened.
     """
 
-    def __init__(self, path: Path, *, overwrite: bool = False) -> None:
+    def __init__(
+        self, path: Path, *, overwrite: bool = False, retry_failed: bool = False, files: Files = OS_FILES
+    ) -> None:
         self.path = path
         self.manifest: Manifest | None = None
+        """Of the rows that are there, None if there are none."""
         self.journal = Journal()
-        self._overwrite = overwrite
+        self._retry_failed = retry_failed
+        self._files = files
+        self._target = behind(path)
         self._begun = False
-        self._file = _open_locked(path)
+        self._file = _open_locked(files, path)
         try:
             if not overwrite:
-                self.manifest, self.journal = read_output(path)
-            self._num_failed_before = self.journal.num_failed
+                self.manifest, self.journal = read_output(path, files, retry_failed=retry_failed)
+            self._num_failed_before = 0 if retry_failed else self.journal.num_failed
         except BaseException:
-            os.close(self._file)
+            close_quietly(files, self._file)
             raise
 
     @property
     def finished(self) -> Keys:
-        """Keys of the rows that were there when it was opened."""
+        """Keys of the rows that were there when it was opened; with `retry_failed`, of those that are ok."""
         return self.journal.finished
 
     @property
@@ -140,20 +158,37 @@ class JournalSink:
         """How many of those have failed."""
         return self._num_failed_before
 
+    @property
+    def made_with(self) -> Mapping[str, Any] | None:
+        """The settings of the rows that are there, None if there are none."""
+        return self.manifest.settings if self.manifest else None
+
+    @property
+    def torn_bytes(self) -> int:
+        """Length of a torn last line, which `begin` cuts."""
+        return self.journal.torn_bytes
+
     def check(self, settings: Mapping[str, Any]) -> None:
         """Raise OutputRefusedError if rows are there that were made with other settings."""
-        if self.manifest is not None and self.journal.num_bytes:
+        if self.manifest is not None:
             self.manifest.check(settings, self.path.name)
 
     def begin(self, settings: Mapping[str, Any]) -> None:
-        """Check the settings or write them to the manifest, then cut the torn tail, or everything with `overwrite`."""
+        """Check the settings or write them to the manifest, then cut the torn tail, or everything with `overwrite`.
+
+        With `retry_failed`, failed rows leave the file.
+        """
         self.check(settings)
         try:
-            os.ftruncate(self._file, self.journal.num_bytes)
-            os.fsync(self._file)
-            if self.manifest is None or not self.journal.num_bytes:
+            if self._retry_failed and self.journal.num_failed:
+                self._drop_failed()
+            else:
+                self._files.ftruncate(self._file, self.journal.num_bytes)
+                self._files.fsync(self._file)
+            if not self.journal.num_bytes:
+                sync_folder(self._files, self._target.parent)  # of a link, not the folder that the manifest is in
                 self.manifest = Manifest(settings=settings)
-                self.manifest.write(manifest_path(self.path))
+                self.manifest.write(manifest_path(self.path), self._files)
         except OSError as error:
             raise self._failed(error) from error
         self._begun = True
@@ -167,32 +202,94 @@ class JournalSink:
         rows = list(rows)
         data = b"".join(row.as_json() for row in rows)
         try:
-            view = memoryview(data)
-            while view:
-                view = view[os.write(self._file, view) :]
-            _fdatasync(self._file)
+            self._check_place()
+            write_all(self._files, self._file, data)
+            self._files.fdatasync(self._file)
         except OSError as error:
+            # A sync that failed is not tried again: the kernel would say that all is well, though pages are lost.
             with contextlib.suppress(OSError):  # if this fails too, the next run finds a torn tail and cuts it
-                os.ftruncate(self._file, self.journal.num_bytes)
+                self._files.ftruncate(self._file, self.journal.num_bytes)
             raise self._failed(error) from error
         self.journal.num_bytes += len(data)
         for row in rows:
             self.journal.count(row.status, row.error)
 
-    def finish(self) -> None:
-        """Note in the manifest what the output holds now."""
-        assert self.manifest is not None, "begin() comes before finish()"
+    def finish(self, *, stopped: bool = False) -> None:
+        """Note in the manifest what the output holds now, if that is not what it says."""
         counts = {"ok": self.journal.num_ok, "failed": dict(self.journal.failed)}
         try:
-            replace(self.manifest, counts=counts).write(manifest_path(self.path))
+            self._files.fdatasync(self._file)  # a run that was killed may have left rows that the disk has not
+            self._check_place()
+            if self.manifest is None or self.manifest.counts == counts:
+                return
+            self.manifest = replace(self.manifest, counts=counts)
+            self.manifest.write(manifest_path(self.path), self._files)
+        except OSError as error:
+            raise self._failed(error) from error
+
+    def remove(self) -> None:
+        """Take journal and manifest away, emptied first: a cut must not leave rows without their manifest."""
+        try:
+            self._files.ftruncate(self._file, 0)
+            self._files.fsync(self._file)
+            for path in (manifest_path(self.path), self._target):  # the lock holds until its name is gone
+                with contextlib.suppress(FileNotFoundError):
+                    self._files.unlink(path)
+            self._begun = True  # what has this name from now on is another run's
+            sync_folder(self._files, self._target.parent)
         except OSError as error:
             raise self._failed(error) from error
 
     def close(self) -> None:
         """Let go of the lock; an empty file that opening made is removed again."""
-        if not self._begun and os.fstat(self._file).st_size == 0 and not manifest_path(self.path).exists():
-            self.path.resolve().unlink(missing_ok=True)  # of a link, the file behind it
-        os.close(self._file)
+        with contextlib.suppress(OSError):  # what was written is safe, whatever fails here
+            if not self._begun and self._files.fstat(self._file).st_size == 0 and not self._has_manifest():
+                self._files.unlink(self._target)
+        close_quietly(self._files, self._file)
+
+    def _has_manifest(self) -> bool:
+        try:
+            self._files.stat(manifest_path(self.path))
+        except FileNotFoundError:
+            return False
+        return True
+
+    def _check_place(self) -> None:
+        """Raise OutputError if the file has lost its name: rows would go where nobody finds them."""
+        with contextlib.suppress(FileNotFoundError):
+            if os.path.samestat(self._files.stat(self.path), self._files.fstat(self._file)):
+                return
+        raise OutputError(
+            f"{self.path} was removed or replaced while it was being written, and its rows with it. "
+            "Run the same command again."
+        )
+
+    def _drop_failed(self) -> None:
+        """Put the rows that are ok into a new file, which takes the place of the old one with its lock on."""
+        temporary = self._target.with_name(f"{self._target.name}.tmp")
+        new, num_bytes, block = self._files.open(temporary, _APPEND | os.O_TRUNC), 0, bytearray()
+        try:
+            self._files.lock(new)
+            for line in read_lines(self._files, self.path):
+                if line.endswith(b"\n") and json.loads(line)["status"] == "ok":
+                    block += line
+                    num_bytes += len(line)
+                if len(block) > _BLOCK:
+                    write_all(self._files, new, memoryview(block))
+                    block = bytearray()
+            write_all(self._files, new, memoryview(block))
+            self._files.fsync(new)
+            self._files.replace(temporary, self._target)
+        except BaseException:
+            with contextlib.suppress(OSError):
+                self._files.unlink(temporary)
+            close_quietly(self._files, new)
+            raise
+        old, self._file = self._file, new
+        self.journal.num_bytes = num_bytes
+        self.journal.failed.clear()
+        close_quietly(self._files, old)
+        sync_folder(self._files, self._target.parent)
 
     def _failed(self, error: OSError) -> OutputError:
         return OutputError(
@@ -201,30 +298,30 @@ class JournalSink:
         )
 
 
-def _open_locked(path: Path) -> int:
+def _open_locked(files: Files, path: Path) -> int:
     """Open or create `path` for appending and lock it; the lock goes with the process, however that ends."""
     while True:
         try:
-            file = os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o666)
+            file = files.open(path, _APPEND)
         except OSError as error:
             make = "Make its folder first, or use" if isinstance(error, FileNotFoundError) else "Use"
             raise OutputError(
                 f"{path} cannot be opened for writing: {error.strerror}. {make} another --out."
             ) from error
         try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            files.lock(file)
+            # Between open and lock, a run that never began may have removed the name: then lock what is there now.
+            with contextlib.suppress(FileNotFoundError):
+                if os.path.samestat(files.stat(path), files.fstat(file)):
+                    return file
         except BlockingIOError as error:
-            os.close(file)
+            close_quietly(files, file)
             raise OutputRefusedError(
                 f"{path} is being written by another blip2cap run. Wait for it, or use another --out."
             ) from error
         except OSError as error:
-            os.close(file)
+            close_quietly(files, file)
             raise OutputError(
                 f"{path} cannot be locked: {error.strerror}. Use another --out, on a file system with locks."
             ) from error
-        # Between open and lock, a run that never began may have removed the name: then lock what is there now.
-        with contextlib.suppress(FileNotFoundError):
-            if os.path.samestat(os.stat(path), os.fstat(file)):
-                return file
-        os.close(file)
+        close_quietly(files, file)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
@@ -12,6 +11,7 @@ from typing import Any
 
 from blip2cap import __version__
 from blip2cap.errors import OutputRefusedError
+from blip2cap.files import OS_FILES, Files, read_blocks, write_whole
 
 SCHEMA_VERSION = 1
 
@@ -60,39 +60,32 @@ class Manifest:
                 f"{output} was made with other settings: {differences}. Use another --out, or --overwrite."
             )
 
-    def write(self, path: Path) -> None:
-        """Write the manifest whole or not at all."""
+    def as_json(self) -> bytes:
+        """The manifest as the file beside an output holds it."""
         created = self.created or datetime.now(UTC).isoformat(timespec="seconds")
-        content = json.dumps(asdict(self) | {"settings": dict(self.settings), "created": created}, indent=2)
-        temporary = path.with_name(f"{path.name}.tmp")
-        with open(temporary, "w", encoding="utf-8") as file:
-            file.write(content + "\n")
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-        _sync_folder(path.parent)
+        return json.dumps(asdict(self) | {"settings": dict(self.settings), "created": created}, indent=2).encode()
+
+    def write(self, path: Path, files: Files = OS_FILES) -> None:
+        """Write the manifest whole or not at all."""
+        write_whole(files, path, self.as_json() + b"\n")
 
     @classmethod
-    def read(cls, path: Path) -> Manifest | None:
+    def read(cls, path: Path, files: Files = OS_FILES) -> Manifest | None:
         """Read a manifest, None if there is none. Raises OutputRefusedError if it is damaged."""
         try:
-            manifest = cls(**json.loads(path.read_text(encoding="utf-8")))
-            if not isinstance(manifest.settings, dict):
-                raise TypeError("its settings are no object")
-            return manifest
+            return cls.from_json(b"".join(read_blocks(files, path)))
         except FileNotFoundError:
             return None
         except (OSError, ValueError, TypeError) as error:
             raise OutputRefusedError(f"{path} is damaged ({error}). Use another --out, or --overwrite.") from error
 
-
-def _sync_folder(folder: Path) -> None:
-    """Make a new or renamed name in `folder` survive a power cut."""
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+    @classmethod
+    def from_json(cls, content: bytes) -> Manifest:
+        """Read what `as_json` wrote. Raises ValueError or TypeError."""
+        manifest = cls(**json.loads(content))
+        if not isinstance(manifest.settings, dict):
+            raise TypeError("its settings are no object")
+        return manifest
 
 
 def _flag(name: str) -> str:

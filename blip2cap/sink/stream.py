@@ -32,7 +32,7 @@ class StreamSink:
         except OSError as error:
             raise OutputError(f"standard output cannot be written: {error}.") from error
 
-    def finish(self) -> None:
+    def finish(self, *, stopped: bool = False) -> None:
         """Nothing to note."""
 
     def close(self) -> None:

@@ -1,7 +1,7 @@
 """Folders, files, archives, tables, URLs and lists of paths -> ImageRef, streamed in one stable order.
 
-Covered: folders of any size (`walk`), path lists by newline or NUL, patterns, inputs that overlap; what is no plain file
-in `tar`, `parquet` and `remote`.
+Covered: folders of any size (`walk`), path lists by newline or NUL, patterns, inputs that overlap; what is no plain
+file in `tar`, `parquet` and `remote`.
 Not covered: archives and tables that a list names or a folder holds; give them as INPUT.
 """
 
@@ -31,7 +31,7 @@ from blip2cap.source.walk import IMAGE_SUFFIXES, Walk
 class Source:
     """The images of one run; iterating walks as it goes, and may be done again if `repeatable`.
 
-    Raises InputError at once for an input that does not exist, or is not what its name says, and UsageError for a pattern
+    Raises InputError at once for an input that does not exist, or is not what its name says, UsageError for a pattern
     that is none.
     """
 

@@ -1,0 +1,77 @@
+"""What a command does with its output, without a model: for tests of journals and Parquet files alike."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+import pyarrow.parquet as pq
+
+from blip2cap.files import OS_FILES, Files
+from blip2cap.plan import Plan
+from blip2cap.prompts import Template
+from blip2cap.records import ImageRef, Row
+from blip2cap.sink.base import Output
+from blip2cap.sink.journal import JournalSink
+from blip2cap.sink.parquet import ParquetSink
+from tests.rows import SETTINGS
+
+REFS = [ImageRef(path=f"/imgs/{name}", name=name) for name in ("a.jpg", "b.jpg", "c.jpg", "кот.jpg", "\udcff.jpg")]
+KINDS = ["rows.jsonl", "rows.parquet"]
+
+
+def open_output(path: Path, files: Files = OS_FILES, **options: bool) -> Output:
+    kind = ParquetSink if path.suffix == ".parquet" else JournalSink
+    return kind(path, files=files, **options)
+
+
+def run(
+    path: Path,
+    refs: Iterable[ImageRef],
+    text: str,
+    *,
+    files: Files,
+    failing: str = "",
+    safe: list[str] | None = None,
+    stopped: bool = False,
+    made_with: Mapping[str, object] = SETTINGS,
+    **options: bool,
+) -> None:
+    """Do what a command does, two images at a time; `safe` gets the names whose rows are promised to be on the disk."""
+    sink = open_output(path, files, **options)
+    try:
+        tasks = list(Plan(Template("")).tasks(refs, sink.finished))
+        rows = [
+            Row(
+                file_name=task.ref.file_name,
+                file_name_b64=task.ref.file_name_b64,
+                text="" if task.ref.name == failing else text,
+                status="failed" if task.ref.name == failing else "ok",
+                error="truncated" if task.ref.name == failing else "",
+            )
+            for task in tasks
+        ]
+        if rows:
+            sink.begin(made_with)
+        for start in range(0, len(rows), 2):
+            sink.write(rows[start : start + 2])
+            if safe is not None:
+                safe += [row.file_name for row in rows[start : start + 2]]
+        sink.finish(stopped=stopped)
+    finally:
+        sink.close()
+
+
+def rows_of(path: Path) -> list[dict[str, Any]]:
+    if path.suffix == ".parquet":
+        return pq.read_table(path).to_pylist()  # type: ignore[no-any-return]
+    return [json.loads(line) for line in path.read_bytes().splitlines()]
+
+
+def names_in(path: Path, *, retried: bool = False) -> set[str]:
+    """Names of all rows of an output, in its journal too; if they are `retried`, without failed ones."""
+    journal = path.with_name(f"{path.name}.jsonl")
+    rows = [row for part in (path, journal) if part.exists() for row in rows_of(part)]
+    return {row["file_name"] for row in rows if row["status"] == "ok" or not retried}
