@@ -19,7 +19,7 @@ PACKAGE = Path(blip2cap.__file__).parent
 LAYERS = {
     7: {"cli"},
     6: {"captioner", "bench"},
-    5: {"run", "train"},
+    5: {"run", "parts", "train"},
     4: {"batch", "flow", "model"},
     3: {"source", "decode", "sink", "scenes", "scene_things", "plan"},
     2: {"options", "prompts"},
@@ -33,7 +33,7 @@ EXEMPT = {"__init__", "__main__"}
 LIGHT = {name for name, level in LEVELS.items() if level <= 3} | {"cli"}
 """What starts without torch."""
 HEAVY = {"torch", "transformers"}
-LATE = {"run", "model", "captioner", "train", "bench", "batch"}
+LATE = {"run", "parts", "model", "captioner", "train", "bench", "batch"}
 """What cli imports only where there is work to do."""
 
 

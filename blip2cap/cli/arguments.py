@@ -44,7 +44,23 @@ FilesFrom = Annotated[
     repeated_option("--files-from", metavar="FILE", help="Read paths from FILE, one a line; may be repeated."),
 ]
 NullSeparated = Annotated[bool, option("-0", "--null", help="Paths in lists end with NUL, as from find -print0.")]
-Out = Annotated[str, option("-o", "--out", metavar="PATH", help="Output .jsonl file; `-` is stdout.")]
+Out = Annotated[
+    str,
+    option(
+        "-o",
+        "--out",
+        metavar="PATH",
+        help="Output .jsonl file; FOLDER/ or s3://BUCKET/FOLDER/ for Parquet parts; `-` is stdout.",
+    ),
+]
+PartSize = Annotated[
+    int | None, option("--part-size", help="Inputs in a part of a parts folder. Left out: 10000.", show_default=False)
+]
+Shard = Annotated[
+    str | None,
+    option("--shard", metavar="I/N", help="Of a parts folder, do every N-th part, beginning with the I-th."),
+]
+RetryFailed = Annotated[bool, option("--retry-failed", help="Do images again that have failed.")]
 Model = Annotated[
     str,
     option(

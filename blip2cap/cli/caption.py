@@ -13,6 +13,7 @@ from blip2cap.options import (
     DecodeOptions,
     GenerateOptions,
     ModelOptions,
+    PartsOptions,
     SourceOptions,
 )
 
@@ -56,6 +57,9 @@ def caption(
     ] = _GENERATE.num_captions,
     seed: arg.Seed = _GENERATE.seed,
     limit: arg.Limit = None,
+    part_size: arg.PartSize = None,
+    shard: arg.Shard = None,
+    retry_failed: arg.RetryFailed = False,
     overwrite: arg.Overwrite = False,
     dry_run: arg.DryRun = False,
     config: arg.Config = None,
@@ -90,6 +94,8 @@ def caption(
         template=prompt,
         questions=None,
         out=out,
+        parts=PartsOptions(part_size=part_size, shard=shard),
+        retry_failed=retry_failed,
         overwrite=overwrite,
         quiet=quiet,
         verbose=verbose,

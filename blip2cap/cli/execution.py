@@ -43,6 +43,10 @@ def start(job: Job, *, dry_run: bool) -> None:
     source = Source(job.source)
     if source.repeatable and next(iter(source), None) is None:
         raise InputError(no_image(source))
+    if job.to_parts:
+        from blip2cap.cli.parts import start_parts
+
+        return start_parts(job, source, dry_run=dry_run)
     if dry_run:
         return _dry_run(job, source, plan)
     sink = StreamSink(sys.stdout.buffer) if job.out == "-" else JournalSink(Path(job.out), overwrite=job.overwrite)
@@ -71,7 +75,7 @@ def _run(job: Job, source: Source, sink: JournalSink | StreamSink) -> None:
         _end(job, source, plan, sink, None)
 
     with _read_ahead(job, checkpoint, itertools.chain([first], tasks)) as images:
-        model = _load(job, checkpoint, dtype)
+        model = load_model(job, checkpoint, dtype)
         model.check(job.generate)
         sink.begin(settings | {"dtype": _name(model.dtype)})
         if isinstance(sink, JournalSink) and sink.journal.torn_bytes and not job.quiet:
@@ -91,7 +95,7 @@ def _read_ahead(job: Job, checkpoint: Checkpoint, tasks: Iterator[Task]) -> clos
     return closing(ReadAhead(tasks, job.decode, checkpoint.image_size, job.batch))
 
 
-def _load(job: Job, checkpoint: Checkpoint, dtype: str) -> Blip2:
+def load_model(job: Job, checkpoint: Checkpoint, dtype: str) -> Blip2:
     """Load the model, and say how it computes."""
     from blip2cap.model.load import load
 

@@ -14,6 +14,7 @@ from blip2cap.options import (
     DecodeOptions,
     GenerateOptions,
     ModelOptions,
+    PartsOptions,
     SourceOptions,
 )
 from blip2cap.plan import Plan
@@ -42,6 +43,8 @@ class Job:
     questions: tuple[str, ...] | None
     """None: captions."""
     out: str
+    parts: PartsOptions
+    retry_failed: bool
     overwrite: bool
     quiet: bool
     verbose: bool
@@ -57,8 +60,30 @@ class Job:
             if self.overwrite or self.as_json:
                 flag = "--overwrite" if self.overwrite else "--json"
                 raise UsageError(f"{flag} and --out - exclude each other: rows go to standard output. Leave one out.")
+        elif self.to_parts:
+            self._check_parts_options()
         elif Path(self.out).suffix.lower() != ".jsonl":
-            raise UsageError(f"--out {self.out}: must end in .jsonl, or be `-` for standard output.")
+            raise UsageError(
+                f"--out {self.out}: must end in .jsonl, or in / for a folder of parts, or be `-` for standard output."
+            )
+        if not self.to_parts and (self.parts != PartsOptions() or self.retry_failed):
+            raise UsageError(
+                "--part-size, --shard and --retry-failed are for a folder of parts: give --out a name that ends in /."
+            )
+
+    @property
+    def to_parts(self) -> bool:
+        """Whether rows go to a folder of parts, here or in a bucket."""
+        return self.out.endswith("/") or "://" in self.out or os.path.isdir(self.out)
+
+    def _check_parts_options(self) -> None:
+        if "://" in self.out and not self.out.endswith("/"):
+            raise UsageError(f"--out {self.out}: a remote output is a folder of parts. Let its name end in /.")
+        if self.overwrite:
+            raise UsageError(
+                f"--overwrite and --out {self.out} exclude each other: a folder is never deleted. Remove it yourself, "
+                "or use another --out."
+            )
 
     def plan(self, family: str) -> Plan:
         """Say what is asked about each image of a model of this family."""

@@ -17,6 +17,7 @@ from blip2cap.options import (
     DecodeOptions,
     GenerateOptions,
     ModelOptions,
+    PartsOptions,
     SourceOptions,
 )
 
@@ -63,6 +64,9 @@ def vqa(
     length_penalty: arg.LengthPenalty = _GENERATE.length_penalty,
     seed: arg.Seed = _GENERATE.seed,
     limit: arg.Limit = None,
+    part_size: arg.PartSize = None,
+    shard: arg.Shard = None,
+    retry_failed: arg.RetryFailed = False,
     overwrite: arg.Overwrite = False,
     dry_run: arg.DryRun = False,
     config: arg.Config = None,
@@ -102,6 +106,8 @@ def vqa(
         template=template,
         questions=asked,
         out=out,
+        parts=PartsOptions(part_size=part_size, shard=shard),
+        retry_failed=retry_failed,
         overwrite=overwrite,
         quiet=quiet,
         verbose=verbose,
