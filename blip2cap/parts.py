@@ -69,7 +69,7 @@ class PartQueue:
                 part.close()
                 self.dangerous.append(part.index)
                 continue
-            self.num_found += len(part.finished)
+            self.num_found += part.num_found
             with self._lock:
                 if self._closed:  # while a slow bucket answered
                     part.close()

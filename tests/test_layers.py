@@ -18,8 +18,8 @@ PACKAGE = Path(blip2cap.__file__).parent
 
 LAYERS = {
     7: {"cli"},
-    6: {"captioner", "bench"},
-    5: {"run", "parts", "train"},
+    6: {"captioner", "parts", "bench"},
+    5: {"run", "train"},
     4: {"batch", "flow", "model"},
     3: {"source", "decode", "sink", "scenes", "scene_things", "plan"},
     2: {"options", "prompts"},

@@ -14,6 +14,7 @@ from blip2cap.cli.arguments import EPILOG
 from blip2cap.cli.bench import bench
 from blip2cap.cli.caption import caption
 from blip2cap.cli.show import show
+from blip2cap.cli.status import status
 from blip2cap.cli.terminal import clean
 from blip2cap.cli.vqa import vqa
 
@@ -69,4 +70,5 @@ def main(
 app.command(epilog=EPILOG)(caption)
 app.command(epilog=EPILOG)(vqa)
 app.command()(show)
+app.command()(status)
 app.command(epilog=EPILOG)(bench)

@@ -207,10 +207,11 @@ def _end(
     kept = total(before.values())
     plan = job.plan(ANY_FAMILY)
     plan.num_images = sum(map(parts.num_refs, mine))
-    plan.num_finished = kept.num_rows + (queue.num_found if queue else 0)
+    redone = sum(before[index].num_failed for index in queue.again) if queue else 0
+    plan.num_finished = kept.num_rows - redone + (queue.num_found if queue else 0)
     source.skipped.clear()
     source.skipped.update(parts.skipped)  # by whoever listed the inputs
-    facts = summary_facts(job.out, source, plan, kept.num_failed, summary, stopped=bool(stopped))
+    facts = summary_facts(job.out, source, plan, kept.num_failed - redone, summary, stopped=bool(stopped))
     facts |= {"parts": len(mine), "parts_there": len(done & set(mine)), "parts_lost": queue.num_lost if queue else 0}
     if job.as_json:
         print_json(facts)

@@ -61,13 +61,13 @@ class Part:
             raise OutputError(f"{folder} cannot be written: {error.strerror}. Make room, and run it again.") from error
         questions = plan.manifest.settings.get("questions")
         self._questions: Sequence[str | None] = questions or (None,)
+        journal = _read_rows(path)
+        self.num_found = len(journal)
+        """Rows of a run that was stopped."""
+        self.finished = {*self._kept, *journal}
+        """Keys of the rows that are there."""
         self.num_missing = len(self.refs) * len(self._questions) - len(self.finished)
         """Rows to come."""
-
-    @property
-    def finished(self) -> set[str]:
-        """Keys of the rows that are there."""
-        return self._sink.finished | self._kept.keys()
 
     @property
     def num_failed(self) -> int:
@@ -146,16 +146,26 @@ def is_locked(error: OutputRefusedError) -> bool:
     return isinstance(error.__cause__, BlockingIOError)
 
 
+def num_rows_in_work(store: Store, plan: PartsPlan, done: Set[int]) -> int:
+    """Count the rows of parts that are not there yet, as far as this machine has them."""
+    paths = (store.scratch / plan.id).glob("part-?????.jsonl")
+    return sum(path.read_bytes().count(b"\n") for path in paths if _index(path) not in done)
+
+
 def sweep(store: Store, plan: PartsPlan, done: Set[int]) -> None:
     """Remove what runs that were killed at the last moment have left of parts that are done."""
     for path in (store.scratch / plan.id).glob("part-?????.jsonl"):
-        if int(path.stem.removeprefix("part-")) in done:
+        if _index(path) in done:
             with contextlib.suppress(OSError, OutputRefusedError):
                 JournalSink(path, overwrite=True).close()
                 for leftover in (manifest_path(path), path.with_suffix(".deaths"), path.with_suffix(".current"), path):
                     leftover.unlink(missing_ok=True)
     with contextlib.suppress(OSError):
         (store.scratch / plan.id).rmdir()  # if nothing else is in work
+
+
+def _index(path: Path) -> int:
+    return int(path.stem.removeprefix("part-"))
 
 
 def _as_parquet(rows: Sequence[Mapping[str, Any]], plan: PartsPlan, index: int) -> bytes:

@@ -20,7 +20,7 @@ from typing import Any, BinaryIO
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from blip2cap.errors import OutputError, OutputRefusedError
+from blip2cap.errors import OutputError, OutputRefusedError, UsageError
 from blip2cap.records import ImageRef
 from blip2cap.sink.manifest import Manifest
 from blip2cap.sink.store import OURS, TEMPORARY, Store
@@ -31,7 +31,8 @@ _KEY = "blip2cap"
 _REMEDY = "Use another --out."
 _TYPES = {"str": pa.binary(), "int": pa.int64()}
 """Text as bytes: paths may be no valid UTF-8."""
-_SCHEMA = pa.schema([(one.name, _TYPES[str(one.type).removesuffix(" | None")]) for one in fields(ImageRef)])
+_FIELDS = {one.name: _TYPES.get(str(one.type).removesuffix(" | None")) for one in fields(ImageRef)}
+_SCHEMA = pa.schema([(name, type_) for name, type_ in _FIELDS.items() if type_ is not None])
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -135,8 +136,7 @@ def make_plan(
         with pq.ParquetWriter(path, _SCHEMA, compression="zstd") as writer:
             num_images = 0
             while part := list(itertools.islice(iterator, part_size)):
-                rows = [{name: _bytes(getattr(ref, name)) for name in _SCHEMA.names} for ref in part]
-                writer.write_table(pa.Table.from_pylist(rows, schema=_SCHEMA), row_group_size=part_size)
+                writer.write_table(pa.Table.from_pylist([*map(_row, part)], schema=_SCHEMA), row_group_size=part_size)
                 num_images += len(part)
             created = datetime.now(UTC).isoformat(timespec="seconds")
             manifest = asdict(Manifest(settings=dict(settings), created=created))
@@ -156,6 +156,16 @@ def make_plan(
     finally:
         path.unlink(missing_ok=True)
     return read_plan(store)
+
+
+def _row(ref: ImageRef) -> dict[str, object]:
+    values = {name: getattr(ref, name) for name in _FIELDS}
+    if any(values[name] for name, type_ in _FIELDS.items() if type_ is None):
+        raise UsageError(
+            f"{ref.file_name}: comes past in a stream, so that another process could not read it. A folder of parts "
+            "takes images that can be found again: files, or members of uncompressed archives. Use a .jsonl --out."
+        )
+    return {name: _bytes(values[name]) for name in _SCHEMA.names}
 
 
 def _bytes(value: object) -> object:
