@@ -203,7 +203,7 @@ def _end(
     stopped: int = 0,
 ) -> NoReturn:
     """Print the summary and leave with the exit code."""
-    done = done_parts(store, parts) if summary else before.keys()
+    done = done_parts(store, parts) if summary else set(before)
     kept = total(before.values())
     plan = job.plan(ANY_FAMILY)
     plan.num_images = sum(map(parts.num_refs, mine))
@@ -222,6 +222,7 @@ def _end(
         if not job.quiet:
             say("Stopped. The rows so far are safe; run the same command again to go on.")
         raise typer.Exit(stopped)
+    sweep(store, parts, done)
     unchanged = {index: counts for index, counts in before.items() if queue is None or index not in queue.again}
     made = read_counts(store, parts, sorted(set(mine) - unchanged.keys()))
     bad = total((*unchanged.values(), *made.values())).num_failed + parts.skipped.get("unreadable_folder", 0)

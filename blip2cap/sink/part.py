@@ -160,8 +160,9 @@ def sweep(store: Store, plan: PartsPlan, done: Set[int]) -> None:
                 JournalSink(path, overwrite=True).close()
                 for leftover in (manifest_path(path), path.with_suffix(".deaths"), path.with_suffix(".current"), path):
                     leftover.unlink(missing_ok=True)
-    with contextlib.suppress(OSError):
-        (store.scratch / plan.id).rmdir()  # if nothing else is in work
+    if len(done) == plan.num_parts:
+        with contextlib.suppress(OSError):
+            (store.scratch / plan.id).rmdir()  # unless failed rows are being made again
 
 
 def _index(path: Path) -> int:

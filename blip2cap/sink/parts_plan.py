@@ -13,7 +13,7 @@ import os
 import secrets
 from collections import Counter
 from collections.abc import Iterable, Mapping
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass, fields
 from datetime import UTC, datetime
 from typing import Any, BinaryIO
 
@@ -45,14 +45,20 @@ class PartsPlan:
     """Drawn at random: tells the parts of this plan from those of another with the same settings."""
     skipped: Mapping[str, int]
     """What the listing passed over, by reason."""
-    num_images: int
-    file: Any = field(compare=False)
-    """The open pq.ParquetFile."""
+    store: Store
+    """Where it lies."""
+    metadata: Any
+    """The pq.FileMetaData of its file: where each row group begins."""
+
+    @property
+    def num_images(self) -> int:
+        """How many inputs there are."""
+        return int(self.metadata.num_rows)
 
     @property
     def num_parts(self) -> int:
         """How many parts there are."""
-        return int(self.file.metadata.num_row_groups)
+        return int(self.metadata.num_row_groups)
 
     @property
     def part_size(self) -> int:
@@ -61,12 +67,13 @@ class PartsPlan:
 
     def num_refs(self, index: int) -> int:
         """How many inputs a part has."""
-        return int(self.file.metadata.row_group(index).num_rows)
+        return int(self.metadata.row_group(index).num_rows)
 
     def refs(self, index: int) -> list[ImageRef]:
         """Read the inputs of a part, in their order."""
         try:
-            rows = self.file.read_row_group(index).to_pylist()
+            with self.store.open(NAME) as file:
+                rows = pq.ParquetFile(file, metadata=self.metadata).read_row_group(index).to_pylist()
         except (OSError, pa.ArrowException) as error:
             raise OutputError(f"{NAME} cannot be read: {error}. Run the same command again.") from error
         return [ImageRef(**{name: _text(value) for name, value in row.items()}) for row in rows]
@@ -90,14 +97,15 @@ def read_plan(store: Store) -> PartsPlan | None:
         file = _open(store)
         if file is None:
             return None
-        parquet = pq.ParquetFile(file)
-        content = json.loads(parquet.metadata.metadata[_KEY.encode()])
+        with file:
+            metadata = pq.read_metadata(file)
+        content = json.loads(metadata.metadata[_KEY.encode()])
         plan = PartsPlan(
             manifest=Manifest(**content["manifest"]),
             id=content["id"],
             skipped=content["skipped"],
-            num_images=int(parquet.metadata.num_rows),
-            file=parquet,
+            store=store,
+            metadata=metadata,
         )
     except (OSError, pa.ArrowException, ValueError, KeyError, TypeError) as error:
         raise OutputRefusedError(f"{store.url}{NAME} is damaged ({error}). {_REMEDY}") from error
