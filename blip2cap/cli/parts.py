@@ -169,7 +169,7 @@ def _dry_run(job: Job, source: Source, store: Store, parts: PartsPlan | None) ->
             raise InputError(no_image(source))
     else:
         known = job.known_settings(source) | _settings_of_parts(job, source)
-        parts.manifest.check({**parts.manifest.settings, **known}, job.out)
+        parts.check({**parts.manifest.settings, **known}, job.out)
         mine = {index for index in range(parts.num_parts) if job.parts.takes(index)}
         counts = read_counts(store, parts, sorted(mine & done_parts(store, parts)))
         there = total(counts.values())
