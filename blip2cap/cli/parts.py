@@ -63,7 +63,9 @@ def start_parts(job: Job, source: Source, *, dry_run: bool) -> None:
     from blip2cap.parts import PartQueue
 
     queue = PartQueue(store, parts, job.plan(checkpoint.family), todo, again)
-    summary, stopped = _do(job, checkpoint, parts, queue)
+    num_failed = sum(before[index].num_failed for index in again)
+    num_images = sum(map(parts.num_refs, mine - done)) + num_failed // len(queue.plan.questions or (None,))
+    summary, stopped = _do(job, checkpoint, parts, queue, num_images)
     _end(job, source, store, parts, mine, before, queue, summary, stopped)
 
 
@@ -130,14 +132,13 @@ def _in_turn(store: Store, job: Job, missing: Sequence[int]) -> list[int]:
     return [*missing[first:], *missing[:first]]
 
 
-def _do(job: Job, checkpoint: Checkpoint, parts: PartsPlan, queue: PartQueue) -> tuple[Summary, int]:
+def _do(job: Job, checkpoint: Checkpoint, parts: PartsPlan, queue: PartQueue, num_images: int) -> tuple[Summary, int]:
     """Load the model and do all parts of the queue; return what was done, and the exit code if a signal came."""
     if not job.quiet:
         say(f"loading {clean(checkpoint.name)} ...")
     from blip2cap.parts import run_parts
     from blip2cap.run import Engine, ReadAhead
 
-    num_images = sum(map(parts.num_refs, queue.todo))
     images = ReadAhead(queue.tasks(), job.decode, checkpoint.image_size, job.batch)
     with closing(queue), closing(images):
         model = load_model(job, checkpoint, _dtype(job, parts))
