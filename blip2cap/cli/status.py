@@ -24,7 +24,7 @@ def status(
     out: Annotated[str, typer.Argument(metavar="OUT", help="A .jsonl or .parquet output, or a folder of parts.")],
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
 ) -> None:
-    """Count what an output holds: rows that are ok, failed by error, and missing.
+    """Count the rows of an output that are ok, failed or missing.
 
     Ends with 0 if every row is there and ok, and with 3 if not. What a .jsonl or .parquet file misses, only its inputs
     could tell: ask the command that made it, with --dry-run.

@@ -149,7 +149,7 @@ def is_locked(error: OutputRefusedError) -> bool:
 def num_rows_in_work(store: Store, plan: PartsPlan, done: Set[int]) -> int:
     """Count the rows of parts that are not there yet, as far as this machine has them."""
     paths = (store.scratch / plan.id).glob("part-?????.jsonl")
-    return sum(path.read_bytes().count(b"\n") for path in paths if _index(path) not in done)
+    return sum(_read(path).count(b"\n") for path in paths if _index(path) not in done)
 
 
 def sweep(store: Store, plan: PartsPlan, done: Set[int]) -> None:
