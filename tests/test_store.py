@@ -77,9 +77,8 @@ def test_what_is_not_there_cannot_be_opened(store: Store) -> None:
         store.open(NAME).read()
 
 
+@pytest.mark.parametrize("store", ["folder", "s3"], indirect=True)  # memory:// has no check of its own
 def test_of_six_writers_of_one_name_one_wins_and_its_object_is_whole(store: Store) -> None:
-    if isinstance(store, RemoteStore) and store.url.startswith("memory"):
-        pytest.skip("in one process only")
     start, won = threading.Barrier(6), []
 
     def write(number: int) -> None:

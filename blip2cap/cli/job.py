@@ -74,7 +74,9 @@ class Job:
     @property
     def to_parts(self) -> bool:
         """Whether rows go to a folder of parts, here or in a bucket."""
-        return self.out.endswith("/") or "://" in self.out or os.path.isdir(self.out)
+        if self.out.endswith("/") or "://" in self.out:
+            return True
+        return os.path.isdir(self.out) and Path(self.out).suffix.lower() not in (".jsonl", ".parquet")
 
     def _check_parts_options(self) -> None:
         if "://" in self.out and not self.out.endswith("/"):
