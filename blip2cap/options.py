@@ -170,6 +170,30 @@ class BatchOptions:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
+class PartsOptions:
+    """How the work on a parts folder is divided."""
+
+    part_size: int | None = None
+    """Inputs in a part. Left out: 10000; a folder that is planned keeps its size."""
+    shard: str | None = None
+    """I/N: take every N-th part, beginning with the I-th. Left out: all."""
+
+    def __post_init__(self) -> None:
+        _at_least("--part-size", self.part_size, 1, "Leave it out for parts of 10000 inputs.")
+        if self.shard is not None:
+            numbers = re.fullmatch(r"([0-9]+)/([0-9]+)", self.shard)
+            if not numbers or not 1 <= int(numbers[1]) <= int(numbers[2]):
+                raise UsageError(f"--shard {self.shard}: must be I/N, with I from 1 to N, like 1/8.")
+
+    def takes(self, index: int) -> bool:
+        """Whether a part, counted from 0, is one of those to do."""
+        if self.shard is None:
+            return True
+        first, step = map(int, self.shard.split("/"))
+        return index % step == first - 1
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class GenerateOptions:
     """How text is generated; the names are those of transformers."""
 

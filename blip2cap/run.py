@@ -8,6 +8,7 @@ from collections import Counter
 from collections.abc import Callable, Generator, Iterable, Iterator
 from contextlib import closing, nullcontext
 from dataclasses import dataclass, field
+from typing import Protocol
 
 from blip2cap.batch import DecodeAhead, in_batches
 from blip2cap.batch_size import BatchSize
@@ -66,6 +67,19 @@ class Summary:
                 self.failed[row.error] += 1
             if row.flag:
                 self.flags[row.flag] += 1
+
+
+class Images(Protocol):
+    """Decoded images of tasks, on their way to a model."""
+
+    size: BatchSize
+    """How many make a batch."""
+
+    def batches(self, *, on_cpu: bool, stopped: Callable[[], bool]) -> Iterator[list[Item]]:
+        """Yield batches; a short or empty one says that there are no more for now."""
+
+    def close(self) -> None:
+        """No more are wanted."""
 
 
 class ReadAhead:
@@ -149,7 +163,7 @@ class Engine:
         return ReadAhead(tasks, self.decode, self.model.image_size, self.batch)
 
     def row_batches(
-        self, images: ReadAhead, summary: Summary, stopped: Callable[[], bool] = lambda: False
+        self, images: Images, summary: Summary, stopped: Callable[[], bool] = lambda: False
     ) -> Generator[list[Row]]:
         """Yield rows in the order of the tasks, a batch of images at a time; what it took is added to `summary`.
 
@@ -205,7 +219,7 @@ class Engine:
 
 def run(
     engine: Engine,
-    images: ReadAhead,
+    images: Images,
     sink: Sink,
     on_batch: Callable[[Summary], None] = lambda summary: None,
     stopped: Callable[[], bool] = lambda: False,

@@ -18,7 +18,7 @@ PACKAGE = Path(blip2cap.__file__).parent
 
 LAYERS = {
     7: {"cli"},
-    6: {"captioner", "bench"},
+    6: {"captioner", "parts", "bench"},
     5: {"run", "train"},
     4: {"batch", "flow", "model", "export"},
     3: {"source", "decode", "sink", "scenes", "scene_things", "plan", "text_guard", "results"},
@@ -33,7 +33,7 @@ EXEMPT = {"__init__", "__main__"}
 LIGHT = {name for name, level in LEVELS.items() if level <= 3} | {"cli", "export"}
 """What starts without torch."""
 HEAVY = {"torch", "transformers"}
-LATE = {"run", "model", "captioner", "train", "bench", "batch"}
+LATE = {"run", "parts", "model", "captioner", "train", "bench", "batch"}
 """What cli imports only where there is work to do."""
 
 

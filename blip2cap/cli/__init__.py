@@ -17,6 +17,7 @@ from blip2cap.cli.bench import bench
 from blip2cap.cli.caption import caption
 from blip2cap.cli.export import run_export
 from blip2cap.cli.show import show
+from blip2cap.cli.status import status
 from blip2cap.cli.terminal import clean
 from blip2cap.cli.vqa import vqa
 
@@ -83,5 +84,6 @@ def main(
 app.command(epilog=EPILOG)(caption)
 app.command(epilog=EPILOG)(vqa)
 app.command()(show)
+app.command()(status)
 app.command("export")(run_export)
 app.command(epilog=EPILOG)(bench)

@@ -64,7 +64,22 @@ ImageColumn = Annotated[
     option("--image-column", metavar="NAME", help="Column of .parquet inputs with the bytes of images."),
 ]
 AllowHttp = Annotated[bool, option("--allow-http", help="Fetch images from http:// and https:// URLs.")]
-Out = Annotated[str, option("-o", "--out", metavar="PATH", help="Output .jsonl or .parquet file; `-` is stdout.")]
+Out = Annotated[
+    str,
+    option(
+        "-o",
+        "--out",
+        metavar="PATH",
+        help="Output .jsonl or .parquet file; FOLDER/ or s3://BUCKET/FOLDER/ for parts; `-` is stdout.",
+    ),
+]
+PartSize = Annotated[
+    int | None, option("--part-size", help="Inputs in a part of a parts folder. Left out: 10000.", show_default=False)
+]
+Shard = Annotated[
+    str | None,
+    option("--shard", metavar="I/N", help="Of a parts folder, do every N-th part, beginning with the I-th."),
+]
 Model = Annotated[
     str,
     option(

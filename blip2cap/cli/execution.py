@@ -59,17 +59,20 @@ def start(job: Job, *, dry_run: bool) -> None:
         source = Source(job.source)
         if source.repeatable and next(source.unordered(), None) is None:
             raise InputError(no_image(source))
-        if dry_run:
+        if dry_run and not job.to_parts:
             return _dry_run(job, source, plan)
-        sink = _open(job)
         try:
-            _run(job, source, sink, stop)
+            if job.to_parts:
+                from blip2cap.cli.parts import start_parts
+
+                start_parts(job, source, stop, dry_run=dry_run)
+            else:
+                with closing(_open(job)) as sink:
+                    _run(job, source, sink, stop)
         except Stopped:
             if not job.quiet:
-                say(f"Stopped before the first row. {_go_on(job, begun=False)}")
+                say(f"Stopped before the first row. {go_on(job, begun=False)}")
             raise
-        finally:
-            sink.close()
 
 
 def _open(job: Job) -> Output | StreamSink:
@@ -104,7 +107,7 @@ def _run(job: Job, source: Source, sink: Output | StreamSink, stop: Stop) -> Non
         _trace(job) as trace,
         _read_ahead(job, checkpoint, itertools.chain([first], tasks), trace) as images,
     ):
-        model = _load(job, checkpoint, dtype)
+        model = load_model(job, checkpoint, dtype)
         model.check(job.generate)
         stop.only_note()
         sink.begin(settings | {"dtype": _name(model.dtype)})
@@ -139,7 +142,7 @@ def _read_ahead(job: Job, checkpoint: Checkpoint, tasks: Iterator[Task], trace: 
     return closing(ReadAhead(tasks, job.decode, checkpoint.image_size, job.batch, trace))
 
 
-def _load(job: Job, checkpoint: Checkpoint, dtype: str) -> Blip2:
+def load_model(job: Job, checkpoint: Checkpoint, dtype: str) -> Blip2:
     """Load the model, and say how it computes."""
     from blip2cap.model.load import load
 
@@ -197,7 +200,7 @@ def _dry_run(job: Job, source: Source, plan: Plan) -> None:
             manifest.check({**manifest.settings, **job.known_settings(source)}, path.name)
     num_failed = 0 if job.retry_failed else journal.num_failed
     facts = plan_facts(job.out, source, plan, journal.finished, num_failed)
-    _say_damaged(job, source)
+    say_damaged(job, source)
     if plan.num_images == 0:
         raise InputError(no_image(source))
     if job.as_json:
@@ -206,7 +209,8 @@ def _dry_run(job: Job, source: Source, plan: Plan) -> None:
         say_plan(facts)
 
 
-def _say_damaged(job: Job, source: Source) -> None:
+def say_damaged(job: Job, source: Source) -> None:
+    """Say which archives could not be read to their end."""
     if not job.quiet:
         for line in source.damaged:
             say(clean(line))
@@ -229,21 +233,21 @@ def _end(
     facts = summary_facts(job.out, source, plan, sink.num_failed, summary, stopped=bool(stopped))
     if job.text.loop_guard:
         facts |= flag_facts(summary)
-    _say_damaged(job, source)
+    say_damaged(job, source)
     if job.as_json:
         print_json(facts)
     elif not job.quiet:
         say_summary(facts)
     if stopped:
         if not job.quiet:
-            say(f"Stopped. {_go_on(job, begun=True)}")
+            say(f"Stopped. {go_on(job, begun=True)}")
         raise typer.Exit(stopped)
     unread = source.skipped["unreadable_folder"] + source.skipped["unreadable_archive"]
     bad = facts["rows_failed"] + facts["rows_failed_before"] + unread
     raise typer.Exit(_SOME_FAILED if bad else 0)
 
 
-def _go_on(job: Job, *, begun: bool) -> str:
+def go_on(job: Job, *, begun: bool) -> str:
     """Say which command goes on; with --overwrite, and `begun`, it would throw away the rows that it is about."""
     if job.out == "-":
         return "The rows so far went to standard output; the same command begins anew."

@@ -23,7 +23,11 @@ _FLAGS = {
     "model_commit": "the model's commit",
     "input_root": "the input root",
     "command": "the command",
+    "inputs": "the inputs",
+    "null_separated": "--null",
+    "questions": "the questions",
 }
+USE_ANOTHER = "Use another --out, or --overwrite."
 _BEFORE = {"decode": "exact", "loop_guard": False, "trim_sentence": False, "strip": []}
 """What a setting was before manifests had it."""
 
@@ -41,12 +45,12 @@ class Manifest:
     blip2cap_version: str = __version__
     schema_version: int = SCHEMA_VERSION
 
-    def check(self, wanted: Mapping[str, Any], output: str) -> None:
+    def check(self, wanted: Mapping[str, Any], output: str, remedy: str = USE_ANOTHER) -> None:
         """Raise OutputRefusedError if `wanted` settings differ from these, naming each one."""
         if self.schema_version != SCHEMA_VERSION:
             raise OutputRefusedError(
                 f"{output} has rows of schema {self.schema_version}, this blip2cap writes schema {SCHEMA_VERSION}. "
-                "Use another --out, or --overwrite."
+                f"{remedy}"
             )
         made, wanted = _BEFORE | {**self.settings}, _BEFORE | {**wanted}
         names = [name for name in {**made, **wanted} if made.get(name) != wanted.get(name)]
@@ -56,9 +60,7 @@ class Manifest:
             differences = "; ".join(
                 f"{_flag(name)} was {_show(made.get(name))}, now {_show(wanted.get(name))}" for name in names
             )
-            raise OutputRefusedError(
-                f"{output} was made with other settings: {differences}. Use another --out, or --overwrite."
-            )
+            raise OutputRefusedError(f"{output} was made with other settings: {differences}. {remedy}")
 
     def as_json(self) -> bytes:
         """The manifest as the file beside an output holds it."""

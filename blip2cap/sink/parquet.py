@@ -45,32 +45,14 @@ class Table:
     """Keys of its rows that the journal has too."""
 
 
-def schema_of(settings: Mapping[str, Any]) -> pa.Schema:
-    """Return the columns that the rows of a run have, typed, without nulls, in their order."""
-    import pyarrow as pa
-
-    texts = [("question", pa.string()), ("answer", pa.string())]
-    if settings.get("command") != "vqa":
-        texts = [("text", pa.string())]
-        if settings.get("num_captions", 1) > 1:
-            texts.append(("texts", pa.list_(pa.field("element", pa.string(), nullable=False))))
-    strings = ("status", "error", "finish_reason")
-    numbers = ("num_tokens", "width", "height")  # int64, as readers of JSON take them to be
-    columns = [
-        *((name, pa.string()) for name in ("file_name", "file_name_b64")),
-        *texts,
-        *((name, pa.string()) for name in strings),
-        *((name, pa.int64()) for name in numbers),
-    ]
-    return pa.schema([pa.field(name, kind, nullable=False) for name, kind in columns])
-
-
 def read_table(path: Path, journal: Journal, *, retry_failed: bool = False) -> Table | None:
     """Read a Parquet file whole and add to what `journal` holds; None if there is none.
 
     Raises OutputRefusedError if it is damaged or not ours.
     """
     import pyarrow as pa
+
+    from blip2cap.sink.columns import schema_of
 
     try:
         with _open(path) as parquet:
@@ -204,6 +186,8 @@ class ParquetSink:
         """Write the rows of the old Parquet file and those of the journal; whole, or not at all."""
         import pyarrow as pa
         import pyarrow.parquet as pq
+
+        from blip2cap.sink.columns import schema_of
 
         manifest = self._table.manifest if self._table else self._sink.manifest
         assert manifest is not None, "rows have a manifest"

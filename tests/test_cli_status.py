@@ -1,0 +1,112 @@
+"""What `blip2cap status` says of an output."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from blip2cap.records import ImageRef
+from blip2cap.sink.manifest import Manifest
+from blip2cap.sink.part import Part
+from blip2cap.sink.parts_plan import make_plan
+from blip2cap.sink.store import LocalStore
+from tests.commands import invoke
+from tests.rows import SETTINGS, failed, row, write
+
+
+@pytest.fixture
+def parts(here: Path) -> Path:
+    """Five inputs in three parts: one done, with a failed row, one with a row in work, one not begun."""
+    store = LocalStore("captions/")
+    store.prepare()
+    refs = [ImageRef(path=f"{number}.jpg", name=f"{number}.jpg") for number in range(5)]
+    plan = make_plan(store, refs, SETTINGS | {"questions": None}, part_size=2)
+    assert plan is not None
+    first, second = Part(store, plan, 0), Part(store, plan, 1)
+    first.write([row(0), failed(1)])
+    first.commit()
+    second.write([row(2)])
+    second.close()
+    return here / "captions"
+
+
+def test_parts_are_counted_from_the_plan(parts: Path) -> None:
+    result = invoke("status", parts)
+    assert result.exit_code == 3
+    assert result.stdout.splitlines() == [
+        f"{parts}: 1 ok, 1 failed (1 truncated), 3 missing (1 of them in work), 1 of 3 parts",
+        "made with command caption, model tiny",
+    ]
+
+
+def test_json_has_the_counts_and_all_settings(parts: Path) -> None:
+    result = invoke("status", parts, "--json")
+    facts = json.loads(result.stdout)
+    expected = {"rows_ok": 1, "rows_failed": 1, "failed_by_error": {"truncated": 1}, "rows_missing": 3}
+    expected |= {"rows_in_work": 1, "parts": 3, "parts_there": 1, "images": 5}
+    assert expected.items() <= facts.items()
+    assert facts["settings"] == SETTINGS | {"questions": None}
+
+
+def test_a_journal_is_counted_but_does_not_know_what_is_missing(here: Path) -> None:
+    write(here / "captions.jsonl", row(1), row(2))
+    result = invoke("status", "captions.jsonl")
+    assert result.exit_code == 0
+    assert "captions.jsonl: 2 ok, 0 failed, missing: not known from the file alone" in result.stdout
+    assert "made with command caption, model tiny" in result.stdout
+    write(here / "captions.jsonl", failed(3))
+    result = invoke("status", "captions.jsonl")
+    assert (result.exit_code, "2 ok, 1 failed (1 truncated)" in result.stdout) == (3, True)
+
+
+def test_a_torn_last_line_is_said(here: Path) -> None:
+    write(here / "captions.jsonl", row(1))
+    with open(here / "captions.jsonl", "ab") as file:
+        file.write(b'{"file_name": "2')
+    result = invoke("status", "captions.jsonl")
+    assert (result.exit_code, "a torn last line" in result.stdout) == (3, True)
+
+
+def test_a_parquet_file_is_counted(here: Path) -> None:
+    rows = [row(1).as_dict(), failed(2).as_dict()]
+    pq.write_table(pa.Table.from_pylist(rows), "captions.parquet")
+    Manifest(settings=SETTINGS).write(here / "captions.parquet.run.json")
+    result = invoke("status", "captions.parquet")
+    assert result.exit_code == 3
+    assert "captions.parquet: 1 ok, 1 failed (1 truncated)" in result.stdout
+    assert "model tiny" in result.stdout
+
+
+@pytest.mark.parametrize(
+    ("name", "exit_code", "message"),
+    [
+        ("nothing.jsonl", 2, "no such file or folder"),
+        ("notes.txt", 2, "expected a .jsonl or .parquet output, or a folder of parts"),
+        ("folder", 2, "no plan of parts is there"),
+        ("bad.parquet", 5, "is damaged, or not made by blip2cap"),
+        ("other.parquet", 5, "is damaged, or not made by blip2cap"),
+        ("memory://nothing/", 2, "no plan of parts is there"),
+    ],
+)
+def test_what_is_no_output_is_said(here: Path, name: str, exit_code: int, message: str) -> None:
+    (here / "folder").mkdir()
+    for file in ("notes.txt", "bad.parquet"):
+        (here / file).touch()
+    pq.write_table(pa.table({"a": [1]}), "other.parquet")
+    result = invoke("status", name)
+    assert (result.exit_code, message in result.stderr) == (exit_code, True), result.stderr
+
+
+def test_status_writes_nothing(parts: Path) -> None:
+    before = {path: path.stat().st_mtime_ns for path in parts.rglob("*")}
+    invoke("status", parts)
+    assert {path: path.stat().st_mtime_ns for path in parts.rglob("*")} == before
+
+
+def test_a_name_that_would_steer_the_terminal_is_escaped(here: Path) -> None:
+    write(here / "a\x1b[2J.jsonl", row(1))
+    assert "\\x1b[2J.jsonl: 1 ok" in invoke("status", "a\x1b[2J.jsonl").stdout
