@@ -187,6 +187,11 @@ def test_a_full_disk_is_an_output_error_and_leaves_nothing(tmp_path: Path) -> No
     assert list(store.scratch.iterdir()) == []
 
 
+@pytest.mark.parametrize("path", ["captions", "captions/"])
+def test_a_name_below_a_folder_is_said_with_one_stroke(path: str) -> None:
+    assert LocalStore(path).url == "captions/"
+
+
 def test_a_folder_without_the_one_above_it_is_not_made(tmp_path: Path) -> None:
     with pytest.raises(OutputError, match="Make the folder above it first"):
         LocalStore(str(tmp_path / "a" / "b")).prepare()

@@ -28,7 +28,7 @@ class Store(Protocol):
     """A folder of objects. Whatever goes wrong in it is an OutputError."""
 
     url: str
-    """As it was given."""
+    """As it was given, with / at its end."""
     scratch: Path
     """A local folder for what is in work; there from `prepare` on."""
     shared: bool
@@ -79,7 +79,7 @@ class LocalStore:
     shared = False
 
     def __init__(self, path: str) -> None:
-        self.url = path
+        self.url = f"{path.rstrip('/')}/"
         self.folder = Path(path)
         self.scratch = self.folder / OURS / "work"
 
