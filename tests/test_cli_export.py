@@ -120,6 +120,14 @@ def test_rows_come_from_standard_input_parts_and_parquet_too(captioned: Path) ->
         assert "sub/b.jpg" in invoke("show", given, stdin=content).stdout
 
 
+@pytest.mark.parametrize("out", ["captions.parquet", "captions/"])
+def test_every_kind_of_output_knows_where_its_images_are(here: Path, out: str) -> None:
+    draw_scenes(here / "imgs" / "sub", 2)
+    assert invoke("caption", "imgs", *TINY, "-o", out).exit_code == 0
+    assert invoke("export", out, "--to", "txt").exit_code == 0
+    assert sorted(path.name for path in (here / "imgs" / "sub").glob("*.txt")) == ["000.txt", "001.txt"]
+
+
 def test_a_torn_tail_is_said(captioned: Path) -> None:
     whole = (captioned / "captions.jsonl").read_bytes()
     (captioned / "captions.jsonl").write_bytes(whole[:-10])

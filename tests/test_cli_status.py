@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from contextlib import closing
 from pathlib import Path
 
 import pyarrow as pa
@@ -10,7 +11,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from blip2cap.records import ImageRef
-from blip2cap.sink.manifest import Manifest
+from blip2cap.sink.parquet import ParquetSink
 from blip2cap.sink.part import Part
 from blip2cap.sink.parts_plan import make_plan
 from blip2cap.sink.store import LocalStore
@@ -72,13 +73,16 @@ def test_a_torn_last_line_is_said(here: Path) -> None:
 
 
 def test_a_parquet_file_is_counted(here: Path) -> None:
-    rows = [row(1).as_dict(), failed(2).as_dict()]
-    pq.write_table(pa.Table.from_pylist(rows), "captions.parquet")
-    Manifest(settings=SETTINGS).write(here / "captions.parquet.run.json")
-    result = invoke("status", "captions.parquet")
-    assert result.exit_code == 3
-    assert "captions.parquet: 1 ok, 1 failed (1 truncated)" in result.stdout
-    assert "model tiny" in result.stdout
+    for stopped in (True, False):  # first there is only its journal
+        with closing(ParquetSink(here / "captions.parquet")) as sink:
+            sink.begin(SETTINGS)
+            sink.write([row(1), failed(2)] if stopped else [])
+            sink.finish(stopped=stopped)
+        assert (here / "captions.parquet").exists() is not stopped
+        result = invoke("status", "captions.parquet")
+        assert result.exit_code == 3
+        assert "captions.parquet: 1 ok, 1 failed (1 truncated)" in result.stdout
+        assert "model tiny" in result.stdout
 
 
 @pytest.mark.parametrize(
@@ -87,8 +91,8 @@ def test_a_parquet_file_is_counted(here: Path) -> None:
         ("nothing.jsonl", 2, "no such file or folder"),
         ("notes.txt", 2, "expected a .jsonl or .parquet output, or a folder of parts"),
         ("folder", 2, "no plan of parts is there"),
-        ("bad.parquet", 5, "is damaged, or not made by blip2cap"),
-        ("other.parquet", 5, "is damaged, or not made by blip2cap"),
+        ("bad.parquet", 5, "is damaged"),
+        ("other.parquet", 5, "is not an output of blip2cap"),
         ("memory://nothing/", 2, "no plan of parts is there"),
     ],
 )

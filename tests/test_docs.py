@@ -16,7 +16,9 @@ from blip2cap.records import FAILURES
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text(encoding="utf-8")
-PAGES = [ROOT / "README.md", ROOT / "docs" / "architecture.md", ROOT / "sample_images" / "README.md"]
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")), ROOT / "sample_images" / "README.md"]
+GUIDES = README + "".join((ROOT / "docs" / name).read_text(encoding="utf-8") for name in ("inputs.md", "outputs.md"))
+"""What shows commands."""
 
 
 def blocks(language: str) -> list[str]:
@@ -39,12 +41,12 @@ def test_the_python_of_readme_runs_and_prints_what_is_expected(monkeypatch: pyte
     assert len(lines) == 2 + 14
 
 
-def test_options_that_readme_uses_exist() -> None:
+def test_options_that_pages_use_exist() -> None:
     helps = {
         command: CliRunner().invoke(app, [command, "--help"], env={"COLUMNS": "200"}).output
-        for command in ("caption", "vqa", "show", "export")
+        for command in ("caption", "vqa", "show", "export", "status")
     }
-    for command, rest in re.findall(r"blip2cap (caption|vqa|show|export)\b([^\n|#`]*)", README):
+    for command, rest in re.findall(r"blip2cap (caption|vqa|show|export|status)\b([^\n|#`]*)", GUIDES):
         for flag in re.findall(r"(?<=\s)-{1,2}[a-z0-9][a-z-]*", rest):
             assert re.search(rf"{flag}\b", helps[command]), f"{command} {flag}"
 
@@ -63,8 +65,16 @@ def test_output_shown_in_readme_is_what_the_commands_print(tmp_path: Path, monke
 
 
 def test_every_failure_that_can_happen_is_explained() -> None:
-    not_yet = {"timeout"}
-    assert all(f"`{code}`" in README for code in FAILURES - not_yet)
+    assert all(f"`{code}`" in README for code in FAILURES)
+
+
+def test_every_promise_has_tests_that_exist() -> None:
+    promises = (ROOT / "docs" / "promises.md").read_text(encoding="utf-8")
+    assert all("test_" in line for line in promises.splitlines() if line.startswith("| ") and "| promise |" not in line)
+    named = re.findall(r"\[`(test_\w+)`\]\(\.\./(tests/\w+\.py)\)", promises)
+    assert len(named) > 20
+    for name, file in named:
+        assert f"def {name}(" in (ROOT / file).read_text(encoding="utf-8"), name
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)

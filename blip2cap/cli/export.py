@@ -19,7 +19,7 @@ from blip2cap.export.options import APPLY, EXISTING, ExportOptions, parse_affixe
 from blip2cap.export.writer import COLLISION, MISSING_IMAGE, NOT_TEXT, OUTSIDE, UNNAMEABLE
 from blip2cap.results import Results
 from blip2cap.sink.journal import manifest_path
-from blip2cap.sink.manifest import Manifest
+from blip2cap.sink.made_with import read_manifest
 from blip2cap.source.walk import IMAGE_SUFFIXES
 
 _LEFT_OUT = 3
@@ -108,7 +108,7 @@ def run_export(
         shard_size=shard_size,
     )
     rows = Results(results)
-    manifest = None if results == "-" else Manifest.read(_manifest_of(results))
+    manifest = None if results == "-" else read_manifest(results)
     settings = manifest.settings if manifest else {}
     writer = make_writer(options, _root(images, str(settings.get("input_root", ""))), settings)
     _keep_inputs(writer.out, extension, results)

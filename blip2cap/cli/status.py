@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any
@@ -13,7 +12,7 @@ import typer
 from blip2cap.cli.guard import handle_errors
 from blip2cap.cli.report import print_json
 from blip2cap.cli.terminal import clean, write_out
-from blip2cap.errors import InputError, OutputRefusedError, UsageError
+from blip2cap.errors import InputError, UsageError
 
 _NOT_ALL_OK = 3
 _SHOWN = ("command", "model", "dtype", "quantize", "prompt", "template")
@@ -32,10 +31,10 @@ def status(
     suffix = Path(out).suffix.lower()
     if "://" in out or os.path.isdir(out):
         facts = _parts_facts(out)
-    elif not os.path.exists(out):
+    elif not (os.path.exists(out) or (suffix == ".parquet" and os.path.exists(f"{out}.jsonl"))):
         raise InputError(f"{out}: no such file or folder. Expected an output of caption or vqa.")
     elif suffix in (".jsonl", ".parquet"):
-        facts = _journal_facts(Path(out)) if suffix == ".jsonl" else _parquet_facts(Path(out))
+        facts = _journal_facts(Path(out))
     else:
         raise UsageError(f"{out}: expected a .jsonl or .parquet output, or a folder of parts.")
     if as_json:
@@ -71,33 +70,13 @@ def _parts_facts(out: str) -> dict[str, Any]:
 
 
 def _journal_facts(path: Path) -> dict[str, Any]:
-    from blip2cap.sink.journal import read_output
+    from blip2cap.sink import journal, parquet
 
-    manifest, journal = read_output(path)
+    read_output = parquet.read_output if path.suffix.lower() == ".parquet" else journal.read_output
+    manifest, there = read_output(path)
     settings, created = (manifest.settings, manifest.created) if manifest else ({}, "")
-    facts = _facts(str(path), journal.num_ok, journal.failed, settings, created)
-    return facts | {"torn_bytes": journal.torn_bytes}
-
-
-def _parquet_facts(path: Path) -> dict[str, Any]:
-    import pyarrow as pa
-    import pyarrow.parquet as pq
-
-    from blip2cap.sink.journal import manifest_path
-    from blip2cap.sink.manifest import Manifest
-
-    num_ok, failed = 0, Counter[str]()
-    try:
-        with pq.ParquetFile(path) as file:
-            for batch in file.iter_batches(columns=["status", "error"]):
-                errors = Counter(batch["error"].to_pylist())
-                num_ok += errors.pop("", 0)
-                failed.update(errors)
-    except (OSError, pa.ArrowException, KeyError) as error:
-        raise OutputRefusedError(f"{path} is damaged, or not made by blip2cap: {error}.") from error
-    manifest = Manifest.read(manifest_path(path))
-    settings, created = (manifest.settings, manifest.created) if manifest else ({}, "")
-    return _facts(str(path), num_ok, failed, settings, created)
+    facts = _facts(str(path), there.num_ok, there.failed, settings, created)
+    return facts | {"torn_bytes": there.torn_bytes}
 
 
 def _facts(

@@ -85,6 +85,18 @@ def journal_path(path: Path) -> Path:
     return path.with_name(f"{path.name}.jsonl")
 
 
+def embedded_manifest(path: Path) -> Manifest | None:
+    """Read the manifest in a Parquet file; None if it has none, or if no such file can be read."""
+    import pyarrow as pa
+
+    try:
+        with _open(path) as parquet:
+            content = (parquet.schema_arrow.metadata or {}).get(_MANIFEST)
+        return None if content is None else Manifest.from_json(content)
+    except (OSError, ValueError, TypeError, pa.ArrowException):
+        return None
+
+
 def read_output(path: Path, *, retry_failed: bool = False) -> tuple[Manifest | None, Journal]:
     """Read an output, its Parquet file and its journal, and the manifest of its rows, None if it has none.
 
