@@ -77,7 +77,9 @@ def is_fine(isolation: Isolation) -> bool:
 
 
 def workers(parent: int | None = None) -> list[psutil.Process]:
-    return [each for each in psutil.Process(parent).children() if each.status() != psutil.STATUS_ZOMBIE]
+    """List the processes that decode for one; tests before these may have left others, as a zygote."""
+    alive = [each for each in psutil.Process(parent).children() if each.status() != psutil.STATUS_ZOMBIE]
+    return [each for each in alive if "-P" in each.cmdline()]
 
 
 def wait_for_the_end_of(processes: list[psutil.Process]) -> None:

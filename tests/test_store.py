@@ -9,7 +9,6 @@ import signal
 import subprocess
 import sys
 import threading
-import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import SimpleNamespace
@@ -18,7 +17,7 @@ import pytest
 
 from blip2cap.errors import OutputError, UsageError
 from blip2cap.sink.remote import RemoteStore
-from blip2cap.sink.store import LocalStore, Store, open_store
+from blip2cap.sink.store import LocalStore, Store, open_store, temporary
 from tests.buckets import s3_server
 
 NAME = "part-00000.parquet"
@@ -132,10 +131,9 @@ def test_a_writer_that_is_killed_leaves_no_object_of_that_name(tmp_path: Path, c
     (leftover,) = store.scratch.iterdir()
     assert leftover.suffix != ".parquet"
     assert store.create(NAME, b"whole")
-    store.prepare()
-    assert leftover.exists()  # another run may be writing it
-    os.utime(leftover, (0, time.time() - 4000))
-    store.prepare()
+    with temporary(store.scratch) as written:
+        store.prepare()
+        assert written.exists()  # its process lives
     assert not leftover.exists()
 
 

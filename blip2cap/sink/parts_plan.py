@@ -15,6 +15,7 @@ from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, fields
 from datetime import UTC, datetime
+from pathlib import Path
 from typing import Any, BinaryIO
 
 import pyarrow as pa
@@ -23,7 +24,7 @@ import pyarrow.parquet as pq
 from blip2cap.errors import OutputError, OutputRefusedError, UsageError
 from blip2cap.records import ImageRef
 from blip2cap.sink.manifest import Manifest
-from blip2cap.sink.store import OURS, TEMPORARY, Store
+from blip2cap.sink.store import OURS, Store, temporary
 
 PART_SIZE = 10_000
 NAME = f"{OURS}/plan"
@@ -138,32 +139,38 @@ def make_plan(
 
     None if there is no input. `skipped` is what `refs` counts as it goes.
     """
-    path = store.scratch / f"{TEMPORARY}plan-{secrets.token_hex(8)}"
     try:
-        iterator = iter(refs)
-        with pq.ParquetWriter(path, _SCHEMA, compression="zstd") as writer:
-            num_images = 0
-            while part := list(itertools.islice(iterator, part_size)):
-                writer.write_table(pa.Table.from_pylist([*map(_row, part)], schema=_SCHEMA), row_group_size=part_size)
-                num_images += len(part)
-            created = datetime.now(UTC).isoformat(timespec="seconds")
-            manifest = asdict(Manifest(settings=dict(settings), created=created))
-            content = {"manifest": manifest, "id": secrets.token_hex(8), "skipped": dict(skipped or {})}
-            writer.add_key_value_metadata({_KEY: json.dumps(content)})
-        if not num_images:
-            return None
-        if store.create_from(NAME, path) and store.create_from(NAME, path):
-            raise OutputError(
-                f"{store.url} cannot be used: it writes an object although there is one of that name, so that several "
-                "processes would overwrite each other's parts. Use another --out: S3, Google Cloud Storage or a folder."
-            )
+        with temporary(store.scratch, "plan-") as path:
+            if not _list_inputs(path, refs, settings, part_size, skipped):
+                return None
+            if store.create_from(NAME, path) and store.create_from(NAME, path):
+                raise OutputError(
+                    f"{store.url} cannot be used: it writes an object although there is one of that name, so that "
+                    "several processes would overwrite each other's parts. Use another --out: S3, Google Cloud Storage "
+                    "or a folder."
+                )
     except OSError as error:
         raise OutputError(
-            f"{path} cannot be written: {error.strerror}. Make room, then run the same command again."
+            f"{store.scratch} cannot be written: {error.strerror}. Make room, then run the same command again."
         ) from error
-    finally:
-        path.unlink(missing_ok=True)
     return read_plan(store)
+
+
+def _list_inputs(
+    path: Path, refs: Iterable[ImageRef], settings: Mapping[str, Any], part_size: int, skipped: Counter[str] | None
+) -> int:
+    """Write all inputs, a row group a part, and what they are to be done with; return how many there are."""
+    iterator = iter(refs)
+    with pq.ParquetWriter(path, _SCHEMA, compression="zstd") as writer:
+        num_images = 0
+        while part := list(itertools.islice(iterator, part_size)):
+            writer.write_table(pa.Table.from_pylist([*map(_row, part)], schema=_SCHEMA), row_group_size=part_size)
+            num_images += len(part)
+        created = datetime.now(UTC).isoformat(timespec="seconds")
+        manifest = asdict(Manifest(settings=dict(settings), created=created))
+        content = {"manifest": manifest, "id": secrets.token_hex(8), "skipped": dict(skipped or {})}
+        writer.add_key_value_metadata({_KEY: json.dumps(content)})
+    return num_images
 
 
 def _row(ref: ImageRef) -> dict[str, object]:

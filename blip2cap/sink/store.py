@@ -7,9 +7,9 @@ both succeed.
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import os
-import tempfile
-import time
+import secrets
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -20,8 +20,6 @@ from blip2cap.errors import OutputError
 OURS = ".blip2cap"
 """The folder beside the parts for what is no data: readers of data sets pass names over that begin with a point."""
 TEMPORARY = "tmp-"
-_STALE_S = 3600.0
-"""A temporary file that is older belongs to no run: writing one takes seconds."""
 
 
 class Store(Protocol):
@@ -65,12 +63,41 @@ def open_store(url: str) -> Store:
     return RemoteStore(url)
 
 
+@contextmanager
+def temporary(folder: Path, what: str = "") -> Iterator[Path]:
+    """Give a new empty file, which is removed at the end, and which nobody sweeps while this process lives."""
+    while True:
+        path = folder / f"{TEMPORARY}{what}{secrets.token_hex(8)}"
+        descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o666)
+        try:
+            # Between the two calls somebody may have swept it.
+            if _locks(descriptor) and path.exists():
+                yield path
+                return
+        finally:
+            path.unlink(missing_ok=True)
+            os.close(descriptor)
+
+
 def sweep_temporary(folder: Path) -> None:
-    """Remove what killed runs have left half written."""
+    """Remove what killed runs have left half written: nobody holds its lock."""
     for path in folder.glob(f"{TEMPORARY}*"):
         with contextlib.suppress(FileNotFoundError):
-            if time.time() - path.stat().st_mtime > _STALE_S:
-                path.unlink()
+            descriptor = os.open(path, os.O_RDWR | os.O_CLOEXEC)
+            try:
+                if _locks(descriptor):
+                    path.unlink()
+            finally:
+                os.close(descriptor)
+
+
+def _locks(descriptor: int) -> bool:
+    """Lock an open file for as long as it is open; say whether nobody else has it locked."""
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True
 
 
 class LocalStore:
@@ -128,17 +155,12 @@ class LocalStore:
 
     @contextmanager
     def _written(self, data: bytes) -> Iterator[Path]:
-        descriptor, name = tempfile.mkstemp(prefix=TEMPORARY, dir=self.scratch)
-        path = Path(name)
-        try:
-            with open(descriptor, "wb") as file:
+        with temporary(self.scratch) as path:
+            with open(path, "wb") as file:
                 file.write(data)
                 file.flush()
-                os.fchmod(file.fileno(), 0o666 & ~_umask())  # mkstemp makes files for their owner alone
                 os.fsync(file.fileno())
             yield path
-        finally:
-            path.unlink(missing_ok=True)
 
     def _link(self, path: Path, name: str) -> bool:
         try:
@@ -169,9 +191,3 @@ class LocalStore:
                 f"{self.url} cannot be used: {error.strerror}. The parts that are there are safe.{make} another "
                 "--out, on a file system with room, locks and hard links, or run the same command again."
             ) from error
-
-
-def _umask() -> int:
-    mask = os.umask(0o077)
-    os.umask(mask)
-    return mask
