@@ -9,6 +9,7 @@ import contextlib
 import errno
 import fcntl
 import os
+import stat
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -46,6 +47,9 @@ class Files(Protocol):
 
     def fstat(self, file: int) -> os.stat_result:
         """Say what an open file is."""
+
+    def fchmod(self, file: int, mode: int) -> None:
+        """Say who may read and write an open file."""
 
     def stat(self, path: Path) -> os.stat_result:
         """Say what a name leads to."""
@@ -95,6 +99,10 @@ class OsFiles:
     def fstat(self, file: int) -> os.stat_result:
         """Say what an open file is."""
         return os.fstat(file)
+
+    def fchmod(self, file: int, mode: int) -> None:
+        """Set its permissions."""
+        os.fchmod(file, mode)
 
     def stat(self, path: Path) -> os.stat_result:
         """Say what a name leads to."""
@@ -162,6 +170,8 @@ def replacing(files: Files, path: Path) -> Iterator[int]:
     try:
         file = files.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
         try:
+            with contextlib.suppress(FileNotFoundError):  # what is private stays so
+                files.fchmod(file, stat.S_IMODE(files.stat(path).st_mode))
             yield file
             files.fsync(file)
         finally:

@@ -27,6 +27,12 @@ class Task:
     ref: ImageRef
     asks: tuple[Ask, ...]
 
+    @property
+    def keys(self) -> Iterator[str]:
+        """Of the rows that it makes."""
+        file_name, file_name_b64 = self.ref.file_name, self.ref.file_name_b64
+        return (row_key(file_name, file_name_b64, ask.question) for ask in self.asks)
+
 
 class Plan:
     """Turns images into tasks, and counts what it sees on the way.

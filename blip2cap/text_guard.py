@@ -73,6 +73,7 @@ class GuardedTexts:
         self.in_second: dict[int, _Asked] = {}
         self._num_results = 0
         """Since the first of those that are gathered."""
+        self._room = self.first.max_texts
 
     @property
     def max_texts(self) -> int:
@@ -112,6 +113,9 @@ class GuardedTexts:
             for ticket, result in self.second.advance():
                 asked = self.in_second.pop(ticket)
                 done.append((asked.ticket, self._better(asked, result)))
+        if self.first.max_texts < self._room and not self.in_second:
+            self.second = None  # memory ran out, and its cache, which nobody uses now, is some of it
+        self._room = self.first.max_texts
         return done
 
     def _may_help(self, fault: str) -> bool:

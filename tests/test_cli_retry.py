@@ -5,6 +5,8 @@ import shutil
 from collections import Counter
 from pathlib import Path
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 from tests.commands import TINY, draw_scenes, invoke
@@ -41,6 +43,40 @@ def test_failed_images_are_done_again_and_good_ones_are_not(out: Path) -> None:
     shutil.move(out.parent / "002.png", out.parent / "images" / "002.png")
     assert invoke("caption", "images", *TINY, "-o", out, "--retry-failed").exit_code == 0
     assert {*statuses(out).values()} == {"ok"}
+
+
+def test_failed_rows_of_images_that_are_not_asked_for_now_stay_and_count(out: Path) -> None:
+    before = statuses(out)
+    result = invoke("caption", "images", *TINY, "-o", out, "--retry-failed", "--include", "002.png")
+    assert result.exit_code == 3
+    assert statuses(out) == before
+    result = invoke("caption", "images", *TINY, "-o", out, "--retry-failed", "--include", "001.png")
+    assert result.exit_code == 3  # the other one
+    assert statuses(out) == before | {"001.png": "ok"}
+    (out.parent / "images" / "002.png").unlink()
+    assert invoke("caption", "images", *TINY, "-o", out, "--retry-failed").exit_code == 3
+    assert statuses(out) == before | {"001.png": "ok"}
+    paths = b"images/001.png\n"
+    assert invoke("caption", "-", *TINY, "-o", out, "--retry-failed", "--dry-run", stdin=paths).exit_code == 5  # a root
+
+
+def test_who_may_read_an_output_stays_as_it_was(out: Path) -> None:
+    out.chmod(0o600)
+    invoke("caption", "images", *TINY, "-o", out, "--retry-failed")
+    assert out.stat().st_mode & 0o777 == 0o600
+
+
+@pytest.mark.parametrize("out_name", ["table.parquet", "list.jsonl"])
+def test_an_input_is_never_written_over(here: Path, scenes: Path, out_name: str) -> None:
+    (here / out_name).write_text(f"{scenes}/000.png\n")
+    if out_name == "table.parquet":
+        pq.write_table(pa.table({"image": [(scenes / "000.png").read_bytes()]}), here / out_name)
+    given = [out_name] if out_name == "table.parquet" else ["--files-from", out_name]
+    before = (here / out_name).read_bytes()
+    for more in ([], ["--overwrite"], ["--dry-run"]):
+        result = invoke("caption", *given, *TINY, "-o", f"./{out_name}", *more)
+        assert (result.exit_code, "would write over the input" in result.stderr) == (2, True), result.stderr
+    assert (here / out_name).read_bytes() == before
 
 
 def test_without_the_option_they_stay_and_the_summary_names_it(out: Path) -> None:

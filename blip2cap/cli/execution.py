@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import itertools
+import os
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import closing, contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -28,8 +29,10 @@ from blip2cap.cli.resume import this_command
 from blip2cap.cli.signals import Stop, Stopped, stop_on_signal
 from blip2cap.cli.terminal import clean, say
 from blip2cap.decode.trace import Trace, trace_path
-from blip2cap.errors import InputError
+from blip2cap.errors import InputError, UsageError
+from blip2cap.keys import Keys
 from blip2cap.plan import Plan, Task
+from blip2cap.records import ImageRef
 from blip2cap.sink import journal as journals
 from blip2cap.sink import parquet
 from blip2cap.sink.base import Output
@@ -59,6 +62,7 @@ def start(job: Job, *, dry_run: bool) -> None:
         source = Source(job.source)
         if source.repeatable and next(source.unordered(), None) is None:
             raise InputError(no_image(source))
+        _spare_inputs(job, source)
         if dry_run and not job.to_parts:
             return _dry_run(job, source, plan)
         try:
@@ -73,6 +77,15 @@ def start(job: Job, *, dry_run: bool) -> None:
             if not job.quiet:
                 say(f"Stopped before the first row. {go_on(job, begun=False)}")
             raise
+
+
+def _spare_inputs(job: Job, source: Source) -> None:
+    """Raise UsageError if an input would be written over: a table of images, a list of paths."""
+    outputs = [job.out, f"{job.out}.jsonl"] if job.out.lower().endswith(".parquet") else [job.out]
+    for given in (*source.inputs, *job.source.files_from):
+        for out in outputs:
+            if os.path.isfile(given) and os.path.exists(out) and os.path.samefile(out, given):
+                raise UsageError(f"--out {job.out}: would write over the input {given}. Use another --out.")
 
 
 def _open(job: Job) -> Output | StreamSink:
@@ -95,7 +108,11 @@ def _run(job: Job, source: Source, sink: Output | StreamSink, stop: Stop) -> Non
         if dtype == "auto":
             dtype = sink.made_with.get("dtype", dtype)  # the texts go on as they began
         sink.check(settings | {"dtype": dtype})
-    tasks = plan.tasks(source, sink.finished)
+    refs: Iterable[ImageRef] = source
+    if job.retry_failed and not isinstance(sink, StreamSink):
+        refs = list(source) if source.from_pipe else source
+        sink.retry(Keys(key for task in plan.tasks(refs, sink.finished) for key in task.keys))
+    tasks = plan.tasks(refs, sink.finished)
     first = next(tasks, None)
     if plan.num_images == 0:
         raise InputError(no_image(source))
@@ -198,8 +215,11 @@ def _dry_run(job: Job, source: Source, plan: Plan) -> None:
         manifest, journal = read(path, retry_failed=job.retry_failed)
         if manifest is not None:
             manifest.check({**manifest.settings, **job.known_settings(source)}, path.name)
-    num_failed = 0 if job.retry_failed else journal.num_failed
-    facts = plan_facts(job.out, source, plan, journal.finished, num_failed)
+    refs: Iterable[ImageRef] = source
+    if job.retry_failed:
+        refs = list(source) if source.from_pipe else source
+        journal.take_out(Keys(key for task in plan.tasks(refs, journal.finished) for key in task.keys))
+    facts = plan_facts(job.out, source, plan, journal.finished, journal.num_failed, refs)
     say_damaged(job, source)
     if plan.num_images == 0:
         raise InputError(no_image(source))

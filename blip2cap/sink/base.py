@@ -42,6 +42,9 @@ class Output(Sink, Protocol):
     def made_with(self) -> Mapping[str, Any] | None:
         """The settings of the rows that are there, None if there are none."""
 
+    def retry(self, asked: Container[str]) -> None:
+        """Say which rows this run makes: of failed ones, only those are done again. Comes before begin()."""
+
     @property
     def torn_bytes(self) -> int:
         """Length of a torn last line, which `begin` cuts."""

@@ -10,8 +10,9 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import stat
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Container, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -36,6 +37,8 @@ class Journal:
     num_ok: int = 0
     failed: Counter[str] = field(default_factory=Counter)
     """Failed rows by error."""
+    to_retry: dict[str, str] = field(default_factory=dict)
+    """Keys of failed rows that may be done again, with their errors."""
     num_bytes: int = 0
     """Length of its whole lines."""
     torn_bytes: int = 0
@@ -46,6 +49,12 @@ class Journal:
         """How many of its rows have failed."""
         return self.failed.total()
 
+    def take_out(self, asked: Container[str]) -> set[str]:
+        """Count the failed rows no more that are done again as they are `asked` for; return their keys."""
+        keys = {key for key in self.to_retry if key in asked}
+        self.failed -= Counter(self.to_retry.pop(key) for key in keys)
+        return keys
+
     def count(self, status: str, error: str) -> None:
         """Count one more row."""
         if status == "ok":
@@ -53,12 +62,24 @@ class Journal:
         else:
             self.failed[error] += 1
 
+    def note(self, key: str, status: str, error: str, *, retry_failed: bool) -> None:
+        """Count a row that is there; a failed one is not finished if it may be done again."""
+        self.count(status, error)
+        if status == "ok" or not retry_failed:
+            self.finished.add(key)
+        else:
+            self.to_retry[key] = error
+
 
 def _parse(line: str) -> Any:
     """Parse a line as `json.loads` does, which takes longer to look for blanks around it."""
     line = line.strip(" \t\r\n")
     row, end = _raw_decode(line)
     return row if end == len(line) else json.loads(line)  # raises: there is more on it than one row
+
+
+def _key(row: Mapping[str, Any]) -> str:
+    return row_key(row["file_name"], row["file_name_b64"], row.get("question"))
 
 
 def read_lines(files: Files, path: Path) -> Iterator[bytes]:
@@ -85,15 +106,14 @@ def read_journal(path: Path, files: Files = OS_FILES, *, retry_failed: bool = Fa
                 break
             try:
                 row = _parse(line.decode())
-                key = row_key(row["file_name"], row["file_name_b64"], row.get("question"))
-                journal.count(row["status"], row["error"])
+                key = _key(row)
+                _ = row["status"], row["error"]
             except (ValueError, KeyError, TypeError) as error:
                 raise OutputRefusedError(
                     f"{path}:{number} is damaged: not a row of blip2cap. Repair or delete that line, "
                     "use another --out, or --overwrite."
                 ) from error
-            if row["status"] == "ok" or not retry_failed:
-                journal.finished.add(key)
+            journal.note(key, row["status"], row["error"], retry_failed=retry_failed)
             journal.num_bytes += len(line)
     except FileNotFoundError:
         return journal
@@ -136,6 +156,9 @@ class JournalSink:
         """Of the rows that are there, None if there are none."""
         self.journal = Journal()
         self._retry_failed = retry_failed
+        self.again: set[str] = set()
+        """Keys of the failed rows that this run does again."""
+        self._was_asked = False
         self._files = files
         self._target = behind(path)
         self._begun = False
@@ -173,14 +196,22 @@ class JournalSink:
         if self.manifest is not None:
             self.manifest.check(settings, self.path.name)
 
+    def retry(self, asked: Container[str]) -> None:
+        """Say which rows this run makes: of failed ones, only those are done again. Before begin(); else all are."""
+        if self._retry_failed:
+            self.again, self._was_asked = self.journal.take_out(asked), True
+            self._num_failed_before = self.journal.num_failed
+
     def begin(self, settings: Mapping[str, Any]) -> None:
         """Check the settings or write them to the manifest, then cut the torn tail, or everything with `overwrite`.
 
-        With `retry_failed`, failed rows leave the file.
+        With `retry_failed`, failed rows that are done again leave the file.
         """
         self.check(settings)
         try:
-            if self._retry_failed and self.journal.num_failed:
+            if self._retry_failed and not self._was_asked:
+                self.retry(self.journal.to_retry)
+            if self.again:
                 self._drop_failed()
             else:
                 self._files.ftruncate(self._file, self.journal.num_bytes)
@@ -265,13 +296,14 @@ class JournalSink:
         )
 
     def _drop_failed(self) -> None:
-        """Put the rows that are ok into a new file, which takes the place of the old one with its lock on."""
+        """Put the rows that stay into a new file, which takes the place of the old one with its lock on."""
         temporary = self._target.with_name(f"{self._target.name}.tmp")
         new, num_bytes, block = self._files.open(temporary, _APPEND | os.O_TRUNC), 0, bytearray()
         try:
             self._files.lock(new)
+            self._files.fchmod(new, stat.S_IMODE(self._files.fstat(self._file).st_mode))
             for line in read_lines(self._files, self.path):
-                if line.endswith(b"\n") and json.loads(line)["status"] == "ok":
+                if line.endswith(b"\n") and _key(json.loads(line)) not in self.again:
                     block += line
                     num_bytes += len(line)
                 if len(block) > _BLOCK:
@@ -287,7 +319,6 @@ class JournalSink:
             raise
         old, self._file = self._file, new
         self.journal.num_bytes = num_bytes
-        self.journal.failed.clear()
         close_quietly(self._files, old)
         sync_folder(self._files, self._target.parent)
 

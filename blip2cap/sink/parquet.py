@@ -11,7 +11,7 @@ import contextlib
 import io
 import itertools
 import json
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Container, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -63,18 +63,16 @@ def read_table(path: Path, journal: Journal, *, retry_failed: bool = False) -> T
             table = Table(manifest=manifest)
             for batch in parquet.iter_batches(batch_size=_BATCH):
                 for key, status, error in _keys(batch):
-                    if key in journal.finished:
+                    if key in journal.finished or key in journal.to_retry:
                         table.replaced.add(key)
                         continue
-                    journal.count(status, error)
-                    if status == "ok" or not retry_failed:
-                        journal.finished.add(key)
+                    journal.note(key, status, error, retry_failed=retry_failed)
             return table
     except FileNotFoundError:
         return None
     except KeyError as error:
         raise OutputRefusedError(
-            f"{path} is not an output of blip2cap: it has no manifest. Use another --out, or --overwrite."
+            f"{path} is not an output of blip2cap: it has no manifest. Use another --out."
         ) from error
     except (OSError, ValueError, TypeError, pa.ArrowException) as error:
         raise OutputRefusedError(f"{path} is damaged ({error}). Use another --out, or --overwrite.") from error
@@ -159,6 +157,11 @@ class ParquetSink:
             self._table.manifest.check(settings, self.path.name)
         self._sink.check(settings)
 
+    def retry(self, asked: Container[str]) -> None:
+        """Say which rows this run makes: of failed ones, only those are done again. Comes before begin()."""
+        self._sink.retry(asked)
+        self._num_failed_before = self._sink.num_failed
+
     def begin(self, settings: Mapping[str, Any]) -> None:
         """Check the settings and begin the journal; with `overwrite` the Parquet file goes."""
         self.check(settings)
@@ -178,8 +181,6 @@ class ParquetSink:
 
     def finish(self, *, stopped: bool = False) -> None:
         """Write the Parquet file and take the journal away; a run that was `stopped` leaves the journal."""
-        if self._retry_failed and not self._begun and self.made_with is not None:
-            self._sink.begin(self.made_with)  # there is nothing to do again: what had failed is gone
         self._sink.finish()
         if stopped:
             return
@@ -213,19 +214,16 @@ class ParquetSink:
             feed.write_rest()
 
     def _old_batches(self) -> Iterator[pa.RecordBatch]:
-        """Yield the rows of the old file that nothing replaces; without failed ones, if this run does them again."""
+        """Yield the rows of the old file that nothing replaces, in the journal or in what this run does again."""
         import pyarrow as pa
 
         if self._table is None:
             return
-        replaced, drop_failed = self._table.replaced, self._retry_failed
+        gone = self._table.replaced | self._sink.again
         with _open(self._target) as parquet:
             for batch in parquet.iter_batches(batch_size=_BATCH):
-                if replaced or drop_failed:
-                    stays = [
-                        key not in replaced and not (drop_failed and status != "ok") for key, status, _ in _keys(batch)
-                    ]
-                    batch = batch.filter(pa.array(stays, pa.bool_()))
+                if gone:
+                    batch = batch.filter(pa.array([key not in gone for key, _, _ in _keys(batch)], pa.bool_()))
                 yield batch.replace_schema_metadata(None)
 
     def _new_batches(self, schema: pa.Schema) -> Iterator[pa.RecordBatch]:

@@ -30,7 +30,8 @@ def expand(given: str) -> list[str]:
 
 
 def _numbers(first: str, last: str) -> list[str]:
-    width = max(len(first), len(last)) if (first[0] == "0" and len(first) > 1) or last[0] == "0" else 0
+    padded = any(word[0] == "0" and len(word) > 1 for word in (first, last))
+    width = max(len(first), len(last)) if padded else 0
     start, stop = int(first), int(last)
     step = 1 if start <= stop else -1
     return [f"{number:0{width}}" for number in range(start, stop + step, step)]

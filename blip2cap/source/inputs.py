@@ -80,10 +80,13 @@ class Source:
     @property
     def repeatable(self) -> bool:
         """Whether the source can be iterated more than once, at little cost; pipes and streams cannot."""
+        return not self.from_pipe and not self._streamed
+
+    @property
+    def from_pipe(self) -> bool:
+        """Whether paths come from a pipe, which can be read only once."""
         lists = self.options.files_from
-        return (
-            "-" not in (*self.inputs, *lists) and all(os.path.isfile(given) for given in lists) and not self._streamed
-        )
+        return "-" in (*self.inputs, *lists) or not all(os.path.isfile(given) for given in lists)
 
     @property
     def root(self) -> str:
@@ -158,7 +161,7 @@ class Source:
     def _wanted(self, refs: Iterable[ImageRef], prefix: str = "") -> Iterator[ImageRef]:
         """Leave out what the patterns are against; they see names without `prefix`."""
         for ref in refs:
-            if why := self.patterns.reason_against(ref.name.removeprefix(prefix)):
+            if why := self.patterns.reason_against(ref.name.removeprefix(prefix), folders_too=True):
                 self.skipped[why] += 1
             else:
                 yield ref

@@ -30,9 +30,13 @@ class Patterns:
         """Say whether a path is excluded; that of a folder ends with `/`, and nothing below it can be had back."""
         return _matches(self._exclude, path)
 
-    def reason_against(self, path: str) -> str:
-        """Say why an image is passed over, as it is counted; "" if it is wanted."""
-        if self.excludes(path):
+    def reason_against(self, path: str, *, folders_too: bool = False) -> str:
+        """Say why an image is passed over, as it is counted; "" if it is wanted.
+
+        With `folders_too` the folders on the way to it are looked at as well: no walk has done it.
+        """
+        ends = [place for place, letter in enumerate(path) if letter == "/"] if folders_too and self.any else []
+        if any(self.excludes(path[: end + 1]) for end in ends) or self.excludes(path):
             return "excluded"
         return "not_included" if self._include is not None and not _matches(self._include, path) else ""
 
