@@ -156,9 +156,9 @@ Strip = Annotated[
     list[str] | None,
     repeated_option("--strip", metavar="TEXT", help='Take TEXT off the beginning, as "a photo of"; may be repeated.'),
 ]
-Seed = Annotated[int, option("--seed", help="Of sampling.")]
+Seed = Annotated[int, option("--seed", help="Number that sampled texts depend on.")]
 Limit = Annotated[int | None, option("--limit", metavar="N", help="Take the first N images only.")]
-Overwrite = Annotated[bool, option("--overwrite", help="Replace the output instead of resuming it.")]
+Overwrite = Annotated[bool, option("--overwrite", help="Replace the output instead of resuming it; not for folders of parts.")]
 RetryFailed = Annotated[bool, option("--retry-failed", help="Do images again that have a failed row.")]
 DryRun = Annotated[bool, option("--dry-run", help="Print what would be done; load no model, write nothing.")]
 Quiet = Annotated[bool, option("--quiet", help="Errors only.")]

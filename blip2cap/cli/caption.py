@@ -38,7 +38,7 @@ def caption(
         arg.option(
             "--prompt",
             metavar="TEXT",
-            help='What the text begins with, as "a photo of"; may hold {stem} {folder} {file_name}.',
+            help='What the model goes on from, as "a photo of"; may hold {stem} {folder} {file_name}.',
         ),
     ] = None,
     dtype: arg.Dtype = _MODEL.dtype,
