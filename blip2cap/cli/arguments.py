@@ -158,7 +158,9 @@ Strip = Annotated[
 ]
 Seed = Annotated[int, option("--seed", help="Number that sampled texts depend on.")]
 Limit = Annotated[int | None, option("--limit", metavar="N", help="Take the first N images only.")]
-Overwrite = Annotated[bool, option("--overwrite", help="Replace the output, not a folder of parts, instead of resuming it.")]
+Overwrite = Annotated[
+    bool, option("--overwrite", help="Replace the output, not a folder of parts, instead of resuming it.")
+]
 RetryFailed = Annotated[bool, option("--retry-failed", help="Do images again that have a failed row.")]
 DryRun = Annotated[bool, option("--dry-run", help="Print what would be done; load no model, write nothing.")]
 Quiet = Annotated[bool, option("--quiet", help="Errors only.")]
