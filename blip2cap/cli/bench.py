@@ -26,7 +26,6 @@ from blip2cap.options import BatchOptions, DecodeOptions, GenerateOptions, Model
 from blip2cap.plan import Plan
 from blip2cap.prompts import VQA_TEMPLATES, Template
 from blip2cap.records import ImageRef
-from blip2cap.source.inputs import Source
 
 _DECODE, _MODEL, _GENERATE = DecodeOptions(), ModelOptions(), GenerateOptions()
 _NEW_TOKENS = 12
@@ -140,6 +139,8 @@ def bench(
 
 def _images(inputs: tuple[str, ...], limit: int | None) -> tuple[ImageRef, ...]:
     """List the images to take. Raises InputError if there is none."""
+    from blip2cap.source.inputs import Source
+
     source = Source(SourceOptions(inputs=inputs, limit=limit))
     refs = tuple(itertools.islice(source, limit or _MOST_IMAGES))
     if not refs:

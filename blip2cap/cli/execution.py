@@ -39,7 +39,6 @@ from blip2cap.sink.base import Output
 from blip2cap.sink.journal import Journal, JournalSink
 from blip2cap.sink.parquet import ParquetSink
 from blip2cap.sink.stream import StreamSink
-from blip2cap.source.inputs import Source
 
 if TYPE_CHECKING:
     import torch
@@ -47,6 +46,7 @@ if TYPE_CHECKING:
     from blip2cap.model.blip2 import Blip2
     from blip2cap.model.checkpoint import Checkpoint
     from blip2cap.run import ReadAhead, Summary
+    from blip2cap.source.inputs import Source
 
 _SOME_FAILED = 3
 
@@ -56,6 +56,8 @@ def start(job: Job, *, dry_run: bool) -> None:
 
     What is quick to check comes first: no model is fetched for a run that is going to be refused.
     """
+    from blip2cap.source.inputs import Source  # late, as --help needs none of what archives and tables are read with
+
     job.check_options()
     plan = job.plan(ANY_FAMILY)
     with stop_on_signal(quiet=job.quiet) as stop:
@@ -238,6 +240,7 @@ def say_damaged(job: Job, source: Source) -> None:
 
 def _counter(job: Job, sink: Output | StreamSink) -> Count:
     """Count the images to do by a walk of its own, which holds no names."""
+    from blip2cap.source.inputs import Source
 
     def count(given_up: Callable[[], bool]) -> int:
         refs = itertools.takewhile(lambda ref: not given_up(), Source(job.source).unordered())

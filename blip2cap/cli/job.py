@@ -21,10 +21,10 @@ from blip2cap.options import (
 from blip2cap.plan import Plan
 from blip2cap.prompts import CAPTION_PROMPTS, VQA_TEMPLATES, Template
 from blip2cap.remote import is_http, shown
-from blip2cap.source.inputs import Source
 
 if TYPE_CHECKING:
     from blip2cap.model.checkpoint import Checkpoint
+    from blip2cap.source.inputs import Source
 
 ANY_FAMILY = "opt"
 """Where only the model's family is open: its prompt does not change what is to be done."""

@@ -12,10 +12,10 @@ from blip2cap.errors import ImageError
 from blip2cap.plan import Plan
 from blip2cap.records import ImageRef
 from blip2cap.remote import shown
-from blip2cap.source.inputs import Source
 
 if TYPE_CHECKING:
     from blip2cap.run import Summary
+    from blip2cap.source.inputs import Source
 
 _NAMED_FAILURES = 20
 
