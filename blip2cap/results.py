@@ -1,12 +1,14 @@
 """The rows of an output of this tool, whatever its kind, one after the other.
 
-Covered: a JSONL journal, also one that is being written; a .parquet file; a folder of part-*.parquet; JSONL on standard
-input. Columns that are no row's are passed over.
+Covered: a JSONL journal, also one that is being written; a .parquet file, its journal, or both; a folder of
+part-*.parquet; JSONL on standard input. Columns that are no row's are passed over.
+Not covered: buckets.
 """
 
 from __future__ import annotations
 
 import base64
+import itertools
 import json
 import os
 import shutil
@@ -20,7 +22,10 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from blip2cap.errors import InputError, OutputRefusedError
+from blip2cap.files import behind
+from blip2cap.keys import Keys
 from blip2cap.records import Row
+from blip2cap.sink.parquet import journal_path
 
 _BATCH = 4096
 _BLOCK = 1 << 20
@@ -43,6 +48,13 @@ class Results:
         """Length of what a cut has left of a last line, known once all rows have been read."""
         self._spool: BinaryIO | None = None
         self._parts = [given]
+        self._journal = given
+        """Where rows are lines, "" if nowhere. That of a Parquet file is there while its run is, or was stopped."""
+        if "://" in given:
+            raise InputError(
+                f"{given}: a URL. Expected a local output: copy it to a folder here and give that, or read its "
+                "part-*.parquet with pyarrow or DuckDB. `blip2cap status` counts its rows where they are."
+            )
         if given == "-":
             self._spool = _spool(stdin)
         elif os.path.exists(given) and not os.path.isfile(given) and not os.path.isdir(given):
@@ -50,10 +62,14 @@ class Results:
                 self._spool = _spool(pipe)
         elif os.path.isdir(given):
             self._parts = [str(path) for path in sorted(Path(given).glob("part-*.parquet"), key=_part)]
+            self._journal = ""
             if not self._parts:
                 raise InputError(f"{given}: a folder without part-*.parquet. Expected an output of caption or vqa.")
         else:
-            with _readable(given), open(given, "rb"):
+            if self._is_parquet:
+                self._journal = str(journal_path(behind(Path(given))))
+            there = given if os.path.exists(given) or not os.path.exists(self._journal) else self._journal
+            with _readable(there), open(there, "rb"):
                 pass
         if self._spool is not None:
             weakref.finalize(self, self._spool.close)
@@ -63,20 +79,31 @@ class Results:
         return self._spool is None and self._parts[0].lower().endswith(".parquet")
 
     def __iter__(self) -> Iterator[Row]:
+        # A run that ends writes the Parquet file, then empties the journal: the lines are read first, so that none
+        # is missed, and have to be there still at the end.
+        replaced, num_lines = self._journal_keys() if self._is_parquet else (Keys(), None)
+        lines = itertools.islice(self._json_records(), num_lines)
         kind: tuple[bool, ...] | None = None
-        for columns, where in self._records():
-            try:
-                row = _row(columns)
+        for records, without in ((self._parquet_records(), replaced), (lines, Keys())):
+            num_read = 0
+            for columns, where in records:
+                num_read += 1
+                row = _row_at(columns, where)
                 here = tuple(columns.get(name) is None for name in ("question", "texts", *_SOMETIMES))
                 if here != (kind := kind or here):
-                    raise ValueError("it has other columns than the rows before")
-            except (ValueError, KeyError, TypeError) as error:
-                raise _damaged(where, _reason(error)) from error
-            yield row
+                    raise _damaged(where, "it has other columns than the rows before")
+                if not without or row.key not in without:
+                    yield row
+        if num_lines is not None and num_read < num_lines:
+            raise OutputRefusedError(
+                f"{self.given} was finished by its run while it was read. Run the same command again."
+            )
 
     def count(self) -> int:
-        """Count the rows, without looking into them."""
+        """Count the rows, if possible without looking into them."""
         if self._is_parquet:
+            if self._has_journal:
+                return sum(1 for _ in self)
             num_rows = 0
             for path in self._parts:
                 with _parquet(path) as file:
@@ -85,17 +112,28 @@ class Results:
         with self._lines() as file:
             return sum(block.count(b"\n") for block in iter(lambda: file.read(_BLOCK), b""))
 
-    def _records(self) -> Iterator[tuple[Any, str]]:
-        """Yield what may be the columns of a row, and where it stands."""
-        return self._parquet_records() if self._is_parquet else self._json_records()
+    @property
+    def _has_journal(self) -> bool:
+        return not self._is_parquet or os.path.isfile(self._journal)
+
+    def _journal_keys(self) -> tuple[Keys, int]:
+        """Return the keys of the rows that count instead of those in the Parquet file, and how many lines they are."""
+        keys, num_lines = Keys(), 0
+        for columns, where in self._json_records():
+            keys.add(_row_at(columns, where).key)
+            num_lines += 1
+        return keys, num_lines
 
     def _json_records(self) -> Iterator[tuple[Any, str]]:
+        """Yield what may be the columns of a row, and where it stands."""
+        if not self._has_journal:
+            return
         with self._lines() as file:
             for number, line in enumerate(file, start=1):  # of bytes: ends lines at b"\n" only
                 if not line.endswith(b"\n"):
                     self.torn_bytes = len(line)
                     return
-                where = f"{'standard input' if self.given == '-' else self.given}:{number}"
+                where = f"{'standard input' if self.given == '-' else self._journal}:{number}"
                 try:
                     columns = json.loads(line)
                 except (ValueError, RecursionError) as error:
@@ -103,6 +141,9 @@ class Results:
                 yield columns, where
 
     def _parquet_records(self) -> Iterator[tuple[Any, str]]:
+        """Yield the same of Parquet files."""
+        if not self._is_parquet or (self._has_journal and not os.path.exists(self.given)):
+            return
         for path in self._parts:
             number = 0
             with _parquet(path) as file:
@@ -117,7 +158,7 @@ class Results:
             self._spool.seek(0)
             yield self._spool
         else:
-            with _readable(self.given), open(self.given, "rb") as file:
+            with _readable(self._journal), open(self._journal, "rb") as file:
                 yield file
 
 
@@ -129,6 +170,14 @@ def _part(path: Path) -> tuple[int, str]:
 def image_name(row: Row) -> str:
     """Return the name of a row's image as the operating system has it, undecodable bytes as surrogate escapes."""
     return os.fsdecode(base64.b64decode(row.file_name_b64) if row.file_name_b64 else row.file_name.encode())
+
+
+def _row_at(columns: Any, where: str) -> Row:
+    """Make a row of what stands at a place. Raises OutputRefusedError if it is none."""
+    try:
+        return _row(columns)
+    except (ValueError, KeyError, TypeError) as error:
+        raise _damaged(where, _reason(error)) from error
 
 
 def _row(columns: dict[str, Any]) -> Row:

@@ -3,14 +3,21 @@ from __future__ import annotations
 import csv
 import io
 import json
+from contextlib import closing
 from pathlib import Path
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from blip2cap.records import ImageRef, Row
+from blip2cap.sink.parquet import ParquetSink
+from blip2cap.sink.part import Part
+from blip2cap.sink.parts_plan import make_plan
+from blip2cap.sink.store import LocalStore
 from tests.commands import TINY, draw_scenes, invoke, read_rows
 from tests.exports import answer, caption, failure, make_images, names_in, write_results
+from tests.rows import SETTINGS, row
 
 FORMATS = {
     "txt": "tree",
@@ -128,6 +135,84 @@ def test_every_kind_of_output_knows_where_its_images_are(here: Path, out: str) -
     assert sorted(path.name for path in (here / "imgs" / "sub").glob("*.txt")) == ["000.txt", "001.txt"]
 
 
+def write_parts(folder: Path, *parts: list[Row], num_parts: int) -> None:
+    """Make a folder of parts, planned for two images each, in which only the first ones are done."""
+    store = LocalStore(f"{folder}/")
+    store.prepare()
+    refs = [ImageRef(path=f"{number}.jpg", name=f"{number}.jpg") for number in range(2 * num_parts)]
+    plan = make_plan(store, refs, SETTINGS | {"questions": None}, part_size=2)
+    assert plan is not None
+    for index, rows in enumerate(parts):
+        part = Part(store, plan, index)
+        part.write(rows)
+        part.commit()
+
+
+def test_parts_that_are_not_there_yet_are_said_and_the_exit_code_is_3(here: Path) -> None:
+    write_parts(here / "captions", [row(0), row(1)], [row(2), row(3)], num_parts=3)
+    result = invoke("export", "captions", "--to", "csv", "--out", "o.csv")
+    assert (result.exit_code, result.stderr) == (3, "csv, o.csv: 4 written, 2 of 3 parts are there\n")
+    assert len((here / "o.csv").read_text().splitlines()) == 5
+    result = invoke("export", "captions", "--to", "csv", "--out", "p.csv", "--json", "--dry-run")
+    facts = json.loads(result.stdout)
+    assert (result.exit_code, facts["parts"], facts["parts_there"]) == (3, 3, 2)
+    write_parts(here / "whole", [row(0), row(1)], num_parts=1)
+    result = invoke("export", "whole", "--to", "csv", "--out", "q.csv")
+    assert (result.exit_code, result.stderr) == (0, "csv, q.csv: 2 written\n")
+
+
+def test_rows_of_a_parquet_run_that_was_stopped_are_exported_too(here: Path) -> None:
+    root = make_images(here / "imgs", "0.jpg", "1.jpg")
+    for number, stopped in ((0, True), (0, False), (1, True)):  # a journal, a whole file, both
+        with closing(ParquetSink(here / "captions.parquet")) as sink:
+            sink.begin(SETTINGS | {"input_root": str(root)})
+            sink.write([row(number)] if stopped else [])
+            sink.finish(stopped=stopped)
+        result = invoke("export", "captions.parquet", "--to", "txt")
+        assert result.exit_code == 0, result.stderr
+        assert names_in(root) == ["0.jpg", "0.txt", "1.jpg", "1.txt"][: 4 if number else 3]
+        result = invoke("export", "captions.parquet", "--to", "jsonl", "--out", "o.jsonl", "--existing", "overwrite")
+        assert (result.exit_code, len(read_rows(here / "o.jsonl"))) == (0, number + 1)
+        assert f"{number}.jpg" in invoke("show", "captions.parquet").stdout
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        "captions/ --to parquet -o captions/part-00000.parquet --existing overwrite",
+        "captions --to parquet -o captions/part-x.parquet",
+        "captions --to csv -o link/.blip2cap/o.csv",
+        "captions --to csv -o captions/o.csv --existing overwrite",
+        "link --to txt -o captions/texts --images imgs",
+        "captions --to txt -o link --images imgs",
+        "captions.parquet --to jsonl -o captions.parquet.jsonl",
+        "captions.parquet --to jsonl -o ./captions/../captions.parquet.jsonl",
+        "captions.parquet --to csv -o captions.parquet.jsonl.run.json",
+        "captions.parquet --to parquet -o captions.parquet --existing overwrite",
+        "link.parquet --to jsonl -o captions.parquet.jsonl",
+        "captions.jsonl --to csv -o captions.jsonl.run.json",
+    ],
+)
+def test_nothing_is_written_where_it_would_be_a_part_of_what_is_exported(here: Path, arguments: str) -> None:
+    make_images(here / "imgs", "0.jpg")
+    write_parts(here / "captions", [row(0), row(1)], num_parts=1)
+    (here / "captions" / "o.csv").symlink_to("../o.csv")
+    (here / "link").symlink_to("captions")
+    pq.write_table(pa.Table.from_pylist([row(0).as_dict()]), here / "captions.parquet")
+    (here / "link.parquet").symlink_to("captions.parquet")
+    write_results(here / "captions.jsonl", [row(0)])
+    before = {name: (here / name).read_bytes() for name in names_in(here)}
+    result = invoke("export", *arguments.split())
+    assert (result.exit_code, "that is what is exported, or a part of it" in result.stderr) == (2, True), result.stderr
+    assert {name: (here / name).read_bytes() for name in names_in(here)} == before
+
+
+def test_a_bucket_is_no_results(here: Path) -> None:
+    for arguments in (["show"], ["export", "--to", "csv", "--out", "o.csv"]):
+        result = invoke(*arguments, "memory://captions/")
+        assert (result.exit_code, "Expected a local output: copy it to a folder here" in result.stderr) == (2, True)
+
+
 def test_a_torn_tail_is_said(captioned: Path) -> None:
     whole = (captioned / "captions.jsonl").read_bytes()
     (captioned / "captions.jsonl").write_bytes(whole[:-10])
@@ -190,5 +275,5 @@ def test_captions_of_a_run_become_sidecars_of_its_images(here: Path) -> None:
     draw_scenes(here / "imgs", 2)
     assert invoke("caption", "imgs", *TINY).exit_code == 0
     assert invoke("export", "captions.jsonl", "--to", "txt").exit_code == 0
-    for row in read_rows(here / "captions.jsonl"):
-        assert (here / "imgs" / row["file_name"]).with_suffix(".txt").read_text() == row["text"]
+    for columns in read_rows(here / "captions.jsonl"):
+        assert (here / "imgs" / columns["file_name"]).with_suffix(".txt").read_text() == columns["text"]

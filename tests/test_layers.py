@@ -19,9 +19,9 @@ PACKAGE = Path(blip2cap.__file__).parent
 LAYERS = {
     7: {"cli"},
     6: {"captioner", "parts", "bench"},
-    5: {"run", "train"},
-    4: {"batch", "flow", "model", "export"},
-    3: {"source", "decode", "sink", "scenes", "scene_things", "plan", "text_guard", "results"},
+    5: {"run", "train", "export"},
+    4: {"batch", "flow", "model", "results"},
+    3: {"source", "decode", "sink", "scenes", "scene_things", "plan", "text_guard"},
     2: {"options", "prompts", "text_rules", "remote", "files"},
     1: {"errors", "records", "stopwatch", "batch_size", "keys"},
 }
@@ -30,7 +30,7 @@ ONE_NOUN = {"scene_things": "scenes"}
 """Files that are halves of one thing may import each other."""
 EXEMPT = {"__init__", "__main__"}
 """The package's own front doors."""
-LIGHT = {name for name, level in LEVELS.items() if level <= 3} | {"cli", "export"}
+LIGHT = {name for name, level in LEVELS.items() if level <= 3} | {"cli", "export", "results"}
 """What starts without torch."""
 HEAVY = {"torch", "transformers"}
 LATE = {"run", "parts", "model", "captioner", "train", "bench", "batch"}

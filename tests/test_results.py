@@ -4,6 +4,8 @@ import base64
 import io
 import json
 import os
+from collections.abc import Sequence
+from contextlib import closing
 from dataclasses import fields
 from pathlib import Path
 from typing import Any
@@ -15,7 +17,9 @@ import pytest
 from blip2cap.errors import InputError, OutputRefusedError
 from blip2cap.records import Row
 from blip2cap.results import Results, image_name
+from blip2cap.sink.parquet import ParquetSink, journal_path
 from tests.exports import HOSTILE, answer, caption, failure, write_results
+from tests.rows import SETTINGS
 
 BYTES = os.fsdecode(b"caf\xe9/\xff.jpg")
 ROWS = [*(caption(f"{number}.jpg", text) for number, text in enumerate(HOSTILE)), failure("bad.jpg"), caption(BYTES)]
@@ -116,6 +120,66 @@ def test_columns_that_are_no_row_s_are_passed_over(tmp_path: Path) -> None:
     assert list(Results(str(path))) == ROWS[:1]
 
 
+def run_to_parquet(path: Path, rows: Sequence[Row], *, stopped: bool) -> Path:
+    """Write rows as a run does; one that was stopped leaves them in the journal."""
+    with closing(ParquetSink(path)) as sink:
+        sink.begin(SETTINGS)
+        sink.write(rows)
+        sink.finish(stopped=stopped)
+    return path
+
+
+def test_a_stopped_run_to_parquet_has_its_rows_in_the_journal(tmp_path: Path) -> None:
+    path = run_to_parquet(tmp_path / "rows.PARQUET", ROWS, stopped=True)
+    (tmp_path / "link.parquet").symlink_to(path.name)
+    for given in (path, tmp_path / "link.parquet"):
+        results = Results(str(given))
+        assert list(results) == list(results) == ROWS
+        assert results.count() == len(ROWS)
+    assert not path.exists()
+
+
+def test_rows_of_the_journal_count_instead_of_those_in_the_parquet_file_and_follow_them(tmp_path: Path) -> None:
+    path = run_to_parquet(
+        tmp_path / "rows.parquet", [caption("a.jpg"), failure("b.jpg"), caption(BYTES)], stopped=False
+    )
+    new = [caption("b.jpg", "done again"), caption(BYTES, "changed"), caption("c.jpg")]
+    write_results(journal_path(path), new)
+    results = Results(str(path))
+    assert list(results) == list(results) == [caption("a.jpg"), *new]
+    assert results.count() == 4
+    run_to_parquet(tmp_path / "other.parquet", [caption("a.jpg")], stopped=False)
+    run_to_parquet(tmp_path / "other.parquet", [caption("b.jpg")], stopped=True)
+    assert [row.file_name for row in Results(str(tmp_path / "other.parquet"))] == ["a.jpg", "b.jpg"]
+
+
+def test_a_journal_of_a_parquet_file_may_be_torn_or_damaged_like_any(tmp_path: Path) -> None:
+    path = run_to_parquet(tmp_path / "rows.parquet", [caption("a.jpg")], stopped=False)
+    line = caption("b.jpg").as_json()
+    journal_path(path).write_bytes(line + line[:-1])
+    results = Results(str(path))
+    assert [row.file_name for row in results] == ["a.jpg", "b.jpg"]
+    assert results.torn_bytes == len(line) - 1
+    journal_path(path).write_bytes(line + b"[]\n")
+    with pytest.raises(OutputRefusedError, match=r"rows\.parquet\.jsonl:2: not a row of blip2cap"):
+        list(results)
+    journal_path(path).write_bytes(answer("b.jpg", "what?").as_json())
+    with pytest.raises(OutputRefusedError, match=r"rows\.parquet\.jsonl:1: .*other columns"):
+        list(results)
+
+
+def test_a_run_that_ends_while_its_rows_are_read_is_said(tmp_path: Path) -> None:
+    path = run_to_parquet(tmp_path / "rows.parquet", ROWS[:2], stopped=False)
+    run_to_parquet(path, ROWS[2:], stopped=True)
+    results = Results(str(path))
+    rows = iter(results)
+    next(rows)
+    run_to_parquet(path, [], stopped=False)
+    with pytest.raises(OutputRefusedError, match="was finished by its run while it was read"):
+        list(rows)
+    assert list(results) == ROWS
+
+
 def test_a_parquet_file_without_its_end_is_damaged(tmp_path: Path) -> None:
     path = write_parquet(tmp_path / "rows.parquet", ROWS)
     whole = path.read_bytes()
@@ -136,6 +200,8 @@ def test_what_is_not_there_or_holds_no_output_is_an_input_error(tmp_path: Path) 
     for given, reason in (("missing.jsonl", "No such file"), (".", "a folder without part-")):
         with pytest.raises(InputError, match=reason):
             Results(str(tmp_path / given))
+    with pytest.raises(InputError, match=r"^s3://bucket/captions/: a URL\. Expected a local output: copy it"):
+        Results("s3://bucket/captions/")
 
 
 def test_an_image_has_the_name_that_the_system_knows() -> None:

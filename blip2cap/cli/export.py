@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -18,8 +19,7 @@ from blip2cap.export.item import Item, Items
 from blip2cap.export.options import APPLY, EXISTING, ExportOptions, parse_affixes
 from blip2cap.export.writer import COLLISION, MISSING_IMAGE, NOT_TEXT, OUTSIDE, UNNAMEABLE
 from blip2cap.results import Results
-from blip2cap.sink.journal import manifest_path
-from blip2cap.sink.made_with import read_manifest
+from blip2cap.sink.made_with import find_plan, paths_of, read_manifest
 from blip2cap.source.walk import IMAGE_SUFFIXES
 
 _LEFT_OUT = 3
@@ -107,6 +107,7 @@ def run_export(
         results_only=results_only,
         shard_size=shard_size,
     )
+    parts = _count_parts(results)  # before the rows are looked for: more may come
     rows = Results(results)
     manifest = None if results == "-" else read_manifest(results)
     settings = manifest.settings if manifest else {}
@@ -118,17 +119,27 @@ def run_export(
     names.close()
     for folder in sorted(items.unmatched) if not quiet else ():
         say(f"{clean(folder)}/: has a --prefix or --suffix, and no image in it")
-    facts = _facts(options, writer.out, rows, summary, dry_run=dry_run)
+    facts = _facts(options, writer.out, rows, summary, dry_run=dry_run) | parts
     if as_json:
         write_out(json.dumps(facts) + "\n")
     elif not quiet:
         _say_summary(facts, rows)
-    if any(reason in _SAY for reason in summary.left_out):
+    if any(reason in _SAY for reason in summary.left_out) or _are_missing(parts):
         raise typer.Exit(_LEFT_OUT)
 
 
-def _manifest_of(results: str) -> Path:
-    return manifest_path(Path(os.path.normpath(results)))
+def _count_parts(results: str) -> dict[str, int]:
+    """Count the parts of a folder that has a plan; nothing of other outputs."""
+    plan = find_plan(results) if os.path.isdir(results) else None
+    if plan is None:
+        return {}
+    from blip2cap.sink.counts import done_parts
+
+    return {"parts": plan.num_parts, "parts_there": len(done_parts(plan.store, plan))}
+
+
+def _are_missing(facts: Mapping[str, Any]) -> bool:
+    return bool(facts.get("parts_there", 0) < facts.get("parts", 0))
 
 
 def _root(images: str | None, input_root: str) -> str:
@@ -141,13 +152,22 @@ def _root(images: str | None, input_root: str) -> str:
 
 
 def _keep_inputs(out: str, extension: str | None, results: str) -> None:
-    """Raise UsageError if images or results would be written over."""
+    """Raise UsageError if images or results would be written over, or taken for results later."""
     for flag, name in (("--extension", extension), ("--out", "" if os.path.isdir(out) else out)):
         if name and os.path.splitext(f"x{name}")[1].lower() in IMAGE_SUFFIXES:
             raise UsageError(f"{flag} {name}: the name of an image, and images are never written. Choose another.")
-    for path in (results, str(_manifest_of(results))) if results != "-" else ():
-        if out and os.path.exists(out) and os.path.exists(path) and os.path.samefile(out, path):
-            raise UsageError(f"--out {out}: that is what is exported. Use another --out.")
+    for path in paths_of(results) if out and results != "-" else ():
+        if _is_in(out, path):
+            raise UsageError(f"--out {out}: that is what is exported, or a part of it. Use another --out.")
+
+
+def _is_in(out: str, path: Path) -> bool:
+    """Whether a name is that of a file, or is in a folder, be it by way of links; the file need not be there."""
+    if os.path.exists(out) and path.exists() and path.samefile(out):
+        return True
+    folder, name = os.path.split(os.path.abspath(out))
+    names = Path(os.path.realpath(out)), Path(os.path.realpath(folder), name)
+    return any(one.is_relative_to(os.path.realpath(path)) for one in names)
 
 
 class _Names:
@@ -192,6 +212,8 @@ def _say_summary(facts: dict[str, Any], rows: Results) -> None:
         parts.append(f"{facts['failed']} failed rows left out")
     if facts["other_questions"]:
         parts.append(f"{facts['other_questions']} of other questions left out")
+    if _are_missing(facts):
+        parts.append(f"{facts['parts_there']} of {facts['parts']} parts are there")
     if rows.torn_bytes:
         say(f"{clean(rows.given)}: a torn last line of {rows.torn_bytes} bytes is left out")
     end = "; nothing was written" if facts["dry_run"] else ""

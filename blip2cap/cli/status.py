@@ -13,6 +13,7 @@ from blip2cap.cli.guard import handle_errors
 from blip2cap.cli.report import print_json
 from blip2cap.cli.terminal import clean, write_out
 from blip2cap.errors import InputError, UsageError
+from blip2cap.sink.made_with import find_plan
 
 _NOT_ALL_OK = 3
 _SHOWN = ("command", "model", "dtype", "quantize", "prompt", "template")
@@ -48,13 +49,11 @@ def status(
 def _parts_facts(out: str) -> dict[str, Any]:
     from blip2cap.sink.counts import done_parts, read_counts, total
     from blip2cap.sink.part import num_rows_in_work
-    from blip2cap.sink.parts_plan import NAME, read_plan
-    from blip2cap.sink.store import open_store
 
-    store = open_store(out if out.endswith("/") else f"{out}/")
-    plan = read_plan(store) if store.exists(NAME) else None
+    plan = find_plan(out)
     if plan is None:
         raise InputError(f"{out}: no plan of parts is there. Expected a folder that caption or vqa has written to.")
+    store = plan.store
     done = done_parts(store, plan)
     there = total(read_counts(store, plan, sorted(done)).values())
     settings = plan.manifest.settings
