@@ -22,6 +22,16 @@ from tests.pictures import encode, photo
 
 SEGFAULT, KILLED, EXIT, HANG, HANG_WITH_LOCK, EAT_MEMORY, PRINT, NONSENSE = range(13, 21)
 """Widths."""
+DRIP = 200
+"""A width: an answer without end, a byte now and then."""
+ANSWERS: dict[int, bytes] = {
+    201: b'{"width": "evil", "height": -5, "shape": [32, 32, 3]}',
+    202: b'{"width": 202, "height": 24, "shape": [1000000, 1000000, 3]}',
+    203: b'{"error": "evil", "detail": ""}',
+    204: b'{"error": "corrupt", "detail": "' + b"x" * 100_000 + b'"}',
+    205: b"[" * 100_000,
+}
+"""Width -> what a decoder that somebody has taken over says of a picture."""
 _LONG_S = 3600
 PROGRAM = "from tests.crashing import be_a_worker; be_a_worker()"
 NEVER_READ = "never_read.png"
@@ -63,6 +73,15 @@ def _do(width: int) -> None:
         os.write(2, b"something for stderr\n")
     elif width == NONSENSE:
         os.write(int(sys.argv[1]), b"\0\0\0\x03[1]" * 99)
+    elif width == DRIP:
+        os.write(int(sys.argv[1]), b"\0\x01\0\0")
+        while True:
+            os.write(int(sys.argv[1]), b" ")
+            time.sleep(0.05)
+    elif width in ANSWERS:
+        answer = ANSWERS[width]
+        with os.fdopen(os.dup(int(sys.argv[1])), "wb") as file:
+            file.write(len(answer).to_bytes(4) + answer)
 
 
 def be_a_worker() -> None:

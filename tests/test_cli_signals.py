@@ -21,7 +21,7 @@ from PIL import Image
 from blip2cap.cli import signals
 from blip2cap.cli.guard import handle_errors
 from blip2cap.cli.progress import Bar
-from blip2cap.cli.resume import quote, this_command
+from blip2cap.cli.resume import hides_secrets, quote, this_command
 from blip2cap.cli.signals import Stopped, stop_on_signal
 from blip2cap.cli.terminal import clean
 from tests.commands import (
@@ -280,6 +280,29 @@ def test_the_command_that_is_said_leaves_out_a_flag_but_no_file_of_its_name(monk
     assert this_command(without="--overwrite") == "blip2cap caption -o x.jsonl -- --overwrite"
     monkeypatch.setattr(sys, "argv", ["/somewhere/blip2cap/__main__.py", *arguments])
     assert this_command() == "python -m blip2cap caption --overwrite -o x.jsonl -- --overwrite"
+
+
+def test_the_command_that_is_said_holds_no_secret_of_a_url(monkeypatch: pytest.MonkeyPatch) -> None:
+    arguments = ["caption", "https://user:secret@host/x.jpg?signature=secret", "{http://h/a?secret,http://h/b?secret}"]
+    monkeypatch.setattr(sys, "argv", ["blip2cap", *arguments, "-q", "why?"])
+    assert this_command() == "blip2cap caption 'https://host/x.jpg?...' '{http://h/a?...' -q 'why?'"
+    assert hides_secrets()
+    monkeypatch.setattr(sys, "argv", ["blip2cap", "caption", "https://host/x.jpg", "s3://bucket/", "-q", "why?"])
+    assert not hides_secrets()
+
+
+def test_a_run_that_is_stopped_says_that_its_urls_have_to_be_filled_in(zygote: Zygote, here: Path) -> None:
+    command = ("caption", "https://user:secret@localhost/x.jpg?signature=secret", "--allow-http", "--model", "tiny")
+    process = zygote.start(*command, cwd=here, stub=Stub(load_s=100))
+    wait_for(lambda: "loading" in said(), zygote, process)
+    os.kill(process, signal.SIGTERM)
+    assert zygote.wait(process) == 143
+    *_, last = said().splitlines()
+    assert last == (
+        "Stopped before the first row. To go on, with the URLs filled in again (users, passwords and queries are not "
+        "shown): blip2cap caption 'https://localhost/x.jpg?...' --allow-http --model tiny"
+    )
+    assert "secret" not in said()
 
 
 def test_a_reader_of_rows_that_leaves_ends_the_run_quietly(zygote: Zygote, pictures: Path, here: Path) -> None:

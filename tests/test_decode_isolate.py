@@ -9,7 +9,7 @@ import sys
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import closing
+from contextlib import closing, nullcontext
 from pathlib import Path
 
 import psutil
@@ -139,6 +139,56 @@ def test_images_in_work_beside_a_crash_are_not_touched(isolation: Isolation) -> 
 
     with ThreadPoolExecutor(3) as pool:
         assert all(pool.map(do, range(9)))
+
+
+@pytest.mark.parametrize("width", crashing.ANSWERS)
+def test_a_worker_that_was_taken_over_is_not_believed(
+    isolation: Isolation, monkeypatch: pytest.MonkeyPatch, width: int
+) -> None:
+    monkeypatch.setattr(isolate, "_LEAST_S", 0.2)  # it is waited for
+    said = "decoder_crashed: the process that decoded it gave no sensible answer"
+    assert failure(isolation, width) == said
+    assert not isolation._idle
+    assert is_fine(isolation)
+
+
+GOOD_ANSWER = {"width": 90, "height": 70, "shape": [70, 90, 3]}
+
+
+@pytest.mark.parametrize(
+    ("answer", "to_square", "is_good"),
+    [
+        ({}, False, True),
+        ({"shape": [SIZE, SIZE, 3]}, False, True),
+        ({"shape": [SIZE, SIZE, 3]}, True, True),
+        ({"shape": [35, 45, 3]}, False, True),
+        ({}, True, False),
+        ({"shape": [71, 90, 3]}, False, False),
+        ({"shape": [70, 91, 3]}, False, False),
+        ({"shape": [SIZE, SIZE - 1, 3]}, False, False),
+        ({"shape": [70, 90, 4]}, False, False),
+        ({"shape": [70, 90]}, False, False),
+        ({"shape": [70, 90, 3, 1]}, False, False),
+        ({"shape": [70.0, 90, 3]}, False, False),
+        ({"shape": [-70, -90, 3]}, False, False),
+        ({"shape": None}, False, False),
+        ({"width": True, "shape": [SIZE, SIZE, 3]}, True, False),
+        ({"height": 0, "shape": [SIZE, SIZE, 3]}, True, False),
+        ({"width": 90.5, "shape": [SIZE, SIZE, 3]}, True, False),
+        ({"width": 1001, "height": 1000, "shape": [SIZE, SIZE, 3]}, True, False),
+    ],
+)
+def test_sizes_are_those_that_a_picture_can_have(answer: dict[str, object], to_square: bool, is_good: bool) -> None:
+    with nullcontext() if is_good else pytest.raises((ValueError, TypeError)):
+        isolate._sizes(GOOD_ANSWER | answer, SIZE, 1_000_000, to_square=to_square)
+
+
+def test_a_byte_now_and_then_makes_no_time_limit_longer(isolation: Isolation) -> None:
+    assert is_fine(isolation)
+    isolation.options = DecodeOptions(timeout_s=0.01)
+    assert failure(isolation, crashing.DRIP).startswith("timeout: it takes more than 1 s")
+    isolation.options = DecodeOptions()
+    assert is_fine(isolation)
 
 
 @pytest.mark.parametrize("width", [crashing.HANG, crashing.HANG_WITH_LOCK])

@@ -224,6 +224,15 @@ def test_a_remote_folder_is_captioned_and_resumed_and_another_is_refused(bucket,
     assert 'the input root was "memory://b/imgs", now "memory://b/other"' in refused.stderr
 
 
+def test_a_remote_folder_of_a_plan_may_be_written_with_a_slash_or_without(bucket, scenes, here):
+    for name in names_below(scenes):
+        bucket(f"/b/imgs/{name}", (scenes / name).read_bytes())
+    flags = (*TINY, "-o", "captions/")
+    assert invoke("caption", "memory://b/imgs", *flags).exit_code == 0
+    assert invoke("caption", "memory://b/imgs/", *flags).exit_code == 0
+    assert invoke("caption", "memory://b", *flags).exit_code == 5
+
+
 class Pages(BaseHTTPRequestHandler):
     """A web server that behaves as badly as its paths say."""
 

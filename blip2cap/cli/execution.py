@@ -25,7 +25,7 @@ from blip2cap.cli.report import (
     say_summary,
     summary_facts,
 )
-from blip2cap.cli.resume import this_command
+from blip2cap.cli.resume import hides_secrets, this_command
 from blip2cap.cli.signals import Stop, Stopped, stop_on_signal
 from blip2cap.cli.terminal import clean, say
 from blip2cap.decode.trace import Trace, trace_path
@@ -278,6 +278,8 @@ def go_on(job: Job, *, begun: bool) -> str:
     if begun and job.overwrite and "--overwrite" not in sys.argv:
         safe += "Overwriting is set by --config or BLIP2CAP_OVERWRITE: turn it off first. "
     paths = ", with the same paths on standard input" if "-" in (*job.source.inputs, *job.source.files_from) else ""
+    if hides_secrets():
+        paths += ", with the URLs filled in again (users, passwords and queries are not shown)"
     return f"{safe}To go on{paths}: {this_command(without='--overwrite' if begun else None)}"
 
 

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 import secrets
 from collections.abc import Collection, Mapping, Sequence
 from contextlib import closing
-from dataclasses import asdict
 from typing import TYPE_CHECKING, Any, NoReturn
 
 import typer
 
+from blip2cap import remote
 from blip2cap.cli.execution import go_on, load_model, say_damaged
 from blip2cap.cli.job import ANY_FAMILY, Job
 from blip2cap.cli.progress import choose_progress
@@ -39,6 +40,8 @@ if TYPE_CHECKING:
     from blip2cap.run import Summary
 
 _SOME_FAILED = 3
+_PLANNED = ("inputs", "files_from", "null_separated", "limit", "include", "exclude", "image_column")
+"""Of SourceOptions, what says which inputs are listed. By name: a plan must not depend on what a later release adds."""
 
 
 def start_parts(job: Job, source: Source, stop: Stop, *, dry_run: bool) -> None:
@@ -80,13 +83,23 @@ def start_parts(job: Job, source: Source, stop: Stop, *, dry_run: bool) -> None:
 
 def _settings_of_parts(job: Job, source: Source) -> dict[str, Any]:
     """What a plan depends on beside what changes a text: which inputs were listed, and what is asked of each."""
-    options = asdict(job.source)
+    options = {name: getattr(job.source, name) for name in _PLANNED}
     if [source.root] == [os.path.realpath(given) for given in job.source.inputs]:
         options["inputs"] = ()  # the one folder; other settings name it
+    for name in ("inputs", "files_from"):
+        options[name] = tuple(map(_without_secrets, options[name]))
     settings: dict[str, Any] = {"questions": None if job.questions is None else list(job.questions)}
     for name, value in options.items():
         settings[name] = [_text(each) for each in value] if isinstance(value, tuple) else value
     return settings
+
+
+def _without_secrets(given: str) -> str:
+    """Name an input in what others may read: of a URL that opens doors, what may be shown, and a hash to compare."""
+    if remote.scheme(given) and not remote.is_http(given):
+        return given.rstrip("/")  # one folder, however it is written
+    shown = remote.shown(given)
+    return given if shown == given else f"{shown} #{hashlib.sha256(os.fsencode(given)).hexdigest()[:8]}"
 
 
 def _check(job: Job, parts: PartsPlan, settings: Mapping[str, Any]) -> None:

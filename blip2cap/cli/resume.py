@@ -9,16 +9,22 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from blip2cap.cli.terminal import clean
+from blip2cap.remote import shown
 
 
 def this_command(*, without: str | None = None) -> str:
-    """Return the command line of this process for a shell, less one flag."""
+    """Return the command line of this process for a shell, less one flag, and less the secrets in URLs."""
     program = Path(sys.argv[0]).name
     start = ["python", "-m", "blip2cap"] if program == "__main__.py" else ["blip2cap"]
     arguments = sys.argv[1:]
     flags = arguments.index("--") if "--" in arguments else len(arguments)
     kept = [argument for index, argument in enumerate(arguments) if index >= flags or argument != without]
-    return quote([*start, *kept])
+    return quote([*start, *map(shown, kept)])
+
+
+def hides_secrets() -> bool:
+    """Whether URLs in that command lack their user, password or query, as messages end in logs."""
+    return any(shown(argument) != argument for argument in sys.argv[1:])
 
 
 def quote(arguments: Sequence[str]) -> str:

@@ -1,7 +1,8 @@
 """Decoding in processes of their own: what crashes, hangs or eats memory there costs one image.
 
 The parent reads files and resizes where it can do that faster; the worker, `decode/worker.py`, does all that reads what
-strangers have written. Workers are started afresh, never forked: this process may hold a GPU.
+strangers have written. Its answers are checked, as a file may have taken it over. Workers are started afresh, never
+forked: this process may hold a GPU.
 """
 
 from __future__ import annotations
@@ -21,9 +22,10 @@ from typing import Any
 import numpy as np
 
 from blip2cap.decode.image import Decoded, Resizer, Unpacked, finish
-from blip2cap.decode.worker import ANSWER, REQUEST
+from blip2cap.decode.worker import ANSWER, MOST_DETAIL, REQUEST
 from blip2cap.errors import ImageError, UsageError
 from blip2cap.options import DecodeOptions
+from blip2cap.records import FAILURES
 
 PROGRAM = "from blip2cap.decode.worker import main; main()"
 _START_S = 60.0
@@ -101,6 +103,7 @@ class _Worker:
     """One process, and the socket to it."""
 
     def __init__(self, program: str, options: DecodeOptions, *, to_square: bool) -> None:
+        self._max_pixels, self._to_square = options.max_pixels, to_square or options.mode == "exact"
         self._socket, theirs = socket.socketpair()
         lifeline, self._lifeline = os.pipe()
         settings = json.dumps({**asdict(options), "to_square": to_square})
@@ -127,8 +130,7 @@ class _Worker:
         assert self._process.stderr is not None
         with self._process.stderr as stderr:
             try:
-                self._socket.settimeout(_START_S)
-                self._read_json()
+                self._read_json(time.monotonic() + _START_S)
             except (OSError, ValueError) as error:
                 self.end()
                 said = stderr.read().decode(errors="replace").strip().splitlines()
@@ -141,31 +143,37 @@ class _Worker:
             self._socket.settimeout(timeout_s)
             self._socket.sendall(REQUEST.pack(size, len(data)))
             self._socket.sendall(data)
-            self._socket.settimeout(max(_LEAST_S, deadline - time.monotonic()))
-            answer = self._read_json()
+            answer = self._read_json(deadline)
             if "error" in answer:
-                raise ImageError(str(answer["error"]), str(answer["detail"]))
-            pixels_HWC = np.empty(answer["shape"], dtype=np.uint8)
-            self._read_into(pixels_HWC.data.cast("B"))
-            return Unpacked(pixels_HWC=pixels_HWC, width=answer["width"], height=answer["height"])
+                raise _error(answer)
+            width, height, shape = _sizes(answer, size, self._max_pixels, to_square=self._to_square)
+            pixels_HWC = np.empty(shape, dtype=np.uint8)
+            self._read_into(pixels_HWC.data.cast("B"), deadline)
+            return Unpacked(pixels_HWC=pixels_HWC, width=width, height=height)
         except TimeoutError as error:
             raise ImageError("timeout", f"it takes more than {timeout_s:g} s to decode") from error
-        except (OSError, ValueError, KeyError, TypeError) as error:
+        except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
             raise ImageError("decoder_crashed", f"the process that decoded it {self._how_it_ended()}") from error
 
-    def _read_json(self) -> dict[str, Any]:
+    def _read_json(self, deadline: float) -> dict[str, Any]:
         head = bytearray(ANSWER.size)
-        self._read_into(memoryview(head))
+        self._read_into(memoryview(head), deadline)
         (length,) = ANSWER.unpack(head)
         if length > _MOST_JSON:
             raise ValueError(f"an answer of {length} bytes")
         content = bytearray(length)
-        self._read_into(memoryview(content))
+        self._read_into(memoryview(content), deadline)
         answer: dict[str, Any] = json.loads(content)
         return answer
 
-    def _read_into(self, view: memoryview) -> None:
+    def _read_into(self, view: memoryview, deadline: float) -> None:
+        """Fill a buffer by the deadline, which holds for all of it: a byte now and then would come for ever."""
+        deadline = max(deadline, time.monotonic() + _LEAST_S)
         while view:
+            left_s = deadline - time.monotonic()
+            if left_s <= 0:
+                raise TimeoutError
+            self._socket.settimeout(left_s)
             num_read = self._socket.recv_into(view)
             if num_read == 0:
                 raise ConnectionResetError("the other side has gone")
@@ -188,6 +196,28 @@ class _Worker:
             self._process.wait(_LEAST_S)
         self._socket.close()
         os.close(self._lifeline)
+
+
+def _error(answer: dict[str, Any]) -> ImageError:
+    """Return what a worker says is wrong with an image. Raises ValueError or TypeError for what no worker says."""
+    code, detail = answer["error"], answer["detail"]
+    if code not in FAILURES or not isinstance(detail, str) or len(detail) > MOST_DETAIL:
+        raise ValueError("no error of ours")
+    return ImageError(code, detail)
+
+
+def _sizes(answer: dict[str, Any], size: int, max_pixels: int, *, to_square: bool) -> tuple[int, int, list[int]]:
+    """Return width, height and shape of the pixels to come. Raises ValueError or TypeError for what cannot be."""
+    width, height, shape = answer["width"], answer["height"], answer["shape"]
+    rows, columns, channels = shape
+    # By type: True is an int as well.
+    if any(type(each) is not int or each <= 0 for each in (width, height, *shape)) or width * height > max_pixels:
+        raise ValueError("no size of a picture")
+    # Not made the square here, it is at least as large, and no larger than the picture: a JPEG may come reduced.
+    is_picture = not to_square and size <= rows <= height and size <= columns <= width
+    if channels != 3 or not (is_picture or rows == columns == size):
+        raise ValueError("no shape of its pixels")
+    return width, height, shape
 
 
 def _not_started(why: str) -> UsageError:

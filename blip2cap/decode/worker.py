@@ -33,6 +33,8 @@ REQUEST = struct.Struct("!IQ")
 ANSWER = struct.Struct("!I")
 """Length of a JSON object; then that object: {} from a worker that is ready, {error, detail}, or {width, height, shape}
 before the pixels."""
+MOST_DETAIL = 4000
+"""Characters that are said about what is wrong."""
 _BLOCK = 1 << 20
 
 
@@ -62,12 +64,12 @@ def _decode(requests: socket.socket, data: bytes, size: int, options: DecodeOpti
         with _memory_limit(options.max_memory):
             image = unpack(data, size, options, to_square=to_square)
     except ImageError as error:
-        answer(requests, {"error": error.code, "detail": error.detail})
+        answer(requests, {"error": error.code, "detail": error.detail[:MOST_DETAIL]})
     except MemoryError:
         detail = f"it takes more than {options.max_memory:,} bytes of memory to decode"
         answer(requests, {"error": "out_of_memory", "detail": detail})
     except Exception as error:
-        answer(requests, {"error": "decoder_crashed", "detail": f"{type(error).__name__}: {error}"})
+        answer(requests, {"error": "decoder_crashed", "detail": f"{type(error).__name__}: {error}"[:MOST_DETAIL]})
     else:
         answer(requests, {"width": image.width, "height": image.height, "shape": image.pixels_HWC.shape})
         requests.sendall(image.pixels_HWC.data)
