@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Callable, Container, Mapping
+from collections.abc import Callable, Container, Iterable, Mapping
 from typing import TYPE_CHECKING, Any
 
 from blip2cap.cli.terminal import clean, say, write_out
@@ -41,10 +41,17 @@ class Failures:
             self.say(f"... and {self.count - self.limit} more failures; --verbose names them all.")
 
 
-def plan_facts(out: str, source: Source, plan: Plan, finished: Container[str], num_failed: int) -> dict[str, Any]:
-    """Walk the whole source and count what a run would do."""
+def plan_facts(
+    out: str,
+    source: Source,
+    plan: Plan,
+    finished: Container[str],
+    num_failed: int,
+    refs: Iterable[ImageRef] | None = None,
+) -> dict[str, Any]:
+    """Walk the whole source, or `refs` of it, and count what a run would do."""
     num_images_to_do = num_rows_to_do = 0
-    for task in plan.tasks(source, finished):
+    for task in plan.tasks(source if refs is None else refs, finished):
         num_images_to_do += 1
         num_rows_to_do += len(task.asks)
     return {
