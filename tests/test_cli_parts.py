@@ -19,7 +19,7 @@ import pyarrow.dataset
 import pyarrow.parquet as pq
 import pytest
 
-import blip2cap.cli.parts
+from blip2cap.cli import execution
 from blip2cap.cli.job import Job
 from tests.archives import make_tar
 from tests.buckets import s3_server
@@ -134,14 +134,14 @@ def test_no_part_is_in_work_while_the_model_is_loading(
     scenes: Path, here: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     in_work_then: list[Path] = []
-    load_model = blip2cap.cli.parts.load_model
+    load_model = execution.load_model
 
     def load(*args: Any) -> Any:
         time.sleep(0.3)  # what reads ahead would have begun
         in_work_then.extend(in_work(here / "captions"))
         return load_model(*args)
 
-    monkeypatch.setattr(blip2cap.cli.parts, "load_model", load)
+    monkeypatch.setattr("blip2cap.cli.parts.load_model", load)
     assert invoke("caption", scenes, *SMALL, "-o", "captions/").exit_code == 0
     assert in_work_then == []
 
