@@ -20,8 +20,8 @@ from blip2cap.options import BatchOptions, DecodeOptions
 from blip2cap.plan import Plan, Task
 from blip2cap.records import Row
 from blip2cap.run import Engine, ReadAhead, Summary, run
-from blip2cap.sink.part import Part, is_locked
-from blip2cap.sink.parts_plan import PartsPlan, part_name
+from blip2cap.sink.part import Part, is_locked, is_there
+from blip2cap.sink.parts_plan import PartsPlan
 from blip2cap.sink.store import Store
 
 if TYPE_CHECKING:
@@ -31,7 +31,8 @@ if TYPE_CHECKING:
     from blip2cap.flow import Item
 
 _LOOK_AGAIN_S = 1.0
-"""While other processes have the last parts in work."""
+"""While other processes have the last parts in work; twice as long each time that nothing was to be had."""
+_MOST_LOOK_AGAIN_S = 30.0
 
 
 class PartQueue:
@@ -79,20 +80,14 @@ class PartQueue:
 
     def claim(self, index: int) -> Part | None:
         """Take a part into work; None if there is nothing to do, or if another process is at it, which is noted."""
-        again = index in self.again
-        if not again and self.store.exists(part_name(index)):
-            return None
         try:
-            part = Part(self.store, self.parts, index, again=again)
+            return Part(self.store, self.parts, index, again=index in self.again)
         except OutputRefusedError as error:
-            if not is_locked(error):
+            if is_locked(error):
+                self.locked.append(index)
+            elif not is_there(error):
                 raise
-            self.locked.append(index)
             return None
-        if not again and self.store.exists(part_name(index)):  # since we looked, and before it was ours
-            part.discard()
-            return None
-        return part
 
     def begin(self, settings: Mapping[str, Any]) -> None:
         """Every part begins when it is claimed."""
@@ -170,7 +165,9 @@ def run_parts(
     def tell(summary: Summary) -> None:
         on_batch(_sum(total, summary))
 
+    wait_s = _LOOK_AGAIN_S
     while True:
+        num_images = total.num_images
         with closing(queue):
             total = _sum(total, run(engine, images, queue, tell, stopped))
         while queue.dangerous and not stopped():
@@ -180,7 +177,8 @@ def run_parts(
         if stopped() or not queue.locked:
             return total
         queue.restart()
-        wait_until = time.monotonic() + _LOOK_AGAIN_S
+        wait_s = min(2 * wait_s, _MOST_LOOK_AGAIN_S) if total.num_images == num_images else _LOOK_AGAIN_S
+        wait_until = time.monotonic() + wait_s
         while time.monotonic() < wait_until and not stopped():
             time.sleep(0.05)
         images = engine.read_ahead(queue.tasks())
@@ -200,6 +198,7 @@ def _run_dangerous(
     stopped: Callable[[], bool],
 ) -> Summary:
     """Do what is missing of a part one image at a time."""
+    queue.num_found += part.num_found
     single = replace(engine, batch=BatchOptions(batch_size=1))
     tasks = queue.plan.tasks(part.refs, part.finished)
     try:

@@ -22,7 +22,7 @@ REFS = [ImageRef(path=f"/imgs/{name}", name=name) for name in ("a.jpg", "b.jpg",
 KINDS = ["rows.jsonl", "rows.parquet"]
 
 
-def open_output(path: Path, files: Files = OS_FILES, **options: bool) -> Output:
+def open_output(path: Path, files: Files = OS_FILES, **options: Any) -> Output:
     kind = ParquetSink if path.suffix == ".parquet" else JournalSink
     return kind(path, files=files, **options)
 

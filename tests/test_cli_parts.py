@@ -8,6 +8,7 @@ import resource
 import shutil
 import signal
 import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -18,7 +19,9 @@ import pyarrow.dataset
 import pyarrow.parquet as pq
 import pytest
 
+from blip2cap.cli import execution
 from blip2cap.cli.job import Job
+from tests.archives import make_tar
 from tests.buckets import s3_server
 from tests.commands import TINY, draw_scenes, finish, invoke, names_below, read_rows, start, wait_until
 from tests.test_layers import HEAVY, imported_by
@@ -116,6 +119,31 @@ def test_another_part_size_of_a_planned_folder_is_said_to_have_no_effect(scenes:
     result = invoke("caption", scenes, *TINY, "--part-size", "3", "-o", finished)
     assert result.exit_code == 0
     assert "--part-size 3: has no effect, as the parts are planned already" in result.stderr
+
+
+def test_the_same_part_size_is_not_said_to_have_no_effect_where_there_are_fewer_images(
+    scenes: Path, here: Path
+) -> None:
+    command = ("caption", scenes, *TINY, "--part-size", "100", "-o", "captions/")
+    for _ in range(2):
+        result = invoke(*command)
+        assert (result.exit_code, "has no effect" in result.stderr) == (0, False)
+
+
+def test_no_part_is_in_work_while_the_model_is_loading(
+    scenes: Path, here: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    in_work_then: list[Path] = []
+    load_model = execution.load_model
+
+    def load(*args: Any) -> Any:
+        time.sleep(0.3)  # what reads ahead would have begun
+        in_work_then.extend(in_work(here / "captions"))
+        return load_model(*args)
+
+    monkeypatch.setattr("blip2cap.cli.parts.load_model", load)
+    assert invoke("caption", scenes, *SMALL, "-o", "captions/").exit_code == 0
+    assert in_work_then == []
 
 
 @pytest.mark.parametrize("flags", [[], ["--dry-run"]])
@@ -257,6 +285,32 @@ def test_a_dry_run_writes_nothing(scenes: Path, here: Path) -> None:
     result = invoke("caption", scenes, *SMALL, "-o", "captions/", "--dry-run")
     assert (result.exit_code, "5 of 5 images to do; nothing was written" in result.stderr) == (0, True)
     assert list(here.iterdir()) == []
+
+
+@pytest.mark.parametrize("flags", [[], ["--dry-run"]])
+def test_inputs_that_come_past_once_are_refused_by_a_dry_run_too(scenes: Path, here: Path, flags: list[str]) -> None:
+    make_tar(here / "images.tar.gz", {"000.png": (scenes / "000.png").read_bytes()}, "w:gz")
+    result = invoke("caption", "images.tar.gz", *TINY, "-o", "captions/", *flags)
+    assert (result.exit_code, "000.png: comes past in a stream" in result.stderr) == (2, True), result.stderr
+
+
+@pytest.mark.parametrize("flags", [[], ["--dry-run"]])
+def test_a_missing_folder_above_the_output_is_refused_by_a_dry_run_too(
+    scenes: Path, here: Path, flags: list[str]
+) -> None:
+    result = invoke("caption", scenes, *TINY, "-o", "nowhere/captions/", *flags)
+    assert result.exit_code == 6
+    assert "nowhere/captions/ cannot be used" in result.stderr
+    assert "Make the folder above it first" in result.stderr
+    assert list(here.iterdir()) == []
+
+
+def test_a_dry_run_says_which_archive_is_damaged(scenes: Path, here: Path) -> None:
+    data = (scenes / "000.png").read_bytes()
+    tar = make_tar(here / "images.tar", {"000.png": data, "001.png": data})
+    tar.write_bytes(tar.read_bytes()[: 1024 + len(data)])
+    result = invoke("caption", "images.tar", *TINY, "-o", "captions/", "--dry-run")
+    assert (result.exit_code, "images.tar: not read to its end" in result.stderr) == (0, True), result.stderr
 
 
 @pytest.mark.parametrize(

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 import threading
 import time
 import tracemalloc
+from collections import deque
 from collections.abc import Iterator
 from contextlib import closing
 from dataclasses import replace
@@ -94,6 +96,11 @@ def rows_of(store: LocalStore, index: int) -> list[dict[str, Any]]:
 
 def all_names(store: LocalStore, parts: PartsPlan) -> list[str]:
     return [row["file_name"] for index in range(parts.num_parts) for row in rows_of(store, index)]
+
+
+def made(parts: PartsPlan, index: int, place: int) -> Row:
+    """Return the row of one input of a part."""
+    return Row(file_name=parts.refs(index)[place].file_name, file_name_b64="", text="a")
 
 
 def die_in_work(store: LocalStore, parts: PartsPlan, index: int, *, over: str = "") -> None:
@@ -214,8 +221,26 @@ def test_damage_in_a_journal_is_refused_not_waited_for(store: LocalStore, parts:
     Part(store, parts, 0).close()
     (journal,) = (store.scratch / parts.id).glob("*.jsonl")
     journal.write_bytes(b"{}\n")
-    with pytest.raises(OutputRefusedError, match=r"part-00000\.jsonl:1 is damaged"):
+    with pytest.raises(OutputRefusedError, match=r"part-00000\.jsonl:1 is damaged") as refused:
         run_all(store, parts)
+    assert str(refused.value).endswith(
+        f"; else remove {journal}, and run the same command again: it does the rows of that file anew."
+    )
+    journal.unlink()
+    summary, _ = run_all(store, parts)
+    assert summary.num_ok == 7
+
+
+def test_what_is_said_of_a_part_without_its_manifest_helps(store: LocalStore, parts: PartsPlan) -> None:
+    part = Part(store, parts, 0)
+    part.write([made(parts, 0, 0)])
+    part.close()
+    (manifest,) = (store.scratch / parts.id).glob("*.run.json")
+    for damage in (lambda: manifest.write_bytes(b"{"), manifest.unlink):
+        damage()
+        with pytest.raises(OutputRefusedError, match=r"Remove .*/part-00000\.jsonl, and run") as refused:
+            run_all(store, parts)
+        assert "--" not in str(refused.value)
 
 
 def test_failed_rows_are_made_again_and_the_others_are_kept(store: LocalStore, parts: PartsPlan, images: Path) -> None:
@@ -289,6 +314,43 @@ def test_after_three_deaths_every_image_is_noted_before_it_is_read_and_encoded_a
     assert events == [("note", "000.png"), ("row", "000.png"), ("note", "001.png"), ("row", "001.png")]
 
 
+def test_only_deaths_without_a_new_row_between_them_make_a_part_dangerous(store: LocalStore, parts: PartsPlan) -> None:
+    for _ in range(2):
+        die_in_work(store, parts, 0)
+    part = Part(store, parts, 0)
+    part.write([made(parts, 0, 0)])
+    part._sink.close()
+    part = Part(store, parts, 0)
+    assert part.num_deaths == 0
+    part._sink.close()
+    for num_deaths in (1, 2, 3):
+        part = Part(store, parts, 0)
+        assert (part.num_deaths, part.is_dangerous) == (num_deaths, num_deaths == 3)
+        part._sink.close()
+
+
+def test_a_part_with_an_image_that_killed_alone_stays_dangerous_though_rows_came(
+    store: LocalStore, parts: PartsPlan
+) -> None:
+    part = Part(store, parts, 0)
+    part.write([made(parts, 0, 0)])
+    part.note("001.png")
+    part._sink.close()
+    summary, _ = run_all(store, parts)
+    assert dict(summary.failed) == {"decoder_crashed": 1}
+    assert [row["error"] for row in rows_of(store, 0)] == ["", "decoder_crashed"]
+
+
+def test_rows_of_a_dangerous_part_that_were_there_are_counted(store: LocalStore, parts: PartsPlan) -> None:
+    part = Part(store, parts, 0)
+    part.write([made(parts, 0, 0)])
+    part._sink.close()
+    for _ in range(3):
+        die_in_work(store, parts, 0)
+    summary, queue = run_all(store, parts)
+    assert (summary.num_ok, queue.num_found) == (6, 1)
+
+
 def test_two_deaths_or_an_orderly_end_make_no_part_dangerous(store: LocalStore, parts: PartsPlan) -> None:
     for _ in range(2):
         die_in_work(store, parts, 0)
@@ -306,6 +368,135 @@ def test_what_a_kill_after_the_last_write_leaves_is_swept(store: LocalStore, par
     assert {path.name[:10] for path in (store.scratch / parts.id).iterdir()} == {"part-00001"}
     sweep(store, parts, {0, 1, 2, 3})
     assert not (store.scratch / parts.id).exists()
+
+
+class Killed(BaseException):
+    """The process ends here."""
+
+
+@pytest.mark.parametrize("again", [False, True])
+@pytest.mark.parametrize("num_steps", range(7))
+def test_a_kill_while_leftovers_are_removed_leaves_what_the_next_run_can_handle(
+    store: LocalStore, parts: PartsPlan, images: Path, monkeypatch: pytest.MonkeyPatch, num_steps: int, again: bool
+) -> None:
+    if again:
+        whole = {path: path.read_bytes() for path in (images / "002.png", images / "003.png")}
+        for path in whole:
+            path.write_bytes(b"")
+        run_all(store, parts)
+        for path, data in whole.items():
+            path.write_bytes(data)
+    part = Part(store, parts, 1, again=again)
+    other = Row(file_name="003.png", file_name_b64="", status="failed", error="truncated")
+    part.write([made(parts, 1, 0), other if again else made(parts, 1, 1)])
+    steps = iter(range(num_steps))
+
+    def step(function: Any) -> Any:
+        def limited(what: Any, *rest: Any) -> Any:
+            ours = isinstance(what, int) or Path(what).parent == store.scratch / parts.id
+            if ours and next(steps, None) is None:
+                raise Killed
+            return function(what, *rest)
+
+        return limited
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "unlink", step(os.unlink))
+        patch.setattr(os, "ftruncate", step(os.ftruncate))
+        with pytest.raises(Killed):
+            part.commit()
+    os.close(part._sink._file)
+    summary, _ = run_all(store, parts, again=again)
+    assert summary.num_ok == (1 if again else 5)
+    assert [(row["file_name"], row["status"]) for row in rows_of(store, 1)] == [("002.png", "ok"), ("003.png", "ok")]
+    assert rows_of(store, 1)[0]["text"] == "a"
+    sweep(store, parts, {0, 1, 2, 3})
+    assert not (store.scratch / parts.id).exists()
+
+
+def test_rows_that_failed_before_an_interrupt_are_made_again_by_the_next_retry(
+    store: LocalStore, parts: PartsPlan, images: Path
+) -> None:
+    whole = (images / "003.png").read_bytes()
+    (images / "003.png").write_bytes(b"")
+    run_all(store, parts)
+    part = Part(store, parts, 1, again=True)
+    part.write([Row(file_name="003.png", file_name_b64="", status="failed", error="truncated")])
+    part.close()
+    sweep(store, parts, {0, 1, 2, 3})
+    (images / "003.png").write_bytes(whole)
+    summary, queue = run_all(store, parts, again=True)
+    assert (summary.num_ok, queue.num_found) == (1, 0)
+    assert [row["status"] for row in rows_of(store, 1)] == ["ok", "ok"]
+
+
+def test_rows_made_again_are_swept_only_when_no_process_has_them_and_none_is_wanted(
+    store: LocalStore, parts: PartsPlan, images: Path
+) -> None:
+    (images / "003.png").write_bytes(b"")
+    run_all(store, parts)
+    for index in (0, 1):
+        Part(store, parts, index, again=True).close()
+    theirs = Part(store, parts, 2, again=True)
+    sweep(store, parts, {0, 1, 2, 3})
+    journals = {path.name for path in (store.scratch / parts.id).glob("*.jsonl")}
+    assert journals == {"part-00001.again.jsonl", "part-00002.again.jsonl"}
+    theirs.close()
+
+
+def test_parts_with_six_digits_are_counted_and_swept_too(store: LocalStore, parts: PartsPlan) -> None:
+    folder = store.scratch / parts.id
+    folder.mkdir()
+    for name in ("part-100000.jsonl", "part-1.jsonl", "party.jsonl"):
+        (folder / name).write_bytes(b"{}\n")
+    (folder / "part-100000.deaths").write_bytes(b"1 0")
+    assert num_rows_in_work(store, parts, set()) == 1
+    sweep(store, parts, {1, 100_000})
+    assert {path.name for path in folder.iterdir()} == {"part-1.jsonl", "party.jsonl"}
+
+
+def test_a_part_that_is_locked_is_asked_for_nothing_else(
+    store: LocalStore, parts: PartsPlan, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    theirs = Part(store, parts, 1)
+    queue = PartQueue(store, parts, CAPTIONS, (), frozenset())
+    with monkeypatch.context() as patch:
+        patch.setattr(store, "exists", pytest.fail)
+        patch.setattr(store, "open", pytest.fail)
+        assert queue.claim(1) is None
+    assert queue.locked == deque([1])
+    theirs.close()
+
+
+def test_who_waits_for_another_process_looks_less_and_less_often(
+    store: LocalStore, parts: PartsPlan, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Clock:
+        now = 0.0
+
+        def monotonic(self) -> float:
+            return self.now
+
+        def sleep(self, seconds: float) -> None:
+            self.now += seconds
+
+    clock = Clock()
+    looked: list[float] = []
+    restart = PartQueue.restart
+
+    def noted(queue: PartQueue) -> None:
+        looked.append(clock.now)
+        restart(queue)
+
+    theirs = Part(store, parts, 1)
+    monkeypatch.setattr("blip2cap.parts.time", clock)
+    monkeypatch.setattr(PartQueue, "restart", noted)
+    queue = PartQueue(store, parts, CAPTIONS, range(4), frozenset())
+    images = engine().read_ahead(queue.tasks())
+    run_parts(engine(), queue, images, stopped=lambda: clock.now > 70)
+    waits = [after - before for before, after in itertools.pairwise(looked)]
+    assert waits == pytest.approx([1, 2, 4, 8, 16, 30], abs=0.2)
+    theirs.close()
 
 
 def test_a_part_that_is_damaged_or_of_another_plan_is_refused(store: LocalStore, parts: PartsPlan) -> None:
@@ -340,6 +531,17 @@ def test_a_plan_gives_back_every_name_and_path(store: LocalStore) -> None:
     assert plan is not None
     assert [plan.refs(0), plan.refs(1)] == [refs[:2], refs[2:]]
     assert (plan.num_images, plan.num_parts, plan.part_size) == (3, 2, 2)
+
+
+def test_a_plan_that_does_not_say_its_part_size_has_that_of_its_first_part(store: LocalStore, parts: PartsPlan) -> None:
+    path = store.folder / parts_plan.NAME
+    table = pq.read_table(path)
+    content = json.loads(pq.read_metadata(path).metadata[b"blip2cap"])
+    del content["part_size"]
+    pq.write_table(table.replace_schema_metadata({"blip2cap": json.dumps(content)}), path, row_group_size=2)
+    plan = read_plan(store)
+    assert plan is not None
+    assert (plan.id, plan.part_size) == (parts.id, 2)
 
 
 def test_nothing_is_planned_without_inputs(store: LocalStore) -> None:

@@ -30,7 +30,7 @@ from blip2cap.cli.terminal import clean, say
 from blip2cap.errors import InputError
 from blip2cap.sink.counts import Counts, done_parts, read_counts, total
 from blip2cap.sink.part import sweep
-from blip2cap.sink.parts_plan import PART_SIZE, PartsPlan, make_plan, read_plan
+from blip2cap.sink.parts_plan import PART_SIZE, PartsPlan, check_ref, make_plan, read_plan
 from blip2cap.sink.store import Store, open_store
 from blip2cap.source.inputs import Source
 
@@ -159,10 +159,9 @@ def _do(job: Job, checkpoint: Checkpoint, parts: PartsPlan, queue: PartQueue, nu
     if not job.quiet:
         say(f"loading {clean(checkpoint.name)} ...")
     from blip2cap.parts import run_parts
-    from blip2cap.run import Engine, ReadAhead
+    from blip2cap.run import Engine
 
-    images = ReadAhead(queue.tasks(), job.decode, checkpoint.image_size, job.batch)
-    with closing(queue), closing(images):
+    with closing(queue):
         model = load_model(job, checkpoint, _dtype(job, parts))
         model.check(job.generate)
         stop.only_note()
@@ -180,7 +179,7 @@ def _do(job: Job, checkpoint: Checkpoint, parts: PartsPlan, queue: PartQueue, nu
             return run_parts(
                 engine,
                 queue,
-                images,
+                engine.read_ahead(queue.tasks()),  # not sooner: who dies while loading has no part in work
                 on_batch=lambda summary: progress.update(summary.num_images, summary.num_failed),
                 stopped=lambda: stop.signal != 0,
             )
@@ -193,7 +192,9 @@ def _dry_run(job: Job, source: Source, store: Store, parts: PartsPlan | None) ->
     """Say what a run would do, without the model or a write."""
     plan = job.plan(ANY_FAMILY)
     if parts is None:
-        facts = plan_facts(job.out, source, plan, set(), 0)
+        store.check()
+        facts = plan_facts(job.out, source, plan, set(), 0, refs=map(check_ref, source))
+        say_damaged(job, source)
         if plan.num_images == 0:
             raise InputError(no_image(source))
     else:

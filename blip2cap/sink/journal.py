@@ -21,7 +21,7 @@ from blip2cap.errors import OutputError, OutputRefusedError
 from blip2cap.files import OS_FILES, Files, behind, close_quietly, read_blocks, sync_folder, write_all
 from blip2cap.keys import Keys
 from blip2cap.records import Row, row_key
-from blip2cap.sink.manifest import Manifest
+from blip2cap.sink.manifest import USE_ANOTHER, Manifest
 
 _BLOCK = 1 << 20
 _APPEND = os.O_RDWR | os.O_CREAT | os.O_APPEND
@@ -93,7 +93,9 @@ def read_lines(files: Files, path: Path) -> Iterator[bytes]:
         yield rest
 
 
-def read_journal(path: Path, files: Files = OS_FILES, *, retry_failed: bool = False) -> Journal:
+def read_journal(
+    path: Path, files: Files = OS_FILES, *, retry_failed: bool = False, remedy: str = USE_ANOTHER
+) -> Journal:
     """Read what is there; a file that does not exist holds nothing. With `retry_failed`, no failed row is finished.
 
     Raises OutputRefusedError with the line number if a whole line is no row, OutputError if it cannot be read.
@@ -110,8 +112,8 @@ def read_journal(path: Path, files: Files = OS_FILES, *, retry_failed: bool = Fa
                 _ = row["status"], row["error"]
             except (ValueError, KeyError, TypeError) as error:
                 raise OutputRefusedError(
-                    f"{path}:{number} is damaged: not a row of blip2cap. Repair or delete that line, "
-                    "use another --out, or --overwrite."
+                    f"{path}:{number} is damaged: not a row of blip2cap. Repair or delete that line; else "
+                    f"{remedy[0].lower()}{remedy[1:]}"
                 ) from error
             journal.note(key, row["status"], row["error"], retry_failed=retry_failed)
             journal.num_bytes += len(line)
@@ -127,16 +129,19 @@ def manifest_path(path: Path) -> Path:
     return path.with_name(f"{path.name}.run.json")
 
 
-def read_output(path: Path, files: Files = OS_FILES, *, retry_failed: bool = False) -> tuple[Manifest | None, Journal]:
+def read_output(
+    path: Path, files: Files = OS_FILES, *, retry_failed: bool = False, remedy: str = USE_ANOTHER
+) -> tuple[Manifest | None, Journal]:
     """Read an output and the manifest of its rows, None if it has none.
 
     Raises OutputRefusedError if one is damaged, or if rows have no manifest.
     """
-    manifest, journal = Manifest.read(manifest_path(path), files), read_journal(path, files, retry_failed=retry_failed)
+    manifest = Manifest.read(manifest_path(path), files, remedy)
+    journal = read_journal(path, files, retry_failed=retry_failed, remedy=remedy)
     if manifest is None and (journal.num_bytes or journal.torn_bytes):
         raise OutputRefusedError(
             f"{path} exists, but its manifest {manifest_path(path).name} does not: nothing says how its "
-            "rows were made. Use another --out, or --overwrite."
+            f"rows were made. {remedy}"
         )
     return manifest if journal.num_bytes else None, journal
 
@@ -145,11 +150,17 @@ class JournalSink:
     """Rows to one JSONL file, resumable, with its manifest beside it.
 
     Opening takes the lock and reads what is there. Raises OutputRefusedError if another run holds it, if it is
-    damaged or not ours, and OutputError if it cannot be opened.
+    damaged or not ours, and OutputError if it cannot be opened. `remedy` says what to do about such an output.
     """
 
     def __init__(
-        self, path: Path, *, overwrite: bool = False, retry_failed: bool = False, files: Files = OS_FILES
+        self,
+        path: Path,
+        *,
+        overwrite: bool = False,
+        retry_failed: bool = False,
+        files: Files = OS_FILES,
+        remedy: str = USE_ANOTHER,
     ) -> None:
         self.path = path
         self.manifest: Manifest | None = None
@@ -160,12 +171,13 @@ class JournalSink:
         """Keys of the failed rows that this run does again."""
         self._was_asked = False
         self._files = files
+        self._remedy = remedy
         self._target = behind(path)
         self._begun = False
         self._file = _open_locked(files, path)
         try:
             if not overwrite:
-                self.manifest, self.journal = read_output(path, files, retry_failed=retry_failed)
+                self.manifest, self.journal = read_output(path, files, retry_failed=retry_failed, remedy=remedy)
             self._num_failed_before = 0 if retry_failed else self.journal.num_failed
         except BaseException:
             close_quietly(files, self._file)
@@ -194,7 +206,7 @@ class JournalSink:
     def check(self, settings: Mapping[str, Any]) -> None:
         """Raise OutputRefusedError if rows are there that were made with other settings."""
         if self.manifest is not None:
-            self.manifest.check(settings, self.path.name)
+            self.manifest.check(settings, self.path.name, self._remedy)
 
     def retry(self, asked: Container[str]) -> None:
         """Say which rows this run makes: of failed ones, only those are done again. Before begin(); else all are."""

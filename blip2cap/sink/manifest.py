@@ -72,14 +72,14 @@ class Manifest:
         write_whole(files, path, self.as_json() + b"\n")
 
     @classmethod
-    def read(cls, path: Path, files: Files = OS_FILES) -> Manifest | None:
+    def read(cls, path: Path, files: Files = OS_FILES, remedy: str = USE_ANOTHER) -> Manifest | None:
         """Read a manifest, None if there is none. Raises OutputRefusedError if it is damaged."""
         try:
             return cls.from_json(b"".join(read_blocks(files, path)))
         except FileNotFoundError:
             return None
         except (OSError, ValueError, TypeError) as error:
-            raise OutputRefusedError(f"{path} is damaged ({error}). Use another --out, or --overwrite.") from error
+            raise OutputRefusedError(f"{path} is damaged ({error}). {remedy}") from error
 
     @classmethod
     def from_json(cls, content: bytes) -> Manifest:

@@ -1,8 +1,9 @@
 """One part in work: a local journal, which becomes the part's object when its last row is there.
 
 The journal makes a part as safe as any output: what is killed goes on where it was, and nobody else on this machine
-works on the same part, as it is locked. Beside it a count of the times that a process died over this part: after three
-of them its images are done one at a time, each noted before it is read, so that the one that kills is found.
+works on the same part, as it is locked. Beside it a count of the times that a process died over this part without a new
+row: after three of them its images are done one at a time, each noted before it is read, so that the one that kills is
+found.
 """
 
 from __future__ import annotations
@@ -10,8 +11,9 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import re
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence, Set
+from collections.abc import Iterable, Iterator, Mapping, Sequence, Set
 from pathlib import Path
 from typing import Any
 
@@ -21,25 +23,25 @@ import pyarrow.parquet as pq
 from blip2cap.errors import OutputError, OutputRefusedError
 from blip2cap.records import Row, row_key
 from blip2cap.sink.columns import table
-from blip2cap.sink.counts import KEY
+from blip2cap.sink.counts import KEY, read_counts
 from blip2cap.sink.journal import JournalSink, manifest_path
 from blip2cap.sink.parts_plan import PartsPlan, part_name
 from blip2cap.sink.store import Store
 
 MOST_DEATHS = 3
 """Then the images of a part are done one at a time."""
+_JOURNAL = re.compile(r"part-(\d{5,})(\.again)?\.jsonl")
 
 
 class Part:
     """A part of the plan, locked until it is closed; a sink for its rows.
 
     With `again`, the failed rows of a part that is there are made anew. Raises OutputRefusedError if another process
-    holds it; `is_locked` tells that from other reasons.
+    holds it, or has made it; `is_locked` and `is_there` tell these from other reasons.
     """
 
     def __init__(self, store: Store, plan: PartsPlan, index: int, *, again: bool = False) -> None:
         self.store, self.plan, self.index, self.again = store, plan, index, again
-        self.refs = plan.refs(index)
         self.name = part_name(index)
         folder = store.scratch / plan.id
         path = folder / f"part-{index:05}{'.again' if again else ''}.jsonl"
@@ -47,13 +49,20 @@ class Part:
         self._deaths, self._current = path.with_suffix(".deaths"), path.with_suffix(".current")
         try:
             folder.mkdir(exist_ok=True)
-            self._sink = JournalSink(path)
+            remedy = f"Remove {path}, and run the same command again: it does the rows of that file anew."
+            self._sink = JournalSink(path, retry_failed=again, remedy=remedy)
             try:
+                if not again and store.exists(self.name):  # asked only by who has the lock: others may wait long
+                    self._remove_leftovers()
+                    raise OutputRefusedError(f"{self.name} is there already.") from FileExistsError()
+                self.refs = plan.refs(index)
                 self._kept = self._rows_to_keep() if again else {}
                 self._sink.begin({"plan": plan.id, "part": index, **plan.manifest.settings})
-                self.num_deaths = int(_read(self._deaths) or 0)
-                """Of processes that had this part in work."""
-                self._deaths.write_text(str(self.num_deaths + 1))
+                journal = _read_rows(path)
+                self._num_rows = len(journal)
+                self.num_deaths = self._deaths_at(self._num_rows)
+                """Of processes that had this part in work and made no row of it."""
+                self._count_deaths(self.num_deaths + 1)
             except BaseException:
                 self._sink.close()
                 raise
@@ -61,8 +70,7 @@ class Part:
             raise OutputError(f"{folder} cannot be written: {error.strerror}. Make room, and run it again.") from error
         questions = plan.manifest.settings.get("questions")
         self._questions: Sequence[str | None] = questions or (None,)
-        journal = _read_rows(path)
-        self.num_found = len(journal)
+        self.num_found = len(journal.keys() - self._kept.keys())
         """Rows of a run that was stopped."""
         self.finished = {*self._kept, *journal}
         """Keys of the rows that are there."""
@@ -77,7 +85,7 @@ class Part:
     @property
     def is_dangerous(self) -> bool:
         """Whether its images are to be done one at a time."""
-        return self.num_deaths >= MOST_DEATHS
+        return self.num_deaths >= MOST_DEATHS or self.culprit() != ""
 
     def culprit(self) -> str:
         """Name the image that was in work, alone, when a process died; "" if there is none."""
@@ -98,6 +106,7 @@ class Part:
         """Append to the journal."""
         rows = list(rows)
         self._sink.write(rows)
+        self._num_rows += len(rows)
         self.num_missing -= len(rows)
 
     def finish(self, *, stopped: bool) -> None:
@@ -122,18 +131,32 @@ class Part:
 
     def discard(self) -> None:
         """Let go of a part whose object is there, and of what was kept to make it."""
-        path = self._sink.path
-        for leftover in (manifest_path(path), self._deaths, self._current, path):
-            leftover.unlink(missing_ok=True)
+        self._remove_leftovers()
         self._sink.close()
 
     def close(self) -> None:
         """Let go of a part that is not done; its rows are kept. No death: this process is still there."""
         with contextlib.suppress(OSError):
-            self._deaths.write_text(str(self.num_deaths))
+            self._count_deaths(self.num_deaths)
             if self._noted:
                 self._current.unlink(missing_ok=True)
         self._sink.close()
+
+    def _remove_leftovers(self) -> None:
+        try:
+            _remove(self._sink)
+        except OSError as error:
+            raise OutputError(
+                f"{self._sink.path.parent} cannot be changed: {error.strerror}. The parts that are there are safe."
+            ) from error
+
+    def _deaths_at(self, num_rows: int) -> int:
+        """Read how many processes have died since there were so many rows; a new row starts the count anew."""
+        num_deaths, num_rows_then, *_ = (*map(int, _read(self._deaths).split()), 0, 0)
+        return num_deaths if num_rows <= num_rows_then else 0
+
+    def _count_deaths(self, num_deaths: int) -> None:
+        self._deaths.write_text(f"{num_deaths} {self._num_rows}")
 
     def _rows_to_keep(self) -> dict[str, dict[str, Any]]:
         with self.store.open(self.name) as file:
@@ -146,27 +169,45 @@ def is_locked(error: OutputRefusedError) -> bool:
     return isinstance(error.__cause__, BlockingIOError)
 
 
+def is_there(error: OutputRefusedError) -> bool:
+    """Whether a part was refused as another process has made it."""
+    return isinstance(error.__cause__, FileExistsError)
+
+
 def num_rows_in_work(store: Store, plan: PartsPlan, done: Set[int]) -> int:
     """Count the rows of parts that are not there yet, as far as this machine has them."""
-    paths = (store.scratch / plan.id).glob("part-?????.jsonl")
-    return sum(_read(path).count(b"\n") for path in paths if _index(path) not in done)
+    journals = _journals(store.scratch / plan.id)
+    return sum(_read(path).count(b"\n") for path, index, again in journals if index not in done and not again)
 
 
 def sweep(store: Store, plan: PartsPlan, done: Set[int]) -> None:
     """Remove what runs that were killed at the last moment have left of parts that are done."""
-    for path in (store.scratch / plan.id).glob("part-?????.jsonl"):
-        if _index(path) in done:
-            with contextlib.suppress(OSError, OutputRefusedError):
-                JournalSink(path, overwrite=True).close()
-                for leftover in (manifest_path(path), path.with_suffix(".deaths"), path.with_suffix(".current"), path):
-                    leftover.unlink(missing_ok=True)
+    for path, index, again in _journals(store.scratch / plan.id):
+        if index in done:
+            with contextlib.suppress(OSError, OutputError, OutputRefusedError):
+                if again and read_counts(store, plan, [index])[index].num_failed:
+                    continue  # the next --retry-failed goes on with it
+                with contextlib.closing(JournalSink(path, overwrite=True)) as sink:
+                    _remove(sink)
     if len(done) == plan.num_parts:
         with contextlib.suppress(OSError):
             (store.scratch / plan.id).rmdir()  # unless failed rows are being made again
 
 
-def _index(path: Path) -> int:
-    return int(path.stem.removeprefix("part-"))
+def _journals(folder: Path) -> Iterator[tuple[Path, int, bool]]:
+    """Yield the journals of parts, which part each is of, and whether its failed rows are made again in it."""
+    for path in sorted(folder.glob("part-*.jsonl")):
+        if match := _JOURNAL.fullmatch(path.name):
+            yield path, int(match[1]), match[2] is not None
+
+
+def _remove(sink: JournalSink) -> None:
+    """Take a journal and all that is beside it away; itself last, as only who finds it looks for the others."""
+    path, manifest = sink.path, manifest_path(sink.path)
+    half_written = (each.with_name(f"{each.name}.tmp") for each in (path, manifest))
+    for leftover in (path.with_suffix(".deaths"), path.with_suffix(".current"), *half_written):
+        leftover.unlink(missing_ok=True)
+    sink.remove()
 
 
 def _as_parquet(rows: Sequence[Mapping[str, Any]], plan: PartsPlan, index: int) -> bytes:

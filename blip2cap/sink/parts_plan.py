@@ -48,6 +48,8 @@ class PartsPlan:
     """What the listing passed over, by reason."""
     store: Store
     """Where it lies."""
+    part_size: int
+    """Inputs in every part but the last."""
     metadata: Any
     """The pq.FileMetaData of its file: where each row group begins."""
 
@@ -60,11 +62,6 @@ class PartsPlan:
     def num_parts(self) -> int:
         """How many parts there are."""
         return int(self.metadata.num_row_groups)
-
-    @property
-    def part_size(self) -> int:
-        """Inputs in every part but the last."""
-        return self.num_refs(0)
 
     def num_refs(self, index: int) -> int:
         """How many inputs a part has."""
@@ -106,6 +103,7 @@ def read_plan(store: Store) -> PartsPlan | None:
             id=content["id"],
             skipped=content["skipped"],
             store=store,
+            part_size=content.get("part_size") or metadata.row_group(0).num_rows,  # plans once did not have it
             metadata=metadata,
         )
     except (OSError, pa.ArrowException, ValueError, KeyError, TypeError) as error:
@@ -168,19 +166,29 @@ def _list_inputs(
             num_images += len(part)
         created = datetime.now(UTC).isoformat(timespec="seconds")
         manifest = asdict(Manifest(settings=dict(settings), created=created))
-        content = {"manifest": manifest, "id": secrets.token_hex(8), "skipped": dict(skipped or {})}
+        content = {
+            "manifest": manifest,
+            "id": secrets.token_hex(8),
+            "skipped": dict(skipped or {}),
+            "part_size": part_size,
+        }
         writer.add_key_value_metadata({_KEY: json.dumps(content)})
     return num_images
 
 
-def _row(ref: ImageRef) -> dict[str, object]:
-    values = {name: getattr(ref, name) for name in _FIELDS}
-    if any(values[name] for name, type_ in _FIELDS.items() if type_ is None):
+def check_ref(ref: ImageRef) -> ImageRef:
+    """Return an input that another process can read too. Raises UsageError for one whose bytes come past once."""
+    if any(getattr(ref, name) for name, type_ in _FIELDS.items() if type_ is None):
         raise UsageError(
             f"{ref.file_name}: comes past in a stream, so that another process could not read it. A folder of parts "
             "takes images that can be found again: files, or members of uncompressed archives. Use a .jsonl --out."
         )
-    return {name: _bytes(values[name]) for name in _SCHEMA.names}
+    return ref
+
+
+def _row(ref: ImageRef) -> dict[str, object]:
+    check_ref(ref)
+    return {name: _bytes(getattr(ref, name)) for name in _SCHEMA.names}
 
 
 def _bytes(value: object) -> object:

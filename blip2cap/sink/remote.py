@@ -54,6 +54,9 @@ class RemoteStore:
         cache = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")
         self.scratch = Path(cache, "blip2cap", "parts", hashlib.sha256(url.encode()).hexdigest()[:16])
 
+    def check(self) -> None:
+        """Nothing: a prefix need not be made, and `names` has asked the bucket."""
+
     def prepare(self) -> None:
         """Make the local folder for what is in work; a prefix need not be made."""
         try:

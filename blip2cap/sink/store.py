@@ -32,6 +32,9 @@ class Store(Protocol):
     shared: bool
     """Whether other machines may write here that do not see our scratch folder."""
 
+    def check(self) -> None:
+        """Raise OutputError if it is plain already that `prepare` will fail; nothing is written."""
+
     def prepare(self) -> None:
         """Make what must be there before anything is written."""
 
@@ -109,6 +112,11 @@ class LocalStore:
         self.url = f"{path.rstrip('/')}/"
         self.folder = Path(path)
         self.scratch = self.folder / OURS / "work"
+
+    def check(self) -> None:
+        """Look for the folder above it."""
+        with self._errors():
+            os.stat(self.folder.absolute().parent)
 
     def prepare(self) -> None:
         """Make the folder, but not those above it."""
