@@ -14,7 +14,6 @@ from blip2cap.cli.guard import handle_errors
 from blip2cap.cli.terminal import clean, say, write_out
 from blip2cap.errors import UsageError
 from blip2cap.export.engine import Summary, export
-from blip2cap.export.formats import make_writer
 from blip2cap.export.item import Item, Items
 from blip2cap.export.options import APPLY, EXISTING, ExportOptions, parse_affixes
 from blip2cap.export.writer import COLLISION, MISSING_IMAGE, NOT_TEXT, OUTSIDE, UNNAMEABLE
@@ -111,6 +110,8 @@ def run_export(
     rows = Results(results)
     manifest = None if results == "-" else read_manifest(results)
     settings = manifest.settings if manifest else {}
+    from blip2cap.export.formats import make_writer  # late: what writes every format takes time to import
+
     writer = make_writer(options, _root(images, str(settings.get("input_root", ""))), settings)
     _keep_inputs(writer.out, extension, results)
     names = _Names(quiet=quiet)

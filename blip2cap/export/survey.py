@@ -8,8 +8,6 @@ from array import array
 from collections.abc import Iterable, Set
 from dataclasses import dataclass, field
 
-import numpy as np
-
 from blip2cap.errors import UsageError
 from blip2cap.export.item import Items
 from blip2cap.export.writer import Writer
@@ -66,6 +64,8 @@ class Keys:
 
     def repeated(self) -> Set[int]:
         """Return the hashes of the names that were added more than once."""
+        import numpy as np
+
         hashes = np.sort(np.frombuffer(self._hashes, dtype=np.uint64)) if self._hashes else np.empty(0, np.uint64)
         return set(hashes[1:][hashes[1:] == hashes[:-1]].tolist())
 
