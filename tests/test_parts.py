@@ -468,6 +468,32 @@ def test_a_part_that_is_locked_is_asked_for_nothing_else(
     theirs.close()
 
 
+def test_another_process_may_sweep_the_empty_folder_at_any_time(
+    store: LocalStore, parts: PartsPlan, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = store.scratch / parts.id
+    sweeps = iter((True, False))
+    mkdir, unlink = Path.mkdir, os.unlink
+
+    def made_and_swept(path: Path, **options: Any) -> None:
+        mkdir(path, **options)
+        if next(sweeps):
+            path.rmdir()
+
+    def removed_and_swept(path: Path) -> None:
+        unlink(path)
+        if folder.is_dir() and not any(folder.iterdir()):
+            folder.rmdir()
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "mkdir", made_and_swept)
+        part = Part(store, parts, 0)
+        assert next(sweeps, None) is None
+        patch.setattr(os, "unlink", removed_and_swept)
+        part.discard()
+    assert not folder.exists()
+
+
 def test_who_waits_for_another_process_looks_less_and_less_often(
     store: LocalStore, parts: PartsPlan, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -48,9 +48,7 @@ class Part:
         self._noted = False
         self._deaths, self._current = path.with_suffix(".deaths"), path.with_suffix(".current")
         try:
-            folder.mkdir(exist_ok=True)
-            remedy = f"Remove {path}, and run the same command again: it does the rows of that file anew."
-            self._sink = JournalSink(path, retry_failed=again, remedy=remedy)
+            self._sink = _open(path, retry_failed=again)
             try:
                 if not again and store.exists(self.name):  # asked only by who has the lock: others may wait long
                     self._remove_leftovers()
@@ -201,13 +199,28 @@ def _journals(folder: Path) -> Iterator[tuple[Path, int, bool]]:
             yield path, int(match[1]), match[2] is not None
 
 
+def _open(path: Path, *, retry_failed: bool) -> JournalSink:
+    remedy = f"Remove {path}, and run the same command again: it does the rows of that file anew."
+    while True:
+        path.parent.mkdir(exist_ok=True)
+        try:
+            return JournalSink(path, retry_failed=retry_failed, remedy=remedy)
+        except OutputError as error:
+            if not isinstance(error.__cause__, FileNotFoundError):  # else another process has swept the empty folder
+                raise
+
+
 def _remove(sink: JournalSink) -> None:
     """Take a journal and all that is beside it away; itself last, as only who finds it looks for the others."""
     path, manifest = sink.path, manifest_path(sink.path)
     half_written = (each.with_name(f"{each.name}.tmp") for each in (path, manifest))
     for leftover in (path.with_suffix(".deaths"), path.with_suffix(".current"), *half_written):
         leftover.unlink(missing_ok=True)
-    sink.remove()
+    try:
+        sink.remove()
+    except OutputError as error:
+        if not isinstance(error.__cause__, FileNotFoundError):  # else another process has swept the empty folder
+            raise
 
 
 def _as_parquet(rows: Sequence[Mapping[str, Any]], plan: PartsPlan, index: int) -> bytes:
