@@ -130,3 +130,11 @@ def test_a_trace_that_cannot_be_written_says_what_to_do(tmp_path: Path) -> None:
         Trace(tmp_path / "gone" / "x").decoding(A).__enter__()
     with pytest.raises(OutputError, match="cannot be read or written"):
         Trace(tmp_path)
+
+
+def test_a_thread_that_begins_after_the_end_makes_no_new_file(path: Path) -> None:
+    trace = Trace(path)
+    trace.close()
+    with trace.decoding(A):
+        assert not path.exists()
+    assert not path.exists()

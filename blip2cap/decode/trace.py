@@ -39,6 +39,7 @@ class Trace:
         self._file: int | None = None
         self._free: list[int] = []
         self._num_slots = 0
+        self._closed = False
         try:
             content = path.read_bytes()
         except FileNotFoundError:
@@ -72,6 +73,7 @@ class Trace:
     def close(self) -> None:
         """Remove the file, unless there are images that are still suspected."""
         with self._lock:
+            self._closed = True  # a thread that was left behind must not begin it anew
             if self._file is not None:
                 os.close(self._file)
                 self._file = None
@@ -84,7 +86,7 @@ class Trace:
     def _take_slot(self) -> int:
         """Return a slot that no image has; a decoder that never returns keeps its own."""
         with self._lock:
-            if self._file is None:
+            if self._file is None and not self._closed:
                 self._open()
             if not self._free:
                 self._num_slots += 1
