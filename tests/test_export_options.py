@@ -8,7 +8,7 @@ import pytest
 from blip2cap.errors import UsageError
 from blip2cap.export.item import Items
 from blip2cap.export.options import ExportOptions, parse_affixes
-from blip2cap.export.survey import Keys
+from blip2cap.export.survey import NameHashes
 from tests.exports import caption
 
 
@@ -103,14 +103,14 @@ def test_options_that_mean_nothing_are_refused(message: str) -> None:
 
 
 def test_repeated_names_are_found_among_many() -> None:
-    keys = Keys()
+    keys = NameHashes()
     for number in range(10_000):
         keys.add(f"name {number}")
     assert not keys.repeated()
     for name in ("name 17", "name 9999", "name 17", "\udcff"):
         keys.add(name)
-    assert keys.repeated() == {Keys.hash("name 17"), Keys.hash("name 9999")}
-    assert not Keys().repeated()
+    assert keys.repeated() == {NameHashes.hash("name 17"), NameHashes.hash("name 9999")}
+    assert not NameHashes().repeated()
 
 
 def test_a_missing_folder_of_images_is_no_place(tmp_path: Path) -> None:

@@ -45,7 +45,7 @@ if TYPE_CHECKING:
 
     from blip2cap.model.blip2 import Blip2
     from blip2cap.model.checkpoint import Checkpoint
-    from blip2cap.run import ReadAhead, Summary
+    from blip2cap.run import Engine, ReadAhead, Summary
     from blip2cap.source.inputs import Source
 
 _SOME_FAILED = 3
@@ -182,7 +182,16 @@ def _write_rows(
     stop: Stop,
     count: Count | None,
 ) -> Summary:
-    from blip2cap.run import Engine, run
+    from blip2cap.run import run
+
+    with watched_engine(job, model, count) as (engine, on_batch):
+        return run(engine, images, sink, on_batch=on_batch, stopped=lambda: stop.signal != 0)
+
+
+@contextmanager
+def watched_engine(job: Job, model: Blip2, count: Count | None) -> Iterator[tuple[Engine, Callable[[Summary], None]]]:
+    """Give the engine of a run, whose failures are named, and what moves its progress on after each batch."""
+    from blip2cap.run import Engine
 
     rows_on_terminal = job.out == "-" and sys.stdout.isatty()
     progress = choose_progress(quiet=job.quiet, rows_on_terminal=rows_on_terminal, count=count)
@@ -196,13 +205,7 @@ def _write_rows(
         on_failure=failures.add,
     )
     try:
-        return run(
-            engine,
-            images,
-            sink,
-            on_batch=lambda summary: progress.update(summary.num_images, summary.num_failed),
-            stopped=lambda: stop.signal != 0,
-        )
+        yield engine, lambda summary: progress.update(summary.num_images, summary.num_failed)
     finally:
         progress.close()
         failures.close()

@@ -12,11 +12,9 @@ from typing import TYPE_CHECKING, Any, NoReturn
 import typer
 
 from blip2cap import remote
-from blip2cap.cli.execution import go_on, load_model, say_damaged
+from blip2cap.cli.execution import go_on, load_model, say_damaged, watched_engine
 from blip2cap.cli.job import ANY_FAMILY, Job
-from blip2cap.cli.progress import choose_progress
 from blip2cap.cli.report import (
-    Failures,
     flag_facts,
     no_image,
     plan_facts,
@@ -159,33 +157,14 @@ def _do(job: Job, checkpoint: Checkpoint, parts: PartsPlan, queue: PartQueue, nu
     if not job.quiet:
         say(f"loading {clean(checkpoint.name)} ...")
     from blip2cap.parts import run_parts
-    from blip2cap.run import Engine
 
     with closing(queue):
         model = load_model(job, checkpoint, _dtype(job, parts))
         model.check(job.generate)
         stop.only_note()
-        progress = choose_progress(quiet=job.quiet, rows_on_terminal=False, count=lambda given_up: num_images)
-        failures = Failures(progress.say, verbose=job.verbose, quiet=job.quiet)
-        engine = Engine(
-            model=model,
-            generate=job.generate,
-            text=job.text,
-            decode=job.decode,
-            batch=job.batch,
-            on_failure=failures.add,
-        )
-        try:
-            return run_parts(
-                engine,
-                queue,
-                engine.read_ahead(queue.tasks()),  # not sooner: who dies while loading has no part in work
-                on_batch=lambda summary: progress.update(summary.num_images, summary.num_failed),
-                stopped=lambda: stop.signal != 0,
-            )
-        finally:
-            progress.close()
-            failures.close()
+        with watched_engine(job, model, lambda given_up: num_images) as (engine, on_batch):
+            images = engine.read_ahead(queue.tasks())  # not sooner: who dies while loading has no part in work
+            return run_parts(engine, queue, images, on_batch=on_batch, stopped=lambda: stop.signal != 0)
 
 
 def _dry_run(job: Job, source: Source, store: Store, parts: PartsPlan | None) -> None:

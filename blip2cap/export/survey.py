@@ -47,7 +47,7 @@ class Questions:
             )
 
 
-class Keys:
+class NameHashes:
     """Names, each in 8 bytes: an export may have a hundred million. Two names that are taken for one are left out."""
 
     def __init__(self) -> None:
@@ -80,12 +80,12 @@ class Survey:
 
     def collides(self, key: str) -> bool:
         """Whether two items have this key, or an image is called so."""
-        return key in self.images or (bool(self.repeated) and Keys.hash(key) in self.repeated)
+        return key in self.images or (bool(self.repeated) and NameHashes.hash(key) in self.repeated)
 
 
 def survey(rows: Iterable[Row], writer: Writer, items: Items, wanted: str | None) -> Survey:
     """Read all rows once. Raises UsageError if they answer what cannot be written, or not what is wanted."""
-    questions, keys, images = Questions(wanted=wanted), Keys(), set()
+    questions, keys, images = Questions(wanted=wanted), NameHashes(), set()
     extension = getattr(writer, "extension", None)
     for number, row in enumerate(rows, start=1):
         item = items.item(row, number)
