@@ -28,10 +28,10 @@ from PIL import Image, features
 from blip2cap import __version__
 from blip2cap.decode.image import Decoded, decode
 from blip2cap.decode.read import read
-from blip2cap.model.resize import choose_resizer
+from blip2cap.models.blip2.resize import choose_resizer
 from blip2cap.options import DecodeOptions
 from blip2cap.records import ImageRef
-from blip2cap.scenes import draw
+from blip2cap.tiny.scenes import draw
 
 KINDS = {"640x480": ((640, 480), 8, 20), "4000x3000": ((4000, 3000), 3, 7)}
 """Name -> size, number of files, rounds over all of them."""

@@ -14,9 +14,9 @@ import torch
 
 from benchmarks.suite import Facts, digits
 from blip2cap.errors import ImageError
-from blip2cap.model.blip2 import Blip2
-from blip2cap.model.search import Greedy
-from blip2cap.model.stream import TextRow, TextStream, Tokens
+from blip2cap.models.blip2.model import Blip2
+from blip2cap.models.blip2.search import Greedy
+from blip2cap.models.blip2.stream import TextRow, TextStream, Tokens
 from blip2cap.options import GenerateOptions
 
 SHORTEST, LONGEST = 4, 20

@@ -29,13 +29,13 @@ from blip2cap.bench.options import BenchOptions
 from blip2cap.bench.stages import Pass, Setup, median, run_once
 from blip2cap.decode.image import decode
 from blip2cap.decode.read import read
-from blip2cap.model.blip2 import Blip2
-from blip2cap.model.checkpoint import find
-from blip2cap.model.load import load
+from blip2cap.models.blip2.load import load
+from blip2cap.models.blip2.model import Blip2
+from blip2cap.models.checkpoint import find
 from blip2cap.options import BatchOptions, DecodeOptions, GenerateOptions, ModelOptions
-from blip2cap.plan import Plan
 from blip2cap.prompts import CAPTION_PROMPTS, VQA_TEMPLATES, Template
 from blip2cap.records import ImageRef
+from blip2cap.tasks.worklist import Plan
 
 _NUM_FEATURES = 4
 """Images that texts of given lengths are about."""

@@ -19,8 +19,8 @@ from types import ModuleType, SimpleNamespace
 from typing import Any
 
 from blip2cap.cli import app
+from blip2cap.outputs.journal import JournalSink
 from blip2cap.records import Row
-from blip2cap.sink.journal import JournalSink
 
 
 class NoTexts:
@@ -79,7 +79,7 @@ def main() -> None:
         write(sink, rows)
         times.setdefault("first_row", time.monotonic())
 
-    loader = ModuleType("blip2cap.model.load")
+    loader = ModuleType("blip2cap.models.blip2.load")
     loader.__dict__["load"] = load
     sys.modules[loader.__name__] = loader
     JournalSink.write = noted  # type: ignore[method-assign]

@@ -13,11 +13,12 @@ from PIL import Image
 from blip2cap.decode.image import Decoded, decode, resize
 from blip2cap.decode.isolate import Isolation
 from blip2cap.decode.read import read
+from blip2cap.engine.run import Engine, Summary
 from blip2cap.errors import ImageError, UsageError
-from blip2cap.model.blip2 import Blip2
-from blip2cap.model.checkpoint import find
-from blip2cap.model.load import load
-from blip2cap.model.resize import choose_resizer
+from blip2cap.models.blip2.load import load
+from blip2cap.models.blip2.model import Blip2
+from blip2cap.models.blip2.resize import choose_resizer
+from blip2cap.models.checkpoint import find
 from blip2cap.options import (
     ANSWER_NEW_TOKENS,
     DEFAULT_MODEL,
@@ -28,11 +29,10 @@ from blip2cap.options import (
     SourceOptions,
     TextOptions,
 )
-from blip2cap.plan import Plan, Task
 from blip2cap.prompts import CAPTION_PROMPTS, VQA_TEMPLATES, Template
 from blip2cap.records import ImageRef, Row
-from blip2cap.run import Engine, Summary
 from blip2cap.source.inputs import Source
+from blip2cap.tasks.worklist import Plan, Task
 
 ImageLike: TypeAlias = Image.Image | str | os.PathLike[str]
 _ANSWERS = GenerateOptions(max_new_tokens=ANSWER_NEW_TOKENS)

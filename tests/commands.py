@@ -18,7 +18,7 @@ from typing import Any
 from typer.testing import CliRunner, Result
 
 from blip2cap.cli import app
-from blip2cap.scenes import draw
+from blip2cap.tiny.scenes import draw
 
 TINY = ("--model", "tiny", "--dtype", "float32")
 """In float32, where a text does not depend on how many are made at once; `auto` may be bfloat16."""

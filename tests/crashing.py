@@ -94,10 +94,10 @@ def be_a_worker() -> None:
 
 def be_blip2cap() -> None:
     """Run a command, with workers that are no better."""
-    from blip2cap import run
     from blip2cap.cli import app
     from blip2cap.decode import isolate
     from blip2cap.decode.read import read
+    from blip2cap.engine import run
 
     misbehave()
     isolate.PROGRAM = PROGRAM

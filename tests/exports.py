@@ -6,14 +6,14 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from blip2cap.export.engine import Summary, export
-from blip2cap.export.formats import make_writer
-from blip2cap.export.item import Item, Items
-from blip2cap.export.options import ExportOptions
+from blip2cap.outputs.export.engine import Summary, export
+from blip2cap.outputs.export.formats import make_writer
+from blip2cap.outputs.export.item import Item, Items
+from blip2cap.outputs.export.options import ExportOptions
+from blip2cap.outputs.journal import manifest_path
+from blip2cap.outputs.manifest import Manifest
+from blip2cap.outputs.read import Results
 from blip2cap.records import ImageRef, Row
-from blip2cap.results import Results
-from blip2cap.sink.journal import manifest_path
-from blip2cap.sink.manifest import Manifest
 from tests.pictures import photo
 
 HOSTILE = [

@@ -10,7 +10,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from blip2cap.files import OsFiles
+from blip2cap.outputs.files import OsFiles
 
 OPERATIONS = frozenset(
     "open read write fdatasync fsync ftruncate lock close fstat stat replace unlink".split()  # noqa: SIM905

@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from blip2cap.scenes import SAMPLE_SEEDS, draw
+from blip2cap.tiny.scenes import SAMPLE_SEEDS, draw
 
 FOLDER = Path(__file__).parent.parent / "sample_images"
 GOLDEN = Path(__file__).parent / "golden" / "sample_captions.txt"

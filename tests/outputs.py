@@ -9,13 +9,13 @@ from typing import Any
 
 import pyarrow.parquet as pq
 
-from blip2cap.files import OS_FILES, Files
-from blip2cap.plan import Plan
+from blip2cap.outputs.base import Output
+from blip2cap.outputs.files import OS_FILES, Files
+from blip2cap.outputs.journal import JournalSink
+from blip2cap.outputs.parquet import ParquetSink
 from blip2cap.prompts import Template
 from blip2cap.records import ImageRef, Row
-from blip2cap.sink.base import Output
-from blip2cap.sink.journal import JournalSink
-from blip2cap.sink.parquet import ParquetSink
+from blip2cap.tasks.worklist import Plan
 from tests.rows import SETTINGS
 
 REFS = [ImageRef(path=f"/imgs/{name}", name=name) for name in ("a.jpg", "b.jpg", "c.jpg", "кот.jpg", "\udcff.jpg")]

@@ -6,8 +6,8 @@ import json
 from collections.abc import Mapping
 from pathlib import Path
 
+from blip2cap.outputs.journal import JournalSink
 from blip2cap.records import Row
-from blip2cap.sink.journal import JournalSink
 
 SETTINGS = {"command": "caption", "model": "tiny", "prompt": ""}
 

@@ -20,14 +20,14 @@ from blip2cap.bench.work import count
 from blip2cap.decode.image import decode
 from blip2cap.decode.read import read
 from blip2cap.errors import UsageError
-from blip2cap.model.blip2 import Blip2
-from blip2cap.model.checkpoint import find
-from blip2cap.model.load import load
+from blip2cap.models.blip2.load import load
+from blip2cap.models.blip2.model import Blip2
+from blip2cap.models.checkpoint import find
 from blip2cap.options import BatchOptions, DecodeOptions, GenerateOptions, ModelOptions, SourceOptions
-from blip2cap.plan import Plan
 from blip2cap.prompts import Template
 from blip2cap.records import ImageRef
 from blip2cap.source.inputs import Source
+from blip2cap.tasks.worklist import Plan
 
 TINY = ModelOptions(name="tiny", device="cpu", dtype="float32")
 SETUP = Setup(

@@ -15,7 +15,7 @@ import blip2cap
 from blip2cap.bench.work import Phase, Work, count
 from tests.checkpoints import IMAGE_SIZE, make_checkpoint
 
-KNOWN = Path(blip2cap.__file__).parent / "model" / "known"
+KNOWN = Path(blip2cap.__file__).parent / "models" / "known"
 SMALL: dict[str, Any] = {
     "num_query_tokens": 3,
     "vision_config": {

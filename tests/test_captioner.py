@@ -15,7 +15,7 @@ from blip2cap import Captioner
 from blip2cap.errors import ImageError, InputError, ModelError, UsageError
 from blip2cap.options import DecodeOptions, GenerateOptions, TextOptions
 from blip2cap.records import Row
-from blip2cap.scenes import draw
+from blip2cap.tiny.scenes import draw
 
 
 @pytest.fixture(scope="module")

@@ -19,7 +19,7 @@ from blip2cap import __version__
 from blip2cap.bench import benchmark, stages
 from blip2cap.bench.baseline import Peer
 from blip2cap.cli import app
-from blip2cap.model.blip2 import Blip2
+from blip2cap.models.blip2.model import Blip2
 from tests.commands import TINY, invoke
 
 SMALL = (*TINY, "--device", "cpu", "--dtype", "float32", "--image-size", "64x48", "--num-images", "3", "--repeat", "1")

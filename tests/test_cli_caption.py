@@ -11,8 +11,8 @@ from typing import Any
 import pytest
 
 from blip2cap.options import SourceOptions
+from blip2cap.outputs.stream import StreamSink
 from blip2cap.records import Row
-from blip2cap.sink.stream import StreamSink
 from blip2cap.source.inputs import Source
 from tests.checkpoints import make_checkpoint
 from tests.commands import TINY, draw_scenes, environment, finish, invoke, names_below, read_rows, start

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from blip2cap.model.checkpoint import TINY as TINY_FOLDER
+from blip2cap.models.checkpoint import TINY as TINY_FOLDER
 from tests.commands import TINY, invoke
 
 WRONG = {

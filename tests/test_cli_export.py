@@ -10,11 +10,11 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from blip2cap.outputs.parquet import ParquetSink
+from blip2cap.outputs.parts.part import Part
+from blip2cap.outputs.parts.plan import make_plan
+from blip2cap.outputs.parts.store import LocalStore
 from blip2cap.records import ImageRef, Row
-from blip2cap.sink.parquet import ParquetSink
-from blip2cap.sink.part import Part
-from blip2cap.sink.parts_plan import make_plan
-from blip2cap.sink.store import LocalStore
 from tests.commands import TINY, draw_scenes, invoke, read_rows
 from tests.exports import answer, caption, failure, make_images, names_in, write_results
 from tests.rows import SETTINGS, row

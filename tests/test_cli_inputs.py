@@ -41,7 +41,7 @@ def at_first_batch(monkeypatch: pytest.MonkeyPatch) -> Callable[[Callable[[], No
                     happen()
                 return super().encode(images)
 
-        ready = ModuleType("blip2cap.model.load")
+        ready = ModuleType("blip2cap.models.blip2.load")
         ready.__dict__["load"] = lambda checkpoint, options: Meddling(Stub())
         monkeypatch.setitem(sys.modules, ready.__name__, ready)
 

@@ -20,7 +20,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from blip2cap.cli import execution
-from blip2cap.cli.job import Job
+from blip2cap.jobs.job import Job
 from tests.archives import make_tar
 from tests.buckets import s3_server
 from tests.commands import TINY, draw_scenes, finish, invoke, names_below, read_rows, start, wait_until
@@ -418,13 +418,13 @@ def test_a_run_that_ends_in_the_middle_of_a_part_goes_on_where_it_was(
 
 KILLER = """
 import os, signal, sys
-import blip2cap.run
-read = blip2cap.run.read
+import blip2cap.engine.run
+read = blip2cap.engine.run.read
 def deadly(ref, options):
     if "007" in ref.path:
         os.kill(os.getpid(), signal.SIGKILL)
     return read(ref, options)
-blip2cap.run.read = deadly
+blip2cap.engine.run.read = deadly
 from blip2cap.cli import app
 app(sys.argv[1:])
 """
@@ -474,8 +474,8 @@ def test_every_option_of_the_source_is_part_of_the_plan(finished: Path) -> None:
     from dataclasses import fields
 
     from blip2cap.options import SourceOptions
-    from blip2cap.sink.parts_plan import read_plan
-    from blip2cap.sink.store import LocalStore
+    from blip2cap.outputs.parts.plan import read_plan
+    from blip2cap.outputs.parts.store import LocalStore
 
     plan = read_plan(LocalStore(str(finished)))
     assert plan is not None

@@ -14,7 +14,7 @@ import blip2cap
 from tests.commands import TINY, invoke, names_below, read_rows
 
 PACKAGE = Path(blip2cap.__file__).parent
-STAMPS = {"sink/manifest.py", "sink/parts_plan.py", "bench/benchmark.py"}
+STAMPS = {"outputs/manifest.py", "outputs/parts/plan.py", "bench/benchmark.py"}
 """Say when something was made; nothing is computed from it."""
 WALL_CLOCK = {"time.time", "time.time_ns", "datetime.now", "datetime.utcnow", "datetime.today"}
 

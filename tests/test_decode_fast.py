@@ -15,7 +15,7 @@ from blip2cap.captioner import Captioner
 from blip2cap.decode.image import Decoded, decode
 from blip2cap.errors import ImageError, UsageError
 from blip2cap.options import DecodeOptions
-from blip2cap.scenes import draw
+from blip2cap.tiny.scenes import draw
 from tests.commands import TINY, invoke, read_rows
 from tests.pictures import encode, photo
 

@@ -20,7 +20,7 @@ from blip2cap.decode import isolate
 from blip2cap.decode.image import Resizer, decode
 from blip2cap.decode.isolate import Isolation
 from blip2cap.errors import ImageError, UsageError
-from blip2cap.model.resize import resize_pixels
+from blip2cap.models.blip2.resize import resize_pixels
 from blip2cap.options import DecodeOptions
 from tests import crashing
 from tests.pictures import encode, photo

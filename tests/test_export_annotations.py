@@ -82,7 +82,7 @@ def test_a_crash_leaves_no_half_file_and_what_was_there(
     def crash(self: object) -> None:
         raise RuntimeError("power")
 
-    monkeypatch.setattr("blip2cap.export.atomic.WholeFile.commit", crash)
+    monkeypatch.setattr("blip2cap.outputs.export.atomic.WholeFile.commit", crash)
     for name in ("new", "there"):
         with pytest.raises(RuntimeError, match="power"):
             run(tmp_path, rows, to, out=tmp_path / "out" / name, existing="overwrite")

@@ -6,9 +6,9 @@ from typing import Any
 import pytest
 
 from blip2cap.errors import UsageError
-from blip2cap.export.item import Items
-from blip2cap.export.options import ExportOptions, parse_affixes
-from blip2cap.export.survey import NameHashes
+from blip2cap.outputs.export.item import Items
+from blip2cap.outputs.export.options import ExportOptions, parse_affixes
+from blip2cap.outputs.export.survey import NameHashes
 from tests.exports import caption
 
 

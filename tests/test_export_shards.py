@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from blip2cap.errors import UsageError
-from blip2cap.export.shards import Shards
+from blip2cap.outputs.export.shards import Shards
 from tests.exports import HOSTILE, caption, failure, make_images, names_in, run, run_named
 
 

@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 
 from blip2cap.errors import OutputError, UsageError
-from blip2cap.export import sidecars
-from blip2cap.export.atomic import WholeFile
+from blip2cap.outputs.export import sidecars
+from blip2cap.outputs.export.atomic import WholeFile
 from tests.exports import HOSTILE, answer, caption, failure, make_images, names_in, run, run_named
 
 DESCRIPTION = "{http://purl.org/dc/elements/1.1/}description"
@@ -202,7 +202,7 @@ def test_a_crash_leaves_whole_files_only(tmp_path: Path, monkeypatch: pytest.Mon
                 raise RuntimeError("power")
             super().rename()
 
-    monkeypatch.setattr("blip2cap.export.atomic.WholeFile", Breaks)
+    monkeypatch.setattr("blip2cap.outputs.export.atomic.WholeFile", Breaks)
     rows = [caption(f"{number}.jpg") for number in range(4)]
     with pytest.raises(RuntimeError, match="power"):
         run(tmp_path, rows, "txt", out=tmp_path / "out")

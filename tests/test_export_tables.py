@@ -10,9 +10,9 @@ import pyarrow.parquet as pq
 import pytest
 
 from blip2cap.errors import OutputError, UsageError
-from blip2cap.export import tables
+from blip2cap.outputs.export import tables
+from blip2cap.outputs.read import Results
 from blip2cap.records import Row
-from blip2cap.results import Results
 from tests.exports import HOSTILE, answer, caption, failure, names_in, run
 
 NAMES = ["=cmd.jpg", "-x.jpg", "plain,name.jpg", *(f"{number}.jpg" for number in range(len(HOSTILE) - 3))]
@@ -130,7 +130,7 @@ def test_a_full_disk_is_an_output_error_and_leaves_nothing(
     def full(descriptor: int, mode: str) -> object:
         return opened("/dev/full", "w+b", buffering=0)
 
-    monkeypatch.setattr("blip2cap.export.atomic.open", full, raising=False)
+    monkeypatch.setattr("blip2cap.outputs.export.atomic.open", full, raising=False)
     with pytest.raises(OutputError, match=rf"o\.{to} cannot be written: No space left on device"):
         run(tmp_path, ROWS * 50 if to != "coco" else ROWS, to, out=tmp_path / "out" / f"o.{to}")
     monkeypatch.undo()

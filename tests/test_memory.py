@@ -13,15 +13,15 @@ import pytest
 
 from blip2cap.batch_size import BatchSize
 from blip2cap.decode.image import Decoded, Pixels
+from blip2cap.engine.flow import Flow
+from blip2cap.engine.run import Engine, run
 from blip2cap.errors import ImageError
-from blip2cap.flow import Flow
 from blip2cap.options import BatchOptions, DecodeOptions, GenerateOptions, SourceOptions, TextOptions
-from blip2cap.plan import Plan, Task
+from blip2cap.outputs.journal import JournalSink
 from blip2cap.prompts import Template
 from blip2cap.records import Generated, ImageRef, Prompt, Row
-from blip2cap.run import Engine, run
-from blip2cap.sink.journal import JournalSink
 from blip2cap.source.inputs import Source
+from blip2cap.tasks.worklist import Plan, Task
 from tests.fakes import FakeModel, FakeTexts, ListSink
 from tests.rows import SETTINGS, row
 
@@ -111,7 +111,7 @@ def test_a_run_holds_as_much_after_many_images_as_after_few() -> None:
 @pytest.mark.usefixtures("traced")
 def test_what_is_remembered_of_pictures_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
     """Past as many as may be remembered, further pictures cost nothing; each is another one."""
-    monkeypatch.setattr("blip2cap.flow._NUM_REMEMBERED", 1_000)
+    monkeypatch.setattr("blip2cap.engine.flow._NUM_REMEMBERED", 1_000)
     flow = Flow(Forgetful(), GenerateOptions(), TextOptions(), max_texts=64, on_failure=lambda ref, error: None)
     size, used = BatchSize(64), []
     for number, task in enumerate(tasks(_MOMENTS[-1]), start=1):

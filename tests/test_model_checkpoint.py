@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from blip2cap.errors import ModelError, UsageError
-from blip2cap.model.checkpoint import TINY, find
+from blip2cap.models.checkpoint import TINY, find
 from blip2cap.options import ModelOptions
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from blip2cap.model import cpu
+from blip2cap.models.blip2 import cpu
 
 
 @pytest.mark.parametrize(

@@ -14,10 +14,10 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from blip2cap.errors import ModelError, UsageError
-from blip2cap.model.blip2 import Blip2
-from blip2cap.model.checkpoint import TINY, find
-from blip2cap.model.int8 import Int8Linear
-from blip2cap.model.load import choose_device, choose_dtype, load
+from blip2cap.models.blip2.int8 import Int8Linear
+from blip2cap.models.blip2.load import choose_device, choose_dtype, load
+from blip2cap.models.blip2.model import Blip2
+from blip2cap.models.checkpoint import TINY, find
 from blip2cap.options import GenerateOptions, ModelOptions
 from blip2cap.records import Prompt
 from tests.checkpoints import make_checkpoint
@@ -113,7 +113,7 @@ def test_a_cpu_computes_in_bfloat16_where_it_is_fast_at_it(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str, fast: bool, dtype: torch.dtype
 ) -> None:
     checkpoint = find(ModelOptions(name=str(make_checkpoint(tmp_path, kind))))
-    monkeypatch.setattr("blip2cap.model.load.is_fast_at_bfloat16", lambda: fast)
+    monkeypatch.setattr("blip2cap.models.blip2.load.is_fast_at_bfloat16", lambda: fast)
     assert choose_dtype("auto", torch.device("cpu"), checkpoint) == dtype
     assert choose_dtype("float32", torch.device("cpu"), checkpoint) == torch.float32
 
@@ -146,7 +146,7 @@ def test_weights_that_do_not_fit_a_gpu_are_an_error_that_says_what_to_do(monkeyp
     def fail(network: object) -> None:
         raise torch.OutOfMemoryError("CUDA out of memory")
 
-    monkeypatch.setattr("blip2cap.model.load.fuse", fail)
+    monkeypatch.setattr("blip2cap.models.blip2.load.fuse", fail)
     options = ModelOptions(name="tiny", device="cpu")
     with pytest.raises(ModelError, match=r"does not fit the GPU. Try --quantize int8 or nf4, or --device-map auto"):
         load(find(options), options)

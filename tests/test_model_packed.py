@@ -8,10 +8,10 @@ import pytest
 import torch
 from torch import nn
 
-from blip2cap.model import packed
-from blip2cap.model.checkpoint import find
-from blip2cap.model.load import load
-from blip2cap.model.packed import PackedLinear, pack
+from blip2cap.models.blip2 import packed
+from blip2cap.models.blip2.load import load
+from blip2cap.models.blip2.packed import PackedLinear, pack
+from blip2cap.models.checkpoint import find
 from blip2cap.options import ModelOptions
 from tests.checkpoints import make_checkpoint
 

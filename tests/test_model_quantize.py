@@ -14,14 +14,14 @@ from torch import nn
 
 from blip2cap.decode.image import resize
 from blip2cap.errors import ModelError, UsageError
-from blip2cap.model import int8, quantize
-from blip2cap.model.blip2 import Blip2
-from blip2cap.model.checkpoint import find
-from blip2cap.model.int8 import GpuInt8Linear, Int8Linear, cpu_can_int8
-from blip2cap.model.load import load
+from blip2cap.models.blip2 import int8, quantize
+from blip2cap.models.blip2.int8 import GpuInt8Linear, Int8Linear, cpu_can_int8
+from blip2cap.models.blip2.load import load
+from blip2cap.models.blip2.model import Blip2
+from blip2cap.models.checkpoint import find
 from blip2cap.options import GenerateOptions, ModelOptions
 from blip2cap.records import Prompt
-from blip2cap.scenes import draw
+from blip2cap.tiny.scenes import draw
 from tests.checkpoints import KINDS, make_checkpoint
 
 CPU, GPU = torch.device("cpu"), torch.device("cuda")

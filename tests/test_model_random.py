@@ -13,9 +13,9 @@ import torch
 from transformers import Blip2ForConditionalGeneration, InstructBlipForConditionalGeneration
 
 from blip2cap.errors import ModelError, UsageError
-from blip2cap.model.blip2 import Blip2
-from blip2cap.model.checkpoint import KNOWN, TINY, Checkpoint, find
-from blip2cap.model.random_weights import build, build_empty, stand_in_tokenizer
+from blip2cap.models.blip2.model import Blip2
+from blip2cap.models.blip2.random_weights import build, build_empty, stand_in_tokenizer
+from blip2cap.models.checkpoint import KNOWN, TINY, Checkpoint, find
 from blip2cap.options import GenerateOptions, ModelOptions
 from blip2cap.records import Prompt
 from tests.checkpoints import KINDS, make_checkpoint

@@ -14,9 +14,9 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from blip2cap.decode.image import decode
-from blip2cap.model.resize import choose_resizer, resize_pixels
+from blip2cap.models.blip2.resize import choose_resizer, resize_pixels
 from blip2cap.options import DecodeOptions
-from blip2cap.scenes import draw
+from blip2cap.tiny.scenes import draw
 from tests.commands import environment
 
 pytestmark = pytest.mark.skipif(choose_resizer() is None, reason="this processor resizes with Pillow")
@@ -81,7 +81,7 @@ def test_a_thread_that_resizes_starts_no_others() -> None:
     """With a team of OpenMP threads for each, the model's threads would sleep at every operation."""
     code = """
 import os, threading, numpy as np, torch
-from blip2cap.model.resize import resize_pixels
+from blip2cap.models.blip2.resize import resize_pixels
 torch.set_num_threads(4)
 def work():
     before = len(os.listdir("/proc/self/task"))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from blip2cap.model.sampling import Sampler, SeededSampling, row_seed
+from blip2cap.models.blip2.sampling import Sampler, SeededSampling, row_seed
 from blip2cap.options import GenerateOptions
 
 

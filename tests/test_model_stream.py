@@ -10,10 +10,10 @@ import torch
 
 from blip2cap.batch_size import BatchSize
 from blip2cap.errors import ImageError
-from blip2cap.model.beams import Beams
-from blip2cap.model.cache import Cache
-from blip2cap.model.search import Greedy
-from blip2cap.model.stream import TextRow, TextStream, Tokens
+from blip2cap.models.blip2.beams import Beams
+from blip2cap.models.blip2.cache import Cache
+from blip2cap.models.blip2.search import Greedy
+from blip2cap.models.blip2.stream import TextRow, TextStream, Tokens
 from blip2cap.options import GenerateOptions
 from blip2cap.records import Generated
 from blip2cap.stopwatch import Stopwatch
@@ -294,7 +294,7 @@ def test_samples_of_one_prompt_come_together_in_their_order() -> None:
 
 def test_the_number_of_texts_grows_while_it_pays(monkeypatch: pytest.MonkeyPatch) -> None:
     clock = [0.0]
-    monkeypatch.setattr("blip2cap.model.stream.time.perf_counter", lambda: clock[0])
+    monkeypatch.setattr("blip2cap.models.blip2.stream.time.perf_counter", lambda: clock[0])
 
     class Costly(CountingDecoder):
         def step(self, ids_N: torch.Tensor, positions_N: torch.Tensor, cache: Cache, length: int) -> torch.Tensor:

@@ -11,10 +11,10 @@ import pytest
 import torch
 
 from blip2cap.errors import ImageError
-from blip2cap.model.blip2 import Blip2
-from blip2cap.model.library import LibraryStream
-from blip2cap.model.memory import memory_errors
-from blip2cap.model.stream import TextRow, Tokens
+from blip2cap.models.blip2.memory import memory_errors
+from blip2cap.models.blip2.model import Blip2
+from blip2cap.models.blip2.stream import TextRow, Tokens
+from blip2cap.models.blip2.transformers_generate import LibraryStream
 from blip2cap.options import GenerateOptions
 from blip2cap.records import Generated, Prompt
 from tests.checkpoints import make_checkpoint
@@ -112,5 +112,5 @@ def test_every_way_to_have_no_memory_is_a_memory_error(words: str) -> None:
 def test_less_memory_than_for_a_few_texts_is_respected(model: Blip2, monkeypatch: pytest.MonkeyPatch) -> None:
     assert model.decoder is not None
     num_bytes = model.decoder.bytes_per_row(model.num_query_tokens + 16, 8)
-    monkeypatch.setattr("blip2cap.model.texts.free_bytes", lambda device: num_bytes * 11)
+    monkeypatch.setattr("blip2cap.models.blip2.texts.free_bytes", lambda device: num_bytes * 11)
     assert model.texts(GenerateOptions(max_new_tokens=8), max_texts=None).max_texts == 5

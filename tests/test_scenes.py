@@ -7,8 +7,8 @@ from collections import Counter
 import numpy as np
 import pytest
 
-from blip2cap.scene_things import PAINTERS
-from blip2cap.scenes import (
+from blip2cap.tiny.scene_things import PAINTERS
+from blip2cap.tiny.scenes import (
     COLOURS,
     NUMBERS,
     PLACES,

@@ -12,7 +12,7 @@ from PIL import Image
 from transformers import Blip2ForConditionalGeneration, Blip2Processor
 
 from blip2cap import Captioner
-from blip2cap.model.checkpoint import TINY
+from blip2cap.models.checkpoint import TINY
 from tests.make_samples import FOLDER, GOLDEN, SAMPLES
 
 RESULTS = Path(__file__).parent.parent / "benchmarks" / "results" / "tiny.json"

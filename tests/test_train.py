@@ -14,7 +14,7 @@ from transformers import AutoTokenizer, Blip2ForConditionalGeneration
 
 from blip2cap.prompts import VQA_TEMPLATES
 from blip2cap.records import Generated, Prompt
-from blip2cap.scenes import PLACES, TRAINING_SEEDS, Question, Scene, draw
+from blip2cap.tiny.scenes import PLACES, TRAINING_SEEDS, Question, Scene, draw
 from blip2cap.train.accuracy import _differing_words, _score, measure
 from blip2cap.train.data import IGNORED, DataOptions, SceneBatches, patch_hints
 from blip2cap.train.loop import TrainOptions, learning_rate_at, train

@@ -25,7 +25,7 @@ from typer.testing import CliRunner
 
 from blip2cap.decode.image import Pixels
 from blip2cap.errors import ImageError
-from blip2cap.model.checkpoint import TINY
+from blip2cap.models.checkpoint import TINY
 from blip2cap.options import GenerateOptions
 from blip2cap.records import Generated
 from tests.fakes import FakeModel, FakeTexts
@@ -106,8 +106,8 @@ class LoadedStub(FakeModel):
 
 
 def put_in_place_of_the_model(stub: Stub) -> ModuleType:
-    """Make a module that stands in for `blip2cap.model.load`."""
-    ready = ModuleType("blip2cap.model.load")
+    """Make a module that stands in for `blip2cap.models.blip2.load`."""
+    ready = ModuleType("blip2cap.models.blip2.load")
     ready.__dict__["load"] = lambda checkpoint, options: LoadedStub(stub)
     return ready
 
@@ -169,7 +169,7 @@ def serve() -> None:
     """Start and wait as the lines of standard input ask."""
     # A kill loses nothing that was written, only a power cut does: waiting for the disk would prove nothing here.
     vars(os).update(fsync=_no_wait, fdatasync=_no_wait)
-    importlib.import_module("blip2cap.run")  # with torch
+    importlib.import_module("blip2cap.engine.run")  # with torch
     from blip2cap.cli import app
 
     CliRunner().invoke(app, ["caption", str(TINY), "--model", "tiny", "--dry-run"])  # imports the rest
@@ -221,7 +221,7 @@ def become(app: Any, question: dict[str, Any]) -> None:
     # Anew, as they decide by what they write to.
     sys.stdout, sys.stderr = os.fdopen(1, "w"), os.fdopen(2, "w", buffering=1, errors="backslashreplace")
     arguments = [os.fsdecode(bytes.fromhex(argument)) for argument in question["args"]]
-    sys.modules["blip2cap.model.load"] = put_in_place_of_the_model(Stub(**question["stub"]))
+    sys.modules["blip2cap.models.blip2.load"] = put_in_place_of_the_model(Stub(**question["stub"]))
     sys.argv = ["blip2cap", *arguments]
     app(arguments)
 

@@ -15,7 +15,7 @@ from typing import Any
 import torch
 
 from blip2cap.bench.stages import Pass
-from blip2cap.model.blip2 import Blip2
+from blip2cap.models.blip2.model import Blip2
 from blip2cap.options import GenerateOptions
 
 MODULE = "blip2cap.bench.plain_transformers"

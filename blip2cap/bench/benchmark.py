@@ -27,13 +27,13 @@ from blip2cap.bench.stages import (
 from blip2cap.bench.sweep import sweep
 from blip2cap.bench.work import count
 from blip2cap.errors import InputError, ModelError
-from blip2cap.model import quantize
-from blip2cap.model.blip2 import Blip2
-from blip2cap.model.checkpoint import Checkpoint, find
-from blip2cap.model.load import choose_device, choose_dtype, load
-from blip2cap.plan import Plan
+from blip2cap.models.blip2 import quantize
+from blip2cap.models.blip2.load import choose_device, choose_dtype, load
+from blip2cap.models.blip2.model import Blip2
+from blip2cap.models.checkpoint import Checkpoint, find
 from blip2cap.prompts import CAPTION_PROMPTS, VQA_TEMPLATES, Template
 from blip2cap.records import ImageRef
+from blip2cap.tasks.worklist import Plan
 
 _WEIGHT_BYTES = {"int8": 1.0, "int8-dynamic": 1.0, "fp8": 1.0, "nf4": 0.5}
 """Of a weight, by how it is quantised."""

@@ -15,7 +15,7 @@ from blip2cap.decode.read import read
 from blip2cap.errors import UsageError
 from blip2cap.options import DecodeOptions
 from blip2cap.records import ImageRef
-from blip2cap.scenes import draw
+from blip2cap.tiny.scenes import draw
 
 _QUALITY = 90
 

@@ -22,9 +22,9 @@ import blip2cap
 from blip2cap.decode.image import decode
 from blip2cap.decode.read import read
 from blip2cap.errors import ImageError
-from blip2cap.model.packed import pack
-from blip2cap.model.quantize import quantize
-from blip2cap.model.resize import choose_resizer
+from blip2cap.models.blip2.packed import pack
+from blip2cap.models.blip2.quantize import quantize
+from blip2cap.models.blip2.resize import choose_resizer
 from blip2cap.options import DecodeOptions
 from blip2cap.records import ImageRef
 

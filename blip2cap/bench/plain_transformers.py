@@ -31,8 +31,8 @@ from transformers import (
     InstructBlipProcessor,
 )
 
-from blip2cap.model.checkpoint import TINY, find
-from blip2cap.model.random_weights import build, stand_in_tokenizer
+from blip2cap.models.blip2.random_weights import build, stand_in_tokenizer
+from blip2cap.models.checkpoint import TINY, find
 from blip2cap.options import ModelOptions
 from blip2cap.prompts import CAPTION_PROMPTS, VQA_TEMPLATES
 

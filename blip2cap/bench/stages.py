@@ -14,13 +14,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from blip2cap.bench.machine import Decoding, synchroniser
+from blip2cap.engine.run import Engine, run
 from blip2cap.errors import ImageError
-from blip2cap.model.blip2 import Blip2
+from blip2cap.models.blip2.model import Blip2
 from blip2cap.options import BatchOptions, DecodeOptions, GenerateOptions
-from blip2cap.plan import Plan
+from blip2cap.outputs.journal import JournalSink
 from blip2cap.records import ImageRef
-from blip2cap.run import Engine, run
-from blip2cap.sink.journal import JournalSink
+from blip2cap.tasks.worklist import Plan
 
 _PASS_S = 4.5
 """How long one pass over the images should take, if their number may be chosen."""

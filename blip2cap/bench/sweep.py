@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from blip2cap.bench.stages import Setup, median, run_once
-from blip2cap.model.blip2 import Blip2
+from blip2cap.models.blip2.model import Blip2
 from blip2cap.options import BatchOptions
 from blip2cap.records import ImageRef
 

@@ -15,7 +15,7 @@ from typing import Annotated, Any
 
 import typer
 
-from blip2cap import remote
+from blip2cap import urls
 from blip2cap.cli import arguments as arg
 from blip2cap.cli.guard import handle_errors
 from blip2cap.cli.report import no_image, print_json
@@ -23,9 +23,9 @@ from blip2cap.cli.signals import stop_on_signal
 from blip2cap.cli.terminal import clean, say, write_out
 from blip2cap.errors import InputError, OutputError, UsageError
 from blip2cap.options import BatchOptions, DecodeOptions, GenerateOptions, ModelOptions, SourceOptions
-from blip2cap.plan import Plan
 from blip2cap.prompts import VQA_TEMPLATES, Template
 from blip2cap.records import ImageRef
+from blip2cap.tasks.worklist import Plan
 
 _DECODE, _MODEL, _GENERATE = DecodeOptions(), ModelOptions(), GenerateOptions()
 _NEW_TOKENS = 12
@@ -145,7 +145,7 @@ def _images(inputs: tuple[str, ...], limit: int | None) -> tuple[ImageRef, ...]:
     refs = tuple(itertools.islice(source, limit or _MOST_IMAGES))
     if not refs:
         raise InputError(no_image(source))
-    if any(ref.load or ref.error or ref.offset is not None or remote.scheme(ref.path) for ref in refs):
+    if any(ref.load or ref.error or ref.offset is not None or urls.scheme(ref.path) for ref in refs):
         raise UsageError("a benchmark reads its images many times: give folders or image files, no archives or URLs.")
     return refs
 

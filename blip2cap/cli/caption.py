@@ -7,7 +7,7 @@ from typing import Annotated
 from blip2cap.cli import arguments as arg
 from blip2cap.cli.execution import start
 from blip2cap.cli.guard import handle_errors
-from blip2cap.cli.job import Job
+from blip2cap.jobs.job import Job
 from blip2cap.options import (
     BatchOptions,
     DecodeOptions,

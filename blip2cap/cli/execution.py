@@ -13,7 +13,6 @@ from typing import TYPE_CHECKING, NoReturn
 
 import typer
 
-from blip2cap.cli.job import ANY_FAMILY, Job
 from blip2cap.cli.progress import Count, choose_progress
 from blip2cap.cli.report import (
     Failures,
@@ -30,22 +29,23 @@ from blip2cap.cli.signals import Stop, Stopped, stop_on_signal
 from blip2cap.cli.terminal import clean, say
 from blip2cap.decode.trace import Trace, trace_path
 from blip2cap.errors import InputError, UsageError
-from blip2cap.keys import Keys
-from blip2cap.plan import Plan, Task
+from blip2cap.jobs.job import ANY_FAMILY, Job
+from blip2cap.key_set import Keys
+from blip2cap.outputs import journal as journals
+from blip2cap.outputs import parquet
+from blip2cap.outputs.base import Output
+from blip2cap.outputs.journal import Journal, JournalSink
+from blip2cap.outputs.parquet import ParquetSink
+from blip2cap.outputs.stream import StreamSink
 from blip2cap.records import ImageRef
-from blip2cap.sink import journal as journals
-from blip2cap.sink import parquet
-from blip2cap.sink.base import Output
-from blip2cap.sink.journal import Journal, JournalSink
-from blip2cap.sink.parquet import ParquetSink
-from blip2cap.sink.stream import StreamSink
+from blip2cap.tasks.worklist import Plan, Task
 
 if TYPE_CHECKING:
     import torch
 
-    from blip2cap.model.blip2 import Blip2
-    from blip2cap.model.checkpoint import Checkpoint
-    from blip2cap.run import Engine, ReadAhead, Summary
+    from blip2cap.engine.run import Engine, ReadAhead, Summary
+    from blip2cap.models.blip2.model import Blip2
+    from blip2cap.models.checkpoint import Checkpoint
     from blip2cap.source.inputs import Source
 
 _SOME_FAILED = 3
@@ -100,7 +100,7 @@ def _open(job: Job) -> Output | StreamSink:
 
 
 def _run(job: Job, source: Source, sink: Output | StreamSink, stop: Stop) -> None:
-    from blip2cap.model.checkpoint import find
+    from blip2cap.models.checkpoint import find
 
     checkpoint = find(job.model)
     plan = job.plan(checkpoint.family)
@@ -156,14 +156,14 @@ def _read_ahead(job: Job, checkpoint: Checkpoint, tasks: Iterator[Task], trace: 
     """Begin to read and decode, before the model is there: loading one may take a minute. This imports torch."""
     if not job.quiet:
         say(f"loading {clean(checkpoint.name)} ...")
-    from blip2cap.run import ReadAhead
+    from blip2cap.engine.run import ReadAhead
 
     return closing(ReadAhead(tasks, job.decode, checkpoint.image_size, job.batch, trace))
 
 
 def load_model(job: Job, checkpoint: Checkpoint, dtype: str) -> Blip2:
     """Load the model, and say how it computes."""
-    from blip2cap.model.load import load
+    from blip2cap.models.blip2.load import load
 
     model = load(checkpoint, replace(job.model, dtype=dtype))
     if not job.quiet:
@@ -182,7 +182,7 @@ def _write_rows(
     stop: Stop,
     count: Count | None,
 ) -> Summary:
-    from blip2cap.run import run
+    from blip2cap.engine.run import run
 
     with watched_engine(job, model, count) as (engine, on_batch):
         return run(engine, images, sink, on_batch=on_batch, stopped=lambda: stop.signal != 0)
@@ -191,7 +191,7 @@ def _write_rows(
 @contextmanager
 def watched_engine(job: Job, model: Blip2, count: Count | None) -> Iterator[tuple[Engine, Callable[[Summary], None]]]:
     """Give the engine of a run, whose failures are named, and what moves its progress on after each batch."""
-    from blip2cap.run import Engine
+    from blip2cap.engine.run import Engine
 
     rows_on_terminal = job.out == "-" and sys.stdout.isatty()
     progress = choose_progress(quiet=job.quiet, rows_on_terminal=rows_on_terminal, count=count)

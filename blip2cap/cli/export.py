@@ -13,12 +13,12 @@ import typer
 from blip2cap.cli.guard import handle_errors
 from blip2cap.cli.terminal import clean, say, write_out
 from blip2cap.errors import UsageError
-from blip2cap.export.engine import Summary, export
-from blip2cap.export.item import Item, Items
-from blip2cap.export.options import APPLY, EXISTING, ExportOptions, parse_affixes
-from blip2cap.export.writer import COLLISION, MISSING_IMAGE, NOT_TEXT, OUTSIDE, UNNAMEABLE
-from blip2cap.results import Results
-from blip2cap.sink.made_with import find_plan, paths_of, read_manifest
+from blip2cap.outputs.export.engine import Summary, export
+from blip2cap.outputs.export.item import Item, Items
+from blip2cap.outputs.export.options import APPLY, EXISTING, ExportOptions, parse_affixes
+from blip2cap.outputs.export.writer import COLLISION, MISSING_IMAGE, NOT_TEXT, OUTSIDE, UNNAMEABLE
+from blip2cap.outputs.open import find_plan, paths_of, read_manifest
+from blip2cap.outputs.read import Results
 from blip2cap.source.walk import IMAGE_SUFFIXES
 
 _LEFT_OUT = 3
@@ -110,7 +110,7 @@ def run_export(
     rows = Results(results)
     manifest = None if results == "-" else read_manifest(results)
     settings = manifest.settings if manifest else {}
-    from blip2cap.export.formats import make_writer  # late: what writes every format takes time to import
+    from blip2cap.outputs.export.formats import make_writer  # late: what writes every format takes time to import
 
     writer = make_writer(options, _root(images, str(settings.get("input_root", ""))), settings)
     _keep_inputs(writer.out, extension, results)
@@ -134,7 +134,7 @@ def _count_parts(results: str) -> dict[str, int]:
     plan = find_plan(results) if os.path.isdir(results) else None
     if plan is None:
         return {}
-    from blip2cap.sink.counts import done_parts
+    from blip2cap.outputs.parts.counts import done_parts
 
     return {"parts": plan.num_parts, "parts_there": len(done_parts(plan.store, plan))}
 

@@ -11,9 +11,8 @@ from typing import TYPE_CHECKING, Any, NoReturn
 
 import typer
 
-from blip2cap import remote
+from blip2cap import urls
 from blip2cap.cli.execution import go_on, load_model, say_damaged, watched_engine
-from blip2cap.cli.job import ANY_FAMILY, Job
 from blip2cap.cli.report import (
     flag_facts,
     no_image,
@@ -26,16 +25,17 @@ from blip2cap.cli.report import (
 from blip2cap.cli.signals import Stop
 from blip2cap.cli.terminal import clean, say
 from blip2cap.errors import InputError
-from blip2cap.sink.counts import Counts, done_parts, read_counts, total
-from blip2cap.sink.part import sweep
-from blip2cap.sink.parts_plan import PART_SIZE, PartsPlan, check_ref, make_plan, read_plan
-from blip2cap.sink.store import Store, open_store
+from blip2cap.jobs.job import ANY_FAMILY, Job
+from blip2cap.outputs.parts.counts import Counts, done_parts, read_counts, total
+from blip2cap.outputs.parts.part import sweep
+from blip2cap.outputs.parts.plan import PART_SIZE, PartsPlan, check_ref, make_plan, read_plan
+from blip2cap.outputs.parts.store import Store, open_store
 from blip2cap.source.inputs import Source
 
 if TYPE_CHECKING:
-    from blip2cap.model.checkpoint import Checkpoint
-    from blip2cap.parts import PartQueue
-    from blip2cap.run import Summary
+    from blip2cap.engine.run import Summary
+    from blip2cap.jobs.parts import PartQueue
+    from blip2cap.models.checkpoint import Checkpoint
 
 _SOME_FAILED = 3
 _PLANNED = ("inputs", "files_from", "null_separated", "limit", "include", "exclude", "image_column")
@@ -49,7 +49,7 @@ def start_parts(job: Job, source: Source, stop: Stop, *, dry_run: bool) -> None:
     if dry_run:
         _dry_run(job, source, store, parts)
         return
-    from blip2cap.model.checkpoint import find
+    from blip2cap.models.checkpoint import find
 
     checkpoint = find(job.model)
     settings = job.settings(source) | job.model_settings(checkpoint) | _settings_of_parts(job, source)
@@ -70,7 +70,7 @@ def start_parts(job: Job, source: Source, stop: Stop, *, dry_run: bool) -> None:
     todo = _in_turn(store, job, sorted(mine - done)) + sorted(again)
     if not todo:
         _end(job, source, store, parts, mine, before)
-    from blip2cap.parts import PartQueue
+    from blip2cap.jobs.parts import PartQueue
 
     queue = PartQueue(store, parts, job.plan(checkpoint.family), todo, again)
     num_failed = sum(before[index].num_failed for index in again)
@@ -94,9 +94,9 @@ def _settings_of_parts(job: Job, source: Source) -> dict[str, Any]:
 
 def _without_secrets(given: str) -> str:
     """Name an input in what others may read: of a URL that opens doors, what may be shown, and a hash to compare."""
-    if remote.scheme(given) and not remote.is_http(given):
+    if urls.scheme(given) and not urls.is_http(given):
         return given.rstrip("/")  # one folder, however it is written
-    shown = remote.shown(given)
+    shown = urls.shown(given)
     return given if shown == given else f"{shown} #{hashlib.sha256(os.fsencode(given)).hexdigest()[:8]}"
 
 
@@ -114,7 +114,7 @@ def _make_plan(
     job: Job, source: Source, store: Store, settings: Mapping[str, Any], checkpoint: Checkpoint
 ) -> PartsPlan:
     """List all inputs, as the first process of a plan does. This imports torch."""
-    from blip2cap.model.load import choose_device, choose_dtype
+    from blip2cap.models.blip2.load import choose_device, choose_dtype
 
     dtype = choose_dtype(job.model.dtype, choose_device(job.model.device), checkpoint)
     if not job.quiet:
@@ -156,7 +156,7 @@ def _do(job: Job, checkpoint: Checkpoint, parts: PartsPlan, queue: PartQueue, nu
     """Load the model and do all parts of the queue."""
     if not job.quiet:
         say(f"loading {clean(checkpoint.name)} ...")
-    from blip2cap.parts import run_parts
+    from blip2cap.jobs.parts import run_parts
 
     with closing(queue):
         model = load_model(job, checkpoint, _dtype(job, parts))

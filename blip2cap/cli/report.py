@@ -9,12 +9,12 @@ from typing import TYPE_CHECKING, Any
 
 from blip2cap.cli.terminal import clean, say, write_out
 from blip2cap.errors import ImageError
-from blip2cap.plan import Plan
 from blip2cap.records import ImageRef
-from blip2cap.remote import shown
+from blip2cap.tasks.worklist import Plan
+from blip2cap.urls import shown
 
 if TYPE_CHECKING:
-    from blip2cap.run import Summary
+    from blip2cap.engine.run import Summary
     from blip2cap.source.inputs import Source
 
 _NAMED_FAILURES = 20

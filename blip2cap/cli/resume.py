@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from blip2cap.cli.terminal import clean
-from blip2cap.remote import shown
+from blip2cap.urls import shown
 
 
 def this_command(*, without: str | None = None) -> str:

@@ -11,7 +11,7 @@ import typer
 
 from blip2cap.cli.guard import handle_errors
 from blip2cap.cli.terminal import clean, write_out
-from blip2cap.results import Results
+from blip2cap.outputs.read import Results
 
 
 @handle_errors

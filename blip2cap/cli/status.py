@@ -13,7 +13,7 @@ from blip2cap.cli.guard import handle_errors
 from blip2cap.cli.report import print_json
 from blip2cap.cli.terminal import clean, write_out
 from blip2cap.errors import InputError, UsageError
-from blip2cap.sink.made_with import find_plan
+from blip2cap.outputs.open import find_plan
 
 _NOT_ALL_OK = 3
 _SHOWN = ("command", "model", "dtype", "quantize", "prompt", "template")
@@ -47,8 +47,8 @@ def status(
 
 
 def _parts_facts(out: str) -> dict[str, Any]:
-    from blip2cap.sink.counts import done_parts, read_counts, total
-    from blip2cap.sink.part import num_rows_in_work
+    from blip2cap.outputs.parts.counts import done_parts, read_counts, total
+    from blip2cap.outputs.parts.part import num_rows_in_work
 
     plan = find_plan(out)
     if plan is None:
@@ -69,7 +69,7 @@ def _parts_facts(out: str) -> dict[str, Any]:
 
 
 def _journal_facts(path: Path) -> dict[str, Any]:
-    from blip2cap.sink import journal, parquet
+    from blip2cap.outputs import journal, parquet
 
     read_output = parquet.read_output if path.suffix.lower() == ".parquet" else journal.read_output
     manifest, there = read_output(path)

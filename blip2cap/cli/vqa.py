@@ -9,8 +9,8 @@ from blip2cap.cli import arguments as arg
 from blip2cap.cli.config import read_questions
 from blip2cap.cli.execution import start
 from blip2cap.cli.guard import handle_errors
-from blip2cap.cli.job import Job
 from blip2cap.errors import UsageError
+from blip2cap.jobs.job import Job
 from blip2cap.options import (
     ANSWER_NEW_TOKENS,
     BatchOptions,

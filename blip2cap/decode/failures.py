@@ -8,8 +8,8 @@ from contextlib import contextmanager
 
 from PIL import Image, UnidentifiedImageError
 
-from blip2cap.decode.cut import is_cut
 from blip2cap.decode.formats import formats
+from blip2cap.decode.truncation import is_cut
 from blip2cap.errors import ImageError
 
 _HEIC_BRANDS = (b"heic", b"heix", b"hevc", b"hevx", b"heim", b"heis", b"mif1", b"msf1")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import stat
 
-from blip2cap import remote
+from blip2cap import urls
 from blip2cap.errors import ImageError
 from blip2cap.options import DecodeOptions
 from blip2cap.records import ImageRef
@@ -25,12 +25,12 @@ def read(ref: ImageRef, options: DecodeOptions) -> bytes:
         data = ref.load()
         _check_size(len(data), options)
         return data
-    if remote.is_http(ref.path):
+    if urls.is_http(ref.path):
         if not options.allow_http:
             raise ImageError("unsupported", "not fetched without --allow-http")
-        return remote.read_http(ref.path, options.max_bytes)
-    if remote.scheme(ref.path):
-        return remote.read(ref.path, ref.num_bytes, options.max_bytes)
+        return urls.read_http(ref.path, options.max_bytes)
+    if urls.scheme(ref.path):
+        return urls.read(ref.path, ref.num_bytes, options.max_bytes)
     return _read_file(ref, options)
 
 

@@ -15,16 +15,16 @@ from collections.abc import Callable, Iterable, Iterator
 from itertools import islice
 from typing import BinaryIO
 
-from blip2cap import remote
+from blip2cap import urls
 from blip2cap.errors import InputError
-from blip2cap.keys import Keys
+from blip2cap.key_set import Keys
 from blip2cap.options import SourceOptions
 from blip2cap.records import ImageRef
 from blip2cap.source import parquet, tar
 from blip2cap.source.braces import expand
+from blip2cap.source.buckets import look_up, open_url, walk
 from blip2cap.source.lists import split
 from blip2cap.source.patterns import Patterns
-from blip2cap.source.remote import look_up, open_url, walk
 from blip2cap.source.walk import IMAGE_SUFFIXES, Walk
 
 
@@ -45,12 +45,12 @@ class Source:
         """What to tell about archives that could not be read to their end."""
         self.inputs = tuple(name for given in options.inputs for name in _names(given))
         for given in (*self.inputs, *options.files_from):
-            if given != "-" and not remote.scheme(given) and not os.path.exists(given):
+            if given != "-" and not urls.scheme(given) and not os.path.exists(given):
                 raise InputError(f"{given}: no such file or folder. Paths are relative to {os.getcwd()}.")
         for given in options.files_from:
             if os.path.isdir(given):
                 raise InputError(f"--files-from {given}: a folder. Expected a file of paths; give folders as INPUT.")
-        self._remote = look_up([given for given in self.inputs if remote.scheme(given)])
+        self._remote = look_up([given for given in self.inputs if urls.scheme(given)])
         """URL -> file or directory."""
         self._archives: dict[str, Callable[[], Iterator[ImageRef]]] = {}
         self._streamed = bool(self._remote)
@@ -64,8 +64,8 @@ class Source:
         lower = given.lower()
         if not lower.endswith((*tar.SUFFIXES, ".parquet")) or self._is_folder(given):
             return
-        if remote.is_http(given):
-            raise InputError(f"{remote.shown(given)}: only images are read from web servers. Fetch this file first.")
+        if urls.is_http(given):
+            raise InputError(f"{urls.shown(given)}: only images are read from web servers. Fetch this file first.")
         open_remote = functools.partial(open_url, given) if given in self._remote else None
         if _is_parquet(given):
             self._archives[given] = parquet.ParquetTable(given, self.options.image_column, open_remote).refs
@@ -131,7 +131,7 @@ class Source:
             elif self._is_folder(given):
                 yield from self._folder(given, f"{given.rstrip('/')}/", in_order)
             elif given in self._archives:
-                yield from self._wanted(self._archives[given](), f"{remote.without_password(given)}#")
+                yield from self._wanted(self._archives[given](), f"{urls.without_password(given)}#")
             else:
                 yield from self._wanted([_named(given)])
         for given in self.options.files_from:
@@ -173,7 +173,7 @@ def _names(given: str) -> list[str]:
 
 
 def _named(path: str) -> ImageRef:
-    return ImageRef(path=path, name=remote.without_password(path))
+    return ImageRef(path=path, name=urls.without_password(path))
 
 
 def _is_parquet(given: str) -> bool:

@@ -18,7 +18,7 @@ from typing import Any
 
 from blip2cap.errors import ImageError, InputError
 from blip2cap.records import ImageRef
-from blip2cap.remote import shown
+from blip2cap.urls import shown
 
 _ROWS_AT_ONCE = 16
 _NUM_WAITING = 64

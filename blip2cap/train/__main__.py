@@ -13,10 +13,10 @@ import torch
 import transformers
 import typer
 
-from blip2cap.model.checkpoint import find
-from blip2cap.model.load import load
+from blip2cap.models.blip2.load import load
+from blip2cap.models.checkpoint import find
 from blip2cap.options import ModelOptions
-from blip2cap.scenes import VALIDATION_SEEDS
+from blip2cap.tiny.scenes import VALIDATION_SEEDS
 from blip2cap.train.accuracy import measure
 from blip2cap.train.loop import TrainOptions, train
 

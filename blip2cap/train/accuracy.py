@@ -11,11 +11,11 @@ from itertools import islice
 from typing import Any
 
 from blip2cap.decode.image import Pixels, decode
-from blip2cap.model.blip2 import Blip2
+from blip2cap.models.blip2.model import Blip2
 from blip2cap.options import ANSWER_NEW_TOKENS, DecodeOptions, GenerateOptions
 from blip2cap.prompts import VQA_TEMPLATES, Template
 from blip2cap.records import Generated, Prompt
-from blip2cap.scenes import VALIDATION_SEEDS, Question, Scene, draw
+from blip2cap.tiny.scenes import VALIDATION_SEEDS, Question, Scene, draw
 
 _SIZES = ((640, 480), (480, 640), (512, 512), (800, 450))
 """Files come in many shapes; most of them as the first."""

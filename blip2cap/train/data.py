@@ -15,7 +15,7 @@ from torch.utils.data import DataLoader, Dataset
 from transformers import PreTrainedTokenizerFast
 
 from blip2cap.prompts import VQA_TEMPLATES
-from blip2cap.scenes import COLOURS, PLURALS, TRAINING_SEEDS, Scene, draw
+from blip2cap.tiny.scenes import COLOURS, PLURALS, TRAINING_SEEDS, Scene, draw
 from blip2cap.train.tiny import IMAGE_SIZE, PATCH_SIZE
 
 IGNORED = -100

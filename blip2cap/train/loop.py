@@ -20,8 +20,8 @@ from torch.nn import functional
 from transformers import Blip2ForConditionalGeneration
 from transformers.image_utils import OPENAI_CLIP_MEAN, OPENAI_CLIP_STD
 
-from blip2cap.model.blip2 import Blip2
-from blip2cap.scenes import COLOURS, PLURALS
+from blip2cap.models.blip2.model import Blip2
+from blip2cap.tiny.scenes import COLOURS, PLURALS
 from blip2cap.train.accuracy import measure
 from blip2cap.train.data import IGNORED, Batch, DataOptions, batches
 from blip2cap.train.tiny import new_model, new_processor, tiny_config

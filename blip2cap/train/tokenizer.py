@@ -8,7 +8,7 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, 
 from transformers import PreTrainedTokenizerFast
 
 from blip2cap.prompts import VQA_TEMPLATES
-from blip2cap.scenes import TRAINING_SEEDS, draw
+from blip2cap.tiny.scenes import TRAINING_SEEDS, draw
 
 SPECIAL_TOKENS = ("<s>", "<pad>", "</s>", "<unk>", "<image>")
 """Ids 0 to 4, the first four as in OPT: `</s>` begins a text and ends it."""

@@ -1,0 +1,108 @@
+"""Linear layers with 8-bit weights and 8-bit activations, on a CPU or a GPU, without an extra package.
+
+Weights have a scale for each output, activations one for each row, found anew in every call: what a row gives does not
+depend on its neighbours.
+
+Measured with four layers of ViT-g and four of OPT-2.7b on two cores of an EPYC with VNNI, 8 images: image side 0.77 s,
+text side 0.60 s; in bfloat16 1.12 and 0.96 s; with float32 for the activations 1.04 and 1.43 s. So `auto`, which is
+bfloat16 on such a processor, is the best dtype for this too. Layers of 128, as in `tiny`, are too small to gain.
+"""
+
+from __future__ import annotations
+
+import platform
+
+import torch
+from torch import nn
+
+from blip2cap.models.blip2.cpu import adds_int8_without_overflow, has_onednn
+
+_LARGEST = 126
+"""Of a row: what is largest may come out a little larger, since its scale is rounded, and 127 still fits."""
+_SMALLER = 62
+"""For processors that add pairs of products in 16 bits: 2 * 127 * (62 + 64) fits."""
+_BLOCK = 512
+"""Rows at a time on a CPU: what is made of them on the way stays in its cache."""
+_GPU_MIN_ROWS = 32
+"""cuBLAS multiplies 8-bit matrices of more than 16 rows only."""
+
+
+def cpu_can_int8() -> bool:
+    """Say whether this CPU, and this torch, have the kernels."""
+    return (
+        platform.machine().lower() in ("x86_64", "amd64")
+        and has_onednn()
+        and all(hasattr(torch.ops.onednn, name) for name in ("qlinear_prepack", "qlinear_pointwise"))
+    )
+
+
+class Int8Linear(nn.Module):
+    """A Linear on a CPU. Rows travel as bytes around 128: only for those do the kernels exist, not for signed ones."""
+
+    def __init__(self, linear: nn.Linear) -> None:
+        super().__init__()
+        values_OI, self.scale_O = _quantize_weight(linear.weight.detach())
+        self.weight: torch.Tensor = torch.ops.onednn.qlinear_prepack(values_OI, None)
+        self.zero_O = torch.zeros(len(values_OI), dtype=torch.int32)
+        self.bias = None if linear.bias is None else linear.bias.detach()
+        self.largest = _LARGEST if adds_int8_without_overflow() else _SMALLER
+        self.zero = self.largest + 2
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """Return [..., out_features] for [..., in_features]."""
+        x_NI = x.reshape(-1, x.shape[-1])
+        if len(x_NI) <= _BLOCK:
+            return self._multiply(x_NI).view(*x.shape[:-1], -1)
+        y_NO = x.new_empty((len(x_NI), len(self.scale_O)))
+        for x_block, y_block in zip(x_NI.split(_BLOCK), y_NO.split(_BLOCK), strict=True):  # type: ignore[no-untyped-call]
+            y_block.copy_(self._multiply(x_block))
+        return y_NO.view(*x.shape[:-1], -1)
+
+    def _multiply(self, x: torch.Tensor) -> torch.Tensor:
+        values_NI, scale_N1 = _quantize_rows(x, self.largest)
+        bytes_NI = values_NI.add_(self.zero).to(torch.uint8)
+        dtype = torch.bfloat16 if x.dtype == torch.bfloat16 else torch.float32
+        y_NO = torch.ops.onednn.qlinear_pointwise(
+            *(bytes_NI, 1.0, self.zero, self.weight, self.scale_O, self.zero_O, None),
+            *(1.0, 0, dtype, "none", [], ""),
+        )
+        if self.bias is None:
+            y_NO.mul_(scale_N1)
+        else:
+            y_NO = torch.addcmul(self.bias.to(dtype), y_NO, scale_N1.to(dtype))
+        return y_NO.to(x.dtype)
+
+
+class GpuInt8Linear(nn.Module):
+    """A Linear on a GPU."""
+
+    def __init__(self, linear: nn.Linear) -> None:
+        super().__init__()
+        self.weight, self.scale_O = _quantize_weight(linear.weight.detach())
+        self.bias = None if linear.bias is None else linear.bias.detach()
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """Return [..., out_features] for [..., in_features]."""
+        values_NI, scale_N1 = _quantize_rows(x.reshape(-1, x.shape[-1]), _LARGEST)
+        num_rows = len(values_NI)
+        signed_NI = values_NI.to(torch.int8)
+        if num_rows < _GPU_MIN_ROWS:
+            signed_NI = nn.functional.pad(signed_NI, (0, 0, 0, _GPU_MIN_ROWS - num_rows))
+        y_NO = torch._int_mm(signed_NI, self.weight.t())[:num_rows] * self.scale_O
+        y_NO.mul_(scale_N1)
+        if self.bias is not None:
+            y_NO += self.bias
+        return y_NO.to(x.dtype).view(*x.shape[:-1], -1)
+
+
+def _quantize_weight(weight_OI: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return int8 [O, I] and its scales, float32 [O]."""
+    weight_OI = weight_OI.float()
+    scale_O = (weight_OI.abs().amax(1) / 127).clamp_(min=torch.finfo(torch.float32).tiny)
+    return (weight_OI / scale_O[:, None]).round_().to(torch.int8), scale_O
+
+
+def _quantize_rows(x_NI: torch.Tensor, largest: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return whole numbers from -largest to largest in the dtype of x, and their scales, [N, 1]."""
+    scale_N1 = (x_NI.abs().amax(1, keepdim=True) / largest).clamp_(min=torch.finfo(x_NI.dtype).tiny)
+    return x_NI.div(scale_N1).round_(), scale_N1

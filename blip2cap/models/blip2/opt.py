@@ -1,0 +1,179 @@
+"""OPT's decoder, lean: over the weights that transformers loaded, with a cache that is written in place.
+
+Shapes: N = rows, I = images, Q = query tokens, T = tokens of the prompt, S = positions in the cache, H = heads,
+K = size of a head, D = hidden size, V = vocabulary.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch.nn import functional
+
+from blip2cap.models.blip2.attention import attend
+from blip2cap.models.blip2.cache import Cache, CacheOwner
+from blip2cap.models.blip2.fused import fuse, project
+
+_PROJECTIONS = ("q_proj", "k_proj", "v_proj")
+_Attend = Callable[[int, torch.Tensor, torch.Tensor, torch.Tensor], torch.Tensor]
+
+
+class OptDecoder(CacheOwner):
+    """Prefills rows of a cache, and steps the first rows by a token each."""
+
+    def __init__(self, language_model: Any) -> None:
+        self.decoder = language_model.model.decoder
+        super().__init__(self.decoder.embed_positions.weight)
+        self.lm_head = language_model.lm_head
+        self.config = language_model.config
+        self.head_size = self.config.hidden_size // self.config.num_attention_heads
+
+    @staticmethod
+    def fuse(language_model: Any) -> None:
+        """Lay query, key and value of each layer into one matrix."""
+        for layer in language_model.model.decoder.layers:
+            fuse(layer.self_attn, _PROJECTIONS, "qkv")
+
+    def num_given(self, num_prefix: int) -> int:
+        """How many positions of a row are taken before its first new token."""
+        return num_prefix
+
+    def _allocate(self, like: torch.Tensor, num_rows: int, num_prefix: int, max_new_tokens: int) -> Cache:
+        return Cache.allocate(
+            like,
+            num_layers=len(self.decoder.layers),
+            num_rows=num_rows,
+            num_heads=self.config.num_attention_heads,
+            head_size=self.head_size,
+            length=num_prefix + max_new_tokens,
+        )
+
+    def prefill(
+        self,
+        image_IQD: torch.Tensor,
+        image_of_N: torch.Tensor,
+        prompts: Sequence[torch.Tensor],
+        cache: Cache,
+        first_row: int,
+        num_beams: int = 1,
+    ) -> torch.Tensor:
+        """Run image and prompt of N texts into the cache, each `num_beams` times from `first_row` on.
+
+        Each of `prompts` holds the ids, [n, T], of the next n texts. Returns the logits that follow, [N, V]. An image
+        that several prompts ask about runs once.
+        """
+        image_IQD = image_IQD.to(self.decoder.embed_tokens.weight.dtype)
+        once = len(image_IQD) == len(image_of_N)
+        of_images = [] if once else self._run_images(image_IQD)
+        logits, first = [], 0
+        for ids_NT in prompts:
+            which_N = image_of_N[first : first + len(ids_NT)]
+            rows = slice(first_row + first * num_beams, first_row + (first + len(ids_NT)) * num_beams)
+            text_NTD = self.decoder.embed_tokens(ids_NT)
+            if once:
+                prefix_NTD = torch.cat([image_IQD[which_N], text_NTD], dim=1)
+                hidden_NTD = self._run_whole(prefix_NTD, cache, rows, num_beams)
+            else:
+                hidden_NTD = self._run_after(of_images, which_N, text_NTD, cache, rows, num_beams)
+            logits.append(self._logits(hidden_NTD[:, -1]))
+            first += len(ids_NT)
+        return torch.cat(logits)
+
+    def _run_whole(self, prefix_NTD: torch.Tensor, cache: Cache, rows: slice, num_beams: int) -> torch.Tensor:
+        """Run image and prompt together."""
+        length = prefix_NTD.shape[1]
+
+        def mix(index: int, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor) -> torch.Tensor:
+            cache.keep(index, rows, key, value, num_beams)
+            return attend(query, key, value, None)
+
+        return self._run(prefix_NTD, self._positions(0, length, prefix_NTD), mix)
+
+    def _run_images(self, image_IQD: torch.Tensor) -> list[tuple[torch.Tensor, torch.Tensor]]:
+        """Run images alone; return the keys and values of each layer, [I, H, Q, K]."""
+        of_layers: list[tuple[torch.Tensor, torch.Tensor]] = []
+
+        def mix(index: int, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor) -> torch.Tensor:
+            of_layers.append((key, value))
+            return attend(query, key, value, None)
+
+        self._run(image_IQD, self._positions(0, image_IQD.shape[1], image_IQD), mix)
+        return of_layers
+
+    def _run_after(
+        self,
+        of_images: list[tuple[torch.Tensor, torch.Tensor]],
+        image_of_N: torch.Tensor,
+        text_NTD: torch.Tensor,
+        cache: Cache,
+        rows: slice,
+        num_beams: int,
+    ) -> torch.Tensor:
+        """Run prompts after their images."""
+        num_queries, num_tokens = of_images[0][0].shape[2], text_NTD.shape[1]
+        length = num_queries + num_tokens
+        unseen_TS = torch.ones(num_tokens, length, dtype=torch.bool, device=text_NTD.device).triu(num_queries + 1)
+        mask_TS = torch.zeros_like(unseen_TS, dtype=text_NTD.dtype).masked_fill_(unseen_TS, float("-inf"))
+
+        def mix(index: int, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor) -> torch.Tensor:
+            image_key, image_value = of_images[index]
+            key = torch.cat([image_key[image_of_N], key], dim=2)
+            value = torch.cat([image_value[image_of_N], value], dim=2)
+            cache.keep(index, rows, key, value, num_beams)
+            return attend(query, key, value, mask_TS)
+
+        return self._run(text_NTD, self._positions(num_queries, length, text_NTD), mix)
+
+    def step(self, ids_N: torch.Tensor, positions_N: torch.Tensor, cache: Cache, length: int) -> torch.Tensor:
+        """Run one token of each of the first N rows at its position, all of them below `length`.
+
+        Returns the logits that follow, [N, V].
+        """
+        own = cache.own_L2RHSK[:, :, : len(ids_N), :, :length]
+        unseen_NS = torch.arange(length, device=ids_N.device) > positions_N.unsqueeze(1)
+        mask_N11S = torch.zeros_like(unseen_NS, dtype=own.dtype).masked_fill_(unseen_NS, float("-inf"))[:, None, None]
+        rows_N = torch.arange(len(ids_N), device=ids_N.device)
+
+        def attend_cached(index: int, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor) -> torch.Tensor:
+            keys, values = own[index]
+            keys[rows_N, :, positions_N] = key.squeeze(2)
+            values[rows_N, :, positions_N] = value.squeeze(2)
+            return attend(query, keys, values, mask_N11S)
+
+        hidden_N1D = self._run(self.decoder.embed_tokens(ids_N).unsqueeze(1), positions_N.unsqueeze(1), attend_cached)
+        return self._logits(hidden_N1D.squeeze(1))
+
+    def _positions(self, begin: int, end: int, like: torch.Tensor) -> torch.Tensor:
+        return torch.arange(begin, end, device=like.device).unsqueeze(0)
+
+    def _logits(self, hidden_ND: torch.Tensor) -> torch.Tensor:
+        logits: torch.Tensor = self.lm_head(hidden_ND)
+        return logits.float()
+
+    def _run(self, hidden_NTD: torch.Tensor, positions: torch.Tensor, mix: _Attend) -> torch.Tensor:
+        decoder, before = self.decoder, self.config.do_layer_norm_before
+        if decoder.project_in is not None:
+            hidden_NTD = decoder.project_in(hidden_NTD)
+        table = decoder.embed_positions
+        hidden_NTD = hidden_NTD + functional.embedding(positions + table.offset, table.weight)
+        num_rows, length, size = hidden_NTD.shape
+        shape = (num_rows, length, 3, self.config.num_attention_heads, self.head_size)
+        for index, layer in enumerate(decoder.layers):
+            attention = layer.self_attn
+            normed = layer.self_attn_layer_norm(hidden_NTD) if before else hidden_NTD
+            qkv = project(attention, _PROJECTIONS, "qkv", normed)
+            query, key, value = qkv.view(shape).permute(2, 0, 3, 1, 4)
+            mixed_NHTK = mix(index, query * attention.scaling, key, value)
+            mixed_NTD = mixed_NHTK.transpose(1, 2).reshape(num_rows, length, size)
+            hidden_NTD = hidden_NTD + attention.out_proj(mixed_NTD)
+            if not before:
+                hidden_NTD = layer.self_attn_layer_norm(hidden_NTD)
+            normed = layer.final_layer_norm(hidden_NTD) if before else hidden_NTD
+            hidden_NTD = hidden_NTD + layer.fc2(layer.activation_fn(layer.fc1(normed)))
+            if not before:
+                hidden_NTD = layer.final_layer_norm(hidden_NTD)
+        if decoder.final_layer_norm is not None:
+            hidden_NTD = decoder.final_layer_norm(hidden_NTD)
+        return hidden_NTD if decoder.project_out is None else decoder.project_out(hidden_NTD)

@@ -1,0 +1,370 @@
+"""Rows -> an append-only JSONL file that is its own journal.
+
+A batch is one write followed by one fdatasync. What a cut leaves is whole lines and at most one torn tail, which the
+next run cuts off before it writes. Damage anywhere else is refused with its line number: nothing is repaired by
+guessing.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import stat
+from collections import Counter
+from collections.abc import Container, Iterable, Iterator, Mapping
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+from blip2cap.errors import OutputError, OutputRefusedError
+from blip2cap.key_set import Keys
+from blip2cap.outputs.files import OS_FILES, Files, behind, close_quietly, read_blocks, sync_folder, write_all
+from blip2cap.outputs.manifest import USE_ANOTHER, Manifest
+from blip2cap.records import Row, row_key
+
+_BLOCK = 1 << 20
+_APPEND = os.O_RDWR | os.O_CREAT | os.O_APPEND
+_raw_decode = json.JSONDecoder().raw_decode
+
+
+@dataclass(kw_only=True, slots=True)
+class Journal:
+    """What a JSONL file holds before a run adds to it."""
+
+    finished: Keys = field(default_factory=Keys)
+    """Keys of its rows; of failed ones too, unless they are to be done again."""
+    num_ok: int = 0
+    failed: Counter[str] = field(default_factory=Counter)
+    """Failed rows by error."""
+    to_retry: dict[str, str] = field(default_factory=dict)
+    """Keys of failed rows that may be done again, with their errors."""
+    num_bytes: int = 0
+    """Length of its whole lines."""
+    torn_bytes: int = 0
+    """Length of the torn tail after them."""
+
+    @property
+    def num_failed(self) -> int:
+        """How many of its rows have failed."""
+        return self.failed.total()
+
+    def take_out(self, asked: Container[str]) -> set[str]:
+        """Count the failed rows no more that are done again as they are `asked` for; return their keys."""
+        keys = {key for key in self.to_retry if key in asked}
+        self.failed -= Counter(self.to_retry.pop(key) for key in keys)
+        return keys
+
+    def count(self, status: str, error: str) -> None:
+        """Count one more row."""
+        if status == "ok":
+            self.num_ok += 1
+        else:
+            self.failed[error] += 1
+
+    def note(self, key: str, status: str, error: str, *, retry_failed: bool) -> None:
+        """Count a row that is there; a failed one is not finished if it may be done again."""
+        self.count(status, error)
+        if status == "ok" or not retry_failed:
+            self.finished.add(key)
+        else:
+            self.to_retry[key] = error
+
+
+def _parse(line: str) -> Any:
+    """Parse a line as `json.loads` does, which takes longer to look for blanks around it."""
+    line = line.strip(" \t\r\n")
+    row, end = _raw_decode(line)
+    return row if end == len(line) else json.loads(line)  # raises: there is more on it than one row
+
+
+def _key(row: Mapping[str, Any]) -> str:
+    return row_key(row["file_name"], row["file_name_b64"], row.get("question"))
+
+
+def read_lines(files: Files, path: Path) -> Iterator[bytes]:
+    """Yield the lines of a file with their newlines; a last one without is a torn tail."""
+    rest = b""
+    for block in read_blocks(files, path):
+        *lines, rest = (rest + block).split(b"\n")
+        for line in lines:
+            yield line + b"\n"
+    if rest:
+        yield rest
+
+
+def read_journal(
+    path: Path, files: Files = OS_FILES, *, retry_failed: bool = False, remedy: str = USE_ANOTHER
+) -> Journal:
+    """Read what is there; a file that does not exist holds nothing. With `retry_failed`, no failed row is finished.
+
+    Raises OutputRefusedError with the line number if a whole line is no row, OutputError if it cannot be read.
+    """
+    journal = Journal()
+    try:
+        for number, line in enumerate(read_lines(files, path), 1):
+            if not line.endswith(b"\n"):
+                journal.torn_bytes = len(line)
+                break
+            try:
+                row = _parse(line.decode())
+                key = _key(row)
+                _ = row["status"], row["error"]
+            except (ValueError, KeyError, TypeError) as error:
+                raise OutputRefusedError(
+                    f"{path}:{number} is damaged: not a row of blip2cap. Repair or delete that line; else "
+                    f"{remedy[0].lower()}{remedy[1:]}"
+                ) from error
+            journal.note(key, row["status"], row["error"], retry_failed=retry_failed)
+            journal.num_bytes += len(line)
+    except FileNotFoundError:
+        return journal
+    except OSError as error:
+        raise OutputError(f"{path} cannot be read: {error.strerror}. Use another --out.") from error
+    return journal
+
+
+def manifest_path(path: Path) -> Path:
+    """Where the manifest of an output lies."""
+    return path.with_name(f"{path.name}.run.json")
+
+
+def read_output(
+    path: Path, files: Files = OS_FILES, *, retry_failed: bool = False, remedy: str = USE_ANOTHER
+) -> tuple[Manifest | None, Journal]:
+    """Read an output and the manifest of its rows, None if it has none.
+
+    Raises OutputRefusedError if one is damaged, or if rows have no manifest.
+    """
+    manifest = Manifest.read(manifest_path(path), files, remedy)
+    journal = read_journal(path, files, retry_failed=retry_failed, remedy=remedy)
+    if manifest is None and (journal.num_bytes or journal.torn_bytes):
+        raise OutputRefusedError(
+            f"{path} exists, but its manifest {manifest_path(path).name} does not: nothing says how its "
+            f"rows were made. {remedy}"
+        )
+    return manifest if journal.num_bytes else None, journal
+
+
+class JournalSink:
+    """Rows to one JSONL file, resumable, with its manifest beside it.
+
+    Opening takes the lock and reads what is there. Raises OutputRefusedError if another run holds it, if it is
+    damaged or not ours, and OutputError if it cannot be opened. `remedy` says what to do about such an output.
+    """
+
+    def __init__(
+        self,
+        path: Path,
+        *,
+        overwrite: bool = False,
+        retry_failed: bool = False,
+        files: Files = OS_FILES,
+        remedy: str = USE_ANOTHER,
+    ) -> None:
+        self.path = path
+        self.manifest: Manifest | None = None
+        """Of the rows that are there, None if there are none."""
+        self.journal = Journal()
+        self._retry_failed = retry_failed
+        self.again: set[str] = set()
+        """Keys of the failed rows that this run does again."""
+        self._was_asked = False
+        self._files = files
+        self._remedy = remedy
+        self._target = behind(path)
+        self._begun = False
+        self._file = _open_locked(files, path)
+        try:
+            if not overwrite:
+                self.manifest, self.journal = read_output(path, files, retry_failed=retry_failed, remedy=remedy)
+            self._num_failed_before = 0 if retry_failed else self.journal.num_failed
+        except BaseException:
+            close_quietly(files, self._file)
+            raise
+
+    @property
+    def finished(self) -> Keys:
+        """Keys of the rows that were there when it was opened; with `retry_failed`, of those that are ok."""
+        return self.journal.finished
+
+    @property
+    def num_failed(self) -> int:
+        """How many of those have failed."""
+        return self._num_failed_before
+
+    @property
+    def made_with(self) -> Mapping[str, Any] | None:
+        """The settings of the rows that are there, None if there are none."""
+        return self.manifest.settings if self.manifest else None
+
+    @property
+    def torn_bytes(self) -> int:
+        """Length of a torn last line, which `begin` cuts."""
+        return self.journal.torn_bytes
+
+    def check(self, settings: Mapping[str, Any]) -> None:
+        """Raise OutputRefusedError if rows are there that were made with other settings."""
+        if self.manifest is not None:
+            self.manifest.check(settings, self.path.name, self._remedy)
+
+    def retry(self, asked: Container[str]) -> None:
+        """Say which rows this run makes: of failed ones, only those are done again. Before begin(); else all are."""
+        if self._retry_failed:
+            self.again, self._was_asked = self.journal.take_out(asked), True
+            self._num_failed_before = self.journal.num_failed
+
+    def begin(self, settings: Mapping[str, Any]) -> None:
+        """Check the settings or write them to the manifest, then cut the torn tail, or everything with `overwrite`.
+
+        With `retry_failed`, failed rows that are done again leave the file.
+        """
+        self.check(settings)
+        try:
+            if self._retry_failed and not self._was_asked:
+                self.retry(self.journal.to_retry)
+            if self.again:
+                self._drop_failed()
+            else:
+                self._files.ftruncate(self._file, self.journal.num_bytes)
+                self._files.fsync(self._file)
+            if not self.journal.num_bytes:
+                sync_folder(self._files, self._target.parent)  # of a link, not the folder that the manifest is in
+                self.manifest = Manifest(settings=settings)
+                self.manifest.write(manifest_path(self.path), self._files)
+        except OSError as error:
+            raise self._failed(error) from error
+        self._begun = True
+
+    def write(self, rows: Iterable[Row]) -> None:
+        """Append one batch and wait until the disk has it.
+
+        Raises OutputError after cutting back to the last whole batch, so that the file stays valid.
+        """
+        assert self._begun, "begin() comes before write()"
+        rows = list(rows)
+        data = b"".join(row.as_json() for row in rows)
+        try:
+            self._check_place()
+            write_all(self._files, self._file, data)
+            self._files.fdatasync(self._file)
+        except OSError as error:
+            # A sync that failed is not tried again: the kernel would say that all is well, though pages are lost.
+            with contextlib.suppress(OSError):  # if this fails too, the next run finds a torn tail and cuts it
+                self._files.ftruncate(self._file, self.journal.num_bytes)
+            raise self._failed(error) from error
+        self.journal.num_bytes += len(data)
+        for row in rows:
+            self.journal.count(row.status, row.error)
+
+    def finish(self, *, stopped: bool = False) -> None:
+        """Note in the manifest what the output holds now, if that is not what it says."""
+        counts = {"ok": self.journal.num_ok, "failed": dict(self.journal.failed)}
+        try:
+            self._files.fdatasync(self._file)  # a run that was killed may have left rows that the disk has not
+            self._check_place()
+            if self.manifest is None or self.manifest.counts == counts:
+                return
+            self.manifest = replace(self.manifest, counts=counts)
+            self.manifest.write(manifest_path(self.path), self._files)
+        except OSError as error:
+            raise self._failed(error) from error
+
+    def remove(self) -> None:
+        """Take journal and manifest away, emptied first: a cut must not leave rows without their manifest."""
+        try:
+            self._files.ftruncate(self._file, 0)
+            self._files.fsync(self._file)
+            for path in (manifest_path(self.path), self._target):  # the lock holds until its name is gone
+                with contextlib.suppress(FileNotFoundError):
+                    self._files.unlink(path)
+            self._begun = True  # what has this name from now on is another run's
+            sync_folder(self._files, self._target.parent)
+        except OSError as error:
+            raise self._failed(error) from error
+
+    def close(self) -> None:
+        """Let go of the lock; an empty file that opening made is removed again."""
+        with contextlib.suppress(OSError):  # what was written is safe, whatever fails here
+            if not self._begun and self._files.fstat(self._file).st_size == 0 and not self._has_manifest():
+                self._files.unlink(self._target)
+        close_quietly(self._files, self._file)
+
+    def _has_manifest(self) -> bool:
+        try:
+            self._files.stat(manifest_path(self.path))
+        except FileNotFoundError:
+            return False
+        return True
+
+    def _check_place(self) -> None:
+        """Raise OutputError if the file has lost its name: rows would go where nobody finds them."""
+        with contextlib.suppress(FileNotFoundError):
+            if os.path.samestat(self._files.stat(self.path), self._files.fstat(self._file)):
+                return
+        raise OutputError(
+            f"{self.path} was removed or replaced while it was being written, and its rows with it. "
+            "Run the same command again."
+        )
+
+    def _drop_failed(self) -> None:
+        """Put the rows that stay into a new file, which takes the place of the old one with its lock on."""
+        temporary = self._target.with_name(f"{self._target.name}.tmp")
+        new, num_bytes, block = self._files.open(temporary, _APPEND | os.O_TRUNC), 0, bytearray()
+        try:
+            self._files.lock(new)
+            self._files.fchmod(new, stat.S_IMODE(self._files.fstat(self._file).st_mode))
+            for line in read_lines(self._files, self.path):
+                if line.endswith(b"\n") and _key(json.loads(line)) not in self.again:
+                    block += line
+                    num_bytes += len(line)
+                if len(block) > _BLOCK:
+                    write_all(self._files, new, memoryview(block))
+                    block = bytearray()
+            write_all(self._files, new, memoryview(block))
+            self._files.fsync(new)
+            self._files.replace(temporary, self._target)
+        except BaseException:
+            with contextlib.suppress(OSError):
+                self._files.unlink(temporary)
+            close_quietly(self._files, new)
+            raise
+        old, self._file = self._file, new
+        self.journal.num_bytes = num_bytes
+        close_quietly(self._files, old)
+        sync_folder(self._files, self._target.parent)
+
+    def _failed(self, error: OSError) -> OutputError:
+        return OutputError(
+            f"{self.path} cannot be written: {error.strerror}. Its rows so far are safe; "
+            "make room or repair the disk, then run the same command again."
+        )
+
+
+def _open_locked(files: Files, path: Path) -> int:
+    """Open or create `path` for appending and lock it; the lock goes with the process, however that ends."""
+    while True:
+        try:
+            file = files.open(path, _APPEND)
+        except OSError as error:
+            make = "Make its folder first, or use" if isinstance(error, FileNotFoundError) else "Use"
+            raise OutputError(
+                f"{path} cannot be opened for writing: {error.strerror}. {make} another --out."
+            ) from error
+        try:
+            files.lock(file)
+            # Between open and lock, a run that never began may have removed the name: then lock what is there now.
+            with contextlib.suppress(FileNotFoundError):
+                if os.path.samestat(files.stat(path), files.fstat(file)):
+                    return file
+        except BlockingIOError as error:
+            close_quietly(files, file)
+            raise OutputRefusedError(
+                f"{path} is being written by another blip2cap run. Wait for it, or use another --out."
+            ) from error
+        except OSError as error:
+            close_quietly(files, file)
+            raise OutputError(
+                f"{path} cannot be locked: {error.strerror}. Use another --out, on a file system with locks."
+            ) from error
+        close_quietly(files, file)

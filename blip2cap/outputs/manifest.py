@@ -1,0 +1,98 @@
+"""The manifest beside an output: with which settings its rows were made, and which of them must not change."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from blip2cap import __version__
+from blip2cap.errors import OutputRefusedError
+from blip2cap.outputs.files import OS_FILES, Files, read_blocks, write_whole
+
+SCHEMA_VERSION = 1
+
+_FLAGS = {
+    "model": "--model",
+    "prompt": "--prompt",
+    "template": "--template",
+    "dtype": "--dtype",
+    "model_commit": "the model's commit",
+    "input_root": "the input root",
+    "command": "the command",
+    "inputs": "the inputs",
+    "null_separated": "--null",
+    "questions": "the questions",
+}
+USE_ANOTHER = "Use another --out, or --overwrite."
+_BEFORE = {"decode": "exact", "loop_guard": False, "trim_sentence": False, "strip": []}
+"""What a setting was before manifests had it."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Manifest:
+    """What a resumed run must agree with."""
+
+    settings: Mapping[str, Any]
+    """Everything that changes a text or a name: a resumed run must have the same."""
+    created: str = ""
+    """UTC, ISO 8601."""
+    counts: Mapping[str, Any] = field(default_factory=dict)
+    """Rows, by status and error, when a run last came to its end."""
+    blip2cap_version: str = __version__
+    schema_version: int = SCHEMA_VERSION
+
+    def check(self, wanted: Mapping[str, Any], output: str, remedy: str = USE_ANOTHER) -> None:
+        """Raise OutputRefusedError if `wanted` settings differ from these, naming each one."""
+        if self.schema_version != SCHEMA_VERSION:
+            raise OutputRefusedError(
+                f"{output} has rows of schema {self.schema_version}, this blip2cap writes schema {SCHEMA_VERSION}. "
+                f"{remedy}"
+            )
+        made, wanted = _BEFORE | {**self.settings}, _BEFORE | {**wanted}
+        names = [name for name in {**made, **wanted} if made.get(name) != wanted.get(name)]
+        if "command" in names:  # then the rest differs as well, and says nothing
+            names = ["command"]
+        if names:
+            differences = "; ".join(
+                f"{_flag(name)} was {_show(made.get(name))}, now {_show(wanted.get(name))}" for name in names
+            )
+            raise OutputRefusedError(f"{output} was made with other settings: {differences}. {remedy}")
+
+    def as_json(self) -> bytes:
+        """The manifest as the file beside an output holds it."""
+        created = self.created or datetime.now(UTC).isoformat(timespec="seconds")
+        return json.dumps(asdict(self) | {"settings": dict(self.settings), "created": created}, indent=2).encode()
+
+    def write(self, path: Path, files: Files = OS_FILES) -> None:
+        """Write the manifest whole or not at all."""
+        write_whole(files, path, self.as_json() + b"\n")
+
+    @classmethod
+    def read(cls, path: Path, files: Files = OS_FILES, remedy: str = USE_ANOTHER) -> Manifest | None:
+        """Read a manifest, None if there is none. Raises OutputRefusedError if it is damaged."""
+        try:
+            return cls.from_json(b"".join(read_blocks(files, path)))
+        except FileNotFoundError:
+            return None
+        except (OSError, ValueError, TypeError) as error:
+            raise OutputRefusedError(f"{path} is damaged ({error}). {remedy}") from error
+
+    @classmethod
+    def from_json(cls, content: bytes) -> Manifest:
+        """Read what `as_json` wrote. Raises ValueError or TypeError."""
+        manifest = cls(**json.loads(content))
+        if not isinstance(manifest.settings, dict):
+            raise TypeError("its settings are no object")
+        return manifest
+
+
+def _flag(name: str) -> str:
+    return _FLAGS.get(name, f"--{name.replace('_', '-')}")
+
+
+def _show(value: Any) -> str:
+    return "none" if value in (None, "", []) else json.dumps(value, ensure_ascii=False)

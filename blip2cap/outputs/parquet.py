@@ -1,0 +1,318 @@
+"""Rows -> a Parquet file, by way of a journal.
+
+While a run is under way its rows go to NAME.parquet.jsonl, a journal like any other. At the end they become, with those
+of the Parquet file that was there, a new one, which appears whole; then the journal goes. A cut between the two leaves
+both: of a row that is in both, the journal's counts.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import itertools
+import json
+from collections.abc import Container, Iterable, Iterator, Mapping
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from blip2cap.errors import OutputError, OutputRefusedError
+from blip2cap.key_set import Keys
+from blip2cap.outputs import journal as journals
+from blip2cap.outputs.files import OS_FILES, Files, behind, replacing, sync_folder, write_all
+from blip2cap.outputs.journal import Journal, JournalSink, read_lines
+from blip2cap.outputs.manifest import Manifest
+from blip2cap.records import Row, row_key
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+_MANIFEST = b"blip2cap"
+"""The manifest's key in the metadata of the schema."""
+_ROW_GROUP = 50_000
+"""Rows that are in memory at a time, as columns."""
+_BATCH = 5_000
+"""Rows that are there one by one, which take several times as much."""
+_PIECE = 1 << 20
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Table:
+    """What a Parquet file holds before a run adds to it."""
+
+    manifest: Manifest
+    replaced: set[str] = field(default_factory=set)
+    """Keys of its rows that the journal has too."""
+
+
+def read_table(path: Path, journal: Journal, *, retry_failed: bool = False) -> Table | None:
+    """Read a Parquet file whole and add to what `journal` holds; None if there is none.
+
+    Raises OutputRefusedError if it is damaged or not ours.
+    """
+    import pyarrow as pa
+
+    from blip2cap.outputs.schema import schema_of
+
+    try:
+        with _open(path) as parquet:
+            schema = parquet.schema_arrow
+            manifest = Manifest.from_json((schema.metadata or {})[_MANIFEST])
+            if not schema.remove_metadata().equals(schema_of(manifest.settings)):
+                raise TypeError("other columns than its manifest says")
+            table = Table(manifest=manifest)
+            for batch in parquet.iter_batches(batch_size=_BATCH):
+                for key, status, error in _keys(batch):
+                    if key in journal.finished or key in journal.to_retry:
+                        table.replaced.add(key)
+                        continue
+                    journal.note(key, status, error, retry_failed=retry_failed)
+            return table
+    except FileNotFoundError:
+        return None
+    except KeyError as error:
+        raise OutputRefusedError(
+            f"{path} is not an output of blip2cap: it has no manifest. Use another --out."
+        ) from error
+    except (OSError, ValueError, TypeError, pa.ArrowException) as error:
+        raise OutputRefusedError(f"{path} is damaged ({error}). Use another --out, or --overwrite.") from error
+
+
+def journal_path(path: Path) -> Path:
+    """Where the rows are that are not in the Parquet file yet."""
+    return path.with_name(f"{path.name}.jsonl")
+
+
+def embedded_manifest(path: Path) -> Manifest | None:
+    """Read the manifest in a Parquet file; None if it has none, or if no such file can be read."""
+    import pyarrow as pa
+
+    try:
+        with _open(path) as parquet:
+            content = (parquet.schema_arrow.metadata or {}).get(_MANIFEST)
+        return None if content is None else Manifest.from_json(content)
+    except (OSError, ValueError, TypeError, pa.ArrowException):
+        return None
+
+
+def read_output(path: Path, *, retry_failed: bool = False) -> tuple[Manifest | None, Journal]:
+    """Read an output, its Parquet file and its journal, and the manifest of its rows, None if it has none.
+
+    Raises OutputRefusedError if one is damaged or not ours.
+    """
+    path = behind(path)
+    manifest, journal = journals.read_output(journal_path(path), retry_failed=retry_failed)
+    table = read_table(path, journal, retry_failed=retry_failed)
+    return table.manifest if table else manifest, journal
+
+
+class ParquetSink:
+    """Rows to a Parquet file, resumable; until it is written, to a journal beside it.
+
+    Opening takes the journal's lock and reads what is there. Raises what JournalSink does.
+    """
+
+    def __init__(
+        self, path: Path, *, overwrite: bool = False, retry_failed: bool = False, files: Files = OS_FILES
+    ) -> None:
+        self.path = path
+        self._files, self._overwrite, self._retry_failed = files, overwrite, retry_failed
+        self._target = behind(path)
+        self._begun = False
+        self._sink = JournalSink(
+            journal_path(self._target), overwrite=overwrite, retry_failed=retry_failed, files=files
+        )
+        self._table: Table | None = None
+        try:
+            if not overwrite:
+                self._table = read_table(self._target, self._sink.journal, retry_failed=retry_failed)
+            self._num_failed_before = 0 if retry_failed else self._sink.journal.num_failed
+        except BaseException:
+            self._sink.close()
+            raise
+
+    @property
+    def finished(self) -> Keys:
+        """Keys of the rows that were there when it was opened; with `retry_failed`, of those that are ok."""
+        return self._sink.finished
+
+    @property
+    def num_failed(self) -> int:
+        """How many of those have failed."""
+        return self._num_failed_before
+
+    @property
+    def made_with(self) -> Mapping[str, Any] | None:
+        """The settings of the rows that are there, None if there are none."""
+        return self._table.manifest.settings if self._table else self._sink.made_with
+
+    @property
+    def torn_bytes(self) -> int:
+        """Length of a torn last line of the journal, which `begin` cuts."""
+        return self._sink.torn_bytes
+
+    def check(self, settings: Mapping[str, Any]) -> None:
+        """Raise OutputRefusedError if rows are there that were made with other settings."""
+        if self._table:
+            self._table.manifest.check(settings, self.path.name)
+        self._sink.check(settings)
+
+    def retry(self, asked: Container[str]) -> None:
+        """Say which rows this run makes: of failed ones, only those are done again. Comes before begin()."""
+        self._sink.retry(asked)
+        self._num_failed_before = self._sink.num_failed
+
+    def begin(self, settings: Mapping[str, Any]) -> None:
+        """Check the settings and begin the journal; with `overwrite` the Parquet file goes."""
+        self.check(settings)
+        self._sink.begin(settings)
+        if self._overwrite:
+            try:
+                with contextlib.suppress(FileNotFoundError):
+                    self._files.unlink(self._target)
+                sync_folder(self._files, self._target.parent)
+            except OSError as error:
+                raise self._failed(error) from error
+        self._begun = True
+
+    def write(self, rows: Iterable[Row]) -> None:
+        """Append one batch to the journal and wait until the disk has it."""
+        self._sink.write(rows)
+
+    def finish(self, *, stopped: bool = False) -> None:
+        """Write the Parquet file and take the journal away; a run that was `stopped` leaves the journal."""
+        self._sink.finish()
+        if stopped:
+            return
+        if self._sink.journal.num_bytes or (self._begun and self._table is None):
+            try:
+                self._write_table()
+            except OSError as error:
+                raise self._failed(error) from error
+        self._sink.remove()
+
+    def close(self) -> None:
+        """Let go of the lock."""
+        self._sink.close()
+
+    def _write_table(self) -> None:
+        """Write the rows of the old Parquet file and those of the journal; whole, or not at all."""
+        import pyarrow as pa
+        import pyarrow.parquet as pq
+
+        from blip2cap.outputs.schema import schema_of
+
+        manifest = self._table.manifest if self._table else self._sink.manifest
+        assert manifest is not None, "rows have a manifest"
+        counts = {"ok": self._sink.journal.num_ok, "failed": dict(self._sink.journal.failed)}
+        schema = schema_of(manifest.settings).with_metadata({_MANIFEST: replace(manifest, counts=counts).as_json()})
+        with replacing(self._files, self._target) as file:
+            feed = _Feed(self._files, file)
+            with pq.ParquetWriter(feed, schema, compression="zstd", write_page_checksum=True) as writer:
+                for group in _in_groups(itertools.chain(self._old_batches(), self._new_batches(schema))):
+                    writer.write_table(pa.Table.from_batches(group, schema), row_group_size=_ROW_GROUP)
+            feed.write_rest()
+
+    def _old_batches(self) -> Iterator[pa.RecordBatch]:
+        """Yield the rows of the old file that nothing replaces, in the journal or in what this run does again."""
+        import pyarrow as pa
+
+        if self._table is None:
+            return
+        gone = self._table.replaced | self._sink.again
+        with _open(self._target) as parquet:
+            for batch in parquet.iter_batches(batch_size=_BATCH):
+                if gone:
+                    batch = batch.filter(pa.array([key not in gone for key, _, _ in _keys(batch)], pa.bool_()))
+                yield batch.replace_schema_metadata(None)
+
+    def _new_batches(self, schema: pa.Schema) -> Iterator[pa.RecordBatch]:
+        """Yield the rows of the journal. Raises OutputRefusedError for one that does not fit the columns."""
+        import pyarrow as pa
+
+        lines = (line for line in read_lines(self._files, self._sink.path) if line.endswith(b"\n"))
+        number = 0
+        while rows := [json.loads(line) for line in itertools.islice(lines, _BATCH)]:
+            try:
+                for row in rows:
+                    number += 1
+                    if [*row] != schema.names or None in row.values():
+                        raise TypeError(f"line {number} has other columns than its manifest says")
+                yield pa.RecordBatch.from_pylist(rows, schema)
+            except (TypeError, ValueError, pa.ArrowException) as error:
+                raise OutputRefusedError(
+                    f"{self._sink.path} is damaged: {error}. Repair or delete that line, or use another --out."
+                ) from error
+
+    def _failed(self, error: OSError) -> OutputError:
+        return OutputError(
+            f"{self.path} cannot be written: {error.strerror}. Its rows are safe in {self._sink.path.name}; "
+            "make room or repair the disk, then run the same command again."
+        )
+
+
+@contextlib.contextmanager
+def _open(path: Path) -> Iterator[Any]:
+    """Open a Parquet file, which compares every page that is read with its checksum."""
+    import pyarrow.parquet as pq
+
+    with open(path, "rb") as file, pq.ParquetFile(file, page_checksum_verification=True) as parquet:
+        yield parquet
+
+
+def _keys(batch: pa.RecordBatch) -> Iterator[tuple[str, str, str]]:
+    """Yield key, status and error of each row."""
+    names = ["file_name", "file_name_b64", "status", "error"]
+    if "question" in batch.schema.names:
+        names.append("question")
+    for name, raw, status, error, *question in zip(*(batch[name].to_pylist() for name in names), strict=True):
+        yield row_key(name, raw, question[0] if question else None), status, error
+
+
+def _in_groups(batches: Iterable[pa.RecordBatch]) -> Iterator[list[pa.RecordBatch]]:
+    """Yield batches together that make a row group."""
+    group: list[pa.RecordBatch] = []
+    for batch in batches:
+        if group and sum(map(len, group)) + len(batch) > _ROW_GROUP:
+            yield group
+            group = []
+        group.append(batch)
+    yield group
+
+
+class _Feed(io.RawIOBase):
+    """An open file as pyarrow writes it, in large pieces.
+
+    Once a write has failed, nothing more goes there: pyarrow still writes its footer, but the file is given up.
+    """
+
+    def __init__(self, files: Files, file: int) -> None:
+        self._files, self._file = files, file
+        self._waiting = bytearray()
+        self._position = 0
+        self._failed = False
+
+    def writable(self) -> bool:
+        """It is."""
+        return True
+
+    def tell(self) -> int:
+        """Where the next byte goes."""
+        return self._position
+
+    def write(self, data: Any) -> int:
+        """Take all of it."""
+        num_bytes = memoryview(data).nbytes
+        self._waiting += data
+        self._position += num_bytes
+        if len(self._waiting) > _PIECE:
+            self.write_rest()
+        return num_bytes
+
+    def write_rest(self) -> None:
+        """Write what has been taken."""
+        data, self._waiting = self._waiting, bytearray()
+        if not self._failed:
+            self._failed = True
+            write_all(self._files, self._file, memoryview(data))
+            self._failed = False

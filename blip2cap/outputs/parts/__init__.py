@@ -1,0 +1,1 @@
+"""Folders and buckets of Parquet parts that many processes share."""

@@ -1,0 +1,199 @@
+"""The plan of a parts folder: which inputs make which part, and with which settings.
+
+It is one Parquet file without that ending, made once, by whoever comes first: a row group for each part, the settings
+in its metadata. Inputs are listed, and read again, a part at a time.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import itertools
+import json
+import os
+import secrets
+from collections import Counter
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict, dataclass, fields
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from blip2cap.errors import OutputError, OutputRefusedError, UsageError
+from blip2cap.outputs.manifest import Manifest
+from blip2cap.outputs.parts.store import OURS, Store, temporary
+from blip2cap.records import ImageRef
+
+PART_SIZE = 10_000
+NAME = f"{OURS}/plan"
+_KEY = "blip2cap"
+_REMEDY = "Use another --out."
+_TYPES = {"str": pa.binary(), "int": pa.int64()}
+"""Text as bytes: paths may be no valid UTF-8."""
+_FIELDS = {one.name: _TYPES.get(str(one.type).removesuffix(" | None")) for one in fields(ImageRef)}
+_SCHEMA = pa.schema([(name, type_) for name, type_ in _FIELDS.items() if type_ is not None])
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class PartsPlan:
+    """What a parts folder is going to hold."""
+
+    manifest: Manifest
+    """The settings of all parts."""
+    id: str
+    """Drawn at random: tells the parts of this plan from those of another with the same settings."""
+    skipped: Mapping[str, int]
+    """What the listing passed over, by reason."""
+    store: Store
+    """Where it lies."""
+    part_size: int
+    """Inputs in every part but the last."""
+    metadata: Any
+    """The pq.FileMetaData of its file: where each row group begins."""
+
+    @property
+    def num_images(self) -> int:
+        """How many inputs there are."""
+        return int(self.metadata.num_rows)
+
+    @property
+    def num_parts(self) -> int:
+        """How many parts there are."""
+        return int(self.metadata.num_row_groups)
+
+    def num_refs(self, index: int) -> int:
+        """How many inputs a part has."""
+        return int(self.metadata.row_group(index).num_rows)
+
+    def refs(self, index: int) -> list[ImageRef]:
+        """Read the inputs of a part, in their order."""
+        try:
+            with self.store.open(NAME) as file:
+                rows = pq.ParquetFile(file, metadata=self.metadata).read_row_group(index).to_pylist()
+        except (OSError, pa.ArrowException) as error:
+            raise OutputError(f"{NAME} cannot be read: {error}. Run the same command again.") from error
+        return [ImageRef(**{name: _text(value) for name, value in row.items()}) for row in rows]
+
+    def check(self, settings: Mapping[str, Any], output: str) -> None:
+        """Raise OutputRefusedError if `settings` differ from those of the plan, naming each one."""
+        self.manifest.check(settings, output, _REMEDY)
+
+
+def part_name(index: int) -> str:
+    """Name the object of a part."""
+    return f"part-{index:05}.parquet"
+
+
+def read_plan(store: Store) -> PartsPlan | None:
+    """Read the plan, None if there is none.
+
+    Raises OutputRefusedError if it is damaged, or if other things are there than a parts folder has.
+    """
+    try:
+        file = _open(store)
+        if file is None:
+            return None
+        with file:
+            metadata = pq.read_metadata(file)
+        content = json.loads(metadata.metadata[_KEY.encode()])
+        plan = PartsPlan(
+            manifest=Manifest(**content["manifest"]),
+            id=content["id"],
+            skipped=content["skipped"],
+            store=store,
+            part_size=content.get("part_size") or metadata.row_group(0).num_rows,  # plans once did not have it
+            metadata=metadata,
+        )
+    except (OSError, pa.ArrowException, ValueError, KeyError, TypeError) as error:
+        raise OutputRefusedError(f"{store.url}{NAME} is damaged ({error}). {_REMEDY}") from error
+    return plan
+
+
+def _open(store: Store) -> BinaryIO | None:
+    others: list[str] = []
+    for _ in range(2):  # once more, as another process may have made the plan, and a part, while we looked
+        with contextlib.suppress(FileNotFoundError):
+            return store.open(NAME)
+        others = sorted(store.names() - {OURS})
+        if not others:
+            return None
+    raise OutputRefusedError(
+        f"{store.url} is no parts folder of blip2cap: it has no plan, but {others[0]}. Use a new or empty folder, or "
+        "another --out."
+    )
+
+
+def make_plan(
+    store: Store,
+    refs: Iterable[ImageRef],
+    settings: Mapping[str, Any],
+    *,
+    part_size: int = PART_SIZE,
+    skipped: Counter[str] | None = None,
+) -> PartsPlan | None:
+    """List all inputs and write the plan, unless somebody else was faster: then theirs is returned.
+
+    None if there is no input. `skipped` is what `refs` counts as it goes.
+    """
+    try:
+        with temporary(store.scratch, "plan-") as path:
+            if not _list_inputs(path, refs, settings, part_size, skipped):
+                return None
+            if store.create_from(NAME, path) and store.create_from(NAME, path):
+                raise OutputError(
+                    f"{store.url} cannot be used: it writes an object although there is one of that name, so that "
+                    "several processes would overwrite each other's parts. Use another --out: S3, Google Cloud Storage "
+                    "or a folder."
+                )
+    except OSError as error:
+        raise OutputError(
+            f"{store.scratch} cannot be written: {error.strerror}. Make room, then run the same command again."
+        ) from error
+    return read_plan(store)
+
+
+def _list_inputs(
+    path: Path, refs: Iterable[ImageRef], settings: Mapping[str, Any], part_size: int, skipped: Counter[str] | None
+) -> int:
+    """Write all inputs, a row group a part, and what they are to be done with; return how many there are."""
+    iterator = iter(refs)
+    with pq.ParquetWriter(path, _SCHEMA, compression="zstd") as writer:
+        num_images = 0
+        while part := list(itertools.islice(iterator, part_size)):
+            writer.write_table(pa.Table.from_pylist([*map(_row, part)], schema=_SCHEMA), row_group_size=part_size)
+            num_images += len(part)
+        created = datetime.now(UTC).isoformat(timespec="seconds")
+        manifest = asdict(Manifest(settings=dict(settings), created=created))
+        content = {
+            "manifest": manifest,
+            "id": secrets.token_hex(8),
+            "skipped": dict(skipped or {}),
+            "part_size": part_size,
+        }
+        writer.add_key_value_metadata({_KEY: json.dumps(content)})
+    return num_images
+
+
+def check_ref(ref: ImageRef) -> ImageRef:
+    """Return an input that another process can read too. Raises UsageError for one whose bytes come past once."""
+    if any(getattr(ref, name) for name, type_ in _FIELDS.items() if type_ is None):
+        raise UsageError(
+            f"{ref.file_name}: comes past in a stream, so that another process could not read it. A folder of parts "
+            "takes images that can be found again: files, or members of uncompressed archives. Use a .jsonl --out."
+        )
+    return ref
+
+
+def _row(ref: ImageRef) -> dict[str, object]:
+    check_ref(ref)
+    return {name: _bytes(getattr(ref, name)) for name in _SCHEMA.names}
+
+
+def _bytes(value: object) -> object:
+    return os.fsencode(value) if isinstance(value, str) else value
+
+
+def _text(value: object) -> Any:
+    return os.fsdecode(value) if isinstance(value, bytes) else value

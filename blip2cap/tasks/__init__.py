@@ -1,0 +1,1 @@
+"""What is asked about an image, and the columns of the answer."""

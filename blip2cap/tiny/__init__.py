@@ -1,0 +1,1 @@
+"""The model inside the package, and the scenes that it knows."""

@@ -1,0 +1,627 @@
+"""Parts: a plan, one object for each of its parts, and what is left when a process dies in between."""
+
+from __future__ import annotations
+
+import itertools
+import json
+import os
+import threading
+import time
+import tracemalloc
+from collections import deque
+from collections.abc import Iterator
+from contextlib import closing
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pyarrow.parquet as pq
+import pytest
+
+from blip2cap.engine.run import Engine, Summary
+from blip2cap.errors import OutputError, OutputRefusedError, UsageError
+from blip2cap.jobs.parts import PartQueue, run_part, run_parts
+from blip2cap.options import BatchOptions, DecodeOptions, GenerateOptions, SourceOptions
+from blip2cap.outputs.parts import plan as parts_plan
+from blip2cap.outputs.parts.counts import done_parts, read_counts, total
+from blip2cap.outputs.parts.part import Part, is_locked, num_rows_in_work, sweep
+from blip2cap.outputs.parts.plan import PartsPlan, make_plan, part_name, read_plan
+from blip2cap.outputs.parts.store import LocalStore
+from blip2cap.prompts import Template
+from blip2cap.records import ImageRef, Row
+from blip2cap.source.inputs import Source
+from blip2cap.tasks.worklist import Plan
+from tests.commands import draw_scenes, names_below
+from tests.fakes import FakeModel
+
+SETTINGS = {"command": "caption", "dtype": "float32", "questions": None}
+CAPTIONS = Plan(Template("a"))
+
+
+@pytest.fixture
+def images(tmp_path: Path) -> Path:
+    """Seven images: with two in a part, the last has one."""
+    return draw_scenes(tmp_path / "images", 7, size=(16, 12))
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> LocalStore:
+    store = LocalStore(str(tmp_path / "captions") + "/")
+    store.prepare()
+    return store
+
+
+@pytest.fixture
+def parts(store: LocalStore, images: Path) -> PartsPlan:
+    return planned(store, images)
+
+
+def planned(store: LocalStore, images: Path, settings: dict[str, Any] | None = None) -> PartsPlan:
+    source = Source(SourceOptions(inputs=(str(images),)))
+    plan = make_plan(store, source, settings or SETTINGS, part_size=2, skipped=source.skipped)
+    assert plan is not None
+    return plan
+
+
+def engine(model: FakeModel | None = None, batch_size: int = 2) -> Engine:
+    return Engine(
+        model=model or FakeModel(),
+        generate=GenerateOptions(),
+        decode=DecodeOptions(num_threads=1),
+        batch=BatchOptions(batch_size=batch_size),
+    )
+
+
+def run_all(store: LocalStore, parts: PartsPlan, *, stop_after: int = 99, again: bool = False) -> tuple[Summary, Any]:
+    """Do what a command does; with `stop_after`, as if a signal came after so many images."""
+    done = done_parts(store, parts)
+    failed = {index for index, counts in read_counts(store, parts, sorted(done)).items() if counts.failed}
+    redo = failed if again else set()
+    queue = PartQueue(store, parts, CAPTIONS, sorted(set(range(parts.num_parts)) - done | redo), redo)
+    num_images = 0
+
+    def count(summary: Summary) -> None:
+        nonlocal num_images
+        num_images = summary.num_images
+
+    one = engine(batch_size=1)
+    with closing(queue):
+        images = one.read_ahead(queue.tasks())
+        return run_parts(one, queue, images, count, lambda: num_images >= stop_after), queue
+
+
+def rows_of(store: LocalStore, index: int) -> list[dict[str, Any]]:
+    return pq.read_table(store.folder / part_name(index)).to_pylist()  # type: ignore[no-any-return]
+
+
+def all_names(store: LocalStore, parts: PartsPlan) -> list[str]:
+    return [row["file_name"] for index in range(parts.num_parts) for row in rows_of(store, index)]
+
+
+def made(parts: PartsPlan, index: int, place: int) -> Row:
+    """Return the row of one input of a part."""
+    return Row(file_name=parts.refs(index)[place].file_name, file_name_b64="", text="a")
+
+
+def die_in_work(store: LocalStore, parts: PartsPlan, index: int, *, over: str = "") -> None:
+    """Leave a part as a process leaves it that is killed."""
+    part = Part(store, parts, index)
+    if over:
+        part.note(over)
+    part._sink.close()
+
+
+def test_every_input_has_a_row_in_the_order_of_the_plan(store: LocalStore, parts: PartsPlan, images: Path) -> None:
+    summary, _ = run_all(store, parts)
+    assert (summary.num_ok, summary.num_images) == (7, 7)
+    assert [len(rows_of(store, index)) for index in range(parts.num_parts)] == [2, 2, 2, 1]
+    assert all_names(store, parts) == names_below(images)
+    assert store.names() == {".blip2cap", *map(part_name, range(4))}
+
+
+def test_rows_have_the_columns_and_types_of_every_output(store: LocalStore, parts: PartsPlan) -> None:
+    run_all(store, parts)
+    table = pq.read_table(store.folder / part_name(0))
+    assert table.column_names == [*Row(file_name="", file_name_b64="").as_dict()]
+    kinds = {field.name: str(field.type) for field in table.schema}
+    assert {kinds.pop(name) for name in ("num_tokens", "width", "height")} == {"int64"}
+    assert set(kinds.values()) == {"string"}
+    assert not any(field.nullable for field in table.schema)
+
+
+def test_one_part_can_be_done_on_its_own_and_only_once(store: LocalStore, parts: PartsPlan) -> None:
+    assert run_part(engine(), store, parts, CAPTIONS, 2).num_ok == 2
+    assert done_parts(store, parts) == {2}
+    before = (store.folder / part_name(2)).read_bytes()
+    assert run_part(engine(), store, parts, CAPTIONS, 2).num_images == 0
+    assert (store.folder / part_name(2)).read_bytes() == before
+
+
+def test_answers_have_a_row_for_every_question(store: LocalStore, images: Path) -> None:
+    questions = ("what?", "where?")
+    parts = planned(store, images, SETTINGS | {"questions": list(questions)})
+    run_part(engine(), store, parts, Plan(Template("Q: {question}", question=True), questions), 3)
+    assert [(row["file_name"], row["question"]) for row in rows_of(store, 3)] == [
+        ("006.png", "what?"),
+        ("006.png", "where?"),
+    ]
+
+
+def test_several_captions_of_an_image_are_a_list(store: LocalStore, parts: PartsPlan) -> None:
+    several = replace(engine(), generate=GenerateOptions(num_captions=2, num_beams=2))
+    run_part(several, store, parts, CAPTIONS, 0)
+    assert [len(row["texts"]) for row in rows_of(store, 0)] == [2, 2]
+
+
+def test_what_was_stopped_goes_on_after_its_last_row(store: LocalStore, parts: PartsPlan, images: Path) -> None:
+    summary, _ = run_all(store, parts, stop_after=3)
+    assert done_parts(store, parts) == {0}
+    assert num_rows_in_work(store, parts, {0}) == summary.num_ok - 2 > 0
+    rest, queue = run_all(store, parts)
+    assert rest.num_ok == 7 - summary.num_ok
+    assert queue.num_found == summary.num_ok - 2
+    assert all_names(store, parts) == names_below(images)
+
+
+def test_a_part_whose_rows_are_all_there_becomes_an_object_without_a_model(store: LocalStore, parts: PartsPlan) -> None:
+    part = Part(store, parts, 1)
+    part.write([Row(file_name=ref.file_name, file_name_b64="", text="a") for ref in parts.refs(1)])
+    part.close()
+    model = FakeModel()
+    run_part(engine(model), store, parts, CAPTIONS, 1)
+    assert [row["text"] for row in rows_of(store, 1)] == ["a", "a"]
+    assert model.num_encoded == 0
+
+
+def test_a_part_that_another_process_finished_first_stays_as_it_is(store: LocalStore, parts: PartsPlan) -> None:
+    create = store.create
+
+    def late(name: str, data: bytes) -> bool:
+        assert create(name, b"theirs")
+        return create(name, data)
+
+    store.create = late  # type: ignore[method-assign]
+    queue = PartQueue(store, parts, CAPTIONS, (1,), frozenset())
+    run_parts(engine(), queue, engine().read_ahead(queue.tasks()))
+    assert queue.num_lost == 1
+    assert (store.folder / part_name(1)).read_bytes() == b"theirs"
+    assert list((store.scratch / parts.id).iterdir()) == []
+
+
+def test_a_part_in_work_is_locked_and_taken_over_when_its_process_has_gone(
+    store: LocalStore, parts: PartsPlan, images: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("blip2cap.jobs.parts._LOOK_AGAIN_S", 0.05)
+    theirs = Part(store, parts, 1)
+    with pytest.raises(OutputRefusedError) as refused:
+        Part(store, parts, 1)
+    assert is_locked(refused.value)
+
+    def end() -> None:
+        while done_parts(store, parts) != {0, 2, 3}:
+            time.sleep(0.01)
+        theirs.close()
+
+    other = threading.Thread(target=end)
+    other.start()
+    summary, _ = run_all(store, parts)
+    other.join()
+    assert summary.num_ok == 7
+    assert all_names(store, parts) == names_below(images)
+
+
+def test_a_signal_ends_the_wait_for_another_process(store: LocalStore, parts: PartsPlan) -> None:
+    theirs = Part(store, parts, 1)
+    summary, _ = run_all(store, parts, stop_after=5)
+    assert summary.num_ok == 5
+    theirs.close()
+
+
+def test_damage_in_a_journal_is_refused_not_waited_for(store: LocalStore, parts: PartsPlan) -> None:
+    Part(store, parts, 0).close()
+    (journal,) = (store.scratch / parts.id).glob("*.jsonl")
+    journal.write_bytes(b"{}\n")
+    with pytest.raises(OutputRefusedError, match=r"part-00000\.jsonl:1 is damaged") as refused:
+        run_all(store, parts)
+    assert str(refused.value).endswith(
+        f"; else remove {journal}, and run the same command again: it does the rows of that file anew."
+    )
+    journal.unlink()
+    summary, _ = run_all(store, parts)
+    assert summary.num_ok == 7
+
+
+def test_what_is_said_of_a_part_without_its_manifest_helps(store: LocalStore, parts: PartsPlan) -> None:
+    part = Part(store, parts, 0)
+    part.write([made(parts, 0, 0)])
+    part.close()
+    (manifest,) = (store.scratch / parts.id).glob("*.run.json")
+    for damage in (lambda: manifest.write_bytes(b"{"), manifest.unlink):
+        damage()
+        with pytest.raises(OutputRefusedError, match=r"Remove .*/part-00000\.jsonl, and run") as refused:
+            run_all(store, parts)
+        assert "--" not in str(refused.value)
+
+
+def test_failed_rows_are_made_again_and_the_others_are_kept(store: LocalStore, parts: PartsPlan, images: Path) -> None:
+    whole = (images / "003.png").read_bytes()
+    (images / "003.png").write_bytes(whole[:50])
+    run_all(store, parts)
+    there = total(read_counts(store, parts, range(4)).values())
+    assert (there.num_ok, there.num_failed, sum(there.failed.values())) == (6, 1, 1)
+    before = rows_of(store, 1)
+    (images / "003.png").write_bytes(whole)
+    for path in (images / "002.png", images / "000.png"):
+        path.unlink()
+    summary, _ = run_all(store, parts, again=True)
+    assert (summary.num_ok, summary.num_failed) == (1, 0)
+    after = rows_of(store, 1)
+    assert after[0] == before[0]
+    assert (before[1]["status"], after[1]["status"]) == ("failed", "ok")
+    assert total(read_counts(store, parts, range(4)).values()).num_ok == 7
+    assert list((store.scratch / parts.id).iterdir()) == []
+
+
+def test_a_crash_while_failed_rows_are_made_again_leaves_the_old_part(
+    store: LocalStore, parts: PartsPlan, images: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (images / "003.png").write_bytes(b"")
+    run_all(store, parts)
+    before = (store.folder / part_name(1)).read_bytes()
+
+    def crash(*names: object) -> None:
+        raise OSError(5, "I/O error")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "replace", crash)
+        with pytest.raises(OutputError):
+            store.replace(part_name(1), b"new")
+    assert (store.folder / part_name(1)).read_bytes() == before
+
+
+def test_the_image_that_kills_three_processes_alone_is_a_failed_row(
+    store: LocalStore, parts: PartsPlan, images: Path
+) -> None:
+    for _ in range(3):
+        die_in_work(store, parts, 1)
+    die_in_work(store, parts, 1, over="002.png")  # alone, the fourth time
+    summary, _ = run_all(store, parts)
+    assert (summary.num_ok, dict(summary.failed)) == (6, {"decoder_crashed": 1})
+    assert [row["error"] for row in rows_of(store, 1)] == ["decoder_crashed", ""]
+    assert all_names(store, parts) == names_below(images)
+
+
+def test_after_three_deaths_every_image_is_noted_before_it_is_read_and_encoded_alone(
+    store: LocalStore, parts: PartsPlan, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for _ in range(3):
+        die_in_work(store, parts, 0)
+    events: list[tuple[str, str]] = []
+    write = Part.write
+
+    def note(part: Part, name: str) -> None:
+        events.append(("note", name))
+
+    def noted_write(part: Part, rows: list[Row]) -> None:
+        events.extend(("row", row.file_name) for row in rows)
+        write(part, rows)
+
+    monkeypatch.setattr(Part, "note", note)
+    monkeypatch.setattr(Part, "write", noted_write)
+    model = FakeModel()
+    run_part(engine(model, batch_size=8), store, parts, CAPTIONS, 0)
+    assert model.encode_sizes == [1, 1]
+    assert events == [("note", "000.png"), ("row", "000.png"), ("note", "001.png"), ("row", "001.png")]
+
+
+def test_only_deaths_without_a_new_row_between_them_make_a_part_dangerous(store: LocalStore, parts: PartsPlan) -> None:
+    for _ in range(2):
+        die_in_work(store, parts, 0)
+    part = Part(store, parts, 0)
+    part.write([made(parts, 0, 0)])
+    part._sink.close()
+    part = Part(store, parts, 0)
+    assert part.num_deaths == 0
+    part._sink.close()
+    for num_deaths in (1, 2, 3):
+        part = Part(store, parts, 0)
+        assert (part.num_deaths, part.is_dangerous) == (num_deaths, num_deaths == 3)
+        part._sink.close()
+
+
+def test_a_part_with_an_image_that_killed_alone_stays_dangerous_though_rows_came(
+    store: LocalStore, parts: PartsPlan
+) -> None:
+    part = Part(store, parts, 0)
+    part.write([made(parts, 0, 0)])
+    part.note("001.png")
+    part._sink.close()
+    summary, _ = run_all(store, parts)
+    assert dict(summary.failed) == {"decoder_crashed": 1}
+    assert [row["error"] for row in rows_of(store, 0)] == ["", "decoder_crashed"]
+
+
+def test_rows_of_a_dangerous_part_that_were_there_are_counted(store: LocalStore, parts: PartsPlan) -> None:
+    part = Part(store, parts, 0)
+    part.write([made(parts, 0, 0)])
+    part._sink.close()
+    for _ in range(3):
+        die_in_work(store, parts, 0)
+    summary, queue = run_all(store, parts)
+    assert (summary.num_ok, queue.num_found) == (6, 1)
+
+
+def test_two_deaths_or_an_orderly_end_make_no_part_dangerous(store: LocalStore, parts: PartsPlan) -> None:
+    for _ in range(2):
+        die_in_work(store, parts, 0)
+    for _ in range(5):
+        Part(store, parts, 0).close()
+    model = FakeModel()
+    run_part(engine(model), store, parts, CAPTIONS, 0)
+    assert model.encode_sizes == [2]
+
+
+def test_what_a_kill_after_the_last_write_leaves_is_swept(store: LocalStore, parts: PartsPlan) -> None:
+    die_in_work(store, parts, 0)
+    die_in_work(store, parts, 1)
+    sweep(store, parts, {0})
+    assert {path.name[:10] for path in (store.scratch / parts.id).iterdir()} == {"part-00001"}
+    sweep(store, parts, {0, 1, 2, 3})
+    assert not (store.scratch / parts.id).exists()
+
+
+class Killed(BaseException):
+    """The process ends here."""
+
+
+@pytest.mark.parametrize("again", [False, True])
+@pytest.mark.parametrize("num_steps", range(7))
+def test_a_kill_while_leftovers_are_removed_leaves_what_the_next_run_can_handle(
+    store: LocalStore, parts: PartsPlan, images: Path, monkeypatch: pytest.MonkeyPatch, num_steps: int, again: bool
+) -> None:
+    if again:
+        whole = {path: path.read_bytes() for path in (images / "002.png", images / "003.png")}
+        for path in whole:
+            path.write_bytes(b"")
+        run_all(store, parts)
+        for path, data in whole.items():
+            path.write_bytes(data)
+    part = Part(store, parts, 1, again=again)
+    other = Row(file_name="003.png", file_name_b64="", status="failed", error="truncated")
+    part.write([made(parts, 1, 0), other if again else made(parts, 1, 1)])
+    steps = iter(range(num_steps))
+
+    def step(function: Any) -> Any:
+        def limited(what: Any, *rest: Any) -> Any:
+            ours = isinstance(what, int) or Path(what).parent == store.scratch / parts.id
+            if ours and next(steps, None) is None:
+                raise Killed
+            return function(what, *rest)
+
+        return limited
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "unlink", step(os.unlink))
+        patch.setattr(os, "ftruncate", step(os.ftruncate))
+        with pytest.raises(Killed):
+            part.commit()
+    os.close(part._sink._file)
+    summary, _ = run_all(store, parts, again=again)
+    assert summary.num_ok == (1 if again else 5)
+    assert [(row["file_name"], row["status"]) for row in rows_of(store, 1)] == [("002.png", "ok"), ("003.png", "ok")]
+    assert rows_of(store, 1)[0]["text"] == "a"
+    sweep(store, parts, {0, 1, 2, 3})
+    assert not (store.scratch / parts.id).exists()
+
+
+def test_rows_that_failed_before_an_interrupt_are_made_again_by_the_next_retry(
+    store: LocalStore, parts: PartsPlan, images: Path
+) -> None:
+    whole = (images / "003.png").read_bytes()
+    (images / "003.png").write_bytes(b"")
+    run_all(store, parts)
+    part = Part(store, parts, 1, again=True)
+    part.write([Row(file_name="003.png", file_name_b64="", status="failed", error="truncated")])
+    part.close()
+    sweep(store, parts, {0, 1, 2, 3})
+    (images / "003.png").write_bytes(whole)
+    summary, queue = run_all(store, parts, again=True)
+    assert (summary.num_ok, queue.num_found) == (1, 0)
+    assert [row["status"] for row in rows_of(store, 1)] == ["ok", "ok"]
+
+
+def test_rows_made_again_are_swept_only_when_no_process_has_them_and_none_is_wanted(
+    store: LocalStore, parts: PartsPlan, images: Path
+) -> None:
+    (images / "003.png").write_bytes(b"")
+    run_all(store, parts)
+    for index in (0, 1):
+        Part(store, parts, index, again=True).close()
+    theirs = Part(store, parts, 2, again=True)
+    sweep(store, parts, {0, 1, 2, 3})
+    journals = {path.name for path in (store.scratch / parts.id).glob("*.jsonl")}
+    assert journals == {"part-00001.again.jsonl", "part-00002.again.jsonl"}
+    theirs.close()
+
+
+def test_parts_with_six_digits_are_counted_and_swept_too(store: LocalStore, parts: PartsPlan) -> None:
+    folder = store.scratch / parts.id
+    folder.mkdir()
+    for name in ("part-100000.jsonl", "part-1.jsonl", "party.jsonl"):
+        (folder / name).write_bytes(b"{}\n")
+    (folder / "part-100000.deaths").write_bytes(b"1 0")
+    assert num_rows_in_work(store, parts, set()) == 1
+    sweep(store, parts, {1, 100_000})
+    assert {path.name for path in folder.iterdir()} == {"part-1.jsonl", "party.jsonl"}
+
+
+def test_a_part_that_is_locked_is_asked_for_nothing_else(
+    store: LocalStore, parts: PartsPlan, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    theirs = Part(store, parts, 1)
+    queue = PartQueue(store, parts, CAPTIONS, (), frozenset())
+    with monkeypatch.context() as patch:
+        patch.setattr(store, "exists", pytest.fail)
+        patch.setattr(store, "open", pytest.fail)
+        assert queue.claim(1) is None
+    assert queue.locked == deque([1])
+    theirs.close()
+
+
+def test_another_process_may_sweep_the_empty_folder_at_any_time(
+    store: LocalStore, parts: PartsPlan, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = store.scratch / parts.id
+    sweeps = iter((True, False))
+    mkdir, unlink = Path.mkdir, os.unlink
+
+    def made_and_swept(path: Path, **options: Any) -> None:
+        mkdir(path, **options)
+        if next(sweeps):
+            path.rmdir()
+
+    def removed_and_swept(path: Path) -> None:
+        unlink(path)
+        if folder.is_dir() and not any(folder.iterdir()):
+            folder.rmdir()
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "mkdir", made_and_swept)
+        part = Part(store, parts, 0)
+        assert next(sweeps, None) is None
+        patch.setattr(os, "unlink", removed_and_swept)
+        part.discard()
+    assert not folder.exists()
+
+
+def test_who_waits_for_another_process_looks_less_and_less_often(
+    store: LocalStore, parts: PartsPlan, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Clock:
+        now = 0.0
+
+        def monotonic(self) -> float:
+            return self.now
+
+        def sleep(self, seconds: float) -> None:
+            self.now += seconds
+
+    clock = Clock()
+    looked: list[float] = []
+    restart = PartQueue.restart
+
+    def noted(queue: PartQueue) -> None:
+        looked.append(clock.now)
+        restart(queue)
+
+    theirs = Part(store, parts, 1)
+    monkeypatch.setattr("blip2cap.jobs.parts.time", clock)
+    monkeypatch.setattr(PartQueue, "restart", noted)
+    queue = PartQueue(store, parts, CAPTIONS, range(4), frozenset())
+    images = engine().read_ahead(queue.tasks())
+    run_parts(engine(), queue, images, stopped=lambda: clock.now > 70)
+    waits = [after - before for before, after in itertools.pairwise(looked)]
+    assert waits == pytest.approx([1, 2, 4, 8, 16, 30], abs=0.2)
+    theirs.close()
+
+
+def test_a_part_that_is_damaged_or_of_another_plan_is_refused(store: LocalStore, parts: PartsPlan) -> None:
+    run_all(store, parts)
+    path = store.folder / part_name(1)
+    whole = path.read_bytes()
+    path.write_bytes(whole[:-1])
+    with pytest.raises(OutputRefusedError, match=r"part-00001\.parquet is damaged, or was not made here"):
+        read_counts(store, parts, [1])
+    content = json.loads(pq.read_metadata(store.folder / part_name(0)).metadata[b"blip2cap"])
+    assert content["settings"] == SETTINGS
+    path.write_bytes(whole.replace(parts.id.encode(), b"0" * 16))
+    with pytest.raises(OutputRefusedError, match="another plan"):
+        read_counts(store, parts, [1])
+
+
+def test_a_plan_is_made_once_and_the_first_one_counts(store: LocalStore, parts: PartsPlan, images: Path) -> None:
+    again = planned(store, images, SETTINGS | {"dtype": "bfloat16"})
+    assert (again.id, again.manifest.settings) == (parts.id, SETTINGS)
+    assert list(store.scratch.iterdir()) == []
+    with pytest.raises(OutputRefusedError, match=r'--dtype was "float32", now "bfloat16"\. Use another --out\.$'):
+        again.check(SETTINGS | {"dtype": "bfloat16"}, "captions/")
+
+
+def test_a_plan_gives_back_every_name_and_path(store: LocalStore) -> None:
+    refs = [
+        ImageRef(path="/data/a b.jpg", name="a b.jpg"),
+        ImageRef(path=os.fsdecode(b"/data/\xff.jpg"), name=os.fsdecode(b"\xff.jpg")),
+        ImageRef(path="s3://bucket/кот.jpg", name="кот.jpg"),
+    ]
+    plan = make_plan(store, refs, SETTINGS, part_size=2)
+    assert plan is not None
+    assert [plan.refs(0), plan.refs(1)] == [refs[:2], refs[2:]]
+    assert (plan.num_images, plan.num_parts, plan.part_size) == (3, 2, 2)
+
+
+def test_a_plan_that_does_not_say_its_part_size_has_that_of_its_first_part(store: LocalStore, parts: PartsPlan) -> None:
+    path = store.folder / parts_plan.NAME
+    table = pq.read_table(path)
+    content = json.loads(pq.read_metadata(path).metadata[b"blip2cap"])
+    del content["part_size"]
+    pq.write_table(table.replace_schema_metadata({"blip2cap": json.dumps(content)}), path, row_group_size=2)
+    plan = read_plan(store)
+    assert plan is not None
+    assert (plan.id, plan.part_size) == (parts.id, 2)
+
+
+def test_nothing_is_planned_without_inputs(store: LocalStore) -> None:
+    assert make_plan(store, [], SETTINGS) is None
+    assert read_plan(store) is None
+    assert list(store.scratch.iterdir()) == []
+
+
+def test_an_image_that_cannot_be_read_again_is_not_planned(store: LocalStore, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(parts_plan._FIELDS, "path", None)  # as a source has it whose bytes come past once
+    with pytest.raises(UsageError, match="comes past in a stream"):
+        make_plan(store, [ImageRef(path="x", name="x")], SETTINGS)
+    assert read_plan(store) is None
+
+
+def test_a_folder_with_other_things_in_it_is_not_taken_for_parts(store: LocalStore) -> None:
+    (store.folder / "holiday.jpg").touch()
+    with pytest.raises(OutputRefusedError, match=r"it has no plan, but holiday\.jpg"):
+        read_plan(store)
+
+
+def test_a_damaged_plan_is_refused(store: LocalStore, parts: PartsPlan) -> None:
+    path = store.folder / parts_plan.NAME
+    path.write_bytes(path.read_bytes()[:-1])
+    with pytest.raises(OutputRefusedError, match="plan is damaged"):
+        read_plan(store)
+
+
+def test_a_store_that_overwrites_although_told_not_to_is_found_out(store: LocalStore, images: Path) -> None:
+    class Careless(LocalStore):
+        def create_from(self, name: str, path: Path) -> bool:
+            self.replace(name, path.read_bytes())
+            return True
+
+    with pytest.raises(OutputError, match="overwrite each other's parts"):
+        planned(Careless(store.url), images)
+
+
+@pytest.mark.slow
+def test_memory_for_a_plan_does_not_grow_with_the_inputs(store: LocalStore) -> None:
+    def refs(count: int) -> Iterator[ImageRef]:
+        return (ImageRef(path=f"/data/{number:09}.jpg", name=f"{number:09}.jpg") for number in range(count))
+
+    def peak(name: str, count: int) -> int:
+        other = LocalStore(f"{store.url}{name}")
+        other.prepare()
+        tracemalloc.start()
+        try:
+            plan = make_plan(other, refs(count), SETTINGS, part_size=1000)
+            assert plan is not None
+            assert plan.refs(count // 1000 - 1)[-1].name == f"{count - 1:09}.jpg"
+            return tracemalloc.get_traced_memory()[1]
+        finally:
+            tracemalloc.stop()
+
+    peak("warm", 1000)
+    assert peak("many", 60_000) < 1.3 * peak("few", 3000)
