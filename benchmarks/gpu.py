@@ -31,7 +31,7 @@ LADDER: dict[str, Facts] = {
     "looking_for_ends_at_every_step": {"check_every": 1},
     "exact_decoding": {"decode": "exact"},
     "one_decoding_thread": {"threads": 1},
-    **{f"{count}_texts_at_once": {"max_texts": count} for count in (64, 128, 256, 512)},
+    **{f"{count}_texts_at_once": {"capacity": count} for count in (64, 128, 256, 512)},
     **{f"{count}_images_at_once": {"image_batch": count} for count in (16, 32, 64, 128)},
 }
 """The full engine, but for one thing."""

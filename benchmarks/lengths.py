@@ -39,30 +39,30 @@ class GivenLengths(Greedy):
         return [text.ids[: text.start.seed]]
 
 
-def spread(num_texts: int = NUM_TEXTS) -> list[int]:
+def spread(num_pending: int = NUM_TEXTS) -> list[int]:
     """Return lengths that lie evenly between the shortest and the longest, mixed; their mean is that of the two."""
-    assert gcd(num_texts, _STRIDE) == 1
-    steps = max(1, num_texts - 1)
-    even = [SHORTEST + round((LONGEST - SHORTEST) * number / steps) for number in range(num_texts)]
-    return [even[number * _STRIDE % num_texts] for number in range(num_texts)]
+    assert gcd(num_pending, _STRIDE) == 1
+    steps = max(1, num_pending - 1)
+    even = [SHORTEST + round((LONGEST - SHORTEST) * number / steps) for number in range(num_pending)]
+    return [even[number * _STRIDE % num_pending] for number in range(num_pending)]
 
 
 def measure_lengths(
-    model: Blip2, features: torch.Tensor, *, num_texts: int = NUM_TEXTS, num_slots: int = NUM_SLOTS
+    model: Blip2, features: torch.Tensor, *, num_pending: int = NUM_TEXTS, num_slots: int = NUM_SLOTS
 ) -> Facts:
     """Decode texts of many lengths, and one batch each of texts as long as their mean, and as the longest."""
-    mixed = spread(num_texts)
+    mixed = spread(num_pending)
     decode_texts(model, features, [2] * num_slots, num_slots)
     found = {
         "mean": decode_texts(model, features, [(SHORTEST + LONGEST) // 2] * num_slots, num_slots),
         "spread": decode_texts(model, features, mixed, num_slots),
         "longest": decode_texts(model, features, [LONGEST] * num_slots, num_slots),
     }
-    batches = num_texts / num_slots  # texts of one length take so many times what a batch of them takes
+    batches = num_pending / num_slots  # texts of one length take so many times what a batch of them takes
     return {
-        "num_texts": num_texts,
+        "num_pending": num_pending,
         "texts_at_once": num_slots,
-        "mean_length": digits(sum(mixed) / num_texts),
+        "mean_length": digits(sum(mixed) / num_pending),
         **found,
         "spread_to_mean": digits(found["spread"]["seconds"] / found["mean"]["seconds"] / batches),
         "spread_to_longest": digits(found["spread"]["seconds"] / found["longest"]["seconds"] / batches),
@@ -72,7 +72,7 @@ def measure_lengths(
 def decode_texts(model: Blip2, features: torch.Tensor, lengths: Sequence[int], num_slots: int) -> Facts:
     """Decode texts of these lengths about images whose features these are; every text prefills its own."""
     options = GenerateOptions(max_new_tokens=LONGEST)
-    texts = model.texts(options, max_texts=num_slots)
+    texts = model.start_texts(options, capacity=num_slots)
     stream = texts.stream
     assert isinstance(stream, TextStream), "only lean decoders decode texts of many lengths side by side"
     stream.search = GivenLengths(options, (), model.device)
@@ -86,7 +86,7 @@ def decode_texts(model: Blip2, features: torch.Tensor, lengths: Sequence[int], n
     model.watch.reset()
     model.wait()
     started, said = time.perf_counter(), dict[int, int]()
-    while texts.num_texts:
+    while texts.num_pending:
         for ticket, result in texts.advance():
             assert not isinstance(result, ImageError), result
             said[ticket] = result[0].num_tokens + (result[0].finish_reason == "stop")

@@ -35,7 +35,7 @@ from blip2cap.models.checkpoint import find
 from blip2cap.options import BatchOptions, DecodeOptions, GenerateOptions, ModelOptions
 from blip2cap.prompts import CAPTION_PROMPTS, VQA_TEMPLATES, Template
 from blip2cap.records import ImageRef
-from blip2cap.tasks.worklist import Plan
+from blip2cap.tasks.worklist import Worklist
 
 _NUM_FEATURES = 4
 """Images that texts of given lengths are about."""
@@ -64,7 +64,7 @@ class Job:
     """Images, and texts, at once. None: measured, as by default."""
     image_batch: int | None = None
     """Images at once, if another number than texts."""
-    max_texts: int | None = None
+    capacity: int | None = None
     """Texts at once, if another number than images."""
     decode: str = "fast"
     threads: int = 0
@@ -82,13 +82,13 @@ class Job:
     def setup(self, family: str) -> Setup:
         """Say what a run does."""
         if self.questions is None:
-            plan = Plan(Template(CAPTION_PROMPTS[family]))
+            plan = Worklist(Template(CAPTION_PROMPTS[family]))
         else:
-            plan = Plan(Template(VQA_TEMPLATES[family], question=True), tuple(self.questions))
+            plan = Worklist(Template(VQA_TEMPLATES[family], question=True), tuple(self.questions))
         return Setup(
             generate=GenerateOptions(max_new_tokens=self.new_tokens, num_beams=self.num_beams),
             decode=DecodeOptions(mode=self.decode, num_threads=self.threads),
-            batch=Sizes(batch_size=self.max_texts or self.batch_size, image_batch=self.image_batch or self.batch_size),
+            batch=Sizes(batch_size=self.capacity or self.batch_size, image_batch=self.image_batch or self.batch_size),
             plan=plan,
         )
 

@@ -26,8 +26,8 @@ from blip2cap.records import Row
 class NoTexts:
     """The text side of a model that has nothing to say."""
 
-    max_texts = 128
-    num_texts = 0
+    capacity = 128
+    num_pending = 0
 
     def add(self, features: Any, prompts: Sequence[Any]) -> list[int]:
         """Nothing is ever added: no image is encoded."""
@@ -53,7 +53,7 @@ class NoModel:
     def wait(self) -> None:
         """Nothing to wait for."""
 
-    def texts(self, options: object, *, max_texts: int | None) -> NoTexts:
+    def start_texts(self, options: object, *, capacity: int | None) -> NoTexts:
         """Begin the text side of a run."""
         return NoTexts()
 

@@ -13,7 +13,7 @@ from PIL import Image
 from blip2cap.decode.image import Decoded, decode, resize
 from blip2cap.decode.isolate import Isolation
 from blip2cap.decode.read import read
-from blip2cap.engine.run import Engine, Summary
+from blip2cap.engine.run import Engine, RunStats
 from blip2cap.errors import ImageError, UsageError
 from blip2cap.models.blip2.load import load
 from blip2cap.models.blip2.model import Blip2
@@ -32,7 +32,7 @@ from blip2cap.options import (
 from blip2cap.prompts import CAPTION_PROMPTS, VQA_TEMPLATES, Template
 from blip2cap.records import ImageRef, Row
 from blip2cap.source.inputs import Source
-from blip2cap.tasks.worklist import Plan, Task
+from blip2cap.tasks.worklist import Request, Worklist
 
 ImageLike: TypeAlias = Image.Image | str | os.PathLike[str]
 _ANSWERS = GenerateOptions(max_new_tokens=ANSWER_NEW_TOKENS)
@@ -90,7 +90,7 @@ class Captioner:
     ) -> list[str]:
         """Return the answer to one question for each image. Raises ImageError for one that cannot be read."""
         template = Template(VQA_TEMPLATES[self.model.family], question=True)
-        return self._texts(images, Plan(template, (question,)), options or _ANSWERS, text_options)
+        return self._texts(images, Worklist(template, (question,)), options or _ANSWERS, text_options)
 
     def caption_folder(
         self,
@@ -99,18 +99,18 @@ class Captioner:
         prompt: str | None = None,
         options: GenerateOptions | None = None,
         text_options: TextOptions | None = None,
-        on_progress: Callable[[Summary], None] | None = None,
+        on_progress: Callable[[RunStats], None] | None = None,
     ) -> Iterator[Row]:
         """Yield a typed row for every image below a folder, good or failed, in order; nothing is written.
 
         `on_progress` is told after each batch. Raises InputError if the folder does not exist.
         """
         source = Source(SourceOptions(inputs=(os.fspath(path),)))
-        tasks = self._caption_plan(prompt).tasks(source, frozenset())
+        tasks = self._caption_plan(prompt).requests(source, frozenset())
         return self._rows(self._engine(options or GenerateOptions(), text_options), tasks, on_progress)
 
-    def _caption_plan(self, prompt: str | None) -> Plan:
-        return Plan(Template(CAPTION_PROMPTS[self.model.family] if prompt is None else prompt))
+    def _caption_plan(self, prompt: str | None) -> Worklist:
+        return Worklist(Template(CAPTION_PROMPTS[self.model.family] if prompt is None else prompt))
 
     def _engine(self, options: GenerateOptions, text_options: TextOptions | None) -> Engine:
         self.model.check(options)
@@ -118,16 +118,16 @@ class Captioner:
         return Engine(model=self.model, generate=options, text=text, decode=self.decode_options, batch=self.batch)
 
     def _rows(
-        self, engine: Engine, tasks: Iterator[Task], on_progress: Callable[[Summary], None] | None
+        self, engine: Engine, tasks: Iterator[Request], on_progress: Callable[[RunStats], None] | None
     ) -> Iterator[Row]:
-        summary = Summary()
+        summary = RunStats()
         for rows in engine.row_batches(engine.read_ahead(tasks), summary):
             if on_progress:
                 on_progress(summary)
             yield from rows
 
     def _texts(
-        self, images: Sequence[ImageLike], plan: Plan, options: GenerateOptions, text_options: TextOptions | None
+        self, images: Sequence[ImageLike], plan: Worklist, options: GenerateOptions, text_options: TextOptions | None
     ) -> list[str]:
         if isinstance(images, (str, os.PathLike, Image.Image)):
             raise TypeError(f"expected a sequence of images, got one {type(images).__name__}: put it in a list.")
@@ -138,7 +138,7 @@ class Captioner:
         engine = replace(self._engine(options, text_options), on_failure=_raise)
         with closing(Isolation(self.decode_options, self.model.image_size, choose_resizer())) as isolation:
             decoded = (self._decode(image, isolation) for image in images)
-            items = ((task, image) for ref, image in decoded for task in plan.tasks((ref,), frozenset()))
+            items = ((task, image) for ref, image in decoded for task in plan.requests((ref,), frozenset()))
             return [row.text for row in engine.rows(items)]
 
     def _decode_file(self, ref: ImageRef, isolation: Isolation) -> Decoded:

@@ -12,10 +12,10 @@ from hashlib import blake2b
 _SIZE = 16
 """Bytes of a digest."""
 _MEAN = 40
-"""Keys in a bucket before there are twice as many: fewer cost memory for the buckets, more are slow to search."""
+"""KeySet in a bucket before there are twice as many: fewer cost memory for the buckets, more are slow to search."""
 
 
-class Keys:
+class KeySet:
     """Strings to be recognised; what they were cannot be read back."""
 
     def __init__(self, keys: Iterable[str] = ()) -> None:

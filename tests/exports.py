@@ -6,7 +6,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from blip2cap.outputs.export.engine import Summary, export
+from blip2cap.outputs.export.engine import ExportCounts, export
 from blip2cap.outputs.export.formats import make_writer
 from blip2cap.outputs.export.item import Item, Items
 from blip2cap.outputs.export.options import ExportOptions
@@ -70,14 +70,14 @@ def write_results(path: Path, rows: Iterable[Row], root: Path | None = None) -> 
     return path
 
 
-def run(folder: Path, rows: Iterable[Row], to: str, *, root: Path | None = None, **options: Any) -> Summary:
+def run(folder: Path, rows: Iterable[Row], to: str, *, root: Path | None = None, **options: Any) -> ExportCounts:
     """Export rows of images in `root`; the results lie in `folder`."""
     return run_named(folder, rows, to, root=root, **options)[0]
 
 
 def run_named(
     folder: Path, rows: Iterable[Row], to: str, *, root: Path | None = None, dry_run: bool = False, **options: Any
-) -> tuple[Summary, dict[str, str]]:
+) -> tuple[ExportCounts, dict[str, str]]:
     """Export rows; return, too, which images were left out, and why."""
     path = write_results(folder / "results.jsonl", rows)
     given: dict[str, Any] = {name: str(value) if name == "out" else value for name, value in options.items()}

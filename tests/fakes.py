@@ -51,23 +51,23 @@ class FakeModel:
     def wait(self) -> None:
         """Nothing to wait for."""
 
-    def texts(self, options: GenerateOptions, *, max_texts: int | None) -> FakeTexts:
+    def start_texts(self, options: GenerateOptions, *, capacity: int | None) -> FakeSession:
         """Begin the text side of a run."""
-        return FakeTexts(self, options, max_texts or 16)
+        return FakeSession(self, options, capacity or 16)
 
 
-class FakeTexts:
+class FakeSession:
     """Says prompt and features; a second and third caption say so. Every text takes one call for each of its steps."""
 
-    def __init__(self, model: FakeModel, options: GenerateOptions, max_texts: int) -> None:
-        self.model, self.options, self.max_texts = model, options, max_texts
+    def __init__(self, model: FakeModel, options: GenerateOptions, capacity: int) -> None:
+        self.model, self.options, self.capacity = model, options, capacity
         self.waiting: list[tuple[int, Prompt, Any]] = []
         self.steps: dict[int, int] = {}
         self.num_added = 0
         self.most_texts = 0
 
     @property
-    def num_texts(self) -> int:
+    def num_pending(self) -> int:
         """How many wait."""
         return len(self.waiting)
 
@@ -82,8 +82,8 @@ class FakeTexts:
         return tickets
 
     def advance(self) -> list[tuple[int, list[Generated] | ImageError]]:
-        """Take a step with the first `max_texts`; return those that are done, the last first."""
-        running = self.waiting[: self.max_texts]
+        """Take a step with the first `capacity`; return those that are done, the last first."""
+        running = self.waiting[: self.capacity]
         for ticket, _, _ in running:
             self.steps[ticket] -= 1
         done = [(ticket, prompt, said) for ticket, prompt, said in running if self.steps[ticket] <= 0]

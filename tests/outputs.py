@@ -15,7 +15,7 @@ from blip2cap.outputs.journal import JournalSink
 from blip2cap.outputs.parquet import ParquetSink
 from blip2cap.prompts import Template
 from blip2cap.records import ImageRef, Row
-from blip2cap.tasks.worklist import Plan
+from blip2cap.tasks.worklist import Worklist
 from tests.rows import SETTINGS
 
 REFS = [ImageRef(path=f"/imgs/{name}", name=name) for name in ("a.jpg", "b.jpg", "c.jpg", "кот.jpg", "\udcff.jpg")]
@@ -42,7 +42,7 @@ def run(
     """Do what a command does, two images at a time; `safe` gets the names whose rows are promised to be on the disk."""
     sink = open_output(path, files, **options)
     try:
-        tasks = list(Plan(Template("")).tasks(refs, sink.finished))
+        tasks = list(Worklist(Template("")).requests(refs, sink.finished))
         rows = [
             Row(
                 file_name=task.ref.file_name,

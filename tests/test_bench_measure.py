@@ -49,7 +49,7 @@ def test_every_question_of_a_job_makes_a_row(measurer: Measurer, drawn: str) -> 
 
 
 def test_images_and_texts_at_once_can_differ(measurer: Measurer, drawn: str) -> None:
-    facts = measurer.measure(Job(images=drawn, image_batch=3, max_texts=6))
+    facts = measurer.measure(Job(images=drawn, image_batch=3, capacity=6))
     assert facts["counts"]["vision"] == 2
     assert (facts["images_at_once"], facts["texts_at_once"]) == (3, 6)
 

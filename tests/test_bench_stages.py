@@ -27,14 +27,14 @@ from blip2cap.options import BatchOptions, DecodeOptions, GenerateOptions, Model
 from blip2cap.prompts import Template
 from blip2cap.records import ImageRef
 from blip2cap.source.inputs import Source
-from blip2cap.tasks.worklist import Plan
+from blip2cap.tasks.worklist import Worklist
 
 TINY = ModelOptions(name="tiny", device="cpu", dtype="float32")
 SETUP = Setup(
     generate=GenerateOptions(max_new_tokens=4),
     decode=DecodeOptions(num_threads=1),
     batch=BatchOptions(batch_size=2),
-    plan=Plan(Template("")),
+    plan=Worklist(Template("")),
 )
 
 
@@ -70,7 +70,7 @@ def test_a_pass_is_a_real_run(model: Blip2, refs: list[ImageRef], tmp_path: Path
 
 
 def test_every_question_is_a_row(model: Blip2, refs: list[ImageRef], tmp_path: Path) -> None:
-    plan = Plan(Template("Question: {question} Answer:", question=True), ("what is it?", "where is it?"))
+    plan = Worklist(Template("Question: {question} Answer:", question=True), ("what is it?", "where is it?"))
     done = run_once(model, replace(SETUP, plan=plan), refs[:2], tmp_path)
     assert (done.num_images, done.num_rows_ok, len(done.texts)) == (2, 4, 4)
 

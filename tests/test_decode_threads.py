@@ -8,7 +8,7 @@ from functools import partial
 
 import pytest
 
-from blip2cap.decode.threads import Job, Threads, limit_myself
+from blip2cap.decode.threads import Call, Threads, limit_myself
 
 
 @pytest.fixture
@@ -21,12 +21,12 @@ def alive() -> int:
     return sum(thread.name == "one" for thread in threading.enumerate())
 
 
-def result_of(job: Job[str]) -> str:
+def result_of(job: Call[str]) -> str:
     assert job.wait(10)
     return job.result()
 
 
-def begun(threads: Threads[str], do: Callable[[], str]) -> Job[str]:
+def begun(threads: Threads[str], do: Callable[[], str]) -> Call[str]:
     """Have something done, and wait until it has begun."""
     started = threading.Event()
 

@@ -11,13 +11,13 @@ import pytest
 from PIL import Image
 
 from blip2cap.decode.image import Pixels
-from blip2cap.engine.run import Engine, Summary, run
+from blip2cap.engine.run import Engine, RunStats, run
 from blip2cap.errors import ImageError, OutputError
 from blip2cap.options import BatchOptions, DecodeOptions, GenerateOptions, SourceOptions
 from blip2cap.prompts import Template
 from blip2cap.records import ImageRef, Row
 from blip2cap.source.inputs import Source
-from blip2cap.tasks.worklist import Plan
+from blip2cap.tasks.worklist import Worklist
 from tests.commands import draw_scenes, names_below
 from tests.fakes import FakeModel, ListSink
 
@@ -31,7 +31,7 @@ def do(
     sink: ListSink | None = None,
     generate: GenerateOptions | None = None,
     **settings: Any,
-) -> tuple[list[Row], Summary]:
+) -> tuple[list[Row], RunStats]:
     """Run `model` over a folder; return the rows and the summary."""
     on_batch, stopped = settings.pop("on_batch", lambda summary: None), settings.pop("stopped", lambda: False)
     engine = Engine(
@@ -43,7 +43,7 @@ def do(
     )
     sink = sink or ListSink()
     template = Template(prompt) if questions is None else Template("{question}", question=True)
-    tasks = Plan(template, questions).tasks(Source(SourceOptions(inputs=(str(folder),))), sink.finished)
+    tasks = Worklist(template, questions).requests(Source(SourceOptions(inputs=(str(folder),))), sink.finished)
     return sink.rows, run(engine, engine.read_ahead(tasks), sink, on_batch, stopped)
 
 

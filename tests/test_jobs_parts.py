@@ -18,7 +18,7 @@ from typing import Any
 import pyarrow.parquet as pq
 import pytest
 
-from blip2cap.engine.run import Engine, Summary
+from blip2cap.engine.run import Engine, RunStats
 from blip2cap.errors import OutputError, OutputRefusedError, UsageError
 from blip2cap.jobs.parts import PartQueue, run_part, run_parts
 from blip2cap.options import BatchOptions, DecodeOptions, GenerateOptions, SourceOptions
@@ -30,12 +30,12 @@ from blip2cap.outputs.parts.store import LocalStore
 from blip2cap.prompts import Template
 from blip2cap.records import ImageRef, Row
 from blip2cap.source.inputs import Source
-from blip2cap.tasks.worklist import Plan
+from blip2cap.tasks.worklist import Worklist
 from tests.commands import draw_scenes, names_below
 from tests.fakes import FakeModel
 
 SETTINGS = {"command": "caption", "dtype": "float32", "questions": None}
-CAPTIONS = Plan(Template("a"))
+CAPTIONS = Worklist(Template("a"))
 
 
 @pytest.fixture
@@ -72,7 +72,7 @@ def engine(model: FakeModel | None = None, batch_size: int = 2) -> Engine:
     )
 
 
-def run_all(store: LocalStore, parts: PartsPlan, *, stop_after: int = 99, again: bool = False) -> tuple[Summary, Any]:
+def run_all(store: LocalStore, parts: PartsPlan, *, stop_after: int = 99, again: bool = False) -> tuple[RunStats, Any]:
     """Do what a command does; with `stop_after`, as if a signal came after so many images."""
     done = done_parts(store, parts)
     failed = {index for index, counts in read_counts(store, parts, sorted(done)).items() if counts.failed}
@@ -80,13 +80,13 @@ def run_all(store: LocalStore, parts: PartsPlan, *, stop_after: int = 99, again:
     queue = PartQueue(store, parts, CAPTIONS, sorted(set(range(parts.num_parts)) - done | redo), redo)
     num_images = 0
 
-    def count(summary: Summary) -> None:
+    def count(summary: RunStats) -> None:
         nonlocal num_images
         num_images = summary.num_images
 
     one = engine(batch_size=1)
     with closing(queue):
-        images = one.read_ahead(queue.tasks())
+        images = one.read_ahead(queue.requests())
         return run_parts(one, queue, images, count, lambda: num_images >= stop_after), queue
 
 
@@ -140,7 +140,7 @@ def test_one_part_can_be_done_on_its_own_and_only_once(store: LocalStore, parts:
 def test_answers_have_a_row_for_every_question(store: LocalStore, images: Path) -> None:
     questions = ("what?", "where?")
     parts = planned(store, images, SETTINGS | {"questions": list(questions)})
-    run_part(engine(), store, parts, Plan(Template("Q: {question}", question=True), questions), 3)
+    run_part(engine(), store, parts, Worklist(Template("Q: {question}", question=True), questions), 3)
     assert [(row["file_name"], row["question"]) for row in rows_of(store, 3)] == [
         ("006.png", "what?"),
         ("006.png", "where?"),
@@ -182,7 +182,7 @@ def test_a_part_that_another_process_finished_first_stays_as_it_is(store: LocalS
 
     store.create = late  # type: ignore[method-assign]
     queue = PartQueue(store, parts, CAPTIONS, (1,), frozenset())
-    run_parts(engine(), queue, engine().read_ahead(queue.tasks()))
+    run_parts(engine(), queue, engine().read_ahead(queue.requests()))
     assert queue.num_lost == 1
     assert (store.folder / part_name(1)).read_bytes() == b"theirs"
     assert list((store.scratch / parts.id).iterdir()) == []
@@ -518,7 +518,7 @@ def test_who_waits_for_another_process_looks_less_and_less_often(
     monkeypatch.setattr("blip2cap.jobs.parts.time", clock)
     monkeypatch.setattr(PartQueue, "restart", noted)
     queue = PartQueue(store, parts, CAPTIONS, range(4), frozenset())
-    images = engine().read_ahead(queue.tasks())
+    images = engine().read_ahead(queue.requests())
     run_parts(engine(), queue, images, stopped=lambda: clock.now > 70)
     waits = [after - before for before, after in itertools.pairwise(looked)]
     assert waits == pytest.approx([1, 2, 4, 8, 16, 30], abs=0.2)

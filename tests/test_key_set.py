@@ -4,52 +4,52 @@ import tracemalloc
 
 import pytest
 
-from blip2cap.key_set import Keys
+from blip2cap.key_set import KeySet
 from blip2cap.records import row_key
 
 
 def test_what_was_added_is_found_and_nothing_else_is():
-    keys = Keys(f"{number}.jpg" for number in range(20_000))  # enough for its buckets to be divided many times
+    keys = KeySet(f"{number}.jpg" for number in range(20_000))  # enough for its buckets to be divided many times
     assert all(f"{number}.jpg" in keys for number in range(20_000))
     assert not any(f"{number}.jpg" in keys for number in range(20_000, 40_000))
     assert len(keys) == 20_000
 
 
 def test_nothing_is_in_no_keys():
-    assert "" not in Keys()
-    assert len(Keys()) == 0
+    assert "" not in KeySet()
+    assert len(KeySet()) == 0
 
 
 def test_adding_says_whether_a_key_is_new_and_a_key_counts_once():
-    keys = Keys()
+    keys = KeySet()
     assert [keys.add(key) for key in ("a", "b", "a", "", "")] == [True, True, False, True, False]
     assert len(keys) == 3
 
 
 @pytest.mark.parametrize("key", ["", "\0", "é", "e\u0301", "\udcff.jpg", "\ud800", "a" * 100_000])
 def test_any_string_is_a_key(key):
-    keys = Keys([key])
+    keys = KeySet([key])
     assert key in keys
     assert key + "x" not in keys
 
 
 def test_an_image_and_a_question_do_not_run_into_each_other():
-    keys = Keys([row_key("a.jpg", "", "b?")])
+    keys = KeySet([row_key("a.jpg", "", "b?")])
     assert row_key("a.jpg", "", "b?") in keys
     assert row_key("a.jpgb?", "", None) not in keys
 
 
 def test_keys_compare_with_collections_of_strings():
-    assert Keys(["a", "b"]) == {"b", "a"}
-    assert Keys(["a", "b"]) != {"a", "c"}
-    assert Keys(["a"]) != {"a", "b"}
-    assert Keys() != 0
+    assert KeySet(["a", "b"]) == {"b", "a"}
+    assert KeySet(["a", "b"]) != {"a", "c"}
+    assert KeySet(["a"]) != {"a", "b"}
+    assert KeySet() != 0
 
 
 def test_a_long_key_costs_no_more_than_about_twenty_bytes():
     tracemalloc.start()
     try:
-        keys = Keys()
+        keys = KeySet()
         for number in range(50_000):
             keys.add(f"{number:0200}.jpg")
         used, _ = tracemalloc.get_traced_memory()

@@ -1,4 +1,4 @@
-"""Texts that went wrong are made once more, flagged, and depend on nothing beside them."""
+"""Session that went wrong are made once more, flagged, and depend on nothing beside them."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ import pytest
 
 from blip2cap.captioner import Captioner
 from blip2cap.decode.image import Pixels
-from blip2cap.engine.loop_guard import GuardedTexts, second_options
+from blip2cap.engine.loop_guard import GuardedSession, second_options
 from blip2cap.errors import ImageError
 from blip2cap.options import GenerateOptions, TextOptions
 from blip2cap.records import Generated, Prompt, Row
 from tests.checkpoints import make_checkpoint
 from tests.commands import draw_scenes
-from tests.fakes import FakeModel, FakeTexts
+from tests.fakes import FakeModel, FakeSession
 from tests.test_engine_run import do
 from tests.test_model_parity import load_model
 
@@ -38,12 +38,12 @@ class Speaker(FakeModel):
         self.says = says
         self.opened: list[SpeakersTexts] = []
 
-    def texts(self, options: GenerateOptions, *, max_texts: int | None) -> FakeTexts:
-        self.opened.append(SpeakersTexts(self, options, max_texts or 16))
+    def start_texts(self, options: GenerateOptions, *, capacity: int | None) -> FakeSession:
+        self.opened.append(SpeakersTexts(self, options, capacity or 16))
         return self.opened[-1]
 
 
-class SpeakersTexts(FakeTexts):
+class SpeakersTexts(FakeSession):
     def _say(self, prompt: Prompt, features: str) -> list[Generated] | ImageError:
         result = super()._say(prompt, features)
         if isinstance(result, ImageError):
@@ -223,17 +223,17 @@ def test_equal_pictures_share_the_second_text_and_the_flag(folder: Path, tmp_pat
     assert [texts.num_added for texts in model.opened] == [2, 2]
 
 
-def guarded(max_texts: int) -> tuple[GuardedTexts, Speaker]:
-    """Texts that take a step each, but for `long` ones; what `bad` images have said of them loops."""
+def guarded(capacity: int) -> tuple[GuardedSession, Speaker]:
+    """Session that take a step each, but for `long` ones; what `bad` images have said of them loops."""
 
     def says(prompt: Prompt, features: str, copy: int, blocked: bool) -> str:
         return LOOP if features == "bad" and not blocked else "a dog"
 
     model = Speaker(says, num_steps=lambda prompt: 1_000 if prompt.text == "long" else 1)
-    return GuardedTexts(lambda options: model.texts(options, max_texts=max_texts), GenerateOptions()), model
+    return GuardedSession(lambda options: model.start_texts(options, capacity=capacity), GenerateOptions()), model
 
 
-def ask(texts: GuardedTexts, features: str, *prompts: str) -> list[int]:
+def ask(texts: GuardedSession, features: str, *prompts: str) -> list[int]:
     return texts.add([features], [Prompt(image=0, text=prompt, name="") for prompt in prompts])
 
 
@@ -242,11 +242,11 @@ def test_second_tries_begin_together_when_they_are_an_eighth_of_the_texts_at_onc
     ask(texts, "good", "long")
     for number in range(1, 4):
         ask(texts, "bad", "")
-        assert (texts.advance(), len(model.opened), texts.num_texts) == ([], 1, 1 + number)
+        assert (texts.advance(), len(model.opened), texts.num_pending) == ([], 1, 1 + number)
     ask(texts, "bad", "")
     done = texts.advance()
     assert [result[0].flag for _, result in done if not isinstance(result, ImageError)] == ["retried"] * 4
-    assert texts.num_texts == 1
+    assert texts.num_pending == 1
 
 
 def test_second_tries_begin_at_once_when_nothing_else_is_to_be_done() -> None:
@@ -287,10 +287,10 @@ def test_features_go_with_the_text_that_needed_them(folder: Path) -> None:
             most = max(most, sum(reference() is not None for reference in kept))
             return features
 
-        def texts(self, options: GenerateOptions, *, max_texts: int | None) -> FakeTexts:
+        def start_texts(self, options: GenerateOptions, *, capacity: int | None) -> FakeSession:
             rng = np.random.default_rng(0)
             self.num_steps = lambda prompt: int(rng.integers(1, 5))
-            return super().texts(options, max_texts=max_texts)
+            return super().start_texts(options, capacity=capacity)
 
     model = Holding(lambda prompt, features, copy, blocked: LOOP)
     rows, _ = do(folder, model, text=GUARD, batch_size=2)

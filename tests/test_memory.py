@@ -21,8 +21,8 @@ from blip2cap.outputs.journal import JournalSink
 from blip2cap.prompts import Template
 from blip2cap.records import Generated, ImageRef, Prompt, Row
 from blip2cap.source.inputs import Source
-from blip2cap.tasks.worklist import Plan, Task
-from tests.fakes import FakeModel, FakeTexts, ListSink
+from blip2cap.tasks.worklist import Request, Worklist
+from tests.fakes import FakeModel, FakeSession, ListSink
 from tests.rows import SETTINGS, row
 
 _MOMENTS = (2_000, 8_000, 14_000)
@@ -37,11 +37,11 @@ class Forgetful(FakeModel):
         self.encode_sizes.clear()
         return features
 
-    def texts(self, options: GenerateOptions, *, max_texts: int | None) -> FakeTexts:
-        return ForgetfulTexts(self, options, max_texts or 16)
+    def start_texts(self, options: GenerateOptions, *, capacity: int | None) -> FakeSession:
+        return ForgetfulTexts(self, options, capacity or 16)
 
 
-class ForgetfulTexts(FakeTexts):
+class ForgetfulTexts(FakeSession):
     """Its text side."""
 
     def add(self, features: Any, prompts: Sequence[Prompt]) -> list[int]:
@@ -86,9 +86,9 @@ def grows(used: list[int]) -> bool:
     return min(after - before for before, after in pairwise(used)) > 150_000
 
 
-def tasks(number: int) -> Iterator[Task]:
+def tasks(number: int) -> Iterator[Request]:
     refs = (ImageRef(path=f"gone/{index:09}.jpg", name=f"{index:09}.jpg") for index in range(number))
-    return Plan(Template("")).tasks(refs, frozenset())
+    return Worklist(Template("")).requests(refs, frozenset())
 
 
 def engine(model: FakeModel) -> Engine:
@@ -112,7 +112,7 @@ def test_a_run_holds_as_much_after_many_images_as_after_few() -> None:
 def test_what_is_remembered_of_pictures_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
     """Past as many as may be remembered, further pictures cost nothing; each is another one."""
     monkeypatch.setattr("blip2cap.engine.flow._NUM_REMEMBERED", 1_000)
-    flow = Flow(Forgetful(), GenerateOptions(), TextOptions(), max_texts=64, on_failure=lambda ref, error: None)
+    flow = Flow(Forgetful(), GenerateOptions(), TextOptions(), capacity=64, on_failure=lambda ref, error: None)
     size, used = BatchSize(64), []
     for number, task in enumerate(tasks(_MOMENTS[-1]), start=1):
         pixels = np.frombuffer(number.to_bytes(192, "little"), dtype=np.uint8).reshape(8, 8, 3)

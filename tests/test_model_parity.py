@@ -93,7 +93,7 @@ def test_texts_equal_those_of_transformers_token_for_token(folder: Path, images:
     model = load_model(folder)
     features = model.encode([resize(image, model.image_size).pixels_HWC for image in images])
     prompts = [Prompt(image=at, text=text, name=str(at)) for at in range(len(images)) for text in PROMPTS]
-    ours = counted(model.generate(features, prompts, options, max_texts=16))
+    ours = counted(model.generate(features, prompts, options, capacity=16))
     expected = [by_the_book(folder, images[prompt.image], prompt.text, options) for prompt in prompts]
     assert ours == expected
     assert len({text for row in ours for text in row}) > len(PROMPTS), "texts that are all alike prove nothing"
@@ -106,7 +106,7 @@ def test_texts_that_end_equal_those_of_transformers_too(
     pixels = [resize(image, model.image_size).pixels_HWC for image in images]
     prompts = [Prompt(image=at, text=text, name="") for at in range(len(images)) for text in PROMPTS]
     greedy = GenerateOptions(max_new_tokens=8)
-    said = texts(model.generate(model.encode(pixels), prompts, greedy, max_texts=16))
+    said = texts(model.generate(model.encode(pixels), prompts, greedy, capacity=16))
     end = Counter(word for (text,) in said for word in text.split()[2:5]).most_common(1)[0][0]
     ending = Path(shutil.copytree(folder, tmp_path / folder.name))
     config = json.loads((ending / "config.json").read_text())
@@ -114,7 +114,7 @@ def test_texts_that_end_equal_those_of_transformers_too(
     (ending / "config.json").write_text(json.dumps(config))
     model = load_model(ending)
     for options in (greedy, OPTIONS["beams"]):
-        results = model.generate(model.encode(pixels), prompts, options, max_texts=16)
+        results = model.generate(model.encode(pixels), prompts, options, capacity=16)
         expected = [by_the_book(ending, images[prompt.image], prompt.text, options) for prompt in prompts]
         assert counted(results) == expected
         reasons = {generated.finish_reason for row in results if isinstance(row, list) for generated in row}
@@ -126,12 +126,12 @@ def test_a_text_depends_neither_on_batch_size_nor_order_nor_neighbours(folder: P
     pixels = [resize(image, model.image_size).pixels_HWC for image in images]
     prompts = [Prompt(image=at, text=text, name=str(at)) for at in range(len(images)) for text in PROMPTS]
     for options in (OPTIONS["greedy"], OPTIONS["beams"], GenerateOptions(temperature=1.0, max_new_tokens=6)):
-        together = texts(model.generate(model.encode(pixels), prompts, options, max_texts=64))
+        together = texts(model.generate(model.encode(pixels), prompts, options, capacity=64))
         alone = []
         for prompt in prompts:
             only = Prompt(image=0, text=prompt.text, name=prompt.name)
-            alone += texts(model.generate(model.encode([pixels[prompt.image]]), [only], options, max_texts=1))
-        backwards = texts(model.generate(model.encode(pixels), prompts[::-1], options, max_texts=3))[::-1]
+            alone += texts(model.generate(model.encode([pixels[prompt.image]]), [only], options, capacity=1))
+        backwards = texts(model.generate(model.encode(pixels), prompts[::-1], options, capacity=3))[::-1]
         assert together == alone == backwards
 
 
@@ -139,7 +139,7 @@ def test_a_prompt_is_never_echoed(folder: Path, images: list[Image.Image]) -> No
     model = load_model(folder)
     features = model.encode([resize(images[0], model.image_size).pixels_HWC])
     prompt = Prompt(image=0, text="a photo of", name="")
-    (result,) = model.generate(features, [prompt], GenerateOptions(max_new_tokens=3), max_texts=1)
+    (result,) = model.generate(features, [prompt], GenerateOptions(max_new_tokens=3), capacity=1)
     assert isinstance(result, list)
     assert result[0].num_tokens <= 3
     assert not result[0].text.startswith("a photo of")
@@ -149,7 +149,7 @@ def test_the_image_matters(folder: Path, images: list[Image.Image]) -> None:
     model = load_model(folder)
     features = model.encode([resize(image, model.image_size).pixels_HWC for image in images])
     prompts = [Prompt(image=at, text="a photo of", name="") for at in range(len(images))]
-    results = texts(model.generate(features, prompts, GenerateOptions(max_new_tokens=8), max_texts=4))
+    results = texts(model.generate(features, prompts, GenerateOptions(max_new_tokens=8), capacity=4))
     assert len({row[0] for row in results}) > 1
 
 
@@ -157,7 +157,7 @@ def test_the_reason_to_finish_and_the_tokens_are_counted(folder: Path, images: l
     model = load_model(folder)
     features = model.encode([resize(image, model.image_size).pixels_HWC for image in images])
     prompts = [Prompt(image=at, text=text, name=str(at)) for at in range(len(images)) for text in PROMPTS]
-    for result in model.generate(features, prompts, GenerateOptions(max_new_tokens=60 - 25), max_texts=16):
+    for result in model.generate(features, prompts, GenerateOptions(max_new_tokens=60 - 25), capacity=16):
         assert isinstance(result, list)
         generated: Generated = result[0]
         assert generated.finish_reason in ("stop", "length")
@@ -170,7 +170,7 @@ def test_a_prompt_that_does_not_fit_fails_alone_and_options_that_never_fit_are_r
     model = load_model(folder)
     features = model.encode([resize(images[0], model.image_size).pixels_HWC])
     prompts = [Prompt(image=0, text=text, name="") for text in ("a photo of", "w1 " * 60)]
-    short, long = model.generate(features, prompts, GenerateOptions(max_new_tokens=5), max_texts=4)
+    short, long = model.generate(features, prompts, GenerateOptions(max_new_tokens=5), capacity=4)
     assert isinstance(short, list)
     if model.num_positions is None:
         assert isinstance(long, list)
@@ -191,5 +191,5 @@ def test_half_precision_runs_on_a_cpu_too(folder: Path, images: list[Image.Image
     assert model.dtype == getattr(torch, dtype)
     features = model.encode([resize(images[0], model.image_size).pixels_HWC])
     prompt = Prompt(image=0, text="a photo of", name="")
-    (result,) = model.generate(features, [prompt], GenerateOptions(max_new_tokens=4), max_texts=1)
+    (result,) = model.generate(features, [prompt], GenerateOptions(max_new_tokens=4), capacity=1)
     assert isinstance(result, list)

@@ -51,7 +51,7 @@ def test_a_quantised_linear_is_near_the_real_one(layer: Any, dtype: torch.dtype,
     given = layer(linear.to(dtype))(x.to(dtype))
     assert given.dtype == dtype
     assert given.shape == expected.shape
-    assert 0 < difference(given, expected) < 0.02
+    assert 0 < difference(given, expected) < 0.03
 
 
 @pytest.mark.parametrize("layer", LAYERS)

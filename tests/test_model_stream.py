@@ -122,18 +122,18 @@ def run(
     decoder: CountingDecoder,
     lengths: Sequence[int],
     *,
-    max_texts: int,
+    capacity: int,
     rows: list[TextRow] | None = None,
     check_every: int = 1,
     **options: float,
 ) -> dict[int, list[Generated] | ImageError]:
     generate = GenerateOptions(**({"max_new_tokens": 20} | options))  # type: ignore[arg-type]
     search = (Beams if generate.num_beams > 1 else Greedy)(generate, [END], CPU)
-    size = BatchSize(max_texts)
+    size = BatchSize(capacity)
     stream = TextStream(Surroundings(), decoder, search, generate, CPU, size=size, check_every=check_every)
     stream.add(rows or rows_of(lengths))
     results: dict[int, list[Generated] | ImageError] = {}
-    while stream.num_texts:
+    while stream.num_pending:
         before = len(results)
         results.update(stream.advance())
         assert len(decoder.num_rows) + len(decoder.prefills) < 10_000, before
@@ -153,26 +153,26 @@ SPREAD = [4 + 37 * index % 17 for index in range(96)]
 """4 to 20 tokens, in no order."""
 
 
-@pytest.mark.parametrize("max_texts", [1, 3, 8, 96])
+@pytest.mark.parametrize("capacity", [1, 3, 8, 96])
 @pytest.mark.parametrize("check_every", [1, 3])
 @pytest.mark.parametrize("num_beams", [1, 3])
-def test_every_text_has_its_length_whatever_runs_beside_it(max_texts: int, check_every: int, num_beams: int) -> None:
+def test_every_text_has_its_length_whatever_runs_beside_it(capacity: int, check_every: int, num_beams: int) -> None:
     decoder = CountingDecoder()
-    results = run(decoder, SPREAD, max_texts=max_texts, check_every=check_every, num_beams=num_beams, max_new_tokens=21)
+    results = run(decoder, SPREAD, capacity=capacity, check_every=check_every, num_beams=num_beams, max_new_tokens=21)
     assert lengths_of(results) == SPREAD
     assert {result[0].finish_reason for result in results.values() if isinstance(result, list)} == {"stop"}
 
 
 def test_texts_of_many_lengths_cost_their_mean_not_their_longest() -> None:
     decoder = CountingDecoder()
-    run(decoder, SPREAD, max_texts=16, max_new_tokens=21)
+    run(decoder, SPREAD, capacity=16, max_new_tokens=21)
     needed = sum(SPREAD)  # the first token comes with the prefill, the end takes one more
     assert sum(decoder.num_rows) == needed
     assert len(decoder.num_rows) < 1.35 * needed / 16  # a batch that waits for its longest takes 20 / 12 of it
 
 
 def test_a_text_is_cut_at_the_longest_that_is_asked_for() -> None:
-    results = run(CountingDecoder(), [2, 9, 30], max_texts=8, max_new_tokens=9, check_every=4)
+    results = run(CountingDecoder(), [2, 9, 30], capacity=8, max_new_tokens=9, check_every=4)
     assert lengths_of(results) == [2, 9, 9]
     reasons = [result[0].finish_reason for _, result in sorted(results.items()) if isinstance(result, list)]
     assert reasons == ["stop", "length", "length"]
@@ -180,15 +180,15 @@ def test_a_text_is_cut_at_the_longest_that_is_asked_for() -> None:
 
 def test_texts_that_end_at_once_or_have_one_token_need_no_step() -> None:
     decoder = CountingDecoder()
-    assert lengths_of(run(decoder, [0, 0], max_texts=2)) == [0, 0]
-    assert lengths_of(run(decoder, [5, 5], max_texts=2, max_new_tokens=1)) == [1, 1]
+    assert lengths_of(run(decoder, [0, 0], capacity=2)) == [0, 0]
+    assert lengths_of(run(decoder, [5, 5], capacity=2, max_new_tokens=1)) == [1, 1]
     assert decoder.num_rows == []
 
 
 @pytest.mark.parametrize("num_beams", [1, 2])
 def test_a_prefill_that_does_not_fit_is_tried_with_half_the_texts(num_beams: int) -> None:
     decoder = CountingDecoder(room=5 * num_beams)
-    results = run(decoder, SPREAD[:40], max_texts=16, num_beams=num_beams)
+    results = run(decoder, SPREAD[:40], capacity=16, num_beams=num_beams)
     assert lengths_of(results) == SPREAD[:40]
     assert decoder.prefills[:3] == [16, 8, 4]
     assert max(decoder.num_rows) == 4 * num_beams
@@ -197,7 +197,7 @@ def test_a_prefill_that_does_not_fit_is_tried_with_half_the_texts(num_beams: int
 def test_a_text_without_room_in_any_company_fails_alone_and_the_others_run_together_again() -> None:
     decoder = CountingDecoder(never=13)
     lengths = [4, 6, 13, 5, 4, 6, 5, 4, 9, 9, 9, 9]
-    results = run(decoder, lengths, max_texts=8)
+    results = run(decoder, lengths, capacity=8)
     failed = results.pop(2)
     assert isinstance(failed, ImageError)
     assert failed.code == "out_of_memory"
@@ -214,7 +214,7 @@ def test_a_step_that_does_not_fit_begins_anew_with_half_the_texts(check_every: i
             return super().step(ids_N, positions_N, cache, length)
 
     decoder = SmallSteps()
-    assert lengths_of(run(decoder, SPREAD[:20], max_texts=8, check_every=check_every)) == SPREAD[:20]
+    assert lengths_of(run(decoder, SPREAD[:20], capacity=8, check_every=check_every)) == SPREAD[:20]
 
 
 class Memory(CountingDecoder):
@@ -258,13 +258,13 @@ def test_a_long_prompt_that_fits_alone_is_written_and_many_run_together_again() 
     decoder = Memory(16 * 24 + 10)
     lengths = [5] * 100
     rows = prompted(lengths, [2] * 40 + [60] + [2] * 59)
-    assert lengths_of(run(decoder, [], rows=rows, max_texts=16)) == lengths
+    assert lengths_of(run(decoder, [], rows=rows, capacity=16)) == lengths
     assert max(decoder.num_rows[-40:]) >= 4
 
 
 def test_a_device_with_room_for_few_is_used_for_as_many() -> None:
     decoder = Memory(5 * 24)
-    assert lengths_of(run(decoder, SPREAD, max_texts=16)) == SPREAD
+    assert lengths_of(run(decoder, SPREAD, capacity=16)) == SPREAD
     assert max(decoder.num_rows) == 4
     assert sum(decoder.num_rows) / len(decoder.num_rows) > 3
 
@@ -280,7 +280,7 @@ def test_prompts_of_several_lengths_run_side_by_side_and_the_cache_grows() -> No
         )
         for ticket in range(12)
     ]
-    results = run(decoder, [], rows=rows, max_texts=12)
+    results = run(decoder, [], rows=rows, capacity=12)
     assert lengths_of(results) == [5 + ticket % 3 for ticket in range(12)]
     assert decoder.prefills == [12]
     assert max(decoder.num_rows) == 12
@@ -288,7 +288,7 @@ def test_prompts_of_several_lengths_run_side_by_side_and_the_cache_grows() -> No
 
 def test_samples_of_one_prompt_come_together_in_their_order() -> None:
     rows = rows_of([6, 3], copies=3)
-    results = run(CountingDecoder(), [], rows=rows, max_texts=4, num_captions=3, temperature=0.01)
+    results = run(CountingDecoder(), [], rows=rows, capacity=4, num_captions=3, temperature=0.01)
     assert [len(result) for _, result in sorted(results.items()) if isinstance(result, list)] == [3, 3]
 
 
@@ -305,14 +305,14 @@ def test_the_number_of_texts_grows_while_it_pays(monkeypatch: pytest.MonkeyPatch
     size = BatchSize(2, 64)
     stream = TextStream(Surroundings(), decoder, Greedy(options, [END], CPU), options, CPU, size=size)
     stream.add(rows_of([9] * 200))
-    while stream.num_texts:
+    while stream.num_pending:
         stream.advance()
     assert (size.size, size.settled) == (8, True)
 
 
 def test_steps_come_in_few_sizes_and_free_places_are_taken_along() -> None:
     decoder, lengths = CountingDecoder(), list(range(1, 65))
-    results = run(decoder, lengths, max_texts=64, max_new_tokens=70)
+    results = run(decoder, lengths, capacity=64, max_new_tokens=70)
     assert lengths_of(results) == lengths
     assert decoder.num_rows[0] == 64
     assert len(set(decoder.num_rows)) == 16

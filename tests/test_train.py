@@ -156,7 +156,7 @@ class Oracle:
         assert all(image.shape == (32, 32, 3) for image in images)
         return len(images)
 
-    def generate(self, features: int, prompts: list[Prompt], options: object, *, max_texts: int) -> object:
+    def generate(self, features: int, prompts: list[Prompt], options: object, *, capacity: int) -> object:
         texts = [self.answer if prompt.text else self.caption for prompt in prompts]
         return [[Generated(text=text, finish_reason="stop", num_tokens=1)] for text in texts]
 

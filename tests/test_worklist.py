@@ -5,24 +5,24 @@ import pytest
 from blip2cap.errors import UsageError
 from blip2cap.prompts import Template
 from blip2cap.records import ImageRef, row_key
-from blip2cap.tasks.worklist import Plan
+from blip2cap.tasks.worklist import Worklist
 
 REFS = [ImageRef(path=f"/imgs/{name}", name=name) for name in ("b.jpg", "a.jpg", "pets/c.jpg")]
 QUESTIONS = ("what is it?", "where is it?")
 
 
-def captions() -> Plan:
-    return Plan(Template("a photo of {stem}"))
+def captions() -> Worklist:
+    return Worklist(Template("a photo of {stem}"))
 
 
-def answers() -> Plan:
-    return Plan(Template("{stem}: {question}", question=True), QUESTIONS)
+def answers() -> Worklist:
+    return Worklist(Template("{stem}: {question}", question=True), QUESTIONS)
 
 
 def test_every_image_becomes_one_task_in_the_order_of_the_source():
-    tasks = list(captions().tasks(REFS, set()))
+    tasks = list(captions().requests(REFS, set()))
     assert [task.ref for task in tasks] == REFS
-    assert [[(ask.question, ask.prompt) for ask in task.asks] for task in tasks] == [
+    assert [[(ask.question, ask.prompt) for ask in task.queries] for task in tasks] == [
         [(None, "a photo of b")],
         [(None, "a photo of a")],
         [(None, "a photo of c")],
@@ -30,8 +30,8 @@ def test_every_image_becomes_one_task_in_the_order_of_the_source():
 
 
 def test_every_question_is_asked_of_every_image():
-    tasks = list(answers().tasks(REFS[:1], set()))
-    assert [(ask.question, ask.prompt) for ask in tasks[0].asks] == [
+    tasks = list(answers().requests(REFS[:1], set()))
+    assert [(ask.question, ask.prompt) for ask in tasks[0].queries] == [
         ("what is it?", "b: what is it?"),
         ("where is it?", "b: where is it?"),
     ]
@@ -39,7 +39,7 @@ def test_every_question_is_asked_of_every_image():
 
 def test_what_is_finished_is_not_done_again():
     plan = captions()
-    tasks = list(plan.tasks(REFS, {row_key("a.jpg", "", None)}))
+    tasks = list(plan.requests(REFS, {row_key("a.jpg", "", None)}))
     assert [task.ref.name for task in tasks] == ["b.jpg", "pets/c.jpg"]
     assert (plan.num_images, plan.num_finished) == (3, 1)
 
@@ -47,27 +47,27 @@ def test_what_is_finished_is_not_done_again():
 def test_only_the_missing_questions_of_an_image_are_asked():
     plan = answers()
     finished = {row_key("b.jpg", "", question) for question in QUESTIONS} | {row_key("a.jpg", "", QUESTIONS[0])}
-    tasks = list(plan.tasks(REFS[:2], finished))
-    assert [(task.ref.name, [ask.question for ask in task.asks]) for task in tasks] == [("a.jpg", [QUESTIONS[1]])]
+    tasks = list(plan.requests(REFS[:2], finished))
+    assert [(task.ref.name, [ask.question for ask in task.queries]) for task in tasks] == [("a.jpg", [QUESTIONS[1]])]
     assert (plan.num_images, plan.num_finished) == (2, 3)
 
 
 def test_a_new_question_is_asked_of_images_that_are_done():
     finished = {row_key(ref.file_name, "", question) for ref in REFS for question in QUESTIONS}
-    plan = Plan(Template("{question}", question=True), (*QUESTIONS, "when?"))
-    assert [[ask.question for ask in task.asks] for task in plan.tasks(REFS, finished)] == [["when?"]] * 3
+    plan = Worklist(Template("{question}", question=True), (*QUESTIONS, "when?"))
+    assert [[ask.question for ask in task.queries] for task in plan.requests(REFS, finished)] == [["when?"]] * 3
 
 
 def test_a_finished_caption_is_no_finished_answer():
     finished = {row_key(ref.file_name, "", None) for ref in REFS}
-    assert len(list(answers().tasks(REFS, finished))) == 3
+    assert len(list(answers().requests(REFS, finished))) == 3
 
 
 def test_the_bytes_of_a_name_tell_what_is_finished():
     bad = ImageRef(path="x", name="\udcff.jpg")
     spelled = ImageRef(path="y", name="\\xff.jpg")
     finished = {row_key(bad.file_name, bad.file_name_b64, None)}
-    assert [task.ref for task in captions().tasks([bad, spelled], finished)] == [spelled]
+    assert [task.ref for task in captions().requests([bad, spelled], finished)] == [spelled]
 
 
 def test_images_are_taken_one_at_a_time():
@@ -78,7 +78,7 @@ def test_images_are_taken_one_at_a_time():
             taken.append(ref.name)
             yield ref
 
-    tasks = captions().tasks(refs(), set())
+    tasks = captions().requests(refs(), set())
     assert taken == []
     next(tasks)
     assert taken == ["b.jpg"]
@@ -87,26 +87,26 @@ def test_images_are_taken_one_at_a_time():
 def test_counting_begins_anew_with_every_walk():
     plan = captions()
     for _ in range(2):
-        list(plan.tasks(REFS, {row_key("a.jpg", "", None)}))
+        list(plan.requests(REFS, {row_key("a.jpg", "", None)}))
     assert (plan.num_images, plan.num_finished) == (3, 1)
 
 
 @pytest.mark.parametrize("question", ["", "  ", "\n"])
 def test_an_empty_question_is_refused(question):
     with pytest.raises(UsageError, match="a question is empty"):
-        Plan(Template("{question}", question=True), ("what?", question))
+        Worklist(Template("{question}", question=True), ("what?", question))
 
 
 def test_a_question_that_is_asked_twice_is_refused():
     with pytest.raises(UsageError, match="asked twice"):
-        Plan(Template("{question}", question=True), ("what?", "where?", "what?"))
+        Worklist(Template("{question}", question=True), ("what?", "where?", "what?"))
 
 
 def test_a_question_that_is_no_text_is_refused():
     with pytest.raises(UsageError, match="not valid UTF-8"):
-        Plan(Template("{question}", question=True), ("what\udcff?",))
+        Worklist(Template("{question}", question=True), ("what\udcff?",))
 
 
 def test_a_prompt_that_is_no_text_is_refused():
     with pytest.raises(UsageError, match="not valid UTF-8"):
-        Plan(Template("a photo\udcff of"))
+        Worklist(Template("a photo\udcff of"))

@@ -28,7 +28,7 @@ from blip2cap.errors import ImageError
 from blip2cap.models.checkpoint import TINY
 from blip2cap.options import GenerateOptions
 from blip2cap.records import Generated
-from tests.fakes import FakeModel, FakeTexts
+from tests.fakes import FakeModel, FakeSession
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -55,7 +55,7 @@ class Stub:
     """An image that is all white has no room in any company."""
 
 
-class SlowTexts(FakeTexts):
+class SlowSession(FakeSession):
     """Texts whose steps take their time."""
 
     model: LoadedStub
@@ -93,9 +93,9 @@ class LoadedStub(FakeModel):
         time.sleep(self.stub.encode_s if len(self.encode_sizes) > self.stub.slow_after else 0)
         return features
 
-    def texts(self, options: GenerateOptions, *, max_texts: int | None) -> FakeTexts:
+    def start_texts(self, options: GenerateOptions, *, capacity: int | None) -> FakeSession:
         """Begin the text side of a run."""
-        return SlowTexts(self, options, max_texts or 16)
+        return SlowSession(self, options, capacity or 16)
 
     def why_library(self) -> str:
         """It needs none."""

@@ -33,7 +33,7 @@ from blip2cap.models.blip2.model import Blip2
 from blip2cap.models.checkpoint import Checkpoint, find
 from blip2cap.prompts import CAPTION_PROMPTS, VQA_TEMPLATES, Template
 from blip2cap.records import ImageRef
-from blip2cap.tasks.worklist import Plan
+from blip2cap.tasks.worklist import Worklist
 
 _WEIGHT_BYTES = {"int8": 1.0, "int8-dynamic": 1.0, "fp8": 1.0, "nf4": 0.5}
 """Of a weight, by how it is quantised."""
@@ -161,10 +161,10 @@ class Benchmark:
             )
         return measured, found, good
 
-    def _plan(self, family: str) -> Plan:
+    def _plan(self, family: str) -> Worklist:
         if self.options.questions is None:
-            return Plan(Template(CAPTION_PROMPTS[family]))
-        return Plan(Template(VQA_TEMPLATES[family], option="--template", question=True), self.options.questions)
+            return Worklist(Template(CAPTION_PROMPTS[family]))
+        return Worklist(Template(VQA_TEMPLATES[family], option="--template", question=True), self.options.questions)
 
     def _limit(
         self,
@@ -233,5 +233,5 @@ class Benchmark:
             )
 
         comparison = compare(before, again, plain, say=self.say)
-        # The script asks one question after the other about all images, we all questions about one after the other.
+        # The script queries one question after the other about all images, we all questions about one after the other.
         return report.baseline_facts(comparison, before.texts[:: len(options.questions or (None,))])

@@ -20,7 +20,7 @@ from blip2cap.models.blip2.model import Blip2
 from blip2cap.options import BatchOptions, DecodeOptions, GenerateOptions
 from blip2cap.outputs.journal import JournalSink
 from blip2cap.records import ImageRef
-from blip2cap.tasks.worklist import Plan
+from blip2cap.tasks.worklist import Worklist
 
 _PASS_S = 4.5
 """How long one pass over the images should take, if their number may be chosen."""
@@ -39,7 +39,7 @@ class Setup:
     generate: GenerateOptions
     decode: DecodeOptions
     batch: BatchOptions
-    plan: Plan
+    plan: Worklist
 
 
 @dataclass(kw_only=True, slots=True)
@@ -108,7 +108,7 @@ def run_once(model: Blip2, setup: Setup, refs: Sequence[ImageRef], folder: Path)
         sink.begin({})
         model.watch.reset()
         started = time.perf_counter()
-        summary = run(engine, engine.read_ahead(setup.plan.tasks(refs, frozenset())), sink)
+        summary = run(engine, engine.read_ahead(setup.plan.requests(refs, frozenset())), sink)
         seconds = time.perf_counter() - started
     finally:
         sink.close()
@@ -122,7 +122,7 @@ def run_once(model: Blip2, setup: Setup, refs: Sequence[ImageRef], folder: Path)
         stages=dict(model.watch.seconds),
         counts=dict(model.watch.counts),
         images_at_once=summary.batch_size,
-        texts_at_once=summary.max_texts,
+        texts_at_once=summary.capacity,
     )
     with open(out, "rb") as lines:
         for row in map(json.loads, lines):

@@ -219,7 +219,7 @@ def _decoder_only(text: Mapping[str, Any], texts: _Texts, number_bytes: float, w
     head = text["vocab_size"] * (text.get("word_embed_proj_dim") or width)
     token_bytes = 2 * layers * kv * number_bytes
     read = layers * layer * weight_bytes + head * number_bytes
-    num_texts, beams = len(texts.context), texts.beams
+    num_pending, beams = len(texts.context), texts.beams
     prefill = sum(layers * (2.0 * tokens * layer + 2.0 * tokens * (tokens + 1) * attention) for tokens in texts.context)
     steps = beams * sum(
         layers * (2.0 * texts.steps * layer + 4.0 * texts.attended(tokens) * attention) for tokens in texts.context
@@ -229,8 +229,8 @@ def _decoder_only(text: Mapping[str, Any], texts: _Texts, number_bytes: float, w
         _text_phases(
             texts, prefill, steps, head=head, prefill_read=read, step_read=read, token_bytes=token_bytes, own=own
         ),
-        2.0 * head * (num_texts + beams * texts.num_steps),
-        token_bytes * (sum(texts.context) / num_texts + beams * texts.steps),
+        2.0 * head * (num_pending + beams * texts.num_steps),
+        token_bytes * (sum(texts.context) / num_pending + beams * texts.steps),
     )
 
 
@@ -244,7 +244,7 @@ def _t5(text: Mapping[str, Any], texts: _Texts, number_bytes: float, weight_byte
     head = text["vocab_size"] * width
     token_bytes = 2 * decoder_layers * attention * number_bytes
     step_read = decoder_layers * decoder * weight_bytes + head * number_bytes
-    num_texts, beams = len(texts.context), texts.beams
+    num_pending, beams = len(texts.context), texts.beams
     prefill = steps = 0.0
     for tokens in texts.context:
         prefill += layers * (2.0 * tokens * encoder + 4.0 * tokens**2 * attention)
@@ -258,8 +258,8 @@ def _t5(text: Mapping[str, Any], texts: _Texts, number_bytes: float, weight_byte
         _text_phases(
             texts, prefill, steps, head=head, prefill_read=read, step_read=step_read, token_bytes=token_bytes, own=own
         ),
-        2.0 * head * (num_texts + beams * texts.num_steps),
-        token_bytes * (sum(texts.context) / num_texts + beams * (texts.steps + 1)),
+        2.0 * head * (num_pending + beams * texts.num_steps),
+        token_bytes * (sum(texts.context) / num_pending + beams * (texts.steps + 1)),
     )
 
 

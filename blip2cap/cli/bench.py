@@ -25,7 +25,7 @@ from blip2cap.errors import InputError, OutputError, UsageError
 from blip2cap.options import BatchOptions, DecodeOptions, GenerateOptions, ModelOptions, SourceOptions
 from blip2cap.prompts import VQA_TEMPLATES, Template
 from blip2cap.records import ImageRef
-from blip2cap.tasks.worklist import Plan
+from blip2cap.tasks.worklist import Worklist
 
 _DECODE, _MODEL, _GENERATE = DecodeOptions(), ModelOptions(), GenerateOptions()
 _NEW_TOKENS = 12
@@ -51,7 +51,7 @@ def bench(
     threads: arg.Threads = _DECODE.num_threads,
     questions: Annotated[
         list[str] | None,
-        arg.repeated_option("-q", "--question", metavar="TEXT", help="Ask instead of captioning; may be repeated."),
+        arg.repeated_option("-q", "--question", metavar="TEXT", help="Query instead of captioning; may be repeated."),
     ] = None,
     max_new_tokens: arg.MaxNewTokens = _NEW_TOKENS,
     min_new_tokens: arg.MinNewTokens = _GENERATE.min_new_tokens,
@@ -103,7 +103,7 @@ def bench(
     decode_options = DecodeOptions(mode=decode, num_threads=threads)
     asked = tuple(questions or ()) or None
     if asked:
-        Plan(Template(VQA_TEMPLATES["opt"], question=True), asked)  # complains at once, and not after a minute
+        Worklist(Template(VQA_TEMPLATES["opt"], question=True), asked)  # complains at once, and not after a minute
     from blip2cap.bench.images import parse_size
     from blip2cap.bench.options import BenchOptions
 

@@ -30,7 +30,7 @@ from blip2cap.cli.terminal import clean, say
 from blip2cap.decode.trace import Trace, trace_path
 from blip2cap.errors import InputError, UsageError
 from blip2cap.jobs.job import ANY_FAMILY, Job
-from blip2cap.key_set import Keys
+from blip2cap.key_set import KeySet
 from blip2cap.outputs import journal as journals
 from blip2cap.outputs import parquet
 from blip2cap.outputs.base import Output
@@ -38,12 +38,12 @@ from blip2cap.outputs.journal import Journal, JournalSink
 from blip2cap.outputs.parquet import ParquetSink
 from blip2cap.outputs.stream import StreamSink
 from blip2cap.records import ImageRef
-from blip2cap.tasks.worklist import Plan, Task
+from blip2cap.tasks.worklist import Request, Worklist
 
 if TYPE_CHECKING:
     import torch
 
-    from blip2cap.engine.run import Engine, ReadAhead, Summary
+    from blip2cap.engine.run import Engine, ReadAhead, RunStats
     from blip2cap.models.blip2.model import Blip2
     from blip2cap.models.checkpoint import Checkpoint
     from blip2cap.source.inputs import Source
@@ -113,8 +113,8 @@ def _run(job: Job, source: Source, sink: Output | StreamSink, stop: Stop) -> Non
     refs: Iterable[ImageRef] = source
     if job.retry_failed and not isinstance(sink, StreamSink):
         refs = list(source) if source.from_pipe else source
-        sink.retry(Keys(key for task in plan.tasks(refs, sink.finished) for key in task.keys))
-    tasks = plan.tasks(refs, sink.finished)
+        sink.retry(KeySet(key for task in plan.requests(refs, sink.finished) for key in task.keys))
+    tasks = plan.requests(refs, sink.finished)
     first = next(tasks, None)
     if plan.num_images == 0:
         raise InputError(no_image(source))
@@ -152,7 +152,7 @@ def _trace(job: Job) -> Iterator[Trace | None]:
         yield trace
 
 
-def _read_ahead(job: Job, checkpoint: Checkpoint, tasks: Iterator[Task], trace: Trace | None) -> closing[ReadAhead]:
+def _read_ahead(job: Job, checkpoint: Checkpoint, tasks: Iterator[Request], trace: Trace | None) -> closing[ReadAhead]:
     """Begin to read and decode, before the model is there: loading one may take a minute. This imports torch."""
     if not job.quiet:
         say(f"loading {clean(checkpoint.name)} ...")
@@ -181,7 +181,7 @@ def _write_rows(
     sink: Output | StreamSink,
     stop: Stop,
     count: Count | None,
-) -> Summary:
+) -> RunStats:
     from blip2cap.engine.run import run
 
     with watched_engine(job, model, count) as (engine, on_batch):
@@ -189,7 +189,7 @@ def _write_rows(
 
 
 @contextmanager
-def watched_engine(job: Job, model: Blip2, count: Count | None) -> Iterator[tuple[Engine, Callable[[Summary], None]]]:
+def watched_engine(job: Job, model: Blip2, count: Count | None) -> Iterator[tuple[Engine, Callable[[RunStats], None]]]:
     """Give the engine of a run, whose failures are named, and what moves its progress on after each batch."""
     from blip2cap.engine.run import Engine
 
@@ -211,7 +211,7 @@ def watched_engine(job: Job, model: Blip2, count: Count | None) -> Iterator[tupl
         failures.close()
 
 
-def _dry_run(job: Job, source: Source, plan: Plan) -> None:
+def _dry_run(job: Job, source: Source, plan: Worklist) -> None:
     """Say what a run would do, without the lock, the model or a write."""
     journal = Journal()
     if job.out != "-" and not job.overwrite:
@@ -223,7 +223,7 @@ def _dry_run(job: Job, source: Source, plan: Plan) -> None:
     refs: Iterable[ImageRef] = source
     if job.retry_failed:
         refs = list(source) if source.from_pipe else source
-        journal.take_out(Keys(key for task in plan.tasks(refs, journal.finished) for key in task.keys))
+        journal.take_out(KeySet(key for task in plan.requests(refs, journal.finished) for key in task.keys))
     facts = plan_facts(job.out, source, plan, journal.finished, journal.num_failed, refs)
     say_damaged(job, source)
     if plan.num_images == 0:
@@ -247,13 +247,13 @@ def _counter(job: Job, sink: Output | StreamSink) -> Count:
 
     def count(given_up: Callable[[], bool]) -> int:
         refs = itertools.takewhile(lambda ref: not given_up(), Source(job.source).unordered())
-        return sum(1 for _ in job.plan(ANY_FAMILY).tasks(refs, sink.finished))
+        return sum(1 for _ in job.plan(ANY_FAMILY).requests(refs, sink.finished))
 
     return count
 
 
 def _end(
-    job: Job, source: Source, plan: Plan, sink: Output | StreamSink, summary: Summary | None, stopped: int = 0
+    job: Job, source: Source, plan: Worklist, sink: Output | StreamSink, summary: RunStats | None, stopped: int = 0
 ) -> NoReturn:
     """Print the summary and leave with the exit code."""
     facts = summary_facts(job.out, source, plan, sink.num_failed, summary, stopped=bool(stopped))

@@ -13,7 +13,7 @@ import typer
 from blip2cap.cli.guard import handle_errors
 from blip2cap.cli.terminal import clean, say, write_out
 from blip2cap.errors import UsageError
-from blip2cap.outputs.export.engine import Summary, export
+from blip2cap.outputs.export.engine import ExportCounts, export
 from blip2cap.outputs.export.item import Item, Items
 from blip2cap.outputs.export.options import APPLY, EXISTING, ExportOptions, parse_affixes
 from blip2cap.outputs.export.writer import COLLISION, MISSING_IMAGE, NOT_TEXT, OUTSIDE, UNNAMEABLE
@@ -191,7 +191,7 @@ class _Names:
             say(f"... and {self.count - self.limit} more are left out.")
 
 
-def _facts(options: ExportOptions, out: str, rows: Results, summary: Summary, *, dry_run: bool) -> dict[str, Any]:
+def _facts(options: ExportOptions, out: str, rows: Results, summary: ExportCounts, *, dry_run: bool) -> dict[str, Any]:
     return {
         "to": options.to,
         "out": out,

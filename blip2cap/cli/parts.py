@@ -33,7 +33,7 @@ from blip2cap.outputs.parts.store import Store, open_store
 from blip2cap.source.inputs import Source
 
 if TYPE_CHECKING:
-    from blip2cap.engine.run import Summary
+    from blip2cap.engine.run import RunStats
     from blip2cap.jobs.parts import PartQueue
     from blip2cap.models.checkpoint import Checkpoint
 
@@ -152,7 +152,7 @@ def _in_turn(store: Store, job: Job, missing: Sequence[int]) -> list[int]:
     return [*missing[first:], *missing[:first]]
 
 
-def _do(job: Job, checkpoint: Checkpoint, parts: PartsPlan, queue: PartQueue, num_images: int, stop: Stop) -> Summary:
+def _do(job: Job, checkpoint: Checkpoint, parts: PartsPlan, queue: PartQueue, num_images: int, stop: Stop) -> RunStats:
     """Load the model and do all parts of the queue."""
     if not job.quiet:
         say(f"loading {clean(checkpoint.name)} ...")
@@ -163,7 +163,7 @@ def _do(job: Job, checkpoint: Checkpoint, parts: PartsPlan, queue: PartQueue, nu
         model.check(job.generate)
         stop.only_note()
         with watched_engine(job, model, lambda given_up: num_images) as (engine, on_batch):
-            images = engine.read_ahead(queue.tasks())  # not sooner: who dies while loading has no part in work
+            images = engine.read_ahead(queue.requests())  # not sooner: who dies while loading has no part in work
             return run_parts(engine, queue, images, on_batch=on_batch, stopped=lambda: stop.signal != 0)
 
 
@@ -208,7 +208,7 @@ def _end(
     mine: Collection[int],
     before: Mapping[int, Counts],
     queue: PartQueue | None = None,
-    summary: Summary | None = None,
+    summary: RunStats | None = None,
     stopped: int = 0,
 ) -> NoReturn:
     """Print the summary and leave with the exit code."""

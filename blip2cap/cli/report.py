@@ -10,11 +10,11 @@ from typing import TYPE_CHECKING, Any
 from blip2cap.cli.terminal import clean, say, write_out
 from blip2cap.errors import ImageError
 from blip2cap.records import ImageRef
-from blip2cap.tasks.worklist import Plan
+from blip2cap.tasks.worklist import Worklist
 from blip2cap.urls import shown
 
 if TYPE_CHECKING:
-    from blip2cap.engine.run import Summary
+    from blip2cap.engine.run import RunStats
     from blip2cap.source.inputs import Source
 
 _NAMED_FAILURES = 20
@@ -44,16 +44,16 @@ class Failures:
 def plan_facts(
     out: str,
     source: Source,
-    plan: Plan,
+    plan: Worklist,
     finished: Container[str],
     num_failed: int,
     refs: Iterable[ImageRef] | None = None,
 ) -> dict[str, Any]:
     """Walk the whole source, or what was read of it, and count what a run would do."""
     num_images_to_do = num_rows_to_do = 0
-    for task in plan.tasks(source if refs is None else refs, finished):
+    for task in plan.requests(source if refs is None else refs, finished):
         num_images_to_do += 1
-        num_rows_to_do += len(task.asks)
+        num_rows_to_do += len(task.queries)
     return {
         "out": out,
         "images": plan.num_images,
@@ -66,7 +66,7 @@ def plan_facts(
 
 
 def summary_facts(
-    out: str, source: Source, plan: Plan, num_failed_before: int, summary: Summary | None, *, stopped: bool
+    out: str, source: Source, plan: Worklist, num_failed_before: int, summary: RunStats | None, *, stopped: bool
 ) -> dict[str, Any]:
     """Gather what a run has done; `summary` is None if there was nothing to do."""
     seconds = summary.seconds if summary else 0.0
@@ -85,7 +85,7 @@ def summary_facts(
     }
 
 
-def flag_facts(summary: Summary | None) -> dict[str, Any]:
+def flag_facts(summary: RunStats | None) -> dict[str, Any]:
     """Gather what the loop guard did."""
     flags = dict(summary.flags) if summary else {}
     return {"rows_retried": flags.pop("retried", 0), "rows_flagged": sum(flags.values()), "flagged_by_fault": flags}

@@ -19,7 +19,7 @@ _CLOSE_S = 2.0
 """How long jobs that run are waited for at the end."""
 
 
-class Job(Generic[Result]):
+class Call(Generic[Result]):
     """One thing to do, and what came of it."""
 
     def __init__(self, do: Callable[[], Result]) -> None:
@@ -73,10 +73,10 @@ class Threads(Generic[Result]):
 
     def __init__(self, num_threads: int, name: str) -> None:
         self._name = name
-        self._jobs: queue.SimpleQueue[Job[Result] | None] = queue.SimpleQueue()
+        self._jobs: queue.SimpleQueue[Call[Result] | None] = queue.SimpleQueue()
         self._closed = threading.Event()
         self._lock = threading.Lock()
-        self._running: dict[threading.Thread, Job[Result] | None] = {}
+        self._running: dict[threading.Thread, Call[Result] | None] = {}
         """What each thread does; one that was given up is not here."""
         for _ in range(num_threads):
             self._start()
@@ -97,9 +97,9 @@ class Threads(Generic[Result]):
                     return
                 self._running[me] = None
 
-    def submit(self, do: Callable[[], Result]) -> Job[Result]:
+    def submit(self, do: Callable[[], Result]) -> Call[Result]:
         """Have something done when its turn comes."""
-        job = Job(do)
+        job = Call(do)
         self._jobs.put(job)
         return job
 

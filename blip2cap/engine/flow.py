@@ -14,50 +14,30 @@ from collections import OrderedDict, defaultdict, deque
 from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import Any, Protocol
 
 from blip2cap.batch_size import BatchSize
 from blip2cap.decode.image import Decoded, Pixels
-from blip2cap.engine.loop_guard import GuardedTexts, Result, Texts, worst_flag
+from blip2cap.engine.loop_guard import GuardedSession, worst_flag
 from blip2cap.engine.text_rules import strip_prefixes, trim_to_sentence
 from blip2cap.errors import ImageError
+from blip2cap.models.base import Model, Result, Session
 from blip2cap.options import GenerateOptions, TextOptions
 from blip2cap.records import Generated, ImageRef, Prompt, Row
-from blip2cap.tasks.worklist import Ask, Task
+from blip2cap.tasks.worklist import Query, Request
 
-Item = tuple[Task, Decoded | ImageError]
+Item = tuple[Request, Decoded | ImageError]
 
 _NUM_REMEMBERED = 20_000
-"""Texts kept for images that come again; about 10 MB."""
+"""Session kept for images that come again; about 10 MB."""
 _MOST_BEHIND = 4
 """Times the number of texts at once: so many images may be in the model, or done and wait for one before them."""
-
-
-class TextModel(Protocol):
-    """What a run needs of a model; `model.blip2.Blip2` is one."""
-
-    on_cpu: bool
-    """Whether it computes on the cores that images are decoded on."""
-
-    @property
-    def image_size(self) -> int:
-        """Side of the square input in pixels."""
-
-    def encode(self, images: Sequence[Pixels]) -> Any:
-        """Run the image side; raises MemoryError if it does not fit."""
-
-    def wait(self) -> None:
-        """Wait until the device has done what it was asked to do."""
-
-    def texts(self, options: GenerateOptions, *, max_texts: int | None) -> Texts:
-        """Begin the text side of a run; None lets the model choose how many texts run at a time."""
 
 
 @dataclass(slots=True, kw_only=True, eq=False)
 class _Image:
     """One image under way."""
 
-    task: Task
+    task: Request
     error: ImageError | None
     """What is wrong with the image itself."""
     width: int
@@ -87,16 +67,16 @@ class Flow:
 
     def __init__(
         self,
-        model: TextModel,
+        model: Model,
         options: GenerateOptions,
         text_options: TextOptions,
         *,
-        max_texts: int | None,
+        capacity: int | None,
         on_failure: Callable[[ImageRef, ImageError], None],
     ) -> None:
         self.model, self.options, self.text_options, self.on_failure = model, options, text_options, on_failure
-        open_texts = partial(model.texts, max_texts=max_texts)
-        self.texts: Texts = GuardedTexts(open_texts, options) if text_options.loop_guard else open_texts(options)
+        open_texts = partial(model.start_texts, capacity=capacity)
+        self.texts: Session = GuardedSession(open_texts, options) if text_options.loop_guard else open_texts(options)
         self.images: deque[_Image] = deque()
         self.tickets: dict[int, _Question] = {}
         """What is in the model."""
@@ -107,7 +87,7 @@ class Flow:
     @property
     def has_room(self) -> bool:
         """Whether more texts could be decoded beside those that are, and not too many images wait for a long one."""
-        return self.texts.num_texts < self.texts.max_texts and len(self.images) < _MOST_BEHIND * self.texts.max_texts
+        return self.texts.num_pending < self.texts.capacity and len(self.images) < _MOST_BEHIND * self.texts.capacity
 
     @property
     def num_images(self) -> int:
@@ -124,7 +104,7 @@ class Flow:
         new: dict[Hashable, _Question] = {}
         for task, decoded in batch:
             if isinstance(decoded, ImageError):
-                results: list[Result | None] = [decoded] * len(task.asks)
+                results: list[Result | None] = [decoded] * len(task.queries)
                 self.images.append(_Image(task=task, error=decoded, width=0, height=0, results=results, num_missing=0))
                 continue
             image = _Image(
@@ -132,11 +112,11 @@ class Flow:
                 error=None,
                 width=decoded.width,
                 height=decoded.height,
-                results=[None] * len(task.asks),
-                num_missing=len(task.asks),
+                results=[None] * len(task.queries),
+                num_missing=len(task.queries),
             )
             self.images.append(image)
-            for index in range(len(task.asks)):
+            for index in range(len(task.queries)):
                 self._ask(image, index, decoded, new)
         by_image: dict[Hashable, list[_Question]] = defaultdict(list)
         for question in new.values():
@@ -146,7 +126,7 @@ class Flow:
 
     def _ask(self, image: _Image, index: int, decoded: Decoded, new: dict[Hashable, _Question]) -> None:
         """Find out whether a question is answered, under way or asked in this batch; if not, ask it."""
-        ask = image.task.asks[index]
+        ask = image.task.queries[index]
         # Each image draws random numbers of its own: sampled texts of equal images differ.
         image_key: Hashable = image if self.options.sampling else decoded.digest
         key = image_key, ask.prompt, ask.question, index if self.options.sampling else 0
@@ -238,14 +218,14 @@ class Flow:
         if image.error:
             self.on_failure(image.task.ref, image.error)  # once, not for every question
         rows = []
-        for ask, result in zip(image.task.asks, image.results, strict=True):
+        for ask, result in zip(image.task.queries, image.results, strict=True):
             assert result is not None
             if isinstance(result, ImageError) and result is not image.error:
                 self.on_failure(image.task.ref, result)
             rows.append(self._row(image, ask, result))
         return rows
 
-    def _row(self, image: _Image, ask: Ask, result: Result) -> Row:
+    def _row(self, image: _Image, ask: Query, result: Result) -> Row:
         several = self.options.num_captions > 1
         texts = [] if isinstance(result, ImageError) else result
         first = texts[0] if texts else Generated(text="", finish_reason="", num_tokens=0)

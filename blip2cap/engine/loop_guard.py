@@ -4,14 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, Protocol
+from typing import Any
 
 from blip2cap.engine.text_rules import FAULTS, badness, find_fault
 from blip2cap.errors import ImageError
+from blip2cap.models.base import Result, Session
 from blip2cap.options import GenerateOptions
 from blip2cap.records import Generated, Prompt
-
-Result = list[Generated] | ImageError
 
 _BLOCKED = 3
 """No sequence of so many tokens comes twice in a second text. Two would forbid `of a` ever to come again."""
@@ -20,24 +19,6 @@ _PART_GATHERED = 8
 many."""
 _MOST_RESULTS = 2
 """Times the number of texts at once: after so many other results even a lone second try begins, as rows wait for it."""
-
-
-class Texts(Protocol):
-    """The text side of one run."""
-
-    @property
-    def max_texts(self) -> int:
-        """How many are decoded at a time."""
-
-    @property
-    def num_texts(self) -> int:
-        """How many wait or run."""
-
-    def add(self, features: Any, prompts: Sequence[Prompt]) -> list[int]:
-        """Queue prompts about images whose features these are; return a ticket for each."""
-
-    def advance(self) -> list[tuple[int, Result]]:
-        """Go on for a while; return the results that are ready."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)
@@ -52,7 +33,7 @@ class _Asked:
     """The first ones, flagged; empty until there are any."""
 
 
-class GuardedTexts:
+class GuardedSession:
     """Two text sides: the second blocks repetition, and gets what went wrong in the first.
 
     Every text of an image is judged. Samples are drawn each by itself, so a bad one gives way to the same of the second
@@ -61,11 +42,11 @@ class GuardedTexts:
     What waits for a second try, or is in it, counts as a text under way; no more are kept than run at once.
     """
 
-    def __init__(self, open_texts: Callable[[GenerateOptions], Texts], options: GenerateOptions) -> None:
+    def __init__(self, open_texts: Callable[[GenerateOptions], Session], options: GenerateOptions) -> None:
         self.open_texts, self.options = open_texts, options
         self.second_options = second_options(options)
         self.first = open_texts(options)
-        self.second: Texts | None = None
+        self.second: Session | None = None
         """None until a text went wrong: it has a cache of its own."""
         self.in_first: dict[int, _Asked] = {}
         self.gathered: list[_Asked] = []
@@ -73,17 +54,17 @@ class GuardedTexts:
         self.in_second: dict[int, _Asked] = {}
         self._num_results = 0
         """Since the first of those that are gathered."""
-        self._room = self.first.max_texts
+        self._room = self.first.capacity
 
     @property
-    def max_texts(self) -> int:
+    def capacity(self) -> int:
         """How many are decoded at a time, at the most."""
-        return self.first.max_texts
+        return self.first.capacity
 
     @property
-    def num_texts(self) -> int:
+    def num_pending(self) -> int:
         """How many wait or run."""
-        return self.first.num_texts + len(self.gathered) + len(self.in_second)
+        return self.first.num_pending + len(self.gathered) + len(self.in_second)
 
     def add(self, features: Any, prompts: Sequence[Prompt]) -> list[int]:
         """Queue prompts about images whose features these are; return a ticket for each."""
@@ -113,9 +94,9 @@ class GuardedTexts:
             for ticket, result in self.second.advance():
                 asked = self.in_second.pop(ticket)
                 done.append((asked.ticket, self._better(asked, result)))
-        if self.first.max_texts < self._room and not self.in_second:
+        if self.first.capacity < self._room and not self.in_second:
             self.second = None  # memory ran out, and its cache, which nobody uses now, is some of it
-        self._room = self.first.max_texts
+        self._room = self.first.capacity
         return done
 
     def _may_help(self, fault: str) -> bool:
@@ -128,9 +109,9 @@ class GuardedTexts:
     @property
     def _due(self) -> bool:
         """Whether what is gathered is to begin: it is many, waits for long, or is not alone or has the model alone."""
-        enough = max(1, self.max_texts // _PART_GATHERED)
-        waited = self._num_results >= _MOST_RESULTS * self.max_texts
-        return bool(self.in_second) or self.first.num_texts == 0 or len(self.gathered) >= enough or waited
+        enough = max(1, self.capacity // _PART_GATHERED)
+        waited = self._num_results >= _MOST_RESULTS * self.capacity
+        return bool(self.in_second) or self.first.num_pending == 0 or len(self.gathered) >= enough or waited
 
     def _try_again(self) -> None:
         if self.second is None:

@@ -10,7 +10,7 @@ from functools import partial
 from typing import Generic, TypeVar
 
 from blip2cap.decode.image import Decoded
-from blip2cap.decode.threads import Job, Threads
+from blip2cap.decode.threads import Call, Threads
 from blip2cap.errors import Blip2CapError, ImageError
 from blip2cap.options import DecodeOptions
 from blip2cap.records import ImageRef
@@ -45,7 +45,7 @@ class DecodeAhead(Generic[Item]):
     ) -> None:
         self._items, self._ref_of, self._decode = items, ref_of, decode
         self._timeout_s = timeout_s
-        self._entries: queue.SimpleQueue[tuple[Item, Job[Decoded | ImageError]] | BaseException | None]
+        self._entries: queue.SimpleQueue[tuple[Item, Call[Decoded | ImageError]] | BaseException | None]
         self._entries = queue.SimpleQueue()
         self._room, self._closed = threading.Semaphore(num_ahead), threading.Event()
         self._held = _HeldBytes()

@@ -16,21 +16,22 @@ from blip2cap.decode.isolate import Isolation
 from blip2cap.decode.read import read
 from blip2cap.decode.threads import limit_myself
 from blip2cap.decode.trace import Trace
-from blip2cap.engine.flow import Flow, Item, TextModel
+from blip2cap.engine.flow import Flow, Item
 from blip2cap.engine.read_ahead import DecodeAhead, in_batches
 from blip2cap.errors import ImageError
+from blip2cap.models.base import Model
 from blip2cap.models.blip2.resize import choose_resizer
 from blip2cap.options import BatchOptions, DecodeOptions, GenerateOptions, TextOptions
 from blip2cap.outputs.base import Sink
 from blip2cap.records import ImageRef, Row
-from blip2cap.tasks.worklist import Task
+from blip2cap.tasks.worklist import Request
 
 _WRITE_S = 1.0
 """Rows that are ready wait no longer than this for others to be written with."""
 
 
 @dataclass(kw_only=True, slots=True)
-class Summary:
+class RunStats:
     """What a run did."""
 
     num_images: int = 0
@@ -49,7 +50,7 @@ class Summary:
     write_s: float = 0.0
     batch_size: int = 0
     """Images encoded at once, at the end."""
-    max_texts: int = 0
+    capacity: int = 0
     """Texts decoded at once, at the most, at the end."""
 
     @property
@@ -90,7 +91,7 @@ class ReadAhead:
 
     def __init__(
         self,
-        tasks: Iterable[Task],
+        tasks: Iterable[Request],
         options: DecodeOptions,
         image_size: int,
         batch: BatchOptions,
@@ -150,7 +151,7 @@ class ReadAhead:
 class Engine:
     """A model with the options of one run."""
 
-    model: TextModel
+    model: Model
     generate: GenerateOptions
     decode: DecodeOptions
     batch: BatchOptions
@@ -158,12 +159,12 @@ class Engine:
     on_failure: Callable[[ImageRef, ImageError], None] = lambda ref, error: None
     """Told of every image that fails, and of every text that could not be made."""
 
-    def read_ahead(self, tasks: Iterable[Task]) -> ReadAhead:
+    def read_ahead(self, tasks: Iterable[Request]) -> ReadAhead:
         """Begin to read and decode the images of tasks."""
         return ReadAhead(tasks, self.decode, self.model.image_size, self.batch)
 
     def row_batches(
-        self, images: Images, summary: Summary, stopped: Callable[[], bool] = lambda: False
+        self, images: Images, summary: RunStats, stopped: Callable[[], bool] = lambda: False
     ) -> Generator[list[Row]]:
         """Yield rows in the order of the tasks, a batch of images at a time; what it took is added to `summary`.
 
@@ -177,12 +178,12 @@ class Engine:
         """Make the rows of decoded images, in their order and in that of what is asked of each."""
         size = self.batch.images()
         batches = in_batches(items, lambda: size.size)
-        return [row for rows in self._row_batches(batches, size, Summary(), lambda: False) for row in rows]
+        return [row for rows in self._row_batches(batches, size, RunStats(), lambda: False) for row in rows]
 
     def _row_batches(
-        self, batches: Iterator[list[Item]], size: BatchSize, summary: Summary, stopped: Callable[[], bool]
+        self, batches: Iterator[list[Item]], size: BatchSize, summary: RunStats, stopped: Callable[[], bool]
     ) -> Generator[list[Row]]:
-        flow = Flow(self.model, self.generate, self.text, max_texts=self.batch.batch_size, on_failure=self.on_failure)
+        flow = Flow(self.model, self.generate, self.text, capacity=self.batch.batch_size, on_failure=self.on_failure)
         started = mark = written = time.monotonic()
         more, finish_first = True, False
         while more or flow.num_images:
@@ -208,7 +209,7 @@ class Engine:
             if flow.num_ready and (idle or flow.num_ready >= size.size or done - written > _WRITE_S):
                 num_images, rows = flow.rows()
                 summary.add(num_images, rows)
-                summary.batch_size, summary.max_texts = size.size, flow.texts.max_texts
+                summary.batch_size, summary.capacity = size.size, flow.texts.capacity
                 try:
                     yield rows
                 finally:
@@ -221,14 +222,14 @@ def run(
     engine: Engine,
     images: Images,
     sink: Sink,
-    on_batch: Callable[[Summary], None] = lambda summary: None,
+    on_batch: Callable[[RunStats], None] = lambda summary: None,
     stopped: Callable[[], bool] = lambda: False,
-) -> Summary:
+) -> RunStats:
     """Make the rows of all images and write them, batch by batch; `on_batch` is told after each, when they are safe.
 
     Ends early, with what is in the model finished, when `stopped` says so.
     """
-    summary = Summary()
+    summary = RunStats()
     with closing(engine.row_batches(images, summary, stopped)) as batches:
         for rows in batches:
             sink.write(rows)

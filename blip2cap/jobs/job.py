@@ -19,7 +19,7 @@ from blip2cap.options import (
     TextOptions,
 )
 from blip2cap.prompts import CAPTION_PROMPTS, VQA_TEMPLATES, Template
-from blip2cap.tasks.worklist import Plan
+from blip2cap.tasks.worklist import Worklist
 from blip2cap.urls import is_http, shown
 
 if TYPE_CHECKING:
@@ -95,12 +95,12 @@ class Job:
                 "or use another --out."
             )
 
-    def plan(self, family: str) -> Plan:
+    def plan(self, family: str) -> Worklist:
         """Say what is asked about each image of a model of this family."""
         if self.questions is None:
-            return Plan(Template(CAPTION_PROMPTS[family] if self.template is None else self.template))
+            return Worklist(Template(CAPTION_PROMPTS[family] if self.template is None else self.template))
         text = VQA_TEMPLATES[family] if self.template is None else self.template
-        return Plan(Template(text, option="--template", question=True), self.questions)
+        return Worklist(Template(text, option="--template", question=True), self.questions)
 
     @property
     def _template_name(self) -> str:

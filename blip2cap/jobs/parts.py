@@ -15,14 +15,14 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from blip2cap.batch_size import BatchSize
-from blip2cap.engine.run import Engine, ReadAhead, Summary, run
+from blip2cap.engine.run import Engine, ReadAhead, RunStats, run
 from blip2cap.errors import ImageError, OutputRefusedError
 from blip2cap.options import BatchOptions, DecodeOptions
 from blip2cap.outputs.parts.part import Part, is_locked, is_there
 from blip2cap.outputs.parts.plan import PartsPlan
 from blip2cap.outputs.parts.store import Store
 from blip2cap.records import Row
-from blip2cap.tasks.worklist import Plan, Task
+from blip2cap.tasks.worklist import Request, Worklist
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -42,7 +42,7 @@ class PartQueue:
     for in a thread of their own, rows come in the order of the tasks.
     """
 
-    def __init__(self, store: Store, parts: PartsPlan, plan: Plan, indices: Iterable[int], again: Set[int]) -> None:
+    def __init__(self, store: Store, parts: PartsPlan, plan: Worklist, indices: Iterable[int], again: Set[int]) -> None:
         self.store, self.parts, self.plan = store, parts, plan
         self.again = again
         """Parts that are there, whose failed rows are to be made anew."""
@@ -60,7 +60,7 @@ class PartQueue:
         self.finished: set[str] = set()
         self.num_failed = 0
 
-    def tasks(self) -> Iterator[Task]:
+    def requests(self) -> Iterator[Request]:
         """Yield what is missing of one part after the other."""
         while self.todo:
             part = self.claim(self.todo.popleft())
@@ -76,7 +76,7 @@ class PartQueue:
                     part.close()
                     return
                 self._open.append(part)
-            yield from self.plan.tasks(part.refs, part.finished)
+            yield from self.plan.requests(part.refs, part.finished)
 
     def claim(self, index: int) -> Part | None:
         """Take a part into work; None if there is nothing to do, or if another process is at it, which is noted."""
@@ -126,7 +126,7 @@ class PartQueue:
 class OneAtATime:
     """The images of a dangerous part: each is noted before it is read, and waits until the one before is done."""
 
-    def __init__(self, part: Part, tasks: Iterable[Task], options: DecodeOptions, image_size: int) -> None:
+    def __init__(self, part: Part, tasks: Iterable[Request], options: DecodeOptions, image_size: int) -> None:
         self.part, self.tasks, self.options, self.image_size = part, tasks, options, image_size
         self.size = BatchSize(1)
         self.culprit = part.culprit()
@@ -152,17 +152,17 @@ def run_parts(
     engine: Engine,
     queue: PartQueue,
     images: ReadAhead,
-    on_batch: Callable[[Summary], None] = lambda summary: None,
+    on_batch: Callable[[RunStats], None] = lambda summary: None,
     stopped: Callable[[], bool] = lambda: False,
-) -> Summary:
+) -> RunStats:
     """Do all parts of a queue, whose tasks `images` decodes ahead; wait for those that other processes are doing.
 
     A process that dies leaves its part to the others. Ends early, with what is in the model finished, when `stopped`
     says so.
     """
-    total = Summary()
+    total = RunStats()
 
-    def tell(summary: Summary) -> None:
+    def tell(summary: RunStats) -> None:
         on_batch(_sum(total, summary))
 
     wait_s = _LOOK_AGAIN_S
@@ -181,26 +181,26 @@ def run_parts(
         wait_until = time.monotonic() + wait_s
         while time.monotonic() < wait_until and not stopped():
             time.sleep(0.05)
-        images = engine.read_ahead(queue.tasks())
+        images = engine.read_ahead(queue.requests())
 
 
-def run_part(engine: Engine, store: Store, parts: PartsPlan, plan: Plan, index: int) -> Summary:
+def run_part(engine: Engine, store: Store, parts: PartsPlan, plan: Worklist, index: int) -> RunStats:
     """Do one part in this process, from its inputs to its object; nothing if it is there."""
     queue = PartQueue(store, parts, plan, (index,), frozenset())
-    return run_parts(engine, queue, engine.read_ahead(queue.tasks()))
+    return run_parts(engine, queue, engine.read_ahead(queue.requests()))
 
 
 def _run_dangerous(
     engine: Engine,
     queue: PartQueue,
     part: Part,
-    on_batch: Callable[[Summary], None],
+    on_batch: Callable[[RunStats], None],
     stopped: Callable[[], bool],
-) -> Summary:
+) -> RunStats:
     """Do what is missing of a part one image at a time."""
     queue.num_found += part.num_found
     single = replace(engine, batch=BatchOptions(batch_size=1))
-    tasks = queue.plan.tasks(part.refs, part.finished)
+    tasks = queue.plan.requests(part.refs, part.finished)
     try:
         summary = run(single, OneAtATime(part, tasks, engine.decode, engine.model.image_size), part, on_batch, stopped)
     except BaseException:
@@ -213,9 +213,9 @@ def _run_dangerous(
     return summary
 
 
-def _sum(first: Summary, second: Summary) -> Summary:
+def _sum(first: RunStats, second: RunStats) -> RunStats:
     """Add up two runs with the same model."""
-    return Summary(
+    return RunStats(
         num_images=first.num_images + second.num_images,
         num_ok=first.num_ok + second.num_ok,
         failed=first.failed + second.failed,
@@ -225,5 +225,5 @@ def _sum(first: Summary, second: Summary) -> Summary:
         model_s=first.model_s + second.model_s,
         write_s=first.write_s + second.write_s,
         batch_size=second.batch_size or first.batch_size,
-        max_texts=second.max_texts or first.max_texts,
+        capacity=second.capacity or first.capacity,
     )

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from blip2cap.errors import OutputError, OutputRefusedError
-from blip2cap.key_set import Keys
+from blip2cap.key_set import KeySet
 from blip2cap.outputs.files import OS_FILES, Files, behind, close_quietly, read_blocks, sync_folder, write_all
 from blip2cap.outputs.manifest import USE_ANOTHER, Manifest
 from blip2cap.records import Row, row_key
@@ -32,13 +32,13 @@ _raw_decode = json.JSONDecoder().raw_decode
 class Journal:
     """What a JSONL file holds before a run adds to it."""
 
-    finished: Keys = field(default_factory=Keys)
-    """Keys of its rows; of failed ones too, unless they are to be done again."""
+    finished: KeySet = field(default_factory=KeySet)
+    """KeySet of its rows; of failed ones too, unless they are to be done again."""
     num_ok: int = 0
     failed: Counter[str] = field(default_factory=Counter)
     """Failed rows by error."""
     to_retry: dict[str, str] = field(default_factory=dict)
-    """Keys of failed rows that may be done again, with their errors."""
+    """KeySet of failed rows that may be done again, with their errors."""
     num_bytes: int = 0
     """Length of its whole lines."""
     torn_bytes: int = 0
@@ -168,7 +168,7 @@ class JournalSink:
         self.journal = Journal()
         self._retry_failed = retry_failed
         self.again: set[str] = set()
-        """Keys of the failed rows that this run does again."""
+        """KeySet of the failed rows that this run does again."""
         self._was_asked = False
         self._files = files
         self._remedy = remedy
@@ -184,8 +184,8 @@ class JournalSink:
             raise
 
     @property
-    def finished(self) -> Keys:
-        """Keys of the rows that were there when it was opened; with `retry_failed`, of those that are ok."""
+    def finished(self) -> KeySet:
+        """KeySet of the rows that were there when it was opened; with `retry_failed`, of those that are ok."""
         return self.journal.finished
 
     @property

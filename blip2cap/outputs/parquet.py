@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from blip2cap.errors import OutputError, OutputRefusedError
-from blip2cap.key_set import Keys
+from blip2cap.key_set import KeySet
 from blip2cap.outputs import journal as journals
 from blip2cap.outputs.files import OS_FILES, Files, behind, replacing, sync_folder, write_all
 from blip2cap.outputs.journal import Journal, JournalSink, read_lines
@@ -42,7 +42,7 @@ class Table:
 
     manifest: Manifest
     replaced: set[str] = field(default_factory=set)
-    """Keys of its rows that the journal has too."""
+    """KeySet of its rows that the journal has too."""
 
 
 def read_table(path: Path, journal: Journal, *, retry_failed: bool = False) -> Table | None:
@@ -132,8 +132,8 @@ class ParquetSink:
             raise
 
     @property
-    def finished(self) -> Keys:
-        """Keys of the rows that were there when it was opened; with `retry_failed`, of those that are ok."""
+    def finished(self) -> KeySet:
+        """KeySet of the rows that were there when it was opened; with `retry_failed`, of those that are ok."""
         return self._sink.finished
 
     @property

@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from blip2cap.errors import InputError, OutputRefusedError
-from blip2cap.key_set import Keys
+from blip2cap.key_set import KeySet
 from blip2cap.outputs.files import behind
 from blip2cap.outputs.parquet import journal_path
 from blip2cap.records import Row
@@ -81,10 +81,10 @@ class Results:
     def __iter__(self) -> Iterator[Row]:
         # A run that ends writes the Parquet file, then empties the journal: the lines are read first, so that none
         # is missed, and have to be there still at the end.
-        replaced, num_lines = self._journal_keys() if self._is_parquet else (Keys(), None)
+        replaced, num_lines = self._journal_keys() if self._is_parquet else (KeySet(), None)
         lines = itertools.islice(self._json_records(), num_lines)
         kind: tuple[bool, ...] | None = None
-        for records, without in ((self._parquet_records(), replaced), (lines, Keys())):
+        for records, without in ((self._parquet_records(), replaced), (lines, KeySet())):
             num_read = 0
             for columns, where in records:
                 num_read += 1
@@ -116,9 +116,9 @@ class Results:
     def _has_journal(self) -> bool:
         return not self._is_parquet or os.path.isfile(self._journal)
 
-    def _journal_keys(self) -> tuple[Keys, int]:
+    def _journal_keys(self) -> tuple[KeySet, int]:
         """Return the keys of the rows that count instead of those in the Parquet file, and how many lines they are."""
-        keys, num_lines = Keys(), 0
+        keys, num_lines = KeySet(), 0
         for columns, where in self._json_records():
             keys.add(_row_at(columns, where).key)
             num_lines += 1

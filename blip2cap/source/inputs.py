@@ -17,7 +17,7 @@ from typing import BinaryIO
 
 from blip2cap import urls
 from blip2cap.errors import InputError
-from blip2cap.key_set import Keys
+from blip2cap.key_set import KeySet
 from blip2cap.options import SourceOptions
 from blip2cap.records import ImageRef
 from blip2cap.source import parquet, tar
@@ -117,7 +117,7 @@ class Source:
 
     def _unique(self, in_order: bool) -> Iterator[ImageRef]:
         """Yield everything that was named, once: two inputs may overlap."""
-        seen = Keys()
+        seen = KeySet()
         for ref in self._named(in_order):
             if seen.add(ref.name):
                 yield ref

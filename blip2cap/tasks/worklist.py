@@ -12,7 +12,7 @@ from blip2cap.records import ImageRef, row_key
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Ask:
+class Query:
     """One text to ask for: the row it makes, and the prompt."""
 
     question: str | None
@@ -21,20 +21,20 @@ class Ask:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Task:
+class Request:
     """One image with everything that is asked of it."""
 
     ref: ImageRef
-    asks: tuple[Ask, ...]
+    queries: tuple[Query, ...]
 
     @property
     def keys(self) -> Iterator[str]:
         """Of the rows that it makes."""
         file_name, file_name_b64 = self.ref.file_name, self.ref.file_name_b64
-        return (row_key(file_name, file_name_b64, ask.question) for ask in self.asks)
+        return (row_key(file_name, file_name_b64, ask.question) for ask in self.queries)
 
 
-class Plan:
+class Worklist:
     """Turns images into tasks, and counts what it sees on the way.
 
     Raises UsageError for questions that are empty, doubled or not valid text.
@@ -58,20 +58,20 @@ class Plan:
         if not _is_text(template.text):
             raise UsageError(f"prompt {template.text!r}: not valid UTF-8.")
 
-    def tasks(self, refs: Iterable[ImageRef], finished: Container[str]) -> Iterator[Task]:
+    def requests(self, refs: Iterable[ImageRef], finished: Container[str]) -> Iterator[Request]:
         """Yield one task for each image that has a row missing, in the order of `refs`."""
         self.num_images = self.num_finished = 0
         for ref in refs:
             self.num_images += 1
             file_name, file_name_b64 = ref.file_name, ref.file_name_b64
-            asks = []
+            queries = []
             for question in (None,) if self.questions is None else self.questions:
                 if row_key(file_name, file_name_b64, question) in finished:
                     self.num_finished += 1
                 else:
-                    asks.append(Ask(question=question, prompt=self.template.fill(file_name, question or "")))
-            if asks:
-                yield Task(ref=ref, asks=tuple(asks))
+                    queries.append(Query(question=question, prompt=self.template.fill(file_name, question or "")))
+            if queries:
+                yield Request(ref=ref, queries=tuple(queries))
 
 
 def _is_text(text: str) -> bool:

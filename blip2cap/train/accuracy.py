@@ -62,7 +62,7 @@ def measure(model: Blip2, *, num_scenes: int, num_questions: int, first_seed: in
         features = model.encode([pixels for _, _, pixels in batch])
         for prompt, pairs in (("", captions), ("a photo of", prompted)):
             prompts = [Prompt(image=index, text=prompt, name="") for index in range(len(batch))]
-            said = _texts(model.generate(features, prompts, GenerateOptions(), max_texts=_BATCH))
+            said = _texts(model.generate(features, prompts, GenerateOptions(), capacity=_BATCH))
             pairs += [(scene.caption, text) for (_, scene, _), text in zip(batch, said, strict=True)]
         questions = [
             (index, question)
@@ -73,7 +73,7 @@ def measure(model: Blip2, *, num_scenes: int, num_questions: int, first_seed: in
         ]
         prompts = [Prompt(image=index, text=template.fill("", q.text), name="") for index, q in questions]
         options = GenerateOptions(max_new_tokens=ANSWER_NEW_TOKENS)
-        said = _texts(model.generate(features, prompts, options, max_texts=_BATCH))
+        said = _texts(model.generate(features, prompts, options, capacity=_BATCH))
         answers += [(question, text) for (_, question), text in zip(questions, said, strict=True)]
     return _score(captions, prompted, answers[:num_questions])
 

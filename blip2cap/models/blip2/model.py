@@ -19,11 +19,12 @@ from transformers import PreTrainedTokenizerBase
 
 from blip2cap.decode.image import Pixels
 from blip2cap.errors import UsageError
+from blip2cap.models.base import Result
 from blip2cap.models.blip2.decoders import make_decoder, why_none
 from blip2cap.models.blip2.memory import memory_errors
 from blip2cap.models.blip2.sampling import end_ids
-from blip2cap.models.blip2.stream import Result, TextRow, Tokens
-from blip2cap.models.blip2.texts import Texts
+from blip2cap.models.blip2.stream import TextRow, Tokens
+from blip2cap.models.blip2.text_session import TextSession
 from blip2cap.options import GenerateOptions
 from blip2cap.records import Generated, Prompt
 from blip2cap.stopwatch import Stopwatch
@@ -99,9 +100,9 @@ class Blip2:
         if self.device.type == "cuda":
             torch.cuda.synchronize(self.device)
 
-    def texts(self, options: GenerateOptions, *, max_texts: int | None) -> Texts:
-        """Begin the text side of a run; decodes at most `max_texts` texts at a time, None: as many as pay and fit."""
-        return Texts(self, options, max_texts=max_texts)
+    def start_texts(self, options: GenerateOptions, *, capacity: int | None) -> TextSession:
+        """Begin the text side of a run; decodes at most `capacity` texts at a time, None: as many as pay and fit."""
+        return TextSession(self, options, capacity=capacity)
 
     def generate(
         self,
@@ -109,10 +110,10 @@ class Blip2:
         prompts: Sequence[Prompt],
         options: GenerateOptions,
         *,
-        max_texts: int | None = None,
+        capacity: int | None = None,
     ) -> list[Result]:
         """Answer all prompts about images whose features these are, in their order; best text first."""
-        texts = self.texts(options, max_texts=max_texts)
+        texts = self.start_texts(options, capacity=capacity)
         tickets = texts.add(features, prompts)
         results: dict[int, Result] = {}
         while len(results) < len(tickets):

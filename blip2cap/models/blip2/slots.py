@@ -34,10 +34,10 @@ class Slots:
         """How many texts there is room for now."""
         return 0 if self.cache is None else self.cache.num_rows // self.num_beams
 
-    def round_up(self, num_texts: int) -> int:
+    def round_up(self, num_pending: int) -> int:
         """Return how many slots a step of so many texts takes along; what the free ones compute is thrown away."""
         unit = max(1, self.num_slots // _NUM_SIZES)
-        return min(-(-num_texts // unit) * unit, self.num_slots)
+        return min(-(-num_pending // unit) * unit, self.num_slots)
 
     def rows(self, first: int, end: int) -> slice:
         """Return the rows of the slots from `first` to `end`."""

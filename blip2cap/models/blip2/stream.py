@@ -22,6 +22,7 @@ import torch
 
 from blip2cap.batch_size import BatchSize
 from blip2cap.errors import ImageError
+from blip2cap.models.base import Result
 from blip2cap.models.blip2.decoders import Decoder
 from blip2cap.models.blip2.memory import memory_errors
 from blip2cap.models.blip2.search import Search, Start
@@ -29,8 +30,6 @@ from blip2cap.models.blip2.slots import Slots
 from blip2cap.options import GenerateOptions
 from blip2cap.records import Generated
 from blip2cap.stopwatch import Stopwatch
-
-Result = list[Generated] | ImageError
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -109,12 +108,12 @@ class TextStream:
         self._done: list[tuple[int, Result]] = []
 
     @property
-    def max_texts(self) -> int:
+    def capacity(self) -> int:
         """How many texts are decoded at a time, at the most."""
         return self.size.size if self.room is None else min(self.size.size, self.room)
 
     @property
-    def num_texts(self) -> int:
+    def num_pending(self) -> int:
         """How many texts wait or run."""
         return len(self.waiting) + len(self.running)
 
@@ -140,8 +139,8 @@ class TextStream:
             num_running = len(self.running)
             if num_running == 0:
                 self._wait_until_empty = False
-            num_free = 0 if self._wait_until_empty else self.max_texts - num_running
-            if num_free < (min(len(self.waiting), -(-self.max_texts // 8)) if num_running else 1):
+            num_free = 0 if self._wait_until_empty else self.capacity - num_running
+            if num_free < (min(len(self.waiting), -(-self.capacity // 8)) if num_running else 1):
                 return
             if self._num_unchecked:
                 self._check()
@@ -187,7 +186,7 @@ class TextStream:
         beams, num_running = self.search.num_beams, len(self.running)
         group = sorted(group, key=lambda row: row.tokens.lengths)
         num_prefix = self.network.num_query_tokens + max(len(row.tokens.ids) for row in group)
-        cache = self.slots.reserve(num_running, num_running + len(group), num_prefix, self.max_texts)
+        cache = self.slots.reserve(num_running, num_running + len(group), num_prefix, self.capacity)
         rows = self.slots.rows(num_running, num_running + len(group))
         with self.network.watch.measure("prefill"):
             image_IQD, image_of_N = self.network.image_embeddings(group)
@@ -215,9 +214,9 @@ class TextStream:
             self._num_unchecked += 1
             longest = max(text.num_chosen for text in self.search.texts)
             if self._num_unchecked >= self.check_every or longest >= self.options.max_new_tokens:
-                num_texts, num_steps = len(self.running), self._num_unchecked
+                num_pending, num_steps = len(self.running), self._num_unchecked
                 self._check()
-                self.size.measured(num_texts, (time.perf_counter() - self._started) / num_steps)
+                self.size.measured(num_pending, (time.perf_counter() - self._started) / num_steps)
             return
         group, self.running, self._num_unchecked = self.running, [], 0
         self.search.keep([])

@@ -15,18 +15,19 @@ import torch
 from transformers import LogitsProcessorList
 
 from blip2cap.errors import ImageError
+from blip2cap.models.base import Result
 from blip2cap.models.blip2.memory import memory_errors
 from blip2cap.models.blip2.sampling import SeededSampling, end_ids, generation_config
-from blip2cap.models.blip2.stream import Network, Result, TextRow
+from blip2cap.models.blip2.stream import Network, TextRow
 from blip2cap.options import GenerateOptions
 from blip2cap.records import Generated
 
 
 class LibraryStream:
-    """Generates texts a group at a time; at most `max_texts` together."""
+    """Generates texts a group at a time; at most `capacity` together."""
 
-    def __init__(self, network: Network, language_model: Any, options: GenerateOptions, *, max_texts: int) -> None:
-        self.network, self.language_model, self.options, self.max_texts = network, language_model, options, max_texts
+    def __init__(self, network: Network, language_model: Any, options: GenerateOptions, *, capacity: int) -> None:
+        self.network, self.language_model, self.options, self.capacity = network, language_model, options, capacity
         self.ends = frozenset(end_ids(language_model.generation_config))
         self.waiting: deque[TextRow] = deque()
         self._parts: dict[int, list[Generated]] = {}
@@ -34,7 +35,7 @@ class LibraryStream:
         self._done: list[tuple[int, Result]] = []
 
     @property
-    def num_texts(self) -> int:
+    def num_pending(self) -> int:
         """How many texts wait."""
         return len(self.waiting)
 
@@ -50,7 +51,7 @@ class LibraryStream:
         """Generate the next group of texts, and return the results that are complete."""
         if self.waiting:
             lengths = self.waiting[0].tokens.lengths
-            group = [row for row in self.waiting if row.tokens.lengths == lengths][: self.max_texts]
+            group = [row for row in self.waiting if row.tokens.lengths == lengths][: self.capacity]
             taken = {id(row) for row in group}
             self.waiting = deque(row for row in self.waiting if id(row) not in taken)
             self._try(group)

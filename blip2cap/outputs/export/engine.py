@@ -15,7 +15,7 @@ from blip2cap.outputs.read import Results
 
 
 @dataclass(kw_only=True, slots=True)
-class Summary:
+class ExportCounts:
     """What became of the rows."""
 
     num_rows: int = 0
@@ -34,14 +34,14 @@ def export(
     *,
     dry_run: bool = False,
     on_left_out: Callable[[Item, str], None] = lambda item, reason: None,
-) -> Summary:
+) -> ExportCounts:
     """Write all rows that are ok; `dry_run` counts them instead.
 
     Raises OutputError if that cannot be written, UsageError if it must not be; what is not whole is removed.
     """
     wanted = writer.options.question
     look = survey(results, writer, items, wanted) if writer.has_keys or writer.one_text else Survey()
-    questions, summary = Questions(wanted=wanted), Summary()
+    questions, summary = Questions(wanted=wanted), ExportCounts()
     try:
         if not dry_run:
             writer.open()

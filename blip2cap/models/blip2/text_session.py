@@ -12,12 +12,13 @@ from transformers import PreTrainedTokenizerBase
 
 from blip2cap.batch_size import BatchSize
 from blip2cap.errors import ImageError
+from blip2cap.models.base import Result
 from blip2cap.models.blip2.beams import Beams
 from blip2cap.models.blip2.graphs import GraphedDecoder
 from blip2cap.models.blip2.memory import free_bytes
 from blip2cap.models.blip2.sampling import end_ids, row_seed
 from blip2cap.models.blip2.search import Greedy
-from blip2cap.models.blip2.stream import Result, TextRow, TextStream, Tokens
+from blip2cap.models.blip2.stream import TextRow, TextStream, Tokens
 from blip2cap.models.blip2.transformers_generate import LibraryStream
 from blip2cap.options import GenerateOptions
 from blip2cap.records import Prompt
@@ -38,20 +39,20 @@ _USUAL_PROMPT = 16
 """Tokens of a prompt, to reckon memory with before any is known."""
 
 
-class Texts:
+class TextSession:
     """The text side of one run: prompts are added as their images are encoded, results come as they are ready."""
 
-    def __init__(self, model: Blip2, options: GenerateOptions, *, max_texts: int | None) -> None:
+    def __init__(self, model: Blip2, options: GenerateOptions, *, capacity: int | None) -> None:
         self.model, self.options = model, options
         self.tickets = itertools.count()
-        self.stream = self._stream(self._measured_size() if max_texts is None else BatchSize(max_texts))
+        self.stream = self._stream(self._measured_size() if capacity is None else BatchSize(capacity))
         # Not a method of this object, which would then keep itself, and its cache, alive until the next collection.
         self._tokenise = lru_cache(4096)(partial(_tokens, model.tokenizer, model.qformer_tokenizer))
 
     def _stream(self, size: BatchSize) -> TextStream | LibraryStream:
         language_model, options, device = self.model.network.language_model, self.options, self.model.device
         if self.model.decoder is None:
-            return LibraryStream(self.model, language_model, options, max_texts=min(size.most, _MOST_LIBRARY))
+            return LibraryStream(self.model, language_model, options, capacity=min(size.most, _MOST_LIBRARY))
         ends = end_ids(language_model.generation_config)
         search = (Beams if options.num_beams > 1 else Greedy)(options, ends, device)
         decoder = GraphedDecoder(self.model.decoder) if self.model.graphs else self.model.decoder
@@ -73,14 +74,14 @@ class Texts:
         return max(1, min(most // self.options.num_beams, free_bytes(device) // 2 // num_bytes))
 
     @property
-    def max_texts(self) -> int:
+    def capacity(self) -> int:
         """How many texts are decoded at a time, at the most."""
-        return self.stream.max_texts
+        return self.stream.capacity
 
     @property
-    def num_texts(self) -> int:
+    def num_pending(self) -> int:
         """How many texts wait or run."""
-        return self.stream.num_texts
+        return self.stream.num_pending
 
     @torch.inference_mode()
     def add(self, features: torch.Tensor, prompts: Sequence[Prompt]) -> list[int]:

@@ -39,9 +39,9 @@ def test_what_a_run_held_is_gone_with_it_without_a_collection(model: Blip2) -> N
     gc.disable()
     try:
         for _ in range(3):
-            texts = model.texts(GenerateOptions(max_new_tokens=3), max_texts=2)
+            texts = model.start_texts(GenerateOptions(max_new_tokens=3), capacity=2)
             texts.add(features, [Prompt(image=0, text="a photo of", name="")])
-            while texts.num_texts:
+            while texts.num_pending:
                 texts.advance()
             gone.append(weakref.ref(texts))
             del texts
@@ -55,8 +55,8 @@ def test_a_text_that_overflowed_leaves_nothing_behind_for_the_next_in_its_place(
     features = encode(model, 2).clone()
     features[0] = float("nan")
     long, short = (Prompt(image=number, text=text, name="") for number, text in enumerate(("a photo of w1 w2 w3", "a")))
-    alone = model.generate(features, [short], options, max_texts=1)
-    assert model.generate(features, [long, short], options, max_texts=1)[1:] == alone
+    alone = model.generate(features, [short], options, capacity=1)
+    assert model.generate(features, [long, short], options, capacity=1)[1:] == alone
 
 
 def test_several_lengths_of_prompts_about_several_images_equal_each_alone(model: Blip2) -> None:
@@ -64,8 +64,8 @@ def test_several_lengths_of_prompts_about_several_images_equal_each_alone(model:
     texts = ("a", "a photo of", "what is it ?", "w1 w2")
     prompts = [Prompt(image=image, text=text, name="") for image in range(3) for text in texts]
     alone = [model.generate(features, [prompt], options)[0] for prompt in prompts]
-    for max_texts in (2, 5, 12):
-        assert model.generate(features, prompts, options, max_texts=max_texts) == alone
+    for capacity in (2, 5, 12):
+        assert model.generate(features, prompts, options, capacity=capacity) == alone
 
 
 class OutOfMemory(LibraryStream):
@@ -81,14 +81,14 @@ class OutOfMemory(LibraryStream):
 
 def test_a_prompt_of_which_one_sample_has_no_room_fails_once(model: Blip2) -> None:
     options = GenerateOptions(num_captions=3, temperature=1.0)
-    stream = OutOfMemory(Surroundings(), model.network.language_model, options, max_texts=8)
+    stream = OutOfMemory(Surroundings(), model.network.language_model, options, capacity=8)
     stream.add(
         TextRow(ticket=ticket, tokens=Tokens(ids=[name], qformer_ids=[]), image=torch.zeros(1), seed=0, copy=copy)
         for ticket, name in enumerate((7, 13, 8))
         for copy in range(3)
     )
     results: list[tuple[int, Sequence[Generated] | ImageError]] = []
-    while stream.num_texts:
+    while stream.num_pending:
         results += stream.advance()
     assert sorted(ticket for ticket, _ in results) == [0, 1, 2]
     assert [isinstance(result, ImageError) for _, result in sorted(results, key=lambda each: each[0])] == [
@@ -112,5 +112,5 @@ def test_every_way_to_have_no_memory_is_a_memory_error(words: str) -> None:
 def test_less_memory_than_for_a_few_texts_is_respected(model: Blip2, monkeypatch: pytest.MonkeyPatch) -> None:
     assert model.decoder is not None
     num_bytes = model.decoder.bytes_per_row(model.num_query_tokens + 16, 8)
-    monkeypatch.setattr("blip2cap.models.blip2.texts.free_bytes", lambda device: num_bytes * 11)
-    assert model.texts(GenerateOptions(max_new_tokens=8), max_texts=None).max_texts == 5
+    monkeypatch.setattr("blip2cap.models.blip2.text_session.free_bytes", lambda device: num_bytes * 11)
+    assert model.start_texts(GenerateOptions(max_new_tokens=8), capacity=None).capacity == 5
