@@ -20,7 +20,7 @@ from typing import Any
 
 from blip2cap.cli import app
 from blip2cap.outputs.journal import JournalSink
-from blip2cap.records import Row
+from blip2cap.rows import Row
 
 
 class NoTexts:

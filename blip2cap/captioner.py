@@ -5,8 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing
-from dataclasses import replace
-from typing import TypeAlias
+from typing import TYPE_CHECKING, TypeAlias, overload
 
 from PIL import Image
 
@@ -15,6 +14,8 @@ from blip2cap.decode.isolate import Isolation
 from blip2cap.decode.read import read
 from blip2cap.engine.run import Engine, RunStats
 from blip2cap.errors import ImageError, UsageError
+from blip2cap.jobs.job import Job, Listener, Outcome
+from blip2cap.jobs.run import run_job
 from blip2cap.models.blip2.load import load
 from blip2cap.models.blip2.model import Blip2
 from blip2cap.models.blip2.resize import choose_resizer
@@ -26,13 +27,20 @@ from blip2cap.options import (
     DecodeOptions,
     GenerateOptions,
     ModelOptions,
+    OutputOptions,
     SourceOptions,
     TextOptions,
 )
-from blip2cap.prompts import CAPTION_PROMPTS, VQA_TEMPLATES, Template
-from blip2cap.records import ImageRef, Row
+from blip2cap.records import ImageRef
+from blip2cap.rows import Row
 from blip2cap.source.inputs import Source
-from blip2cap.tasks.worklist import Request, Worklist
+from blip2cap.tasks.base import Task
+from blip2cap.tasks.caption import Caption
+from blip2cap.tasks.vqa import Vqa
+from blip2cap.tasks.worklist import Worklist
+
+if TYPE_CHECKING:
+    from blip2cap.engine.flow import DecodedRequest
 
 ImageLike: TypeAlias = Image.Image | str | os.PathLike[str]
 _ANSWERS = GenerateOptions(max_new_tokens=ANSWER_NEW_TOKENS)
@@ -41,8 +49,16 @@ _ANSWERS = GenerateOptions(max_new_tokens=ANSWER_NEW_TOKENS)
 class Captioner:
     """A model ready to write about images."""
 
-    def __init__(self, model: Blip2, *, batch_size: int | None = None, decode: DecodeOptions | None = None) -> None:
+    def __init__(
+        self,
+        model: Blip2,
+        *,
+        batch_size: int | None = None,
+        decode: DecodeOptions | None = None,
+        model_options: ModelOptions | None = None,
+    ) -> None:
         self.model = model
+        self.model_options = model_options or ModelOptions()
         self.decode_options = decode or DecodeOptions()
         self.batch = BatchOptions(batch_size=batch_size)
 
@@ -63,7 +79,7 @@ class Captioner:
         options = ModelOptions(
             name=name, revision=revision, dtype=dtype, device=device, device_map=device_map, quantize=quantize
         )
-        return cls(load(find(options), options), batch_size=batch_size, decode=decode)
+        return cls(load(find(options), options), batch_size=batch_size, decode=decode, model_options=options)
 
     def caption(
         self,
@@ -76,9 +92,9 @@ class Captioner:
         """Return a caption for each image: a Pillow image, or a path. Raises ImageError for one that cannot be read.
 
         `prompt` may hold {stem} {folder} {file_name}, as on the command line; the name of a picture that is no file is
-        a hash of its pixels. What the loop guard says of a text is in the rows of `caption_folder` only.
+        a hash of its pixels. Flags of the loop guard are in the rows of `caption_folder` only.
         """
-        return self._texts(images, self._caption_plan(prompt), options or GenerateOptions(), text_options)
+        return self._texts(images, _caption(prompt, options, text_options))
 
     def ask(
         self,
@@ -89,74 +105,190 @@ class Captioner:
         text_options: TextOptions | None = None,
     ) -> list[str]:
         """Return the answer to one question for each image. Raises ImageError for one that cannot be read."""
-        template = Template(VQA_TEMPLATES[self.model.family], question=True)
-        return self._texts(images, Worklist(template, (question,)), options or _ANSWERS, text_options)
+        return self._texts(images, _vqa((question,), options, text_options))
+
+    @overload
+    def caption_folder(
+        self,
+        path: str | os.PathLike[str],
+        *,
+        out: None = None,
+        prompt: str | None = None,
+        options: GenerateOptions | None = None,
+        text_options: TextOptions | None = None,
+        on_progress: Callable[[RunStats], None] | None = None,
+    ) -> Iterator[Row]: ...
+
+    @overload
+    def caption_folder(
+        self,
+        path: str | os.PathLike[str],
+        *,
+        out: str | os.PathLike[str],
+        overwrite: bool = False,
+        retry_failed: bool = False,
+        prompt: str | None = None,
+        options: GenerateOptions | None = None,
+        text_options: TextOptions | None = None,
+        on_progress: Callable[[RunStats], None] | None = None,
+    ) -> Outcome: ...
 
     def caption_folder(
         self,
         path: str | os.PathLike[str],
         *,
+        out: str | os.PathLike[str] | None = None,
+        overwrite: bool = False,
+        retry_failed: bool = False,
         prompt: str | None = None,
         options: GenerateOptions | None = None,
         text_options: TextOptions | None = None,
         on_progress: Callable[[RunStats], None] | None = None,
-    ) -> Iterator[Row]:
-        """Yield a typed row for every image below a folder, good or failed, in order; nothing is written.
+    ) -> Iterator[Row] | Outcome:
+        """Caption every image below a folder, in order.
 
-        `on_progress` is told after each batch. Raises InputError if the folder does not exist.
+        Without `out`, yields a typed row for each, ok or failed, and writes nothing. With `out`, a name as the command
+        line takes it (.jsonl, .parquet, a folder of parts that ends in /), writes the rows there, or resumes that
+        output, and returns an Outcome with the counts. `on_progress` is told after each batch. Raises InputError if
+        the folder does not exist.
         """
-        source = Source(SourceOptions(inputs=(os.fspath(path),)))
-        tasks = self._caption_plan(prompt).requests(source, frozenset())
-        return self._rows(self._engine(options or GenerateOptions(), text_options), tasks, on_progress)
+        task = _caption(prompt, options, text_options)
+        return self._folder(path, task, out, overwrite, retry_failed, on_progress)
 
-    def _caption_plan(self, prompt: str | None) -> Worklist:
-        return Worklist(Template(CAPTION_PROMPTS[self.model.family] if prompt is None else prompt))
+    @overload
+    def ask_folder(
+        self,
+        path: str | os.PathLike[str],
+        questions: Sequence[str],
+        *,
+        out: None = None,
+        options: GenerateOptions | None = None,
+        text_options: TextOptions | None = None,
+        on_progress: Callable[[RunStats], None] | None = None,
+    ) -> Iterator[Row]: ...
 
-    def _engine(self, options: GenerateOptions, text_options: TextOptions | None) -> Engine:
-        self.model.check(options)
-        text = text_options or TextOptions()
-        return Engine(model=self.model, generate=options, text=text, decode=self.decode_options, batch=self.batch)
+    @overload
+    def ask_folder(
+        self,
+        path: str | os.PathLike[str],
+        questions: Sequence[str],
+        *,
+        out: str | os.PathLike[str],
+        overwrite: bool = False,
+        retry_failed: bool = False,
+        options: GenerateOptions | None = None,
+        text_options: TextOptions | None = None,
+        on_progress: Callable[[RunStats], None] | None = None,
+    ) -> Outcome: ...
 
-    def _rows(
-        self, engine: Engine, tasks: Iterator[Request], on_progress: Callable[[RunStats], None] | None
-    ) -> Iterator[Row]:
-        summary = RunStats()
-        for rows in engine.row_batches(engine.read_ahead(tasks), summary):
+    def ask_folder(
+        self,
+        path: str | os.PathLike[str],
+        questions: Sequence[str],
+        *,
+        out: str | os.PathLike[str] | None = None,
+        overwrite: bool = False,
+        retry_failed: bool = False,
+        options: GenerateOptions | None = None,
+        text_options: TextOptions | None = None,
+        on_progress: Callable[[RunStats], None] | None = None,
+    ) -> Iterator[Row] | Outcome:
+        """Ask every question about every image below a folder; otherwise as `caption_folder`."""
+        task = _vqa(tuple(questions), options, text_options)
+        return self._folder(path, task, out, overwrite, retry_failed, on_progress)
+
+    def _folder(
+        self,
+        path: str | os.PathLike[str],
+        task: Task,
+        out: str | os.PathLike[str] | None,
+        overwrite: bool,
+        retry_failed: bool,
+        on_progress: Callable[[RunStats], None] | None,
+    ) -> Iterator[Row] | Outcome:
+        source = SourceOptions(inputs=(os.fspath(path),))
+        if out is None:
+            if overwrite or retry_failed:
+                raise UsageError("overwrite and retry_failed need an output: give out=PATH.")
+            return self._rows(self._engine(task), Source(source), on_progress)
+        output = OutputOptions(out=os.fspath(out), overwrite=overwrite, retry_failed=retry_failed)
+        job = Job(
+            task=task,
+            source=source,
+            output=output,
+            model=self.model_options,
+            decode=self.decode_options,
+            batch=self.batch,
+        )
+        return run_job(job, model=self.model, listener=_ProgressListener(on_progress or (lambda stats: None)))
+
+    def _engine(self, task: Task, on_failure: Callable[[ImageRef, ImageError], None] | None = None) -> Engine:
+        task = task.for_family(self.model.family)
+        task.check(self.model)
+        return Engine(
+            model=self.model,
+            task=task,
+            decode=self.decode_options,
+            batch=self.batch,
+            on_failure=on_failure or (lambda ref, error: None),
+        )
+
+    def _rows(self, engine: Engine, source: Source, on_progress: Callable[[RunStats], None] | None) -> Iterator[Row]:
+        stats = RunStats()
+        requests = Worklist(engine.task.labels).requests(source.stream(), frozenset())
+        for rows in engine.row_batches(engine.read_ahead(requests), stats):
             if on_progress:
-                on_progress(summary)
+                on_progress(stats)
             yield from rows
 
-    def _texts(
-        self, images: Sequence[ImageLike], plan: Worklist, options: GenerateOptions, text_options: TextOptions | None
-    ) -> list[str]:
+    def _texts(self, images: Sequence[ImageLike], task: Caption | Vqa) -> list[str]:
         if isinstance(images, (str, os.PathLike, Image.Image)):
             raise TypeError(f"expected a sequence of images, got one {type(images).__name__}: put it in a list.")
-        if options.num_captions > 1:
+        if task.generate.num_captions > 1:
             raise UsageError(
-                f"num_captions={options.num_captions}: this returns one text an image, see caption_folder."
+                f"num_captions={task.generate.num_captions}: this returns one text an image, see caption_folder."
             )
-        engine = replace(self._engine(options, text_options), on_failure=_raise)
+        engine, worklist = self._engine(task, _raise), Worklist(task.labels)
         with closing(Isolation(self.decode_options, self.model.image_size, choose_resizer())) as isolation:
-            decoded = (self._decode(image, isolation) for image in images)
-            items = ((task, image) for ref, image in decoded for task in plan.requests((ref,), frozenset()))
-            return [row.text for row in engine.rows(items)]
 
-    def _decode_file(self, ref: ImageRef, isolation: Isolation) -> Decoded:
-        options = self.decode_options
-        data = read(ref, options)
-        if options.isolate:
-            return isolation.decode(data)
-        return decode(data, self.model.image_size, options, choose_resizer())
+            def items() -> Iterator[DecodedRequest]:
+                for image in images:
+                    ref, decoded = self._decode(image, isolation)
+                    yield from ((request, decoded) for request in worklist.requests((ref,), frozenset()))
+
+            return [row.text for row in engine.rows(items())]
 
     def _decode(self, image: ImageLike, isolation: Isolation) -> tuple[ImageRef, Decoded]:
         """Decode one image, and name it: by its path, or by its pixels, which seed sampling alike in any company."""
-        if not isinstance(image, Image.Image):
-            path = os.fspath(image)
-            ref = ImageRef(path=path, name=path)
-            return ref, self._decode_file(ref, isolation)
-        decoded = resize(image, self.model.image_size)
-        name = decoded.digest.hex()
-        return ImageRef(path=name, name=name), decoded
+        if isinstance(image, Image.Image):
+            decoded = resize(image, self.model.image_size)
+            name = decoded.digest.hex()
+            return ImageRef(path=name, name=name), decoded
+        path, options = os.fspath(image), self.decode_options
+        ref = ImageRef(path=path, name=path)
+        data = read(ref, options)
+        if options.isolate:
+            return ref, isolation.decode(data)
+        return ref, decode(data, self.model.image_size, options, choose_resizer())
+
+
+class _ProgressListener(Listener):
+    """Passes the progress of a run to a function."""
+
+    def __init__(self, on_progress: Callable[[RunStats], None]) -> None:
+        self._on_progress = on_progress
+
+    def progress(self, stats: RunStats) -> None:
+        """Pass it."""
+        self._on_progress(stats)
+
+
+def _caption(prompt: str | None, options: GenerateOptions | None, text_options: TextOptions | None) -> Caption:
+    return Caption(template=prompt, generate=options or GenerateOptions(), text=text_options or TextOptions())
+
+
+def _vqa(questions: tuple[str, ...], options: GenerateOptions | None, text_options: TextOptions | None) -> Vqa:
+    return Vqa(questions=questions, generate=options or _ANSWERS, text=text_options or TextOptions())
 
 
 def _raise(ref: ImageRef, error: ImageError) -> None:

@@ -4,8 +4,10 @@
     |-- UsageError                     2   a wrong option or combination of options
     |   `-- InputError                 2   an input that does not exist, or no image in it
     |-- ModelError                     4   the model cannot be found, trusted or loaded
-    |-- OutputRefusedError             5   the output was made with other settings, is locked or damaged
+    |-- OutputRefusedError             5   the output was made with other settings, or is damaged
+    |   `-- OutputLockedError          5   another run is writing it
     |-- OutputError                    6   the output cannot be written
+    |   `-- OutputGoneError            6   its folder does not exist (any more)
     `-- ImageError                     -   one bad image: becomes a failed row, never ends a run
 
 A message says what was given, what was expected and what to do next.
@@ -39,15 +41,23 @@ class ModelError(Blip2CapError):
 
 
 class OutputRefusedError(Blip2CapError):
-    """An output that must not be written: made with other settings, locked by another run, or damaged."""
+    """An output that must not be written: made with other settings, locked or damaged."""
 
     exit_code = 5
+
+
+class OutputLockedError(OutputRefusedError):
+    """An output that another run is writing."""
 
 
 class OutputError(Blip2CapError):
     """An output that cannot be written: disk full, I/O error."""
 
     exit_code = 6
+
+
+class OutputGoneError(OutputError):
+    """An output whose folder does not exist, or was removed."""
 
 
 class ImageError(Blip2CapError):

@@ -170,16 +170,21 @@ class BatchOptions:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class PartsOptions:
-    """How the work on a parts folder is divided."""
+class OutputOptions:
+    """The output, and what happens to existing rows."""
 
+    out: str = "captions.jsonl"
+    overwrite: bool = False
+    retry_failed: bool = False
     part_size: int | None = None
-    """Inputs in a part. Left out: 10000; a folder that is planned keeps its size."""
+    """Number of inputs in a part; None: 10000."""
     shard: str | None = None
-    """I/N: take every N-th part, beginning with the I-th. Left out: all."""
+    """I/N: take every N-th part, beginning with the I-th; None: all."""
 
     def __post_init__(self) -> None:
         _at_least("--part-size", self.part_size, 1, "Leave it out for parts of 10000 inputs.")
+        if self.overwrite and self.retry_failed:
+            raise UsageError("--overwrite and --retry-failed exclude each other: the first does every image again.")
         if self.shard is not None:
             numbers = re.fullmatch(r"([0-9]+)/([0-9]+)", self.shard)
             if not numbers or not 1 <= int(numbers[1]) <= int(numbers[2]):

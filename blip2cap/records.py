@@ -1,14 +1,11 @@
-"""The records that travel between stages: one reference per input, one row per result."""
+"""The records that travel between stages: references to images, prompts, generated texts."""
 
 from __future__ import annotations
 
 import base64
-import json
 import os
-import re
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
 
 FAILURES = frozenset(
     {
@@ -26,9 +23,6 @@ FAILURES = frozenset(
     }
 )
 """The closed set of codes in the column `error` of a failed row."""
-
-_STEERING = re.compile("[\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069]")
-"""DEL and C1 controls, line ends that only Unicode has, and what turns the direction of text."""
 
 
 class Held:
@@ -111,66 +105,3 @@ class Generated:
     """New tokens, without the one that ends the text."""
     flag: str = ""
     """Of the loop guard: "", retried (the second text is fine) or what is still wrong, one of `text_rules.FAULTS`."""
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Row:
-    """One line of the output: what was said about one image, or why nothing could be said."""
-
-    file_name: str
-    file_name_b64: str
-    question: str | None = None
-    """None in captions."""
-    text: str = ""
-    """The caption or the answer."""
-    texts: tuple[str, ...] | None = None
-    """All captions, beams best first, in runs that ask for more than one an image; None elsewhere."""
-    status: str = "ok"
-    """ok or failed"""
-    error: str = ""
-    """"" or one of FAILURES."""
-    finish_reason: str = ""
-    flag: str | None = None
-    """What the loop guard says, the worst of all captions; None in runs without it."""
-    num_tokens: int = 0
-    width: int = 0
-    """Of the image in pixels as displayed, 0 if unknown."""
-    height: int = 0
-
-    @property
-    def answer(self) -> str:
-        """The text under the name that it has in answers."""
-        return self.text
-
-    @property
-    def key(self) -> str:
-        """What a resumed run finds this row by."""
-        return row_key(self.file_name, self.file_name_b64, self.question)
-
-    def as_dict(self) -> dict[str, Any]:
-        """The columns in their order: the same keys and types in every row of a run, never null."""
-        columns: dict[str, Any] = {"file_name": self.file_name, "file_name_b64": self.file_name_b64}
-        if self.question is None:
-            columns["text"] = self.text
-        else:
-            columns |= {"question": self.question, "answer": self.text}
-        if self.texts is not None:
-            columns["texts"] = list(self.texts)
-        columns |= {"status": self.status, "error": self.error, "finish_reason": self.finish_reason}
-        if self.flag is not None:
-            columns["flag"] = self.flag
-        return columns | {
-            "num_tokens": self.num_tokens,
-            "width": self.width,
-            "height": self.height,
-        }
-
-    def as_json(self) -> bytes:
-        """One JSON line with its newline; what would end the line elsewhere, or steer a terminal, is escaped."""
-        line = json.dumps(self.as_dict(), ensure_ascii=False)
-        return _STEERING.sub(lambda match: f"\\u{ord(match.group()):04x}", line).encode() + b"\n"
-
-
-def row_key(file_name: str, file_name_b64: str, question: str | None) -> str:
-    """Join what makes a row unique in its output; NUL occurs in no file name."""
-    return "\0".join((file_name_b64 or file_name, "b64" if file_name_b64 else "", question or ""))

@@ -97,7 +97,7 @@ def be_blip2cap() -> None:
     from blip2cap.cli import app
     from blip2cap.decode import isolate
     from blip2cap.decode.read import read
-    from blip2cap.engine import run
+    from blip2cap.engine import read_ahead
 
     misbehave()
     isolate.PROGRAM = PROGRAM
@@ -107,7 +107,7 @@ def be_blip2cap() -> None:
             threading.Event().wait()
         return read(ref, options)
 
-    run.read = slow_read  # type: ignore[attr-defined]
+    read_ahead.read = slow_read  # type: ignore[attr-defined]
     app()
 
 

@@ -12,9 +12,11 @@ from blip2cap.outputs.export.item import Item, Items
 from blip2cap.outputs.export.options import ExportOptions
 from blip2cap.outputs.journal import manifest_path
 from blip2cap.outputs.manifest import Manifest
-from blip2cap.outputs.read import Results
-from blip2cap.records import ImageRef, Row
+from blip2cap.outputs.open import open_rows
+from blip2cap.records import ImageRef
+from blip2cap.rows import Row
 from tests.pictures import photo
+from tests.rows import text_row
 
 HOSTILE = [
     "a cat",
@@ -41,7 +43,7 @@ HOSTILE = [
 def caption(name: str, text: str = "a cat", **columns: Any) -> Row:
     """Make the row of an image; `name` may hold surrogate escapes."""
     ref = ImageRef(path=name, name=name)
-    return Row(
+    return text_row(
         file_name=ref.file_name, file_name_b64=ref.file_name_b64, text=text, **{"width": 4, "height": 3, **columns}
     )
 
@@ -88,7 +90,7 @@ def run_named(
     def note(item: Item, reason: str) -> None:
         names[item.row.file_name] = reason
 
-    summary = export(Results(str(path)), writer, Items(asked, writer.root), dry_run=dry_run, on_left_out=note)
+    summary = export(open_rows(str(path)), writer, Items(asked, writer.root), dry_run=dry_run, on_left_out=note)
     return summary, names
 
 

@@ -8,7 +8,8 @@ from typing import Any
 from blip2cap.decode.image import Pixels
 from blip2cap.errors import ImageError
 from blip2cap.options import GenerateOptions
-from blip2cap.records import Generated, Prompt, Row
+from blip2cap.records import Generated, Prompt
+from blip2cap.rows import Row
 
 
 class FakeModel:

@@ -13,10 +13,10 @@ from blip2cap.outputs.base import Output
 from blip2cap.outputs.files import OS_FILES, Files
 from blip2cap.outputs.journal import JournalSink
 from blip2cap.outputs.parquet import ParquetSink
-from blip2cap.prompts import Template
-from blip2cap.records import ImageRef, Row
+from blip2cap.records import ImageRef
+from blip2cap.rows import Row  # noqa
 from blip2cap.tasks.worklist import Worklist
-from tests.rows import SETTINGS
+from tests.rows import SETTINGS, text_row
 
 REFS = [ImageRef(path=f"/imgs/{name}", name=name) for name in ("a.jpg", "b.jpg", "c.jpg", "кот.jpg", "\udcff.jpg")]
 KINDS = ["rows.jsonl", "rows.parquet"]
@@ -42,9 +42,9 @@ def run(
     """Do what a command does, two images at a time; `safe` gets the names whose rows are promised to be on the disk."""
     sink = open_output(path, files, **options)
     try:
-        tasks = list(Worklist(Template("")).requests(refs, sink.finished))
+        tasks = list(Worklist().requests(refs, sink.finished))
         rows = [
-            Row(
+            text_row(
                 file_name=task.ref.file_name,
                 file_name_b64=task.ref.file_name_b64,
                 text="" if task.ref.name == failing else text,

@@ -5,15 +5,32 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from blip2cap.outputs.journal import JournalSink
-from blip2cap.records import Row
+from blip2cap.rows import Row
+from blip2cap.tasks.text import text_schema
 
 SETTINGS = {"command": "caption", "model": "tiny", "prompt": ""}
 
 
+def text_row(
+    *,
+    question: str | None = None,
+    text: str = "",
+    texts: tuple[str, ...] | None = None,
+    flag: str | None = None,
+    **columns: Any,
+) -> Row:
+    """Make a row of a caption, or of an answer if there is a `question`; `texts` and `flag` are columns if given."""
+    schema = text_schema(question=question is not None, texts=texts is not None, flag=flag is not None)
+    values: dict[str, Any] = {"text": text} if question is None else {"question": question, "answer": text}
+    values |= {name: value for name, value in (("texts", texts), ("flag", flag)) if value is not None}
+    return schema.row(**{"status": "ok", **values, **columns})
+
+
 def row(number: int, text: str = "a cat", **columns) -> Row:
-    return Row(file_name=f"{number}.jpg", file_name_b64="", text=text, width=4, height=3, **columns)
+    return text_row(file_name=f"{number}.jpg", file_name_b64="", text=text, width=4, height=3, **columns)
 
 
 def failed(number: int) -> Row:

@@ -14,7 +14,7 @@ import blip2cap
 from blip2cap import Captioner
 from blip2cap.errors import ImageError, InputError, ModelError, UsageError
 from blip2cap.options import DecodeOptions, GenerateOptions, TextOptions
-from blip2cap.records import Row
+from blip2cap.rows import Row
 from blip2cap.tiny.scenes import draw
 
 

@@ -12,10 +12,11 @@ import pytest
 
 from blip2cap.options import SourceOptions
 from blip2cap.outputs.stream import StreamSink
-from blip2cap.records import Row
+from blip2cap.rows import Row  # noqa
 from blip2cap.source.inputs import Source
 from tests.checkpoints import make_checkpoint
 from tests.commands import TINY, draw_scenes, environment, finish, invoke, names_below, read_rows, start
+from tests.rows import text_row
 
 COLUMNS = {
     "file_name": str,
@@ -299,6 +300,6 @@ def test_a_stdout_that_takes_a_part_of_a_write_loses_nothing() -> None:
         def write(self, data: Any) -> int:
             return super().write(bytes(data[:7]))
 
-    stream, row = Unbuffered(), Row(file_name="a.jpg", file_name_b64="", text="a beach")
+    stream, row = Unbuffered(), text_row(file_name="a.jpg", file_name_b64="", text="a beach")
     StreamSink(stream).write([row, row])
     assert stream.getvalue() == 2 * row.as_json()

@@ -14,7 +14,8 @@ from blip2cap.outputs.parquet import ParquetSink
 from blip2cap.outputs.parts.part import Part
 from blip2cap.outputs.parts.plan import make_plan
 from blip2cap.outputs.parts.store import LocalStore
-from blip2cap.records import ImageRef, Row
+from blip2cap.records import ImageRef
+from blip2cap.rows import Row
 from tests.commands import TINY, draw_scenes, invoke, read_rows
 from tests.exports import answer, caption, failure, make_images, names_in, write_results
 from tests.rows import SETTINGS, row

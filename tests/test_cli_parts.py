@@ -7,6 +7,7 @@ import os
 import resource
 import shutil
 import signal
+import subprocess
 import sys
 import time
 from collections.abc import Iterator
@@ -19,8 +20,8 @@ import pyarrow.dataset
 import pyarrow.parquet as pq
 import pytest
 
-from blip2cap.cli import execution
-from blip2cap.jobs.job import Job
+from blip2cap.models.blip2 import load as load_module
+from tests import crashing
 from tests.archives import make_tar
 from tests.buckets import s3_server
 from tests.commands import TINY, draw_scenes, finish, invoke, names_below, read_rows, start, wait_until
@@ -134,14 +135,14 @@ def test_no_part_is_in_work_while_the_model_is_loading(
     scenes: Path, here: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     in_work_then: list[Path] = []
-    load_model = execution.load_model
+    load_model = load_module.load
 
     def load(*args: Any) -> Any:
         time.sleep(0.3)  # what reads ahead would have begun
         in_work_then.extend(in_work(here / "captions"))
         return load_model(*args)
 
-    monkeypatch.setattr("blip2cap.cli.parts.load_model", load)
+    monkeypatch.setattr("blip2cap.models.blip2.load.load", load)
     assert invoke("caption", scenes, *SMALL, "-o", "captions/").exit_code == 0
     assert in_work_then == []
 
@@ -416,32 +417,16 @@ def test_a_run_that_ends_in_the_middle_of_a_part_goes_on_where_it_was(
     assert in_work(here / "captions") == []
 
 
-KILLER = """
-import os, signal, sys
-import blip2cap.engine.run
-read = blip2cap.engine.run.read
-def deadly(ref, options):
-    if "007" in ref.path:
-        os.kill(os.getpid(), signal.SIGKILL)
-    return read(ref, options)
-blip2cap.engine.run.read = deadly
-from blip2cap.cli import app
-app(sys.argv[1:])
-"""
-
-
 @pytest.mark.long
 @pytest.mark.timeout(600)
 def test_an_image_that_kills_its_process_ends_as_a_failed_row(here: Path) -> None:
-    import subprocess
-
     images = draw_scenes(here / "images", 12)
+    (images / "007.png").write_bytes(crashing.picture(crashing.KILLED))
     command = ["caption", str(images), *TINY, "--part-size", "5", "--batch-size", "2", "-o", "captions/"]
-    codes: list[int] = []
-    while not codes or codes[-1] == -signal.SIGKILL:
-        assert len(codes) < 8
-        codes.append(subprocess.run([sys.executable, "-c", KILLER, *command], check=False, cwd=here).returncode)
-    assert codes == [-signal.SIGKILL] * 4 + [3]
+    program = [sys.executable, "-m", "tests.crashing"]
+    env = {**os.environ, "PYTHONPATH": str(Path(crashing.__file__).parent.parent)}
+    codes = [subprocess.run([*program, *command], check=False, cwd=here, env=env).returncode for _ in range(2)]
+    assert codes == [-signal.SIGKILL, 3]
     rows = rows_in(here / "captions")
     assert [row["file_name"] for row in rows] == names_below(images)
     assert {row["file_name"]: row["error"] for row in rows if row["error"]} == {"007.png": "decoder_crashed"}
@@ -482,5 +467,4 @@ def test_every_option_of_the_source_is_part_of_the_plan(finished: Path) -> None:
     no_part_of_it = {"max_bytes"}  # what is larger becomes a failed row
     assert {field.name for field in fields(SourceOptions)} - plan.manifest.settings.keys() == no_part_of_it
     assert "part_size" not in plan.manifest.settings
-    assert Job.__dataclass_fields__.keys() >= {"parts", "retry_failed"}
     assert os.path.exists(finished / ".blip2cap" / "plan")

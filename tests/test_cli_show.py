@@ -6,8 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from blip2cap.records import Row
+from blip2cap.rows import Row
 from tests.commands import environment, invoke
+from tests.rows import text_row
 
 
 def write(path: Path, *rows: Row) -> Path:
@@ -16,11 +17,11 @@ def write(path: Path, *rows: Row) -> Path:
 
 
 def captions(count: int) -> list[Row]:
-    return [Row(file_name=f"{index}.jpg", file_name_b64="", text=f"caption {index}") for index in range(count)]
+    return [text_row(file_name=f"{index}.jpg", file_name_b64="", text=f"caption {index}") for index in range(count)]
 
 
 def test_captions_are_shown_as_a_table(here: Path) -> None:
-    failed = Row(file_name="bad.jpg", file_name_b64="", status="failed", error="truncated")
+    failed = text_row(file_name="bad.jpg", file_name_b64="", status="failed", error="truncated")
     result = invoke("show", write(here / "captions.jsonl", *captions(2), failed))
     assert (result.exit_code, result.stderr) == (0, "")
     for part in ("file_name", "text", "status", "0.jpg", "caption 1", "bad.jpg", "failed: truncated"):
@@ -28,7 +29,7 @@ def test_captions_are_shown_as_a_table(here: Path) -> None:
 
 
 def test_answers_are_shown_with_their_questions(here: Path) -> None:
-    row = Row(file_name="a.jpg", file_name_b64="", question="where?", text="on the beach")
+    row = text_row(file_name="a.jpg", file_name_b64="", question="where?", text="on the beach")
     result = invoke("show", write(here / "answers.jsonl", row))
     for part in ("question", "answer", "where?", "on the beach"):
         assert part in result.stdout

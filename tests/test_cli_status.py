@@ -16,7 +16,7 @@ from blip2cap.outputs.parts.plan import make_plan
 from blip2cap.outputs.parts.store import LocalStore
 from blip2cap.records import ImageRef
 from tests.commands import invoke
-from tests.rows import SETTINGS, failed, row, write
+from tests.rows import SETTINGS, failed, row, text_row, write
 
 
 @pytest.fixture
@@ -39,7 +39,7 @@ def test_parts_are_counted_from_the_plan(parts: Path) -> None:
     result = invoke("status", parts)
     assert result.exit_code == 3
     assert result.stdout.splitlines() == [
-        f"{parts}: 1 ok, 1 failed (1 truncated), 3 missing (1 of them in work), 1 of 3 parts",
+        f"{parts}: 1 ok, 1 failed (1 truncated), 3 missing (1 of them in progress), 1 of 3 parts",
         "made with command caption, model tiny",
     ]
 
@@ -90,10 +90,10 @@ def test_a_parquet_file_is_counted(here: Path) -> None:
     [
         ("nothing.jsonl", 2, "no such file or folder"),
         ("notes.txt", 2, "expected a .jsonl or .parquet output, or a folder of parts"),
-        ("folder", 2, "no plan of parts is there"),
+        ("folder", 2, "has no plan of parts"),
         ("bad.parquet", 5, "is damaged"),
-        ("other.parquet", 5, "is not an output of blip2cap"),
-        ("memory://nothing/", 2, "no plan of parts is there"),
+        ("other.parquet", 5, "not a row of blip2cap"),
+        ("memory://nothing/", 2, "has no plan of parts"),
     ],
 )
 def test_what_is_no_output_is_said(here: Path, name: str, exit_code: int, message: str) -> None:
@@ -114,3 +114,15 @@ def test_status_writes_nothing(parts: Path) -> None:
 def test_a_name_that_would_steer_the_terminal_is_escaped(here: Path) -> None:
     write(here / "a\x1b[2J.jsonl", row(1))
     assert "\\x1b[2J.jsonl: 1 ok" in invoke("status", "a\x1b[2J.jsonl").stdout
+
+
+@pytest.mark.parametrize("name", ["d.parquet", "d.jsonl"])
+def test_an_export_without_a_manifest_is_counted_all_the_same(here: Path, name: str) -> None:
+    rows = [text_row(file_name="a.jpg", text="a cat"), text_row(file_name="b.jpg", status="failed", error="corrupt")]
+    if name.endswith(".jsonl"):
+        (here / name).write_bytes(b"".join(row.as_json() for row in rows))
+    else:
+        pq.write_table(pa.Table.from_pylist([row.as_dict() for row in rows]), name)
+    result = invoke("status", name)
+    assert result.exit_code == 3
+    assert result.stdout == f"{name}: 1 ok, 1 failed (1 corrupt), missing: not known from the file alone\n"

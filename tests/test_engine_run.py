@@ -13,10 +13,12 @@ from PIL import Image
 from blip2cap.decode.image import Pixels
 from blip2cap.engine.run import Engine, RunStats, run
 from blip2cap.errors import ImageError, OutputError
-from blip2cap.options import BatchOptions, DecodeOptions, GenerateOptions, SourceOptions
-from blip2cap.prompts import Template
-from blip2cap.records import ImageRef, Row
+from blip2cap.options import BatchOptions, DecodeOptions, GenerateOptions, SourceOptions, TextOptions
+from blip2cap.records import ImageRef
+from blip2cap.rows import Row
 from blip2cap.source.inputs import Source
+from blip2cap.tasks.caption import Caption
+from blip2cap.tasks.vqa import Vqa
 from blip2cap.tasks.worklist import Worklist
 from tests.commands import draw_scenes, names_below
 from tests.fakes import FakeModel, ListSink
@@ -34,17 +36,21 @@ def do(
 ) -> tuple[list[Row], RunStats]:
     """Run `model` over a folder; return the rows and the summary."""
     on_batch, stopped = settings.pop("on_batch", lambda summary: None), settings.pop("stopped", lambda: False)
+    options = generate or GenerateOptions()
+    task: Caption | Vqa = Caption(template=prompt, generate=options, text=settings.pop("text", TextOptions()))
+    if questions is not None:
+        task = Vqa(template="{question}", questions=questions, generate=options, text=task.text)
     engine = Engine(
         model=model,
-        generate=generate or GenerateOptions(),
+        task=task,
         decode=DecodeOptions(num_threads=2),
         batch=BatchOptions(batch_size=settings.pop("batch_size", 4)),
         **settings,
     )
     sink = sink or ListSink()
-    template = Template(prompt) if questions is None else Template("{question}", question=True)
-    tasks = Worklist(template, questions).requests(Source(SourceOptions(inputs=(str(folder),))), sink.finished)
-    return sink.rows, run(engine, engine.read_ahead(tasks), sink, on_batch, stopped)
+    source = Source(SourceOptions(inputs=(str(folder),)))
+    requests = Worklist(task.labels).requests(source.stream(), sink.finished)
+    return sink.rows, run(engine, engine.read_ahead(requests), sink, on_batch, stopped)
 
 
 @pytest.fixture

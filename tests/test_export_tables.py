@@ -11,9 +11,10 @@ import pytest
 
 from blip2cap.errors import OutputError, UsageError
 from blip2cap.outputs.export import tables
-from blip2cap.outputs.read import Results
-from blip2cap.records import Row
+from blip2cap.outputs.open import open_rows
+from blip2cap.rows import Row
 from tests.exports import HOSTILE, answer, caption, failure, names_in, run
+from tests.rows import text_row
 
 NAMES = ["=cmd.jpg", "-x.jpg", "plain,name.jpg", *(f"{number}.jpg" for number in range(len(HOSTILE) - 3))]
 ROWS = [*map(caption, NAMES, HOSTILE)]
@@ -70,7 +71,7 @@ def test_rows_that_are_ok_come_back_as_they_were(
     monkeypatch.setattr(tables, "_BATCH", 4)  # more than one row group
     out = tmp_path / f"out.{to}"
     run(tmp_path, [*rows, *(failure("bad.jpg", **_kind(rows)) for _ in range(2))], to, out=out)
-    assert list(Results(str(out))) == [row for row in rows if row.status == "ok"]
+    assert list(open_rows(str(out))) == [row for row in rows if row.status == "ok"]
 
 
 def _kind(rows: list[Row]) -> dict[str, object]:
@@ -93,12 +94,14 @@ def test_an_empty_table_says_what_its_columns_are(tmp_path: Path) -> None:
     for to in ("csv", "parquet"):
         run(tmp_path, [failure("bad.jpg")], to, out=tmp_path / f"o.{to}")
     assert list(pandas.read_csv(tmp_path / "o.csv").columns)[:3] == ["file_name", "file_name_b64", "text"]
-    assert pq.read_table(tmp_path / "o.parquet").column_names == list(Row(file_name="", file_name_b64="").as_dict())
+    assert pq.read_table(tmp_path / "o.parquet").column_names == list(
+        text_row(file_name="", file_name_b64="").as_dict()
+    )
 
 
 def test_answers_to_one_question_can_be_had_alone_and_a_wrong_one_leaves_no_file(tmp_path: Path) -> None:
     run(tmp_path, ANSWERS, "jsonl", out=tmp_path / "o.jsonl", question="=where?")
-    assert list(Results(str(tmp_path / "o.jsonl"))) == [ANSWERS[1]]
+    assert list(open_rows(str(tmp_path / "o.jsonl"))) == [ANSWERS[1]]
     with pytest.raises(UsageError, match="nobody asked that"):
         run(tmp_path, ANSWERS, "jsonl", out=tmp_path / "none.jsonl", question="who?")
     assert not [name for name in names_in(tmp_path) if "none" in name or "tmp" in name]

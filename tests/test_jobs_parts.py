@@ -10,32 +10,38 @@ import time
 import tracemalloc
 from collections import deque
 from collections.abc import Iterator
-from contextlib import closing
-from dataclasses import replace
+from contextlib import ExitStack, closing
 from pathlib import Path
 from typing import Any
 
 import pyarrow.parquet as pq
 import pytest
 
+from blip2cap.decode.image import Decoded
+from blip2cap.decode.isolate import Isolation
 from blip2cap.engine.run import Engine, RunStats
-from blip2cap.errors import OutputError, OutputRefusedError, UsageError
-from blip2cap.jobs.parts import PartQueue, run_part, run_parts
+from blip2cap.errors import ImageError, OutputError, OutputLockedError, OutputRefusedError, UsageError
+from blip2cap.jobs.part_queue import PartQueue
+from blip2cap.jobs.parts import run_part, run_parts
 from blip2cap.options import BatchOptions, DecodeOptions, GenerateOptions, SourceOptions
 from blip2cap.outputs.parts import plan as parts_plan
 from blip2cap.outputs.parts.counts import done_parts, read_counts, total
-from blip2cap.outputs.parts.part import Part, is_locked, num_rows_in_work, sweep
+from blip2cap.outputs.parts.part import Part, num_rows_in_progress, sweep
 from blip2cap.outputs.parts.plan import PartsPlan, make_plan, part_name, read_plan
 from blip2cap.outputs.parts.store import LocalStore
-from blip2cap.prompts import Template
-from blip2cap.records import ImageRef, Row
+from blip2cap.records import ImageRef
+from blip2cap.rows import Row
 from blip2cap.source.inputs import Source
-from blip2cap.tasks.worklist import Worklist
+from blip2cap.tasks.base import Task
+from blip2cap.tasks.caption import Caption
+from blip2cap.tasks.vqa import Vqa
 from tests.commands import draw_scenes, names_below
 from tests.fakes import FakeModel
+from tests.rows import text_row
 
+DIED = ExitStack()
+"""Images that processes died over, never to be left."""
 SETTINGS = {"command": "caption", "dtype": "float32", "questions": None}
-CAPTIONS = Worklist(Template("a"))
 
 
 @pytest.fixture
@@ -57,16 +63,16 @@ def parts(store: LocalStore, images: Path) -> PartsPlan:
 
 
 def planned(store: LocalStore, images: Path, settings: dict[str, Any] | None = None) -> PartsPlan:
-    source = Source(SourceOptions(inputs=(str(images),)))
-    plan = make_plan(store, source, settings or SETTINGS, part_size=2, skipped=source.skipped)
+    stream = Source(SourceOptions(inputs=(str(images),))).stream()
+    plan = make_plan(store, stream, settings or SETTINGS, part_size=2, skipped=stream.skipped)
     assert plan is not None
     return plan
 
 
-def engine(model: FakeModel | None = None, batch_size: int = 2) -> Engine:
+def engine(model: FakeModel | None = None, batch_size: int = 2, task: Task | None = None) -> Engine:
     return Engine(
         model=model or FakeModel(),
-        generate=GenerateOptions(),
+        task=task or Caption(template="a"),
         decode=DecodeOptions(num_threads=1),
         batch=BatchOptions(batch_size=batch_size),
     )
@@ -77,7 +83,7 @@ def run_all(store: LocalStore, parts: PartsPlan, *, stop_after: int = 99, again:
     done = done_parts(store, parts)
     failed = {index for index, counts in read_counts(store, parts, sorted(done)).items() if counts.failed}
     redo = failed if again else set()
-    queue = PartQueue(store, parts, CAPTIONS, sorted(set(range(parts.num_parts)) - done | redo), redo)
+    queue = PartQueue(store, parts, sorted(set(range(parts.num_parts)) - done | redo), redo)
     num_images = 0
 
     def count(summary: RunStats) -> None:
@@ -86,7 +92,7 @@ def run_all(store: LocalStore, parts: PartsPlan, *, stop_after: int = 99, again:
 
     one = engine(batch_size=1)
     with closing(queue):
-        images = one.read_ahead(queue.requests())
+        images = one.read_ahead(queue.requests(), queue)
         return run_parts(one, queue, images, count, lambda: num_images >= stop_after), queue
 
 
@@ -100,14 +106,15 @@ def all_names(store: LocalStore, parts: PartsPlan) -> list[str]:
 
 def made(parts: PartsPlan, index: int, place: int) -> Row:
     """Return the row of one input of a part."""
-    return Row(file_name=parts.refs(index)[place].file_name, file_name_b64="", text="a")
+    return text_row(file_name=parts.refs(index)[place].file_name, file_name_b64="", text="a")
 
 
 def die_in_work(store: LocalStore, parts: PartsPlan, index: int, *, over: str = "") -> None:
     """Leave a part as a process leaves it that is killed."""
     part = Part(store, parts, index)
-    if over:
-        part.note(over)
+    for ref in parts.refs(index):
+        if ref.name == over:
+            DIED.enter_context(part.trace.decoding(ref))
     part._sink.close()
 
 
@@ -122,7 +129,7 @@ def test_every_input_has_a_row_in_the_order_of_the_plan(store: LocalStore, parts
 def test_rows_have_the_columns_and_types_of_every_output(store: LocalStore, parts: PartsPlan) -> None:
     run_all(store, parts)
     table = pq.read_table(store.folder / part_name(0))
-    assert table.column_names == [*Row(file_name="", file_name_b64="").as_dict()]
+    assert table.column_names == [*text_row(file_name="", file_name_b64="").as_dict()]
     kinds = {field.name: str(field.type) for field in table.schema}
     assert {kinds.pop(name) for name in ("num_tokens", "width", "height")} == {"int64"}
     assert set(kinds.values()) == {"string"}
@@ -130,33 +137,34 @@ def test_rows_have_the_columns_and_types_of_every_output(store: LocalStore, part
 
 
 def test_one_part_can_be_done_on_its_own_and_only_once(store: LocalStore, parts: PartsPlan) -> None:
-    assert run_part(engine(), store, parts, CAPTIONS, 2).num_ok == 2
+    assert run_part(engine(), store, parts, 2).num_ok == 2
     assert done_parts(store, parts) == {2}
     before = (store.folder / part_name(2)).read_bytes()
-    assert run_part(engine(), store, parts, CAPTIONS, 2).num_images == 0
+    assert run_part(engine(), store, parts, 2).num_images == 0
     assert (store.folder / part_name(2)).read_bytes() == before
 
 
 def test_answers_have_a_row_for_every_question(store: LocalStore, images: Path) -> None:
     questions = ("what?", "where?")
-    parts = planned(store, images, SETTINGS | {"questions": list(questions)})
-    run_part(engine(), store, parts, Worklist(Template("Q: {question}", question=True), questions), 3)
+    parts = planned(store, images, SETTINGS | {"command": "vqa", "questions": list(questions)})
+    run_part(engine(task=Vqa(template="Q: {question}", questions=questions)), store, parts, 3)
     assert [(row["file_name"], row["question"]) for row in rows_of(store, 3)] == [
         ("006.png", "what?"),
         ("006.png", "where?"),
     ]
 
 
-def test_several_captions_of_an_image_are_a_list(store: LocalStore, parts: PartsPlan) -> None:
-    several = replace(engine(), generate=GenerateOptions(num_captions=2, num_beams=2))
-    run_part(several, store, parts, CAPTIONS, 0)
+def test_several_captions_of_an_image_are_a_list(store: LocalStore, images: Path) -> None:
+    parts = planned(store, images, SETTINGS | {"num_captions": 2})
+    several = Caption(template="a", generate=GenerateOptions(num_captions=2, num_beams=2))
+    run_part(engine(task=several), store, parts, 0)
     assert [len(row["texts"]) for row in rows_of(store, 0)] == [2, 2]
 
 
 def test_what_was_stopped_goes_on_after_its_last_row(store: LocalStore, parts: PartsPlan, images: Path) -> None:
     summary, _ = run_all(store, parts, stop_after=3)
     assert done_parts(store, parts) == {0}
-    assert num_rows_in_work(store, parts, {0}) == summary.num_ok - 2 > 0
+    assert num_rows_in_progress(store, parts, {0}) == summary.num_ok - 2 > 0
     rest, queue = run_all(store, parts)
     assert rest.num_ok == 7 - summary.num_ok
     assert queue.num_found == summary.num_ok - 2
@@ -165,10 +173,10 @@ def test_what_was_stopped_goes_on_after_its_last_row(store: LocalStore, parts: P
 
 def test_a_part_whose_rows_are_all_there_becomes_an_object_without_a_model(store: LocalStore, parts: PartsPlan) -> None:
     part = Part(store, parts, 1)
-    part.write([Row(file_name=ref.file_name, file_name_b64="", text="a") for ref in parts.refs(1)])
+    part.write([text_row(file_name=ref.file_name, file_name_b64="", text="a") for ref in parts.refs(1)])
     part.close()
     model = FakeModel()
-    run_part(engine(model), store, parts, CAPTIONS, 1)
+    run_part(engine(model), store, parts, 1)
     assert [row["text"] for row in rows_of(store, 1)] == ["a", "a"]
     assert model.num_encoded == 0
 
@@ -181,8 +189,8 @@ def test_a_part_that_another_process_finished_first_stays_as_it_is(store: LocalS
         return create(name, data)
 
     store.create = late  # type: ignore[method-assign]
-    queue = PartQueue(store, parts, CAPTIONS, (1,), frozenset())
-    run_parts(engine(), queue, engine().read_ahead(queue.requests()))
+    queue = PartQueue(store, parts, (1,))
+    run_parts(engine(), queue, engine().read_ahead(queue.requests(), queue))
     assert queue.num_lost == 1
     assert (store.folder / part_name(1)).read_bytes() == b"theirs"
     assert list((store.scratch / parts.id).iterdir()) == []
@@ -193,9 +201,8 @@ def test_a_part_in_work_is_locked_and_taken_over_when_its_process_has_gone(
 ) -> None:
     monkeypatch.setattr("blip2cap.jobs.parts._LOOK_AGAIN_S", 0.05)
     theirs = Part(store, parts, 1)
-    with pytest.raises(OutputRefusedError) as refused:
+    with pytest.raises(OutputLockedError):
         Part(store, parts, 1)
-    assert is_locked(refused.value)
 
     def end() -> None:
         while done_parts(store, parts) != {0, 2, 3}:
@@ -224,7 +231,7 @@ def test_damage_in_a_journal_is_refused_not_waited_for(store: LocalStore, parts:
     with pytest.raises(OutputRefusedError, match=r"part-00000\.jsonl:1 is damaged") as refused:
         run_all(store, parts)
     assert str(refused.value).endswith(
-        f"; else remove {journal}, and run the same command again: it does the rows of that file anew."
+        f"; else remove {journal}, and run the same command again: it makes the rows of that file again."
     )
     journal.unlink()
     summary, _ = run_all(store, parts)
@@ -279,86 +286,38 @@ def test_a_crash_while_failed_rows_are_made_again_leaves_the_old_part(
     assert (store.folder / part_name(1)).read_bytes() == before
 
 
-def test_the_image_that_kills_three_processes_alone_is_a_failed_row(
-    store: LocalStore, parts: PartsPlan, images: Path
+def test_an_image_over_which_a_process_died_is_decoded_apart_by_the_next(
+    store: LocalStore, parts: PartsPlan, images: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    for _ in range(3):
-        die_in_work(store, parts, 1)
-    die_in_work(store, parts, 1, over="002.png")  # alone, the fourth time
-    summary, _ = run_all(store, parts)
-    assert (summary.num_ok, dict(summary.failed)) == (6, {"decoder_crashed": 1})
+    die_in_work(store, parts, 1, over="002.png")
+    apart: list[bytes] = []
+
+    def crash(isolation: Isolation, data: bytes, *, read_s: float = 0.0) -> Decoded:
+        apart.append(data)
+        raise ImageError("decoder_crashed", "it crashes every process")
+
+    monkeypatch.setattr(Isolation, "decode", crash)
+    said: list[str] = []
+    queue = PartQueue(store, parts, range(4), say=said.append)
+    one = engine(batch_size=1)
+    stats = run_parts(one, queue, one.read_ahead(queue.requests(), queue))
+    assert apart == [(images / "002.png").read_bytes()]
+    assert (stats.num_ok, dict(stats.failed)) == (6, {"decoder_crashed": 1})
     assert [row["error"] for row in rows_of(store, 1)] == ["decoder_crashed", ""]
-    assert all_names(store, parts) == names_below(images)
+    assert said == ["part-00001.parquet: an earlier run died; 1 of its images will be in a process apart"]
+    assert list((store.scratch / parts.id).iterdir()) == []
 
 
-def test_after_three_deaths_every_image_is_noted_before_it_is_read_and_encoded_alone(
-    store: LocalStore, parts: PartsPlan, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    for _ in range(3):
-        die_in_work(store, parts, 0)
-    events: list[tuple[str, str]] = []
-    write = Part.write
-
-    def note(part: Part, name: str) -> None:
-        events.append(("note", name))
-
-    def noted_write(part: Part, rows: list[Row]) -> None:
-        events.extend(("row", row.file_name) for row in rows)
-        write(part, rows)
-
-    monkeypatch.setattr(Part, "note", note)
-    monkeypatch.setattr(Part, "write", noted_write)
-    model = FakeModel()
-    run_part(engine(model, batch_size=8), store, parts, CAPTIONS, 0)
-    assert model.encode_sizes == [1, 1]
-    assert events == [("note", "000.png"), ("row", "000.png"), ("note", "001.png"), ("row", "001.png")]
-
-
-def test_only_deaths_without_a_new_row_between_them_make_a_part_dangerous(store: LocalStore, parts: PartsPlan) -> None:
+def test_an_orderly_end_suspects_no_image_and_forgets_none(store: LocalStore, parts: PartsPlan) -> None:
+    part = Part(store, parts, 0)
+    with part.trace.decoding(parts.refs(0)[0]):
+        pass
+    part.close()
+    die_in_work(store, parts, 0, over="001.png")
     for _ in range(2):
-        die_in_work(store, parts, 0)
-    part = Part(store, parts, 0)
-    part.write([made(parts, 0, 0)])
-    part._sink.close()
-    part = Part(store, parts, 0)
-    assert part.num_deaths == 0
-    part._sink.close()
-    for num_deaths in (1, 2, 3):
         part = Part(store, parts, 0)
-        assert (part.num_deaths, part.is_dangerous) == (num_deaths, num_deaths == 3)
-        part._sink.close()
-
-
-def test_a_part_with_an_image_that_killed_alone_stays_dangerous_though_rows_came(
-    store: LocalStore, parts: PartsPlan
-) -> None:
-    part = Part(store, parts, 0)
-    part.write([made(parts, 0, 0)])
-    part.note("001.png")
-    part._sink.close()
-    summary, _ = run_all(store, parts)
-    assert dict(summary.failed) == {"decoder_crashed": 1}
-    assert [row["error"] for row in rows_of(store, 0)] == ["", "decoder_crashed"]
-
-
-def test_rows_of_a_dangerous_part_that_were_there_are_counted(store: LocalStore, parts: PartsPlan) -> None:
-    part = Part(store, parts, 0)
-    part.write([made(parts, 0, 0)])
-    part._sink.close()
-    for _ in range(3):
-        die_in_work(store, parts, 0)
-    summary, queue = run_all(store, parts)
-    assert (summary.num_ok, queue.num_found) == (6, 1)
-
-
-def test_two_deaths_or_an_orderly_end_make_no_part_dangerous(store: LocalStore, parts: PartsPlan) -> None:
-    for _ in range(2):
-        die_in_work(store, parts, 0)
-    for _ in range(5):
-        Part(store, parts, 0).close()
-    model = FakeModel()
-    run_part(engine(model), store, parts, CAPTIONS, 0)
-    assert model.encode_sizes == [2]
+        assert [part.trace.suspects(ref) for ref in parts.refs(0)] == [False, True]
+        part.close()
 
 
 def test_what_a_kill_after_the_last_write_leaves_is_swept(store: LocalStore, parts: PartsPlan) -> None:
@@ -387,7 +346,7 @@ def test_a_kill_while_leftovers_are_removed_leaves_what_the_next_run_can_handle(
         for path, data in whole.items():
             path.write_bytes(data)
     part = Part(store, parts, 1, again=again)
-    other = Row(file_name="003.png", file_name_b64="", status="failed", error="truncated")
+    other = text_row(file_name="003.png", file_name_b64="", status="failed", error="truncated")
     part.write([made(parts, 1, 0), other if again else made(parts, 1, 1)])
     steps = iter(range(num_steps))
 
@@ -421,7 +380,7 @@ def test_rows_that_failed_before_an_interrupt_are_made_again_by_the_next_retry(
     (images / "003.png").write_bytes(b"")
     run_all(store, parts)
     part = Part(store, parts, 1, again=True)
-    part.write([Row(file_name="003.png", file_name_b64="", status="failed", error="truncated")])
+    part.write([text_row(file_name="003.png", file_name_b64="", status="failed", error="truncated")])
     part.close()
     sweep(store, parts, {0, 1, 2, 3})
     (images / "003.png").write_bytes(whole)
@@ -449,8 +408,8 @@ def test_parts_with_six_digits_are_counted_and_swept_too(store: LocalStore, part
     folder.mkdir()
     for name in ("part-100000.jsonl", "part-1.jsonl", "party.jsonl"):
         (folder / name).write_bytes(b"{}\n")
-    (folder / "part-100000.deaths").write_bytes(b"1 0")
-    assert num_rows_in_work(store, parts, set()) == 1
+    (folder / "part-100000.jsonl.decoding").write_bytes(b"")
+    assert num_rows_in_progress(store, parts, set()) == 1
     sweep(store, parts, {1, 100_000})
     assert {path.name for path in folder.iterdir()} == {"part-1.jsonl", "party.jsonl"}
 
@@ -459,11 +418,11 @@ def test_a_part_that_is_locked_is_asked_for_nothing_else(
     store: LocalStore, parts: PartsPlan, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     theirs = Part(store, parts, 1)
-    queue = PartQueue(store, parts, CAPTIONS, (), frozenset())
+    queue = PartQueue(store, parts, (1,))
     with monkeypatch.context() as patch:
         patch.setattr(store, "exists", pytest.fail)
         patch.setattr(store, "open", pytest.fail)
-        assert queue.claim(1) is None
+        assert list(queue.requests()) == []
     assert queue.locked == deque([1])
     theirs.close()
 
@@ -517,8 +476,8 @@ def test_who_waits_for_another_process_looks_less_and_less_often(
     theirs = Part(store, parts, 1)
     monkeypatch.setattr("blip2cap.jobs.parts.time", clock)
     monkeypatch.setattr(PartQueue, "restart", noted)
-    queue = PartQueue(store, parts, CAPTIONS, range(4), frozenset())
-    images = engine().read_ahead(queue.requests())
+    queue = PartQueue(store, parts, range(4))
+    images = engine().read_ahead(queue.requests(), queue)
     run_parts(engine(), queue, images, stopped=lambda: clock.now > 70)
     waits = [after - before for before, after in itertools.pairwise(looked)]
     assert waits == pytest.approx([1, 2, 4, 8, 16, 30], abs=0.2)

@@ -5,7 +5,7 @@ import tracemalloc
 import pytest
 
 from blip2cap.key_set import KeySet
-from blip2cap.records import row_key
+from blip2cap.rows import row_key
 
 
 def test_what_was_added_is_found_and_nothing_else_is():

@@ -22,16 +22,18 @@ LAYERS = (
     ("jobs",),
     ("engine",),
     ("models.blip2", "outputs.export"),
-    ("models", "outputs", "source", "decode", "tasks"),
-    ("options", "prompts", "urls", "tiny.scenes"),
-    ("errors", "records", "stopwatch", "batch_size", "key_set", "tiny"),
+    ("outputs",),
+    ("tasks",),
+    ("models", "source", "decode"),
+    ("options", "prompts", "urls", "outputs.files", "tiny.scenes"),
+    ("errors", "records", "rows", "stopwatch", "batch_size", "key_set", "tiny"),
 )
 """From the top down. A module belongs to the longest name that it begins with."""
 LEVELS = {name: -level for level, names in enumerate(LAYERS) for name in names}
 HEAVY = {"torch", "transformers"}
-LIGHT = {name for names in LAYERS[5:] for name in names} | {"cli", "outputs.export"}
+LIGHT = {name for names in LAYERS[5:] for name in names} | {"cli", "jobs", "outputs.export"}
 """What imports nothing of HEAVY at once."""
-LATE = {"jobs.run", "jobs.parts", "engine", "models.blip2", "captioner", "train", "bench"}
+LATE = {"jobs.run", "jobs.context", "jobs.parts", "engine", "models.blip2", "captioner", "train", "bench"}
 """What `cli` imports only where there is work to do."""
 FRONT_DOORS = {"blip2cap", "blip2cap.__init__", "blip2cap.__main__", "blip2cap.__version__"}
 

@@ -14,10 +14,11 @@ import pytest
 
 from blip2cap.captioner import Captioner
 from blip2cap.decode.image import Pixels
-from blip2cap.engine.loop_guard import GuardedSession, second_options
 from blip2cap.errors import ImageError
 from blip2cap.options import GenerateOptions, TextOptions
-from blip2cap.records import Generated, Prompt, Row
+from blip2cap.records import Generated, Prompt
+from blip2cap.rows import Row
+from blip2cap.tasks.loop_guard import GuardedSession, second_options
 from tests.checkpoints import make_checkpoint
 from tests.commands import draw_scenes
 from tests.fakes import FakeModel, FakeSession

@@ -16,12 +16,14 @@ from blip2cap.decode.image import Decoded, Pixels
 from blip2cap.engine.flow import Flow
 from blip2cap.engine.run import Engine, run
 from blip2cap.errors import ImageError
-from blip2cap.options import BatchOptions, DecodeOptions, GenerateOptions, SourceOptions, TextOptions
+from blip2cap.options import BatchOptions, DecodeOptions, GenerateOptions, SourceOptions
 from blip2cap.outputs.journal import JournalSink
-from blip2cap.prompts import Template
-from blip2cap.records import Generated, ImageRef, Prompt, Row
+from blip2cap.records import Generated, ImageRef, Prompt
+from blip2cap.rows import Row
 from blip2cap.source.inputs import Source
-from blip2cap.tasks.worklist import Request, Worklist
+from blip2cap.tasks.base import Request
+from blip2cap.tasks.caption import Caption
+from blip2cap.tasks.worklist import Worklist
 from tests.fakes import FakeModel, FakeSession, ListSink
 from tests.rows import SETTINGS, row
 
@@ -88,12 +90,12 @@ def grows(used: list[int]) -> bool:
 
 def tasks(number: int) -> Iterator[Request]:
     refs = (ImageRef(path=f"gone/{index:09}.jpg", name=f"{index:09}.jpg") for index in range(number))
-    return Worklist(Template("")).requests(refs, frozenset())
+    return Worklist().requests(refs, frozenset())
 
 
 def engine(model: FakeModel) -> Engine:
     return Engine(
-        model=model, generate=GenerateOptions(), decode=DecodeOptions(num_threads=1), batch=BatchOptions(batch_size=64)
+        model=model, task=Caption(template=""), decode=DecodeOptions(num_threads=1), batch=BatchOptions(batch_size=64)
     )
 
 
@@ -112,7 +114,7 @@ def test_a_run_holds_as_much_after_many_images_as_after_few() -> None:
 def test_what_is_remembered_of_pictures_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
     """Past as many as may be remembered, further pictures cost nothing; each is another one."""
     monkeypatch.setattr("blip2cap.engine.flow._NUM_REMEMBERED", 1_000)
-    flow = Flow(Forgetful(), GenerateOptions(), TextOptions(), capacity=64, on_failure=lambda ref, error: None)
+    flow = Flow(Forgetful(), Caption(template=""), capacity=64, on_failure=lambda ref, error: None)
     size, used = BatchSize(64), []
     for number, task in enumerate(tasks(_MOMENTS[-1]), start=1):
         pixels = np.frombuffer(number.to_bytes(192, "little"), dtype=np.uint8).reshape(8, 8, 3)

@@ -7,8 +7,8 @@ import pytest
 from blip2cap.errors import OutputError, OutputRefusedError
 from blip2cap.outputs.files import OS_FILES, Files, OsFiles
 from blip2cap.outputs.journal import JournalSink, manifest_path, read_journal
-from blip2cap.prompts import Template
-from blip2cap.records import ImageRef, Row
+from blip2cap.records import ImageRef
+from blip2cap.rows import Row
 from blip2cap.tasks.worklist import Worklist
 from tests.files import Counting, FastFiles
 from tests.rows import SETTINGS, columns_of, failed, row, write
@@ -25,7 +25,7 @@ def resume(path, rows: list[Row], files: Files = OS_FILES) -> list[Row]:
     """Do what a run does: write the rows that are not there, in two batches; return those that were there."""
     sink = JournalSink(path, files=files)
     refs = [ImageRef(path=one.file_name, name=one.file_name) for one in rows]
-    tasks = {task.ref.name for task in Worklist(Template("")).requests(refs, sink.finished)}
+    tasks = {task.ref.name for task in Worklist().requests(refs, sink.finished)}
     missing = [one for one in rows if one.file_name in tasks]
     there = [one for one in rows if one.file_name not in tasks]
     sink.begin(SETTINGS)

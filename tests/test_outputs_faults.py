@@ -15,10 +15,11 @@ import pytest
 from blip2cap.errors import Blip2CapError, OutputError, OutputRefusedError
 from blip2cap.outputs.base import Output
 from blip2cap.outputs.files import OS_FILES, Files
-from blip2cap.records import ImageRef, Row
+from blip2cap.records import ImageRef
+from blip2cap.rows import Row  # noqa
 from tests.files import ERRORS, Counting, Failing, FastFiles, Killed, Killing, PageCache
 from tests.outputs import KINDS, REFS, names_in, open_output, rows_of, run
-from tests.rows import SETTINGS, left_in
+from tests.rows import SETTINGS, left_in, text_row
 
 DONE_BEFORE = {"fresh": 0, "resumed": 3, "retried": 3, "overwritten": 3}
 """Images that have rows when a run begins; where failed ones are done again, the second of them has failed."""
@@ -240,7 +241,7 @@ def test_another_run_may_begin_as_soon_as_the_journal_of_a_parquet_file_is_gone(
 
     run(path, REFS[:2], "first", files=Meanwhile())
     (other,) = others
-    other.write([Row(file_name="z.jpg", file_name_b64="", text="second")])
+    other.write([text_row(file_name="z.jpg", file_name_b64="", text="second")])
     other.close()
     run(path, REFS, "third", files=OS_FILES)
     assert Counter(row["text"] for row in rows_of(path)) == {"first": 2, "second": 1, "third": 3}

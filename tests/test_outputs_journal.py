@@ -7,8 +7,9 @@ from hypothesis import strategies as st
 from blip2cap.errors import OutputError, OutputRefusedError
 from blip2cap.outputs.journal import JournalSink, manifest_path, read_journal
 from blip2cap.outputs.stream import StreamSink
-from blip2cap.records import ImageRef, Row
-from tests.rows import SETTINGS, columns_of, failed, left_in, row, write
+from blip2cap.records import ImageRef
+from blip2cap.rows import Row  # noqa
+from tests.rows import SETTINGS, columns_of, failed, left_in, row, text_row, write
 
 
 @pytest.fixture
@@ -41,12 +42,15 @@ def test_a_resumed_run_knows_what_is_finished_and_appends(path):
 
 def test_answers_are_found_again_by_image_and_question(path):
     write(path, row(1, question="what?"), row(1, question="where?"))
-    assert read_journal(path).finished == {row(1, question="what?").key, row(1, question="where?").key}
+    assert read_journal(path, label="question").finished == {
+        row(1, question="what?").key,
+        row(1, question="where?").key,
+    }
 
 
 def test_a_name_that_is_not_utf8_is_found_again(path):
     ref = ImageRef(path="x", name="caf\udce9.jpg")
-    one = Row(file_name=ref.file_name, file_name_b64=ref.file_name_b64)
+    one = text_row(file_name=ref.file_name, file_name_b64=ref.file_name_b64)
     write(path, one)
     assert read_journal(path).finished == {one.key}
 
@@ -98,7 +102,7 @@ def test_any_texts_come_back(path, texts):
     rows = [row(number, text=text, question=text) for number, text in enumerate(texts)]
     write(path, *rows, overwrite=True)
     assert columns_of(path) == [one.as_dict() for one in rows]
-    assert read_journal(path).finished == {one.key for one in rows}
+    assert read_journal(path, label="question").finished == {one.key for one in rows}
 
 
 @pytest.mark.parametrize(

@@ -45,7 +45,7 @@ def test_another_process_is_refused(path):
     sink = JournalSink(path)
     other = subprocess.run([sys.executable, "-c", OPEN, path], capture_output=True, text=True, check=False)
     assert other.returncode == 1
-    assert "OutputRefusedError" in other.stderr
+    assert "OutputLockedError" in other.stderr
     assert "is being written by another blip2cap run" in other.stderr
     sink.close()
 

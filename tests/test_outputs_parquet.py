@@ -15,9 +15,9 @@ from blip2cap.errors import OutputError, OutputRefusedError
 from blip2cap.outputs import parquet as module
 from blip2cap.outputs.files import OS_FILES
 from blip2cap.outputs.parquet import ParquetSink, journal_path, read_output
-from blip2cap.records import Row
+from blip2cap.rows import Row
 from tests.outputs import run
-from tests.rows import SETTINGS, failed, left_in, row
+from tests.rows import SETTINGS, failed, left_in, row, text_row
 
 STRINGS = ["file_name", "file_name_b64", "text", "status", "error", "finish_reason"]
 
@@ -64,7 +64,7 @@ def test_columns_are_typed_and_never_null(path):
 
 
 def test_several_texts_are_a_list_even_where_all_have_failed(path):
-    one = Row(file_name="a", file_name_b64="", texts=(), status="failed", error="corrupt")
+    one = text_row(file_name="a", file_name_b64="", texts=(), status="failed", error="corrupt")
     write(path, one, made_with=SETTINGS | {"num_captions": 2})
     assert pq.read_schema(path).field("texts").type.value_type == pa.string()
     assert rows_in(path) == [one.as_dict()]
@@ -293,7 +293,7 @@ sink = ParquetSink(path, files=FastFiles())
 sink.begin(SETTINGS)
 for start in range(0, count, 1000):
     names = [f"{number}.jpg" for number in range(start, start + 1000)]
-    sink.write([Row(file_name=name, file_name_b64="", text=name * 40) for name in names])
+    sink.write([text_row(file_name=name, file_name_b64="", text=name * 40) for name in names])
 sink.finish(stopped=False)
 print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
 """
@@ -306,5 +306,5 @@ print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
 
 
 def test_pyarrow_is_imported_only_where_it_is_used(tmp_path):
-    code = "import sys, blip2cap.outputs.parquet, blip2cap.cli.execution; assert 'pyarrow' not in sys.modules"
+    code = "import sys, blip2cap.outputs.parquet, blip2cap.cli.run; assert 'pyarrow' not in sys.modules"
     subprocess.run([sys.executable, "-c", code], check=True)

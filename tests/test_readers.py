@@ -8,9 +8,10 @@ from typing import Any
 
 import pytest
 
-from blip2cap.records import ImageRef, Row
+from blip2cap.records import ImageRef
+from blip2cap.rows import Row
 from tests.outputs import KINDS, open_output
-from tests.rows import SETTINGS
+from tests.rows import SETTINGS, text_row
 
 # pandas, polars and duckdb are imported where they are used: each takes a while.
 pytestmark = [
@@ -35,7 +36,7 @@ INTEGERS = ("num_tokens", "width", "height")
 def hostile_rows(*, several: bool, question: str | None) -> list[Row]:
     """Make rows whose first one has failed: a reader that guesses types from it must guess right."""
     return [
-        Row(
+        text_row(
             file_name=ref.file_name,
             file_name_b64=ref.file_name_b64,
             question=question,

@@ -8,8 +8,9 @@ import pytest
 
 from blip2cap.cli.progress import Lines, Silent, choose_progress
 from blip2cap.cli.terminal import clean, say
-from blip2cap.records import Row
+from blip2cap.rows import Row  # noqa
 from tests.commands import TINY, draw_scenes, invoke, on_terminal, read_rows
+from tests.rows import text_row
 
 HOSTILE = "\x1b[2J\x07\u202e\x9b31m\u200b[red]:bomb:\r\n\x7f"
 STEERING = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200b-\u200f\u2028-\u202e\u2066-\u2069\ufeff]")
@@ -91,7 +92,7 @@ def test_hostile_names_are_escaped_in_summaries(scenes: Path, here: Path) -> Non
 
 
 def test_hostile_captions_are_shown_literally(here: Path) -> None:
-    row = Row(file_name="a[/red].jpg", file_name_b64="", text="[bold]x[/bold] :bomb: \x1b[31m")
+    row = text_row(file_name="a[/red].jpg", file_name_b64="", text="[bold]x[/bold] :bomb: \x1b[31m")
     (here / "captions.jsonl").write_bytes(row.as_json())
     result = invoke("show", "captions.jsonl", env={"COLUMNS": "120"})
     assert result.exit_code == 0
@@ -113,7 +114,7 @@ def test_on_a_terminal_there_is_a_bar_and_failures_are_named_above_it(here: Path
 
 @pytest.mark.parametrize("no_color", ["", "1"])
 def test_a_table_on_a_terminal_has_no_colours_with_no_color(here: Path, no_color: str) -> None:
-    (here / "captions.jsonl").write_bytes(Row(file_name="a.jpg", file_name_b64="", text="x").as_json())
+    (here / "captions.jsonl").write_bytes(text_row(file_name="a.jpg", file_name_b64="", text="x").as_json())
     printed = on_terminal("show", "captions.jsonl", cwd=here, NO_COLOR=no_color).decode()
     assert "a.jpg" in printed
     codes = {code for codes in re.findall("\x1b\\[([0-9;]*)m", printed) for code in codes.split(";")}
@@ -121,7 +122,7 @@ def test_a_table_on_a_terminal_has_no_colours_with_no_color(here: Path, no_color
 
 
 def test_a_table_in_a_pipe_has_no_escapes(here: Path) -> None:
-    (here / "captions.jsonl").write_bytes(Row(file_name="a.jpg", file_name_b64="", text="x").as_json())
+    (here / "captions.jsonl").write_bytes(text_row(file_name="a.jpg", file_name_b64="", text="x").as_json())
     assert "\x1b" not in invoke("show", "captions.jsonl").stdout
 
 

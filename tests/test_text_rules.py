@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from blip2cap.engine.text_rules import FAULTS, badness, find_fault, strip_prefixes, trim_to_sentence
+from blip2cap.tasks.text_rules import FAULTS, badness, find_fault, strip_prefixes, trim_to_sentence
 
 LOOPS = [
     "a cat a cat a cat",

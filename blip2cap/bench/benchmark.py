@@ -31,9 +31,9 @@ from blip2cap.models.blip2 import quantize
 from blip2cap.models.blip2.load import choose_device, choose_dtype, load
 from blip2cap.models.blip2.model import Blip2
 from blip2cap.models.checkpoint import Checkpoint, find
-from blip2cap.prompts import CAPTION_PROMPTS, VQA_TEMPLATES, Template
 from blip2cap.records import ImageRef
-from blip2cap.tasks.worklist import Worklist
+from blip2cap.tasks.caption import Caption
+from blip2cap.tasks.vqa import Vqa
 
 _WEIGHT_BYTES = {"int8": 1.0, "int8-dynamic": 1.0, "fp8": 1.0, "nf4": 0.5}
 """Of a weight, by how it is quantised."""
@@ -74,9 +74,7 @@ class Benchmark:
         loaded = Loaded(lambda: load(checkpoint, options.model))
         loaded.model.check(options.generate)
         load_s = time.perf_counter() - started
-        setup = Setup(
-            generate=options.generate, decode=options.decode, batch=options.batch, plan=self._plan(checkpoint.family)
-        )
+        setup = Setup(task=self._task().for_family(checkpoint.family), decode=options.decode, batch=options.batch)
         with TemporaryDirectory(prefix="blip2cap-bench-") as name:
             folder = Path(name)
             measured, refs, good = self._measure(loaded.model, setup, folder)
@@ -161,10 +159,11 @@ class Benchmark:
             )
         return measured, found, good
 
-    def _plan(self, family: str) -> Worklist:
+    def _task(self) -> Caption | Vqa:
+        generate = self.options.generate
         if self.options.questions is None:
-            return Worklist(Template(CAPTION_PROMPTS[family]))
-        return Worklist(Template(VQA_TEMPLATES[family], option="--template", question=True), self.options.questions)
+            return Caption(generate=generate)
+        return Vqa(questions=self.options.questions, generate=generate)
 
     def _limit(
         self,
@@ -178,12 +177,13 @@ class Benchmark:
         """Count the work of the texts that came out: as long as they are, at the batch size they had."""
         whole = median(measured.whole)
         new_tokens = whole.num_tokens / max(1, whole.num_rows_ok)
-        prompts = [setup.plan.template.fill(_ANY_NAME, question) for question in self.options.questions or ("",)]
+        ref = ImageRef(path=_ANY_NAME, name=_ANY_NAME)
+        prompts = [setup.task.prompt(ref, label) for label in setup.task.labels]
         work = count(
             checkpoint.config,
             prompts=[len(model.tokenizer(prompt).input_ids) for prompt in prompts],
             new_tokens=new_tokens,
-            num_beams=setup.generate.num_beams,
+            num_beams=self.options.generate.num_beams,
             qformer_prompts=[
                 len(model.qformer_tokenizer(prompt).input_ids) for prompt in prompts if model.qformer_tokenizer
             ],

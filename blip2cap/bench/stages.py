@@ -17,9 +17,10 @@ from blip2cap.bench.machine import Decoding, synchroniser
 from blip2cap.engine.run import Engine, run
 from blip2cap.errors import ImageError
 from blip2cap.models.blip2.model import Blip2
-from blip2cap.options import BatchOptions, DecodeOptions, GenerateOptions
+from blip2cap.options import BatchOptions, DecodeOptions
 from blip2cap.outputs.journal import JournalSink
 from blip2cap.records import ImageRef
+from blip2cap.tasks.base import Task
 from blip2cap.tasks.worklist import Worklist
 
 _PASS_S = 4.5
@@ -36,10 +37,9 @@ _PATIENCE_S = 5.0
 class Setup:
     """What a run is asked to do, but for the images."""
 
-    generate: GenerateOptions
+    task: Task
     decode: DecodeOptions
     batch: BatchOptions
-    plan: Worklist
 
 
 @dataclass(kw_only=True, slots=True)
@@ -96,7 +96,7 @@ def engine_for(model: Blip2, setup: Setup, failed: set[str]) -> Engine:
     def on_failure(ref: ImageRef, error: ImageError) -> None:
         failed.add(ref.name)
 
-    return Engine(model=model, generate=setup.generate, decode=setup.decode, batch=setup.batch, on_failure=on_failure)
+    return Engine(model=model, task=setup.task, decode=setup.decode, batch=setup.batch, on_failure=on_failure)
 
 
 def run_once(model: Blip2, setup: Setup, refs: Sequence[ImageRef], folder: Path) -> Pass:
@@ -108,7 +108,7 @@ def run_once(model: Blip2, setup: Setup, refs: Sequence[ImageRef], folder: Path)
         sink.begin({})
         model.watch.reset()
         started = time.perf_counter()
-        summary = run(engine, engine.read_ahead(setup.plan.requests(refs, frozenset())), sink)
+        summary = run(engine, engine.read_ahead(Worklist(setup.task.labels).requests(refs, frozenset())), sink)
         seconds = time.perf_counter() - started
     finally:
         sink.close()

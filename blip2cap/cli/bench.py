@@ -18,14 +18,14 @@ import typer
 from blip2cap import urls
 from blip2cap.cli import arguments as arg
 from blip2cap.cli.guard import handle_errors
-from blip2cap.cli.report import no_image, print_json
+from blip2cap.cli.report import print_json
 from blip2cap.cli.signals import stop_on_signal
 from blip2cap.cli.terminal import clean, say, write_out
 from blip2cap.errors import InputError, OutputError, UsageError
+from blip2cap.jobs.job import no_image
 from blip2cap.options import BatchOptions, DecodeOptions, GenerateOptions, ModelOptions, SourceOptions
-from blip2cap.prompts import VQA_TEMPLATES, Template
 from blip2cap.records import ImageRef
-from blip2cap.tasks.worklist import Worklist
+from blip2cap.tasks.vqa import Vqa
 
 _DECODE, _MODEL, _GENERATE = DecodeOptions(), ModelOptions(), GenerateOptions()
 _NEW_TOKENS = 12
@@ -103,7 +103,7 @@ def bench(
     decode_options = DecodeOptions(mode=decode, num_threads=threads)
     asked = tuple(questions or ()) or None
     if asked:
-        Worklist(Template(VQA_TEMPLATES["opt"], question=True), asked)  # complains at once, and not after a minute
+        Vqa(questions=asked)  # complains at once, and not after a minute
     from blip2cap.bench.images import parse_size
     from blip2cap.bench.options import BenchOptions
 
@@ -142,9 +142,10 @@ def _images(inputs: tuple[str, ...], limit: int | None) -> tuple[ImageRef, ...]:
     from blip2cap.source.inputs import Source
 
     source = Source(SourceOptions(inputs=inputs, limit=limit))
-    refs = tuple(itertools.islice(source, limit or _MOST_IMAGES))
+    stream = source.stream()
+    refs = tuple(itertools.islice(stream, limit or _MOST_IMAGES))
     if not refs:
-        raise InputError(no_image(source))
+        raise InputError(no_image(source, stream.skipped))
     if any(ref.load or ref.error or ref.offset is not None or urls.scheme(ref.path) for ref in refs):
         raise UsageError("a benchmark reads its images many times: give folders or image files, no archives or URLs.")
     return refs

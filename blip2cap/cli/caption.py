@@ -5,18 +5,19 @@ from __future__ import annotations
 from typing import Annotated
 
 from blip2cap.cli import arguments as arg
-from blip2cap.cli.execution import start
 from blip2cap.cli.guard import handle_errors
+from blip2cap.cli.run import ReportOptions, start
 from blip2cap.jobs.job import Job
 from blip2cap.options import (
     BatchOptions,
     DecodeOptions,
     GenerateOptions,
     ModelOptions,
-    PartsOptions,
+    OutputOptions,
     SourceOptions,
     TextOptions,
 )
+from blip2cap.tasks.caption import Caption
 
 _DECODE, _MODEL, _GENERATE = DecodeOptions(), ModelOptions(), GenerateOptions()
 
@@ -78,8 +79,25 @@ def caption(
     as_json: arg.AsJson = False,
 ) -> None:
     """Write a caption for every image."""
+    report = ReportOptions(quiet=quiet, verbose=verbose, as_json=as_json)
     job = Job(
-        command="caption",
+        task=Caption(
+            template=prompt,
+            generate=GenerateOptions(
+                max_new_tokens=max_new_tokens,
+                min_new_tokens=min_new_tokens,
+                num_beams=num_beams,
+                temperature=temperature,
+                top_p=top_p,
+                top_k=top_k,
+                repetition_penalty=repetition_penalty,
+                no_repeat_ngram_size=no_repeat_ngram_size,
+                length_penalty=length_penalty,
+                num_captions=num_captions,
+                seed=seed,
+            ),
+            text=TextOptions(loop_guard=loop_guard, trim_sentence=trim_sentence, strip=tuple(strip or ())),
+        ),
         source=SourceOptions(
             inputs=tuple(inputs or ()),
             files_from=tuple(files_from or ()),
@@ -96,28 +114,6 @@ def caption(
             name=model, revision=revision, dtype=dtype, device=device, device_map=device_map, quantize=quantize
         ),
         batch=BatchOptions(batch_size=batch_size),
-        generate=GenerateOptions(
-            max_new_tokens=max_new_tokens,
-            min_new_tokens=min_new_tokens,
-            num_beams=num_beams,
-            temperature=temperature,
-            top_p=top_p,
-            top_k=top_k,
-            repetition_penalty=repetition_penalty,
-            no_repeat_ngram_size=no_repeat_ngram_size,
-            length_penalty=length_penalty,
-            num_captions=num_captions,
-            seed=seed,
-        ),
-        text=TextOptions(loop_guard=loop_guard, trim_sentence=trim_sentence, strip=tuple(strip or ())),
-        template=prompt,
-        questions=None,
-        out=out,
-        parts=PartsOptions(part_size=part_size, shard=shard),
-        overwrite=overwrite,
-        retry_failed=retry_failed,
-        quiet=quiet,
-        verbose=verbose,
-        as_json=as_json,
+        output=OutputOptions(out=out, overwrite=overwrite, retry_failed=retry_failed, part_size=part_size, shard=shard),
     )
-    start(job, dry_run=dry_run)
+    start(job, report, dry_run=dry_run)

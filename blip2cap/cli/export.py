@@ -17,7 +17,7 @@ from blip2cap.outputs.export.engine import ExportCounts, export
 from blip2cap.outputs.export.item import Item, Items
 from blip2cap.outputs.export.options import APPLY, EXISTING, ExportOptions, parse_affixes
 from blip2cap.outputs.export.writer import COLLISION, MISSING_IMAGE, NOT_TEXT, OUTSIDE, UNNAMEABLE
-from blip2cap.outputs.open import find_plan, paths_of, read_manifest
+from blip2cap.outputs.open import files_of, find_plan, open_rows, read_manifest
 from blip2cap.outputs.read import Results
 from blip2cap.source.walk import IMAGE_SUFFIXES
 
@@ -107,8 +107,8 @@ def run_export(
         shard_size=shard_size,
     )
     parts = _count_parts(results)  # before the rows are looked for: more may come
-    rows = Results(results)
-    manifest = None if results == "-" else read_manifest(results)
+    rows = open_rows(results)
+    manifest = read_manifest(results)
     settings = manifest.settings if manifest else {}
     from blip2cap.outputs.export.formats import make_writer  # late: what writes every format takes time to import
 
@@ -157,7 +157,7 @@ def _keep_inputs(out: str, extension: str | None, results: str) -> None:
     for flag, name in (("--extension", extension), ("--out", "" if os.path.isdir(out) else out)):
         if name and os.path.splitext(f"x{name}")[1].lower() in IMAGE_SUFFIXES:
             raise UsageError(f"{flag} {name}: the name of an image, and images are never written. Choose another.")
-    for path in paths_of(results) if out and results != "-" else ():
+    for path in files_of(results) if out else ():
         if _is_in(out, path):
             raise UsageError(f"--out {out}: that is what is exported, or a part of it. Use another --out.")
 

@@ -4,18 +4,14 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Callable, Container, Iterable, Mapping
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable
+from typing import Any
 
 from blip2cap.cli.terminal import clean, say, write_out
 from blip2cap.errors import ImageError
+from blip2cap.jobs.job import DryRun, Outcome, skipped_phrases
 from blip2cap.records import ImageRef
-from blip2cap.tasks.worklist import Worklist
 from blip2cap.urls import shown
-
-if TYPE_CHECKING:
-    from blip2cap.engine.run import RunStats
-    from blip2cap.source.inputs import Source
 
 _NAMED_FAILURES = 20
 
@@ -41,54 +37,43 @@ class Failures:
             self.say(f"... and {self.count - self.limit} more failures; --verbose names them all.")
 
 
-def plan_facts(
-    out: str,
-    source: Source,
-    plan: Worklist,
-    finished: Container[str],
-    num_failed: int,
-    refs: Iterable[ImageRef] | None = None,
-) -> dict[str, Any]:
-    """Walk the whole source, or what was read of it, and count what a run would do."""
-    num_images_to_do = num_rows_to_do = 0
-    for task in plan.requests(source if refs is None else refs, finished):
-        num_images_to_do += 1
-        num_rows_to_do += len(task.queries)
+def dry_run_facts(found: DryRun) -> dict[str, Any]:
+    """Gather what a run would do, as --json prints it."""
     return {
-        "out": out,
-        "images": plan.num_images,
-        "images_to_do": num_images_to_do,
-        "rows_to_do": num_rows_to_do,
-        "rows_there_before": plan.num_finished,
-        "rows_failed_before": num_failed,
-        "skipped": dict(source.skipped),
+        "out": found.out,
+        "images": found.num_images,
+        "images_to_do": found.num_images_to_do,
+        "rows_to_do": found.num_rows_to_do,
+        "rows_there_before": found.num_rows_before,
+        "rows_failed_before": found.num_failed_before,
+        "skipped": dict(found.skipped),
     }
 
 
-def summary_facts(
-    out: str, source: Source, plan: Worklist, num_failed_before: int, summary: RunStats | None, *, stopped: bool
-) -> dict[str, Any]:
-    """Gather what a run has done; `summary` is None if there was nothing to do."""
-    seconds = summary.seconds if summary else 0.0
-    return {
-        "out": out,
-        "images": plan.num_images,
-        "rows_ok": summary.num_ok if summary else 0,
-        "rows_failed": summary.num_failed if summary else 0,
-        "failed_by_error": dict(summary.failed) if summary else {},
-        "rows_there_before": plan.num_finished,
-        "rows_failed_before": num_failed_before,
-        "skipped": dict(source.skipped),
+def outcome_facts(outcome: Outcome, *, flags: bool) -> dict[str, Any]:
+    """Gather what a run has done, as --json prints it; with `flags`, what the loop guard did."""
+    stats = outcome.stats
+    seconds = stats.seconds if stats else 0.0
+    facts = {
+        "out": outcome.out,
+        "images": outcome.num_images,
+        "rows_ok": outcome.num_ok,
+        "rows_failed": outcome.failed.total(),
+        "failed_by_error": dict(outcome.failed),
+        "rows_there_before": outcome.num_rows_before,
+        "rows_failed_before": outcome.num_failed_before,
+        "skipped": dict(outcome.skipped),
         "seconds": round(seconds, 3),
-        "images_per_s": round(summary.num_images / seconds, 2) if summary and seconds else 0.0,
-        "stopped": stopped,
+        "images_per_s": round(stats.num_images / seconds, 2) if stats and seconds else 0.0,
+        "stopped": outcome.stopped,
     }
-
-
-def flag_facts(summary: RunStats | None) -> dict[str, Any]:
-    """Gather what the loop guard did."""
-    flags = dict(summary.flags) if summary else {}
-    return {"rows_retried": flags.pop("retried", 0), "rows_flagged": sum(flags.values()), "flagged_by_fault": flags}
+    if (parts := outcome.parts) is not None:
+        facts |= {"parts": parts.num_parts, "parts_there": parts.num_existing, "parts_lost": parts.num_lost}
+    if flags:
+        by_fault = dict(stats.flags) if stats else {}
+        retried = by_fault.pop("retried", 0)
+        facts |= {"rows_retried": retried, "rows_flagged": sum(by_fault.values()), "flagged_by_fault": by_fault}
+    return facts
 
 
 def print_json(facts: dict[str, Any]) -> None:
@@ -96,30 +81,23 @@ def print_json(facts: dict[str, Any]) -> None:
     write_out(json.dumps(facts) + "\n")
 
 
-def say_plan(facts: dict[str, Any]) -> None:
+def say_dry_run(facts: dict[str, Any]) -> None:
     """Say in one line what a dry run found."""
     rows = f" ({_count(facts['rows_to_do'], 'row')})" if facts["rows_to_do"] != facts["images_to_do"] else ""
     parts = [f"{facts['images_to_do']} of {_count(facts['images'], 'image')} to do{rows}", *_before(facts)]
-    say(f"dry run of {_where(facts)}: {', '.join(parts + _skipped(facts['skipped']))}; nothing was written")
+    say(f"dry run of {_where(facts)}: {', '.join(parts + skipped_phrases(facts['skipped']))}; nothing was written")
 
 
-def say_summary(facts: dict[str, Any]) -> None:
+def say_outcome(facts: dict[str, Any]) -> None:
     """Say in one line what a run did."""
     kinds = ", ".join(f"{count} {error}" for error, count in facts["failed_by_error"].items())
     parts = [f"{facts['rows_ok']} ok", f"{facts['rows_failed']} failed" + (f" ({kinds})" if kinds else "")]
     parts += _flags(facts)
     rate = f"; {facts['images_per_s']} images/s" if facts["images_per_s"] else ""
     retry = "; --retry-failed does failed ones again" if facts["rows_failed_before"] else ""
-    say(f"{_where(facts)}: {', '.join(parts + _before(facts) + _skipped(facts['skipped']))}{rate}{retry}")
-
-
-def no_image(source: Source) -> str:
-    """Say that there is nothing to do, and what was passed over."""
-    given = shown(", ".join((*source.options.inputs, *source.options.files_from)))
-    skipped = f" ({', '.join(_skipped(source.skipped))})" if source.skipped else ""
-    if source.skipped.keys() & {"excluded", "not_included"}:
-        return f"no image found in {given}{skipped}. Check --include and --exclude."
-    return f"no image found in {given}{skipped}. Expected files like .jpg .png .webp; name other ones one by one."
+    say(f"{_where(facts)}: {', '.join(parts + _before(facts) + skipped_phrases(facts['skipped']))}{rate}{retry}")
+    if "parts" in facts:
+        say(f"{facts['parts_there']} of {facts['parts']} parts are there")
 
 
 def _where(facts: dict[str, Any]) -> str:
@@ -136,10 +114,6 @@ def _flags(facts: dict[str, Any]) -> list[str]:
         return []
     kinds = ", ".join(f"{count} {fault}" for fault, count in facts["flagged_by_fault"].items())
     return [f"{facts['rows_retried']} retried", f"{facts['rows_flagged']} flagged" + (f" ({kinds})" if kinds else "")]
-
-
-def _skipped(skipped: Mapping[str, int]) -> list[str]:
-    return [f"skipped {count} {reason.replace('_', ' ')}" for reason, count in skipped.items()]
 
 
 def _count(count: int, noun: str) -> str:

@@ -11,7 +11,7 @@ import typer
 
 from blip2cap.cli.guard import handle_errors
 from blip2cap.cli.terminal import clean, write_out
-from blip2cap.outputs.read import Results
+from blip2cap.rows import FLOAT, INTEGER, STRING, Row
 
 
 @handle_errors
@@ -26,14 +26,16 @@ def show(
     from rich.console import Console
     from rich.table import Table
 
-    all_rows = Results(results)
-    rows = [row.as_dict() for row in itertools.islice(all_rows, limit)]
+    from blip2cap.outputs.open import open_rows
+
+    all_rows = open_rows(results)
+    rows = list(itertools.islice(all_rows, limit))
     num_more = all_rows.count() - len(rows)
-    columns = [name for name in ("file_name", "question", "answer", "text") if rows and name in rows[0]]
+    columns = _shown(rows[0]) if rows else []
     table = Table(*columns, "status")
     for row in rows:
-        status = "ok" if row["status"] == "ok" else f"{row['status']}: {row['error']}"
-        table.add_row(*(clean(row[name]) for name in columns), clean(status))
+        status = "ok" if row.status == "ok" else f"{row.status}: {row.error}"
+        table.add_row(*(_cell(row[name]) for name in columns), clean(status))
     page = io.StringIO()  # rich itself would end the process with code 1 when `| head` closes the pipe
     console = Console(
         file=page,
@@ -46,3 +48,14 @@ def show(
     if num_more:
         console.print(f"... and {num_more} more rows; --limit shows more.")
     write_out(page.getvalue())
+
+
+def _shown(row: Row) -> list[str]:
+    """Return the name of the image and the results that fit a cell: strings and numbers before the status."""
+    names = row.schema.names
+    results = [each for each in row.schema.columns[2 : names.index("status")] if each.type in (STRING, FLOAT, INTEGER)]
+    return ["file_name", *(column.name for column in results)]
+
+
+def _cell(value: object) -> str:
+    return clean(value) if isinstance(value, str) else f"{value:.4g}" if isinstance(value, float) else str(value)

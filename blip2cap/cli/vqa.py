@@ -7,8 +7,8 @@ from typing import Annotated
 
 from blip2cap.cli import arguments as arg
 from blip2cap.cli.config import read_questions
-from blip2cap.cli.execution import start
 from blip2cap.cli.guard import handle_errors
+from blip2cap.cli.run import ReportOptions, start
 from blip2cap.errors import UsageError
 from blip2cap.jobs.job import Job
 from blip2cap.options import (
@@ -17,10 +17,11 @@ from blip2cap.options import (
     DecodeOptions,
     GenerateOptions,
     ModelOptions,
-    PartsOptions,
+    OutputOptions,
     SourceOptions,
     TextOptions,
 )
+from blip2cap.tasks.vqa import Vqa
 
 _DECODE, _MODEL, _GENERATE = DecodeOptions(), ModelOptions(), GenerateOptions(max_new_tokens=ANSWER_NEW_TOKENS)
 
@@ -91,8 +92,25 @@ def vqa(
     asked = tuple(questions or ()) + (read_questions(questions_file) if questions_file else ())
     if not asked:
         raise UsageError("no question given. Ask with -q TEXT, once or more often, or --questions FILE.")
+    report = ReportOptions(quiet=quiet, verbose=verbose, as_json=as_json)
     job = Job(
-        command="vqa",
+        task=Vqa(
+            questions=asked,
+            template=template,
+            generate=GenerateOptions(
+                max_new_tokens=max_new_tokens,
+                min_new_tokens=min_new_tokens,
+                num_beams=num_beams,
+                temperature=temperature,
+                top_p=top_p,
+                top_k=top_k,
+                repetition_penalty=repetition_penalty,
+                no_repeat_ngram_size=no_repeat_ngram_size,
+                length_penalty=length_penalty,
+                seed=seed,
+            ),
+            text=TextOptions(loop_guard=loop_guard, trim_sentence=trim_sentence, strip=tuple(strip or ())),
+        ),
         source=SourceOptions(
             inputs=tuple(inputs or ()),
             files_from=tuple(files_from or ()),
@@ -109,27 +127,6 @@ def vqa(
             name=model, revision=revision, dtype=dtype, device=device, device_map=device_map, quantize=quantize
         ),
         batch=BatchOptions(batch_size=batch_size),
-        generate=GenerateOptions(
-            max_new_tokens=max_new_tokens,
-            min_new_tokens=min_new_tokens,
-            num_beams=num_beams,
-            temperature=temperature,
-            top_p=top_p,
-            top_k=top_k,
-            repetition_penalty=repetition_penalty,
-            no_repeat_ngram_size=no_repeat_ngram_size,
-            length_penalty=length_penalty,
-            seed=seed,
-        ),
-        text=TextOptions(loop_guard=loop_guard, trim_sentence=trim_sentence, strip=tuple(strip or ())),
-        template=template,
-        questions=asked,
-        out=out,
-        parts=PartsOptions(part_size=part_size, shard=shard),
-        overwrite=overwrite,
-        retry_failed=retry_failed,
-        quiet=quiet,
-        verbose=verbose,
-        as_json=as_json,
+        output=OutputOptions(out=out, overwrite=overwrite, retry_failed=retry_failed, part_size=part_size, shard=shard),
     )
-    start(job, dry_run=dry_run)
+    start(job, report, dry_run=dry_run)

@@ -1,10 +1,7 @@
 """Images on their way through the model: each is encoded once, its prompts are answered as they are ready, rows leave
 in the order of the images.
 
-Images whose pixels are equal are done once: the same picture under two names, or in two formats.
-
-Rules for finished texts come in this order: the loop guard, which may have a text made again; cutting back to a
-sentence; taking prefixes off.
+Images whose pixels are equal are processed once: the same picture under two names, or in two formats.
 """
 
 from __future__ import annotations
@@ -12,38 +9,36 @@ from __future__ import annotations
 import time
 from collections import OrderedDict, defaultdict, deque
 from collections.abc import Callable, Hashable, Sequence
-from dataclasses import dataclass, replace
-from functools import partial
+from dataclasses import dataclass
+from typing import Any
 
 from blip2cap.batch_size import BatchSize
 from blip2cap.decode.image import Decoded, Pixels
-from blip2cap.engine.loop_guard import GuardedSession, worst_flag
-from blip2cap.engine.text_rules import strip_prefixes, trim_to_sentence
 from blip2cap.errors import ImageError
-from blip2cap.models.base import Model, Result, Session
-from blip2cap.options import GenerateOptions, TextOptions
-from blip2cap.records import Generated, ImageRef, Prompt, Row
-from blip2cap.tasks.worklist import Query, Request
+from blip2cap.models.base import Model
+from blip2cap.records import ImageRef, Prompt
+from blip2cap.rows import Row
+from blip2cap.tasks.base import Request, Task
 
-Item = tuple[Request, Decoded | ImageError]
+DecodedRequest = tuple[Request, Decoded | ImageError]
 
 _NUM_REMEMBERED = 20_000
-"""Session kept for images that come again; about 10 MB."""
+"""Number of results kept for images that come again; about 10 MB of captions."""
 _MOST_BEHIND = 4
-"""Times the number of texts at once: so many images may be in the model, or done and wait for one before them."""
+"""Number of images in the flow, at most, as a multiple of the capacity of the session."""
 
 
 @dataclass(slots=True, kw_only=True, eq=False)
 class _Image:
-    """One image under way."""
+    """One image in the flow."""
 
-    task: Request
+    request: Request
     error: ImageError | None
-    """What is wrong with the image itself."""
+    """Reason why the image itself cannot be processed."""
     width: int
     height: int
-    results: list[Result | None]
-    """One for each that is asked."""
+    results: list[Any]
+    """One for each label of the request; None until it is there."""
     num_missing: int
 
 
@@ -54,69 +49,69 @@ class _Question:
     key: Hashable
     image_key: Hashable
     prompt: str
-    question: str | None
+    label: str | None
     name: str
     pixels: Pixels | None
-    """Until they are encoded."""
-    askers: list[tuple[_Image, int]]
-    """Images, with which of their results this is."""
+    """Dropped once they are encoded."""
+    waiting: list[tuple[_Image, int]]
+    """Images that wait for the result, with its index in theirs."""
 
 
 class Flow:
-    """Takes images, gives rows."""
+    """Takes decoded images, gives rows."""
 
     def __init__(
         self,
         model: Model,
-        options: GenerateOptions,
-        text_options: TextOptions,
+        task: Task,
         *,
         capacity: int | None,
         on_failure: Callable[[ImageRef, ImageError], None],
     ) -> None:
-        self.model, self.options, self.text_options, self.on_failure = model, options, text_options, on_failure
-        open_texts = partial(model.start_texts, capacity=capacity)
-        self.texts: Session = GuardedSession(open_texts, options) if text_options.loop_guard else open_texts(options)
+        self.model, self.task, self.on_failure = model, task, on_failure
+        self.session = task.start(model, capacity=capacity)
         self.images: deque[_Image] = deque()
         self.tickets: dict[int, _Question] = {}
-        """What is in the model."""
-        self.under_way: dict[Hashable, _Question] = {}
+        """Questions in the session."""
+        self.in_flight: dict[Hashable, _Question] = {}
         """The same, by key."""
-        self.known: OrderedDict[Hashable, Result] = OrderedDict()
+        self.known: OrderedDict[Hashable, Any] = OrderedDict()
 
     @property
-    def has_room(self) -> bool:
-        """Whether more texts could be decoded beside those that are, and not too many images wait for a long one."""
-        return self.texts.num_pending < self.texts.capacity and len(self.images) < _MOST_BEHIND * self.texts.capacity
+    def accepts_more(self) -> bool:
+        """Whether the session has capacity left, and not too many images wait for a slow one before them."""
+        capacity = self.session.capacity
+        return self.session.num_pending < capacity and len(self.images) < _MOST_BEHIND * capacity
 
     @property
     def num_images(self) -> int:
-        """How many images are under way, or ready to leave."""
+        """Number of images in the flow, complete ones included."""
         return len(self.images)
 
     @property
     def num_ready(self) -> int:
-        """How many images can leave: those before the first that is not done."""
+        """Number of images that can leave: those before the first that is not complete."""
         return next((index for index, image in enumerate(self.images) if image.num_missing), len(self.images))
 
-    def take(self, batch: Sequence[Item], size: BatchSize) -> None:
-        """Encode images, and queue what is asked of them."""
+    def take(self, batch: Sequence[DecodedRequest], size: BatchSize) -> None:
+        """Encode images, and queue their prompts."""
         new: dict[Hashable, _Question] = {}
-        for task, decoded in batch:
+        for request, decoded in batch:
             if isinstance(decoded, ImageError):
-                results: list[Result | None] = [decoded] * len(task.queries)
-                self.images.append(_Image(task=task, error=decoded, width=0, height=0, results=results, num_missing=0))
+                results = [decoded] * len(request.labels)
+                image = _Image(request=request, error=decoded, width=0, height=0, results=results, num_missing=0)
+                self.images.append(image)
                 continue
             image = _Image(
-                task=task,
+                request=request,
                 error=None,
                 width=decoded.width,
                 height=decoded.height,
-                results=[None] * len(task.queries),
-                num_missing=len(task.queries),
+                results=[None] * len(request.labels),
+                num_missing=len(request.labels),
             )
             self.images.append(image)
-            for index in range(len(task.queries)):
+            for index in range(len(request.labels)):
                 self._ask(image, index, decoded, new)
         by_image: dict[Hashable, list[_Question]] = defaultdict(list)
         for question in new.values():
@@ -125,32 +120,31 @@ class Flow:
             self._encode(list(by_image.values()), size)
 
     def _ask(self, image: _Image, index: int, decoded: Decoded, new: dict[Hashable, _Question]) -> None:
-        """Find out whether a question is answered, under way or asked in this batch; if not, ask it."""
-        ask = image.task.queries[index]
-        # Each image draws random numbers of its own: sampled texts of equal images differ.
-        image_key: Hashable = image if self.options.sampling else decoded.digest
-        key = image_key, ask.prompt, ask.question, index if self.options.sampling else 0
+        """Look a question up among those with a result, in flight and new in this batch; add it if it is none."""
+        ref, label = image.request.ref, image.request.labels[index]
+        prompt = self.task.prompt(ref, label)
+        image_key: Hashable = decoded.digest if self.task.deterministic else image
+        key = image_key, prompt, label, 0 if self.task.deterministic else index
         if key in self.known:
             self.known.move_to_end(key)
             self._answer(image, index, self.known[key])
-        elif key in self.under_way:
-            self.under_way[key].askers.append((image, index))
+        elif key in self.in_flight:
+            self.in_flight[key].waiting.append((image, index))
         elif key in new:
-            new[key].askers.append((image, index))
+            new[key].waiting.append((image, index))
         else:
-            name = f"{image.task.ref.name}\0{ask.question or ''}".encode("utf-8", "surrogateescape").hex()
             new[key] = _Question(
                 key=key,
                 image_key=image_key,
-                prompt=ask.prompt,
-                question=ask.question,
-                name=name,
+                prompt=prompt,
+                label=label,
+                name=f"{ref.name}\0{label or ''}".encode("utf-8", "surrogateescape").hex(),
                 pixels=decoded.pixels_HWC,
-                askers=[(image, index)],
+                waiting=[(image, index)],
             )
 
     def _encode(self, images: list[list[_Question]], size: BatchSize) -> None:
-        """Encode images and queue their questions; when memory runs out, half of them at a time."""
+        """Encode images and queue their prompts; after out-of-memory, half of them at a time."""
         if not size.settled:
             self.model.wait()
         started = time.perf_counter()
@@ -158,19 +152,19 @@ class Flow:
             pixels = [questions[0].pixels for questions in images]
             features = self.model.encode([each for each in pixels if each is not None])
             prompts = [
-                Prompt(image=number, text=question.prompt, name=question.name, question=question.question)
+                Prompt(image=number, text=question.prompt, name=question.name, question=question.label)
                 for number, questions in enumerate(images)
                 for question in questions
             ]
-            tickets = self.texts.add(features, prompts)
+            tickets = self.session.add(features, prompts)
         except MemoryError as error:
-            detail = f"the model has no room for it: {error}"
+            detail = f"the model has no memory for it: {error}"
         else:
             if not size.settled:
                 self.model.wait()
                 size.measured(len(images), time.perf_counter() - started)
             for ticket, question in zip(tickets, (each for questions in images for each in questions), strict=True):
-                self.tickets[ticket] = self.under_way[question.key] = question
+                self.tickets[ticket] = self.in_flight[question.key] = question
                 question.pixels = None
             return
         # Outside `except`: there the error would still hold every tensor of the batch that did not fit.
@@ -181,65 +175,40 @@ class Flow:
         else:
             size.restore()
             for question in images[0]:
-                for image, index in question.askers:
+                for image, index in question.waiting:
                     self._answer(image, index, ImageError("out_of_memory", detail))
 
     def advance(self) -> None:
-        """Let the model go on, and hand out what is ready."""
-        for ticket, result in self.texts.advance():
+        """Let the model compute for a while, and hand out the results that are complete."""
+        for ticket, result in self.session.advance():
             question = self.tickets.pop(ticket)
-            del self.under_way[question.key]
+            del self.in_flight[question.key]
+            finished: Any = result
             if not isinstance(result, ImageError):
-                result = [self._finished(text) for text in result]
-                if not self.options.sampling:
-                    self.known[question.key] = result
+                finished = self.task.finish(result)
+                if self.task.deterministic:
+                    self.known[question.key] = finished
                     if len(self.known) > _NUM_REMEMBERED:
                         self.known.popitem(last=False)
-            for image, index in question.askers:
-                self._answer(image, index, result)
+            for image, index in question.waiting:
+                self._answer(image, index, finished)
 
-    def _finished(self, generated: Generated) -> Generated:
-        """Apply the rules that change a text, each to what the one before has left."""
-        text = generated.text
-        if self.text_options.trim_sentence and generated.finish_reason == "length":
-            text = trim_to_sentence(text)
-        return replace(generated, text=strip_prefixes(text, self.text_options.strip))
-
-    def _answer(self, image: _Image, index: int, result: Result) -> None:
+    def _answer(self, image: _Image, index: int, result: Any) -> None:
         image.results[index] = result
         image.num_missing -= 1
 
     def rows(self) -> tuple[int, list[Row]]:
-        """Let the images leave that are ready; return how many, and their rows."""
+        """Let the images leave that are complete; return their number, and their rows."""
         num_images = self.num_ready
         return num_images, [row for _ in range(num_images) for row in self._rows(self.images.popleft())]
 
     def _rows(self, image: _Image) -> list[Row]:
+        ref = image.request.ref
         if image.error:
-            self.on_failure(image.task.ref, image.error)  # once, not for every question
+            self.on_failure(ref, image.error)  # once, not for every question
         rows = []
-        for ask, result in zip(image.task.queries, image.results, strict=True):
-            assert result is not None
+        for label, result in zip(image.request.labels, image.results, strict=True):
             if isinstance(result, ImageError) and result is not image.error:
-                self.on_failure(image.task.ref, result)
-            rows.append(self._row(image, ask, result))
+                self.on_failure(ref, result)
+            rows.append(self.task.row(ref, label, result, width=image.width, height=image.height))
         return rows
-
-    def _row(self, image: _Image, ask: Query, result: Result) -> Row:
-        several = self.options.num_captions > 1
-        texts = [] if isinstance(result, ImageError) else result
-        first = texts[0] if texts else Generated(text="", finish_reason="", num_tokens=0)
-        return Row(
-            file_name=image.task.ref.file_name,
-            file_name_b64=image.task.ref.file_name_b64,
-            question=ask.question,
-            text=first.text,
-            texts=tuple(generated.text for generated in texts) if several else None,
-            status="failed" if isinstance(result, ImageError) else "ok",
-            error=result.code if isinstance(result, ImageError) else "",
-            finish_reason=first.finish_reason,
-            flag=worst_flag(texts) if self.text_options.loop_guard else None,
-            num_tokens=first.num_tokens,
-            width=image.width,
-            height=image.height,
-        )

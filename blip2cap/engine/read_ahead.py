@@ -1,167 +1,94 @@
-"""Threads that read and decode ahead of the model, in order, with a bounded number of images in memory."""
+"""The images of requests, read and decoded ahead of the model."""
 
 from __future__ import annotations
 
-import queue
 import threading
 import time
-from collections.abc import Callable, Generator, Iterable, Iterator
-from functools import partial
-from typing import Generic, TypeVar
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import AbstractContextManager, nullcontext
+from typing import Protocol
 
-from blip2cap.decode.image import Decoded
-from blip2cap.decode.threads import Call, Threads
-from blip2cap.errors import Blip2CapError, ImageError
-from blip2cap.options import DecodeOptions
+from blip2cap.decode.image import Decoded, decode
+from blip2cap.decode.isolate import Isolation
+from blip2cap.decode.read import read
+from blip2cap.decode.threads import limit_myself
+from blip2cap.engine.decode_ahead import DecodeAhead, in_batches
+from blip2cap.engine.flow import DecodedRequest
+from blip2cap.models.blip2.resize import choose_resizer
+from blip2cap.options import BatchOptions, DecodeOptions
 from blip2cap.records import ImageRef
-
-Item = TypeVar("Item")
-
-_PATIENCE_S = 0.5
-"""How long the next image is waited for before what is there is said to be all for now."""
-_BATCH_PATIENCE_S = 2.0
-"""How long a batch is: images that trickle in are not kept waiting for many others."""
-_MOST_HELD = 256 << 20
-"""Bytes of images from streams that may be ahead of the model. One that is larger goes alone."""
+from blip2cap.tasks.base import Request
 
 
-class DecodeAhead(Generic[Item]):
-    """Decodes the images of items in threads, from the moment it is made; to be closed.
+class DecodeTrace(Protocol):
+    """A record of the images that are being decoded; `decode.trace.Trace` is one."""
 
-    At most `num_ahead` images are decoded or waiting at any time, and no more of them than have come with 256 MB from a
-    stream; `items` is read no further than that, by a thread of its own, so that a slow pipe holds nothing up. An image
-    that is waited for longer than `timeout_s` fails as timeout.
+    def suspects(self, ref: ImageRef) -> bool:
+        """Whether an earlier run died while it decoded this image."""
+
+    def decoding(self, ref: ImageRef) -> AbstractContextManager[None]:
+        """Note an image while it is decoded."""
+
+
+class ReadAhead:
+    """Reads and decodes in threads from the moment it is made, while the model may still be loading; to be closed.
+
+    With a `trace`, images that may have ended an earlier run are decoded in processes of their own.
     """
 
     def __init__(
         self,
-        items: Iterable[Item],
-        ref_of: Callable[[Item], ImageRef],
-        decode: Callable[[ImageRef], Decoded],
-        *,
-        num_threads: int,
-        num_ahead: int,
-        timeout_s: float = DecodeOptions().timeout_s,
+        requests: Iterable[Request],
+        options: DecodeOptions,
+        image_size: int,
+        batch: BatchOptions,
+        trace: DecodeTrace | None = None,
     ) -> None:
-        self._items, self._ref_of, self._decode = items, ref_of, decode
-        self._timeout_s = timeout_s
-        self._entries: queue.SimpleQueue[tuple[Item, Call[Decoded | ImageError]] | BaseException | None]
-        self._entries = queue.SimpleQueue()
-        self._room, self._closed = threading.Semaphore(num_ahead), threading.Event()
-        self._held = _HeldBytes()
-        self._threads: Threads[Decoded | ImageError] = Threads(num_threads, "decode")
-        # A daemon: it may wait for a pipe for ever, and the process must be able to end without it.
-        self._feeder = threading.Thread(target=self._feed, name="source", daemon=True)
-        self._feeder.start()
+        self.options, self.image_size, self.trace = options, image_size, trace
+        self.size = batch.images()
+        """Number of images in a batch."""
+        self._turn = threading.Event()
+        self._turn.set()
+        self._isolation = Isolation(options, image_size, choose_resizer())
+        self._ahead = DecodeAhead(
+            requests,
+            lambda request: request.ref,
+            self._decode,
+            num_threads=options.threads,
+            num_ahead=2 * self.size.most + options.threads,
+            timeout_s=options.timeout_s,
+        )
 
-    def _feed(self) -> None:
-        try:
-            iterator = iter(self._items)
-            while self._room.acquire() and not self._closed.is_set():
-                item = next(iterator)
-                ref = self._ref_of(item)
-                if not self._held.add(ref.num_held):
-                    return
-                self._entries.put((item, self._threads.submit(partial(_guarded, self._decode, ref))))
-        except StopIteration:
-            self._entries.put(None)
-        except BaseException as error:
-            self._entries.put(error)
+    def _decode(self, ref: ImageRef) -> Decoded:
+        started = time.monotonic()
+        data = read(ref, self.options)
+        read_s = time.monotonic() - started
+        self._turn.wait()
+        if self.options.isolate or (self.trace is not None and self.trace.suspects(ref)):
+            limit_myself()  # starting a process may take long, which is no fault of the image
+            return self._isolation.decode(data, read_s=read_s)
+        with self.trace.decoding(ref) if self.trace is not None else nullcontext():
+            return decode(data, self.image_size, self.options, choose_resizer())
 
-    def results(
-        self, stopped: Callable[[], bool] = lambda: False
-    ) -> Generator[tuple[Item, Decoded | ImageError] | None]:
-        """Yield every item with its decoded image or what is wrong with it, in the order of the items.
+    def batches(self, *, on_cpu: bool, stopped: Callable[[], bool]) -> Iterator[list[DecodedRequest]]:
+        """Yield batches; a short or empty one says that there are no more for now.
 
-        None says that the next image is not there yet. Ends early when `stopped` says so. What the items raise is
-        raised here, and what is no fault of an image.
+        If the model is `on_cpu` and needs the same cores, images are decoded only while they are waited for: the
+        threads of the model wait for one another at every operation, and one without a core holds up all. Files are
+        read ahead all the same.
         """
-        while not stopped():
-            try:
-                entry = self._entries.get(timeout=_PATIENCE_S)
-            except queue.Empty:
-                yield None
-                continue
-            if entry is None:
+        batches = in_batches(self._ahead.results(stopped), lambda: self.size.size)
+        while True:
+            self._turn.set()
+            batch = next(batches, None)
+            if on_cpu:
+                self._turn.clear()
+            if batch is None:
                 return
-            if isinstance(entry, BaseException):
-                raise entry
-            item, job = entry
-            patience_s = min(_PATIENCE_S, self._timeout_s)
-            while not job.wait(patience_s):
-                if stopped():
-                    return
-                self._threads.waited(patience_s, self._timeout_s, self._timeout)
-                yield None
-            yield item, job.result()
-            self._room.release()
-            self._held.remove(self._ref_of(item).num_held)
-
-    def _timeout(self) -> ImageError:
-        return ImageError("timeout", f"it was not there after {self._timeout_s:g} s: reading or decoding it hangs")
-
-    def close(self) -> None:
-        """End the threads; one that waits for a pipe, or a file that hangs, is left behind."""
-        self._closed.set()
-        self._room.release()
-        self._held.close()
-        self._feeder.join(timeout=_PATIENCE_S)
-        self._threads.close()
-
-
-class _HeldBytes:
-    """Counts bytes in memory, and lets those who bring more wait until there is room."""
-
-    def __init__(self) -> None:
-        self.num_bytes, self.closed, self.changed = 0, False, threading.Condition()
-
-    def add(self, num_bytes: int) -> bool:
-        """Wait for room; return False if there is no use in it any more."""
-        with self.changed:
-            self.changed.wait_for(lambda: self.closed or not self.num_bytes or self.num_bytes + num_bytes <= _MOST_HELD)
-            self.num_bytes += num_bytes
-            return not self.closed
-
-    def remove(self, num_bytes: int) -> None:
-        """Make room."""
-        with self.changed:
-            self.num_bytes -= num_bytes
-            self.changed.notify()
-
-    def close(self) -> None:
-        """Let nobody wait any more."""
-        with self.changed:
-            self.closed = True
-            self.changed.notify()
-
-
-def in_batches(items: Iterable[Item | None], size: Callable[[], int]) -> Iterator[list[Item]]:
-    """Group items into lists of `size()`; shorter where None says that the next is not there yet, and at the end.
-
-    An empty list says that nothing at all is there yet. No batch takes much longer to fill than `_BATCH_PATIENCE_S`.
-    """
-    batch: list[Item] = []
-    started = time.monotonic()
-    for item in items:
-        if item is not None:
-            batch.append(item)
-        if item is None or len(batch) >= size() or time.monotonic() - started > _BATCH_PATIENCE_S:
             yield batch
-            batch, started = [], time.monotonic()
-    if batch:
-        yield batch
 
-
-def _guarded(decode: Callable[[ImageRef], Decoded], ref: ImageRef) -> Decoded | ImageError:
-    """Turn whatever a decoder raises into data: nothing that one image does may end the run."""
-    try:
-        return decode(ref)
-    except ImageError as error:
-        # Anew: the frames of its traceback hold the job that will hold it, and such circles are rarely looked for.
-        return ImageError(error.code, error.detail)
-    except Blip2CapError:
-        raise  # no image has done this
-    except MemoryError:
-        return ImageError("out_of_memory", "not enough memory to decode it")
-    except Exception as error:
-        return ImageError("decoder_crashed", f"{type(error).__name__}: {error}")
+    def close(self) -> None:
+        """End the processes and the threads."""
+        self._turn.set()
+        self._isolation.close()
+        self._ahead.close()

@@ -1,143 +1,188 @@
-"""Everything that `caption` or `vqa` was asked to do, and what follows from it without a model."""
+"""A run as it is asked for, and as it ends: plain values, no terminal, no exit codes."""
 
 from __future__ import annotations
 
 import os
-import sys
-from dataclasses import asdict, dataclass
+from collections import Counter
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from blip2cap.errors import OutputError, UsageError
-from blip2cap.options import (
-    BatchOptions,
-    DecodeOptions,
-    GenerateOptions,
-    ModelOptions,
-    PartsOptions,
-    SourceOptions,
-    TextOptions,
-)
-from blip2cap.prompts import CAPTION_PROMPTS, VQA_TEMPLATES, Template
-from blip2cap.tasks.worklist import Worklist
+from blip2cap.errors import ImageError, UsageError
+from blip2cap.options import BatchOptions, DecodeOptions, ModelOptions, OutputOptions, SourceOptions
+from blip2cap.outputs.open import Kind, kind_of
+from blip2cap.records import ImageRef
+from blip2cap.tasks.base import Task
 from blip2cap.urls import is_http, shown
 
 if TYPE_CHECKING:
+    from blip2cap.engine.run import RunStats
     from blip2cap.models.checkpoint import Checkpoint
     from blip2cap.source.inputs import Source
 
-ANY_FAMILY = "opt"
-"""Where only the model's family is open: its prompt does not change what is to be done."""
+Count = Callable[[Callable[[], bool]], int]
+"""Counts the images to do; calls its argument now and then, and gives up when that returns True."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Job:
-    """Everything that a command was asked to do."""
+    """Everything that a run is asked to do. Raises UsageError for options that exclude each other."""
 
-    command: str
+    task: Task
     source: SourceOptions
-    decode: DecodeOptions
-    model: ModelOptions
-    batch: BatchOptions
-    generate: GenerateOptions
-    text: TextOptions
-    template: str | None
-    """None: what the model's family expects."""
-    questions: tuple[str, ...] | None
-    """None: captions."""
-    out: str
-    parts: PartsOptions
-    overwrite: bool
-    retry_failed: bool
-    """Rows with status failed are done again."""
-    quiet: bool
-    verbose: bool
-    as_json: bool
+    output: OutputOptions
+    model: ModelOptions = field(default_factory=ModelOptions)
+    decode: DecodeOptions = field(default_factory=DecodeOptions)
+    batch: BatchOptions = field(default_factory=BatchOptions)
 
-    def check_options(self) -> None:
-        """Raise UsageError for options that exclude each other."""
-        if self.quiet and self.verbose:
-            raise UsageError("--quiet and --verbose exclude each other.")
-        if self.overwrite and self.retry_failed:
-            raise UsageError("--overwrite and --retry-failed exclude each other: the first does every image again.")
+    def __post_init__(self) -> None:
         if not self.decode.allow_http:
             for given in filter(is_http, self.source.inputs):
                 raise UsageError(f"{shown(given)}: nothing is fetched from web servers without --allow-http. Add it.")
-        if self.out == "-":
-            if sys.stdout is None:
-                raise OutputError("--out -: standard output is closed.")
-            if self.overwrite or self.retry_failed or self.as_json:
-                flag = "--overwrite" if self.overwrite else "--retry-failed" if self.retry_failed else "--json"
-                raise UsageError(f"{flag} and --out - exclude each other: rows go to standard output. Leave one out.")
-        elif self.to_parts:
-            self._check_parts_options()
-        elif Path(self.out).suffix.lower() not in (".jsonl", ".parquet"):
+        output, kind = self.output, self.kind
+        if kind is Kind.STREAM and (output.overwrite or output.retry_failed):
+            flag = "--overwrite" if output.overwrite else "--retry-failed"
+            raise UsageError(f"{flag} and --out - exclude each other: rows go to standard output. Leave one out.")
+        if kind is Kind.PARTS and output.overwrite:
             raise UsageError(
-                f"--out {self.out}: must end in .jsonl or .parquet, or in / for a folder of parts, or be `-` for "
-                "standard output."
+                f"--overwrite and --out {output.out} exclude each other: a folder is never deleted. Remove it "
+                "yourself, or use another --out."
             )
-        if not self.to_parts and self.parts != PartsOptions():
+        if kind is not Kind.PARTS and (output.part_size is not None or output.shard is not None):
             raise UsageError("--part-size and --shard are for a folder of parts: give --out a name that ends in /.")
 
     @property
-    def to_parts(self) -> bool:
-        """Whether rows go to a folder of parts, here or in a bucket."""
-        if self.out.endswith("/") or "://" in self.out:
-            return True
-        return os.path.isdir(self.out) and Path(self.out).suffix.lower() not in (".jsonl", ".parquet")
+    def kind(self) -> Kind:
+        """Kind of the output."""
+        return kind_of(self.output.out)
 
-    def _check_parts_options(self) -> None:
-        if "://" in self.out and not self.out.endswith("/"):
-            raise UsageError(f"--out {self.out}: a remote output is a folder of parts. Let its name end in /.")
-        if self.overwrite:
-            raise UsageError(
-                f"--overwrite and --out {self.out} exclude each other: a folder is never deleted. Remove it yourself, "
-                "or use another --out."
-            )
-
-    def plan(self, family: str) -> Worklist:
-        """Say what is asked about each image of a model of this family."""
-        if self.questions is None:
-            return Worklist(Template(CAPTION_PROMPTS[family] if self.template is None else self.template))
-        text = VQA_TEMPLATES[family] if self.template is None else self.template
-        return Worklist(Template(text, option="--template", question=True), self.questions)
-
-    @property
-    def _template_name(self) -> str:
-        return "prompt" if self.questions is None else "template"
+    def for_checkpoint(self, checkpoint: Checkpoint) -> Job:
+        """Return the job with what the family of its model decides."""
+        return replace(self, task=self.task.for_family(checkpoint.family))
 
     def settings(self, source: Source) -> dict[str, Any]:
-        """Everything that changes a text or a name, but for what only the model knows.
-
-        Questions are not among them: each is a row of its own.
-        """
-        generate = asdict(self.generate)
-        if not self.generate.sampling:
-            del generate["seed"]
+        """Return everything that changes a result or a name, but for what only the model knows."""
         root = os.fsencode(source.root).decode("utf-8", "backslashreplace")
         inputs = {"decode": self.decode.mode, "input_root": root}
         if self.source.image_column is not None:
             inputs["image_column"] = self.source.image_column
-        text = asdict(self.text) | {"strip": list(self.text.strip)}  # as JSON gives it back
-        return {"command": self.command, **generate, **text, "quantize": self.model.quantize, **inputs}
+        return {"command": self.task.name, **self.task.settings(), "quantize": self.model.quantize, **inputs}
+
+    def model_settings(self, checkpoint: Checkpoint) -> dict[str, Any]:
+        """Return the settings that only the model knows; `for_checkpoint` comes first."""
+        return {"model": checkpoint.name, "model_commit": checkpoint.commit, **self.task.model_settings()}
 
     def known_settings(self, source: Source) -> dict[str, Any]:
-        """The settings as far as they are known without loading a model, or fetching one."""
+        """Return the settings as far as they are known without loading a model, or fetching one."""
         from blip2cap.models.checkpoint import find
 
         settings = self.settings(source)
         if self.model.dtype != "auto":
             settings["dtype"] = self.model.dtype
         if self.model.name == "tiny" or Path(self.model.name).expanduser().is_dir():
-            return settings | self.model_settings(find(self.model))
-        if self.template is not None:
-            settings[self._template_name] = self.template
-        return settings | {"model": self.model.name}
+            checkpoint = find(self.model)
+            return settings | self.for_checkpoint(checkpoint).model_settings(checkpoint)
+        return settings | {"model": self.model.name, **self.task.model_settings()}
 
-    def model_settings(self, checkpoint: Checkpoint) -> dict[str, Any]:
-        """The settings that only the model knows."""
-        return {
-            "model": checkpoint.name,
-            "model_commit": checkpoint.commit,
-            self._template_name: self.plan(checkpoint.family).template.text,
-        }
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Parts:
+    """Parts of a folder that belong to a run."""
+
+    num_parts: int
+    num_existing: int
+    num_lost: int
+    """Number of parts that another process has finished first."""
+    num_failed: int
+    """Number of failed rows in all of them, whichever process has made them; 0 if the run was stopped."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Outcome:
+    """What a run has done."""
+
+    out: str
+    num_images: int
+    """Number of images found."""
+    num_rows_before: int
+    """Number of their rows that existed before."""
+    num_failed_before: int
+    """Number of existing failed rows, retried ones left out."""
+    skipped: Mapping[str, int]
+    """Number of entries passed over, by reason."""
+    damaged: tuple[str, ...]
+    """Messages about archives that could not be read to their end."""
+    stats: RunStats | None
+    """Counts and times; None if there was nothing to do."""
+    stopped: bool = False
+    parts: Parts | None = None
+    """None for other outputs."""
+
+    @property
+    def num_ok(self) -> int:
+        """Number of ok rows written."""
+        return self.stats.num_ok if self.stats else 0
+
+    @property
+    def failed(self) -> Counter[str]:
+        """Number of failed rows written, by error."""
+        return self.stats.failed if self.stats else Counter()
+
+    @property
+    def complete(self) -> bool:
+        """Whether every input has an ok row, and every archive and folder could be read."""
+        unread = sum(self.skipped.get(reason, 0) for reason in ("unreadable_folder", "unreadable_archive"))
+        num_failed = self.parts.num_failed if self.parts else self.failed.total() + self.num_failed_before
+        return not (self.stopped or num_failed or unread)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class DryRun:
+    """What a run would do."""
+
+    out: str
+    num_images: int
+    num_images_to_do: int
+    num_rows_to_do: int
+    num_rows_before: int
+    num_failed_before: int
+    skipped: Mapping[str, int]
+    damaged: tuple[str, ...]
+
+
+class Listener:
+    """Told how a run goes on; a subclass overrides what it wants to know."""
+
+    def say(self, line: str) -> None:
+        """Take a line for the user; it may hold names as they are."""
+
+    def begin(self, count: Count | None) -> None:
+        """The first image goes into the model next; from here on, a stop lets the batch finish.
+
+        `count` counts the images to do, None if that is not possible beforehand.
+        """
+
+    def progress(self, stats: RunStats) -> None:
+        """A batch of rows is safe."""
+
+    def failure(self, ref: ImageRef, error: ImageError) -> None:
+        """An image has failed."""
+
+    def end(self) -> None:
+        """No more images, after `begin`."""
+
+
+def no_image(source: Source, skipped: Mapping[str, int]) -> str:
+    """Say that there is nothing to do, and what was passed over."""
+    given = shown(", ".join((*source.options.inputs, *source.options.files_from)))
+    reasons = ", ".join(skipped_phrases(skipped))
+    found = f"no image found in {given}" + (f" ({reasons})" if reasons else "")
+    if skipped.keys() & {"excluded", "not_included"}:
+        return f"{found}. Check --include and --exclude."
+    return f"{found}. Expected files like .jpg .png .webp; name other ones one by one."
+
+
+def skipped_phrases(skipped: Mapping[str, int]) -> list[str]:
+    """Return a phrase for each reason for which entries were passed over."""
+    return [f"skipped {count} {reason.replace('_', ' ')}" for reason, count in skipped.items()]

@@ -1,229 +1,254 @@
-"""The loop over the parts of a parts folder: one process, or many that share it.
+"""One run into a folder of parts: one process, or many that share the folder.
 
 Parts come one after the other through the same model, and images are decoded ahead across their borders: nothing waits
-for a part to end. `run_part` does a single one, which is what a cluster's scheduler hands out.
+for a part to end. `run_part` makes a single one, which is what the scheduler of a cluster hands out.
 """
 
 from __future__ import annotations
 
-import threading
+import hashlib
+import os
+import secrets
 import time
-from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Set
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import closing
-from dataclasses import replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-from blip2cap.batch_size import BatchSize
-from blip2cap.engine.run import Engine, ReadAhead, RunStats, run
-from blip2cap.errors import ImageError, OutputRefusedError
-from blip2cap.options import BatchOptions, DecodeOptions
-from blip2cap.outputs.parts.part import Part, is_locked, is_there
-from blip2cap.outputs.parts.plan import PartsPlan
-from blip2cap.outputs.parts.store import Store
-from blip2cap.records import Row
-from blip2cap.tasks.worklist import Request, Worklist
+from blip2cap import urls
+from blip2cap.errors import InputError
+from blip2cap.jobs.context import Context, make_context
+from blip2cap.jobs.job import DryRun, Job, Listener, Outcome, Parts, no_image
+from blip2cap.jobs.part_queue import PartQueue
+from blip2cap.jobs.run import count_requests
+from blip2cap.outputs.parts.counts import Counts, done_parts, read_counts, total
+from blip2cap.outputs.parts.part import sweep
+from blip2cap.outputs.parts.plan import PART_SIZE, PartsPlan, check_ref, labels_setting, make_plan, read_plan
+from blip2cap.outputs.parts.store import Store, open_store
+from blip2cap.source.inputs import Source
+from blip2cap.tasks.worklist import Worklist
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
-    from typing import Any
-
-    from blip2cap.engine.flow import Item
+    from blip2cap.engine.read_ahead import ReadAhead
+    from blip2cap.engine.run import Engine, RunStats
 
 _LOOK_AGAIN_S = 1.0
-"""While other processes have the last parts in work; twice as long each time that nothing was to be had."""
+"""First pause while other processes have the last parts; doubled each time that none of them was free."""
 _MOST_LOOK_AGAIN_S = 30.0
+_PLANNED = ("inputs", "files_from", "null_separated", "limit", "include", "exclude", "image_column")
+"""Fields of SourceOptions that decide which inputs are listed. By name: a plan must not depend on fields of a later
+release."""
 
 
-class PartQueue:
-    """The tasks of several parts in one stream, and the sink that their rows come back to.
+def run_parts_job(
+    job: Job, source: Source, *, listener: Listener | None, stopped: Callable[[], bool], model: Any
+) -> Outcome:
+    """Run a job whose output is a folder of parts. Raises Blip2CapError."""
+    store = open_store(job.output.out)
+    plan = read_plan(store)
+    context = make_context(job, listener=listener, stopped=stopped, model=model, source=source)
+    job, damaged = context.job, list[str]()
+    settings = context.settings | _settings_of_parts(job, source)
+    if plan is not None:
+        _check(context, plan, settings)
+    store.prepare()
+    if plan is None:
+        plan, damaged = _make_plan(context, store, settings)
+        _check(context, plan, settings)  # another process may have been faster
+    else:
+        _say_plan(context, plan)
 
-    A part is locked when its first task is wanted, and becomes an object when its last row is written. Tasks are asked
-    for in a thread of their own, rows come in the order of the tasks.
-    """
-
-    def __init__(self, store: Store, parts: PartsPlan, plan: Worklist, indices: Iterable[int], again: Set[int]) -> None:
-        self.store, self.parts, self.plan = store, parts, plan
-        self.again = again
-        """Parts that are there, whose failed rows are to be made anew."""
-        self.todo = deque(indices)
-        self.dangerous: deque[int] = deque()
-        """Parts that came up and are to be done one image at a time."""
-        self.locked: deque[int] = deque()
-        """Parts that came up while another process had them in work."""
-        self.num_lost = 0
-        """Parts that another process has finished first."""
-        self.num_found = 0
-        """Rows of unfinished parts that were there when they came up."""
-        self._open: deque[Part] = deque()
-        self._closed, self._lock = False, threading.Lock()
-        self.finished: set[str] = set()
-        self.num_failed = 0
-
-    def requests(self) -> Iterator[Request]:
-        """Yield what is missing of one part after the other."""
-        while self.todo:
-            part = self.claim(self.todo.popleft())
-            if part is None:
-                continue
-            if part.is_dangerous:
-                part.close()
-                self.dangerous.append(part.index)
-                continue
-            self.num_found += part.num_found
-            with self._lock:
-                if self._closed:  # while a slow bucket answered
-                    part.close()
-                    return
-                self._open.append(part)
-            yield from self.plan.requests(part.refs, part.finished)
-
-    def claim(self, index: int) -> Part | None:
-        """Take a part into work; None if there is nothing to do, or if another process is at it, which is noted."""
-        try:
-            return Part(self.store, self.parts, index, again=index in self.again)
-        except OutputRefusedError as error:
-            if is_locked(error):
-                self.locked.append(index)
-            elif not is_there(error):
-                raise
-            return None
-
-    def begin(self, settings: Mapping[str, Any]) -> None:
-        """Every part begins when it is claimed."""
-
-    def write(self, rows: Iterable[Row]) -> None:
-        """Give rows to the parts that they belong to, and commit those that are whole."""
-        waiting = deque(rows)
-        while waiting:
-            self._commit_whole_parts()
-            part = self._open[0]
-            part.write([waiting.popleft() for _ in range(min(len(waiting), part.num_missing))])
-        self._commit_whole_parts()
-
-    def finish(self, *, stopped: bool) -> None:
-        """Commit parts of which nothing was missing but their object."""
-        self._commit_whole_parts()
-
-    def restart(self) -> None:
-        """Take up again, after `close`, what was locked."""
-        self.todo, self.locked = self.locked, deque()
-        self._closed = False
-
-    def close(self) -> None:
-        """Let go of parts that are not whole; their rows are kept for the next run."""
-        with self._lock:
-            self._closed = True
-            while self._open:
-                self._open.popleft().close()
-
-    def _commit_whole_parts(self) -> None:
-        while self._open and self._open[0].num_missing == 0:
-            self.num_lost += not self._open[0].commit()
-            self._open.popleft()
+    mine = {index for index in range(plan.num_parts) if job.output.takes(index)}
+    done = done_parts(store, plan)
+    before = read_counts(store, plan, sorted(mine & done))
+    sweep(store, plan, done)
+    again = {index for index, counts in before.items() if counts.failed} if job.output.retry_failed else set[int]()
+    queue = PartQueue(
+        store, plan, _in_turn(store, job, sorted(mine - done)) + sorted(again), again, context.listener.say
+    )
+    num_retried = sum(before[index].num_failed for index in again)
+    stats = None
+    if queue.todo:
+        num_images = sum(map(plan.num_refs, mine - done)) + num_retried // len(plan.labels)
+        stats = _make_parts(context, plan, queue, num_images)
+        done = done_parts(store, plan)
+    existing = total(before.values())
+    is_stopped = stats is not None and stopped()
+    return Outcome(
+        out=context.out,
+        num_images=sum(map(plan.num_refs, mine)),
+        num_rows_before=existing.num_rows - num_retried + queue.num_found,
+        num_failed_before=existing.num_failed - num_retried,
+        skipped=plan.skipped,  # by the process that listed the inputs
+        damaged=tuple(damaged),
+        stats=stats,
+        stopped=is_stopped,
+        parts=Parts(
+            num_parts=len(mine),
+            num_existing=len(done & mine),
+            num_lost=queue.num_lost,
+            num_failed=0 if is_stopped else _num_failed(store, plan, mine, done, before, again),
+        ),
+    )
 
 
-class OneAtATime:
-    """The images of a dangerous part: each is noted before it is read, and waits until the one before is done."""
+def _num_failed(
+    store: Store, plan: PartsPlan, mine: set[int], done: set[int], before: Mapping[int, Counts], again: set[int]
+) -> int:
+    """Remove what is left of finished parts, and count their failed rows, those made by other processes too."""
+    sweep(store, plan, done)
+    unchanged = {index: counts for index, counts in before.items() if index not in again}
+    made = read_counts(store, plan, sorted(mine - unchanged.keys()))
+    return total((*unchanged.values(), *made.values())).num_failed
 
-    def __init__(self, part: Part, tasks: Iterable[Request], options: DecodeOptions, image_size: int) -> None:
-        self.part, self.tasks, self.options, self.image_size = part, tasks, options, image_size
-        self.size = BatchSize(1)
-        self.culprit = part.culprit()
 
-    def batches(self, *, on_cpu: bool, stopped: Callable[[], bool]) -> Iterator[list[Item]]:
-        """Yield images one by one; the one over which a process has died has failed, and is not looked at again."""
-        for task in self.tasks:
-            if stopped():
-                return
-            if task.ref.name == self.culprit:
-                yield [(task, ImageError("decoder_crashed", "a process died while this image was in work, alone"))]
-                continue
-            self.part.note(task.ref.name)
-            batch = BatchOptions(batch_size=1)
-            with closing(ReadAhead((task,), self.options, self.image_size, batch)) as images:
-                yield from images.batches(on_cpu=False, stopped=stopped)
+def _settings_of_parts(job: Job, source: Source) -> dict[str, Any]:
+    """Return what a plan depends on beyond what changes a result: which inputs were listed, and which rows each has."""
+    options = {name: getattr(job.source, name) for name in _PLANNED}
+    if [source.root] == [os.path.realpath(given) for given in job.source.inputs]:
+        options["inputs"] = ()  # the one folder; other settings name it
+    for name in ("inputs", "files_from"):
+        options[name] = tuple(map(_without_secrets, options[name]))
+    label = job.task.schema.key
+    settings: dict[str, Any] = {labels_setting(label): list(job.task.labels) if label else None}
+    for name, value in options.items():
+        settings[name] = [_text(each) for each in value] if isinstance(value, tuple) else value
+    return settings
 
-    def close(self) -> None:
-        """Nothing is left open between two images."""
+
+def _without_secrets(given: str) -> str:
+    """Name an input in what others may read: of a URL with secrets, the part that may be shown, and a hash."""
+    if urls.scheme(given) and not urls.is_http(given):
+        return given.rstrip("/")  # one folder, however it is written
+    shown = urls.shown(given)
+    return given if shown == given else f"{shown} #{hashlib.sha256(os.fsencode(given)).hexdigest()[:8]}"
+
+
+def _text(value: object) -> object:
+    return os.fsencode(value).decode("utf-8", "backslashreplace") if isinstance(value, str) else value
+
+
+def _dtype(context: Context, plan: PartsPlan) -> str:
+    """Return the dtype that was given, else that of the plan: all its texts are generated alike."""
+    return str(plan.manifest.settings["dtype"]) if context.dtype == "auto" else context.dtype
+
+
+def _check(context: Context, plan: PartsPlan, settings: Mapping[str, Any]) -> None:
+    """Raise OutputRefusedError if the plan was made with other settings."""
+    plan.check({**settings, "dtype": _dtype(context, plan)}, context.out)
+
+
+def _make_plan(context: Context, store: Store, settings: Mapping[str, Any]) -> tuple[PartsPlan, list[str]]:
+    """List all inputs, as the first process does; return messages about damaged archives too. This imports torch."""
+    from blip2cap.models.blip2.load import choose_device, choose_dtype
+
+    job, dtype = context.job, context.dtype
+    if dtype == "auto":
+        dtype = str(choose_dtype(dtype, choose_device(job.model.device), context.checkpoint)).removeprefix("torch.")
+    context.listener.say("listing the inputs ...")
+    stream = context.source.stream()
+    plan = make_plan(
+        store,
+        stream,
+        {**settings, "dtype": dtype},
+        part_size=job.output.part_size or PART_SIZE,
+        skipped=stream.skipped,
+    )
+    if plan is None:
+        raise InputError(no_image(context.source, stream.skipped))
+    context.listener.say(f"{context.out}: planned {_size(plan)}")
+    return plan, stream.damaged
+
+
+def _say_plan(context: Context, plan: PartsPlan) -> None:
+    created = plan.manifest.created.replace("T", " ").removesuffix("+00:00")
+    say, part_size = context.listener.say, context.job.output.part_size
+    say(f"{context.out}: {_size(plan)}, as listed {created} UTC; inputs that came later need another --out")
+    if part_size not in (None, plan.part_size):
+        say(f"--part-size {part_size}: has no effect, as the parts are planned already")
+
+
+def _size(plan: PartsPlan) -> str:
+    return f"{plan.num_images} images in {plan.num_parts} part{'s' if plan.num_parts != 1 else ''}"
+
+
+def _in_turn(store: Store, job: Job, missing: Sequence[int]) -> list[int]:
+    """Order parts. In a bucket nobody sees which parts others have locked: each process begins with another one."""
+    if not store.shared or not missing or job.output.shard is not None:
+        return list(missing)
+    first = secrets.randbelow(len(missing))
+    return [*missing[first:], *missing[:first]]
+
+
+def _make_parts(context: Context, plan: PartsPlan, queue: PartQueue, num_images: int) -> RunStats:
+    """Load the model and make all parts of the queue."""
+    context.announce_model()
+    with closing(queue):
+        model = context.load_model(_dtype(context, plan))
+        with context.running(model, lambda given_up: num_images) as engine:
+            images = engine.read_ahead(queue.requests(), queue)  # not sooner: who dies while loading has no part open
+            return run_parts(engine, queue, images, context.listener.progress, context.stopped)
 
 
 def run_parts(
     engine: Engine,
     queue: PartQueue,
     images: ReadAhead,
-    on_batch: Callable[[RunStats], None] = lambda summary: None,
+    on_batch: Callable[[RunStats], None] = lambda stats: None,
     stopped: Callable[[], bool] = lambda: False,
 ) -> RunStats:
-    """Do all parts of a queue, whose tasks `images` decodes ahead; wait for those that other processes are doing.
+    """Make all parts of a queue, whose images are decoded ahead; wait for those that other processes have locked.
 
     A process that dies leaves its part to the others. Ends early, with what is in the model finished, when `stopped`
     says so.
     """
-    total = RunStats()
+    from blip2cap.engine.run import RunStats, run
 
-    def tell(summary: RunStats) -> None:
-        on_batch(_sum(total, summary))
+    before, wait_s = RunStats(), _LOOK_AGAIN_S
 
-    wait_s = _LOOK_AGAIN_S
+    def tell(stats: RunStats) -> None:
+        on_batch(before + stats)
+
     while True:
-        num_images = total.num_images
         with closing(queue):
-            total = _sum(total, run(engine, images, queue, tell, stopped))
-        while queue.dangerous and not stopped():
-            part = queue.claim(queue.dangerous.popleft())
-            if part is not None:
-                total = _sum(total, _run_dangerous(engine, queue, part, tell, stopped))
+            stats = run(engine, images, queue, tell, stopped)
         if stopped() or not queue.locked:
-            return total
+            return before + stats
         queue.restart()
-        wait_s = min(2 * wait_s, _MOST_LOOK_AGAIN_S) if total.num_images == num_images else _LOOK_AGAIN_S
+        wait_s = _LOOK_AGAIN_S if stats.num_images else min(2 * wait_s, _MOST_LOOK_AGAIN_S)
         wait_until = time.monotonic() + wait_s
         while time.monotonic() < wait_until and not stopped():
             time.sleep(0.05)
-        images = engine.read_ahead(queue.requests())
+        before, images = before + stats, engine.read_ahead(queue.requests(), queue)
 
 
-def run_part(engine: Engine, store: Store, parts: PartsPlan, plan: Worklist, index: int) -> RunStats:
-    """Do one part in this process, from its inputs to its object; nothing if it is there."""
-    queue = PartQueue(store, parts, plan, (index,), frozenset())
-    return run_parts(engine, queue, engine.read_ahead(queue.requests()))
+def run_part(engine: Engine, store: Store, plan: PartsPlan, index: int) -> RunStats:
+    """Make one part in this process, from its inputs to its object; nothing if it exists."""
+    queue = PartQueue(store, plan, (index,))
+    return run_parts(engine, queue, engine.read_ahead(queue.requests(), queue))
 
 
-def _run_dangerous(
-    engine: Engine,
-    queue: PartQueue,
-    part: Part,
-    on_batch: Callable[[RunStats], None],
-    stopped: Callable[[], bool],
-) -> RunStats:
-    """Do what is missing of a part one image at a time."""
-    queue.num_found += part.num_found
-    single = replace(engine, batch=BatchOptions(batch_size=1))
-    tasks = queue.plan.requests(part.refs, part.finished)
-    try:
-        summary = run(single, OneAtATime(part, tasks, engine.decode, engine.model.image_size), part, on_batch, stopped)
-    except BaseException:
-        part.close()
-        raise
-    if part.num_missing:
-        part.close()
-    else:
-        queue.num_lost += not part.commit()
-    return summary
-
-
-def _sum(first: RunStats, second: RunStats) -> RunStats:
-    """Add up two runs with the same model."""
-    return RunStats(
-        num_images=first.num_images + second.num_images,
-        num_ok=first.num_ok + second.num_ok,
-        failed=first.failed + second.failed,
-        flags=first.flags + second.flags,
-        seconds=first.seconds + second.seconds,
-        decode_s=first.decode_s + second.decode_s,
-        model_s=first.model_s + second.model_s,
-        write_s=first.write_s + second.write_s,
-        batch_size=second.batch_size or first.batch_size,
-        capacity=second.capacity or first.capacity,
+def dry_run_parts(job: Job, source: Source) -> DryRun:
+    """Find out what a run would do, without the model or a write."""
+    store = open_store(job.output.out)
+    plan = read_plan(store)
+    if plan is None:
+        store.check()
+        stream, worklist = source.stream(), Worklist(job.task.labels)
+        return count_requests(job, source, stream, worklist, worklist.requests(map(check_ref, stream), frozenset()))
+    known = job.known_settings(source) | _settings_of_parts(job, source)
+    plan.check({**plan.manifest.settings, **known}, job.output.out)
+    mine = {index for index in range(plan.num_parts) if job.output.takes(index)}
+    counts = read_counts(store, plan, sorted(mine & done_parts(store, plan)))
+    existing = total(counts.values())
+    num_retried = existing.num_failed if job.output.retry_failed else 0
+    num_images_to_do = sum(plan.num_refs(index) for index in mine - counts.keys())
+    return DryRun(
+        out=job.output.out,
+        num_images=sum(map(plan.num_refs, mine)),
+        num_images_to_do=num_images_to_do + num_retried // len(plan.labels),
+        num_rows_to_do=num_images_to_do * len(plan.labels) + num_retried,
+        num_rows_before=existing.num_rows - num_retried,
+        num_failed_before=existing.num_failed - num_retried,
+        skipped=plan.skipped,
+        damaged=(),
     )

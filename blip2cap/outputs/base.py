@@ -1,53 +1,50 @@
-"""What a run needs of the place where its rows go."""
+"""What a run needs of an output."""
 
 from __future__ import annotations
 
 from collections.abc import Container, Iterable, Mapping
 from typing import Any, Protocol
 
-from blip2cap.records import Row
+from blip2cap.rows import Row
 
 
-class Sink(Protocol):
-    """Where rows go."""
-
-    @property
-    def finished(self) -> Container[str]:
-        """Keys of rows that are already there."""
-
-    @property
-    def num_failed(self) -> int:
-        """How many of those have failed."""
-
-    def begin(self, settings: Mapping[str, Any]) -> None:
-        """Say with which settings the rows to come are made; called once, before the first write."""
+class RowSink(Protocol):
+    """Takes the rows of a run."""
 
     def write(self, rows: Iterable[Row]) -> None:
         """Write one batch; when this returns, it is safe."""
 
     def finish(self, *, stopped: bool) -> None:
-        """All is written that this run will write; all that there is to do, unless it was `stopped` by a signal.
-
-        Comes without begin() where nothing was left to do.
-        """
-
-    def close(self) -> None:
-        """Let go of the output."""
+        """Do what is left to do after the last row, unless the run was `stopped`."""
 
 
-class Output(Sink, Protocol):
-    """A sink that a later run goes on with."""
+class Output(RowSink, Protocol):
+    """A sink of one run, to be closed; a later run resumes it, unless it is a stream."""
+
+    @property
+    def finished(self) -> Container[str]:
+        """Keys of the existing rows."""
+
+    @property
+    def num_failed(self) -> int:
+        """Number of existing failed rows."""
 
     @property
     def made_with(self) -> Mapping[str, Any] | None:
-        """The settings of the rows that are there, None if there are none."""
-
-    def retry(self, asked: Container[str]) -> None:
-        """Say which rows this run makes: of failed ones, only those are done again. Comes before begin()."""
+        """Settings of the existing rows, None if there are none."""
 
     @property
     def torn_bytes(self) -> int:
-        """Length of a torn last line, which `begin` cuts."""
+        """Length of a torn last line, which `begin` truncates."""
 
     def check(self, settings: Mapping[str, Any]) -> None:
-        """Raise OutputRefusedError if rows are there that were made with other settings."""
+        """Raise OutputRefusedError if existing rows were made with other settings."""
+
+    def retry(self, asked: Container[str]) -> None:
+        """Retry the failed rows with these keys; comes before begin(), and without it all are retried."""
+
+    def begin(self, settings: Mapping[str, Any]) -> None:
+        """Take the settings of the rows to come; called once, before the first write."""
+
+    def close(self) -> None:
+        """Release the output."""

@@ -17,11 +17,11 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from blip2cap.errors import OutputError, OutputRefusedError
+from blip2cap.errors import OutputError, OutputGoneError, OutputLockedError, OutputRefusedError
 from blip2cap.key_set import KeySet
 from blip2cap.outputs.files import OS_FILES, Files, behind, close_quietly, read_blocks, sync_folder, write_all
 from blip2cap.outputs.manifest import USE_ANOTHER, Manifest
-from blip2cap.records import Row, row_key
+from blip2cap.rows import Row, row_key
 
 _BLOCK = 1 << 20
 _APPEND = os.O_RDWR | os.O_CREAT | os.O_APPEND
@@ -78,10 +78,6 @@ def _parse(line: str) -> Any:
     return row if end == len(line) else json.loads(line)  # raises: there is more on it than one row
 
 
-def _key(row: Mapping[str, Any]) -> str:
-    return row_key(row["file_name"], row["file_name_b64"], row.get("question"))
-
-
 def read_lines(files: Files, path: Path) -> Iterator[bytes]:
     """Yield the lines of a file with their newlines; a last one without is a torn tail."""
     rest = b""
@@ -94,9 +90,11 @@ def read_lines(files: Files, path: Path) -> Iterator[bytes]:
 
 
 def read_journal(
-    path: Path, files: Files = OS_FILES, *, retry_failed: bool = False, remedy: str = USE_ANOTHER
+    path: Path, files: Files = OS_FILES, *, label: str = "", retry_failed: bool = False, remedy: str = USE_ANOTHER
 ) -> Journal:
-    """Read what is there; a file that does not exist holds nothing. With `retry_failed`, no failed row is finished.
+    """Read a journal; a file that does not exist holds nothing. With `retry_failed`, no failed row is finished.
+
+    `label` is the name of the column that tells the rows of an image apart.
 
     Raises OutputRefusedError with the line number if a whole line is no row, OutputError if it cannot be read.
     """
@@ -108,7 +106,7 @@ def read_journal(
                 break
             try:
                 row = _parse(line.decode())
-                key = _key(row)
+                key = row_key(row["file_name"], row["file_name_b64"], row.get(label))
                 _ = row["status"], row["error"]
             except (ValueError, KeyError, TypeError) as error:
                 raise OutputRefusedError(
@@ -137,7 +135,8 @@ def read_output(
     Raises OutputRefusedError if one is damaged, or if rows have no manifest.
     """
     manifest = Manifest.read(manifest_path(path), files, remedy)
-    journal = read_journal(path, files, retry_failed=retry_failed, remedy=remedy)
+    label = manifest.label if manifest else ""
+    journal = read_journal(path, files, label=label, retry_failed=retry_failed, remedy=remedy)
     if manifest is None and (journal.num_bytes or journal.torn_bytes):
         raise OutputRefusedError(
             f"{path} exists, but its manifest {manifest_path(path).name} does not: nothing says how its "
@@ -280,6 +279,8 @@ class JournalSink:
                     self._files.unlink(path)
             self._begun = True  # what has this name from now on is another run's
             sync_folder(self._files, self._target.parent)
+        except FileNotFoundError as error:
+            raise OutputGoneError(f"{self.path.parent} was removed: {error.strerror}.") from error
         except OSError as error:
             raise self._failed(error) from error
 
@@ -314,8 +315,10 @@ class JournalSink:
         try:
             self._files.lock(new)
             self._files.fchmod(new, stat.S_IMODE(self._files.fstat(self._file).st_mode))
+            label = self.manifest.label if self.manifest else ""
             for line in read_lines(self._files, self.path):
-                if line.endswith(b"\n") and _key(json.loads(line)) not in self.again:
+                row = json.loads(line) if line.endswith(b"\n") else None
+                if row and row_key(row["file_name"], row["file_name_b64"], row.get(label)) not in self.again:
                     block += line
                     num_bytes += len(line)
                 if len(block) > _BLOCK:
@@ -347,10 +350,12 @@ def _open_locked(files: Files, path: Path) -> int:
         try:
             file = files.open(path, _APPEND)
         except OSError as error:
-            make = "Make its folder first, or use" if isinstance(error, FileNotFoundError) else "Use"
-            raise OutputError(
-                f"{path} cannot be opened for writing: {error.strerror}. {make} another --out."
-            ) from error
+            if isinstance(error, FileNotFoundError):
+                raise OutputGoneError(
+                    f"{path} cannot be opened for writing: {error.strerror}. Make its folder first, or use another "
+                    "--out."
+                ) from error
+            raise OutputError(f"{path} cannot be opened for writing: {error.strerror}. Use another --out.") from error
         try:
             files.lock(file)
             # Between open and lock, a run that never began may have removed the name: then lock what is there now.
@@ -359,7 +364,7 @@ def _open_locked(files: Files, path: Path) -> int:
                     return file
         except BlockingIOError as error:
             close_quietly(files, file)
-            raise OutputRefusedError(
+            raise OutputLockedError(
                 f"{path} is being written by another blip2cap run. Wait for it, or use another --out."
             ) from error
         except OSError as error:

@@ -12,6 +12,8 @@ from typing import Any
 from blip2cap import __version__
 from blip2cap.errors import OutputRefusedError
 from blip2cap.outputs.files import OS_FILES, Files, read_blocks, write_whole
+from blip2cap.rows import Schema
+from blip2cap.tasks.registry import schema_of
 
 SCHEMA_VERSION = 1
 
@@ -44,6 +46,21 @@ class Manifest:
     """Rows, by status and error, when a run last came to its end."""
     blip2cap_version: str = __version__
     schema_version: int = SCHEMA_VERSION
+
+    @property
+    def schema(self) -> Schema:
+        """Columns of the rows. Raises OutputRefusedError for a task that this release does not know."""
+        try:
+            return schema_of(self.settings)
+        except KeyError as error:
+            raise OutputRefusedError(
+                f"the rows were made by {error}, a command that blip2cap {__version__} does not have."
+            ) from error
+
+    @property
+    def label(self) -> str:
+        """Name of the column that tells the rows of an image apart, "" if there is none."""
+        return self.schema.key
 
     def check(self, wanted: Mapping[str, Any], output: str, remedy: str = USE_ANOTHER) -> None:
         """Raise OutputRefusedError if `wanted` settings differ from these, naming each one."""

@@ -1,29 +1,105 @@
-"""What belongs to an output, wherever that kind of output keeps it: its manifest, its plan, its files."""
+"""The kinds of outputs, known in this one place: for runs, dry runs, `status`, `show` and `export` alike."""
 
 from __future__ import annotations
 
 import os
+from enum import Enum
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, BinaryIO
 
+from blip2cap.errors import InputError, OutputError, UsageError
+from blip2cap.options import OutputOptions
+from blip2cap.outputs import journal, parquet
+from blip2cap.outputs.base import Output
 from blip2cap.outputs.files import behind
-from blip2cap.outputs.journal import manifest_path
+from blip2cap.outputs.journal import Journal, JournalSink, manifest_path
 from blip2cap.outputs.manifest import Manifest
-from blip2cap.outputs.parquet import embedded_manifest, journal_path
+from blip2cap.outputs.parquet import ParquetSink, embedded_manifest, journal_path
+from blip2cap.outputs.read import Results, part_order, readable, spool
+from blip2cap.outputs.stream import StreamSink
 
 if TYPE_CHECKING:
     from blip2cap.outputs.parts.plan import PartsPlan
 
 
+class Kind(Enum):
+    """Kind of an output."""
+
+    STREAM = "stream"
+    """JSONL on standard output; nothing is remembered."""
+    JOURNAL = "journal"
+    """A .jsonl file that is its own journal."""
+    PARQUET = "parquet"
+    """A .parquet file, with a journal beside it until the run ends."""
+    PARTS = "parts"
+    """A folder, here or in a bucket, of Parquet parts."""
+
+
+_SUFFIXES = {".jsonl": Kind.JOURNAL, ".parquet": Kind.PARQUET}
+
+
+def kind_of(out: str) -> Kind:
+    """Return the kind of an output to write, by its name. Raises UsageError for a name that no output has."""
+    if out == "-":
+        return Kind.STREAM
+    if "://" in out and not out.endswith("/"):
+        raise UsageError(f"--out {out}: a remote output is a folder of parts. Let its name end in /.")
+    suffix = Path(out).suffix.lower()
+    if out.endswith("/") or (os.path.isdir(out) and suffix not in _SUFFIXES):
+        return Kind.PARTS
+    if suffix not in _SUFFIXES:
+        raise UsageError(
+            f"--out {out}: must end in .jsonl or .parquet, or in / for a folder of parts, or be `-` for "
+            "standard output."
+        )
+    return _SUFFIXES[suffix]
+
+
+def kind_of_existing(given: str) -> Kind:
+    """Return the kind of an output to read; what has no other name holds lines of JSON."""
+    if given == "-":
+        return Kind.STREAM
+    if "://" in given or os.path.isdir(given):
+        return Kind.PARTS
+    return _SUFFIXES.get(Path(given).suffix.lower(), Kind.JOURNAL)
+
+
+def open_output(options: OutputOptions, stdout: BinaryIO | None) -> Output:
+    """Open an output that is no folder for a run: lock a file and read it, or take the stream of `-`.
+
+    Raises OutputLockedError, OutputRefusedError or OutputError.
+    """
+    kind = kind_of(options.out)
+    if kind is Kind.STREAM:
+        if stdout is None:
+            raise OutputError("--out -: standard output is closed.")
+        return StreamSink(stdout)
+    sink = ParquetSink if kind is Kind.PARQUET else JournalSink
+    return sink(Path(options.out), overwrite=options.overwrite, retry_failed=options.retry_failed)
+
+
+def read_file(out: str, *, retry_failed: bool = False) -> tuple[Manifest | None, Journal]:
+    """Read a .jsonl or .parquet output without its lock: the manifest of its rows, None without rows, and its counts.
+
+    Raises OutputRefusedError if it is damaged or has no manifest.
+    """
+    read = parquet.read_output if kind_of_existing(out) is Kind.PARQUET else journal.read_output
+    return read(Path(out), retry_failed=retry_failed)
+
+
 def read_manifest(given: str) -> Manifest | None:
     """Return the manifest of an output, None if it has none. Raises OutputRefusedError if that is damaged."""
-    if "://" in given or os.path.isdir(given):
-        plan = find_plan(given)
-        return plan.manifest if plan else None
     path = Path(given)
-    if _is_parquet(path):
-        return embedded_manifest(path) or Manifest.read(manifest_path(journal_path(behind(path))))
-    return Manifest.read(manifest_path(path))
+    match kind_of_existing(given):
+        case Kind.STREAM:
+            return None
+        case Kind.PARTS:
+            plan = find_plan(given)
+            return plan.manifest if plan else None
+        case Kind.PARQUET:
+            return embedded_manifest(path) or Manifest.read(manifest_path(journal_path(behind(path))))
+        case Kind.JOURNAL:
+            return Manifest.read(manifest_path(path))
 
 
 def find_plan(folder: str) -> PartsPlan | None:
@@ -35,16 +111,56 @@ def find_plan(folder: str) -> PartsPlan | None:
     return read_plan(store) if store.exists(NAME) else None
 
 
-def paths_of(given: str) -> tuple[Path, ...]:
-    """List what belongs to a local output, there or not yet; a folder stands for all that is in it."""
+def exists(given: str) -> bool:
+    """Whether an output is there, be it only its journal."""
+    if kind_of_existing(given) is Kind.PARQUET and os.path.exists(journal_path(behind(Path(given)))):
+        return True
+    return "://" in given or os.path.exists(given)
+
+
+def files_of(given: str) -> tuple[Path, ...]:
+    """List the files of a local output, existing or not; a folder stands for everything in it."""
     path = Path(given)
-    if path.is_dir():
-        return (path,)
-    if _is_parquet(path):
-        journal = journal_path(behind(path))
-        return path, journal, manifest_path(journal)
-    return path, manifest_path(path)
+    match kind_of_existing(given):
+        case Kind.STREAM:
+            return ()
+        case Kind.PARTS:
+            return (path,)
+        case Kind.PARQUET:
+            journal_file = journal_path(behind(path))
+            return path, journal_file, manifest_path(journal_file)
+        case Kind.JOURNAL:
+            return path, manifest_path(path)
 
 
-def _is_parquet(path: Path) -> bool:
-    return path.suffix.lower() == ".parquet"
+def open_rows(given: str, stdin: BinaryIO | None = None) -> Results:
+    """Open an output to read its rows. Raises InputError if there is nothing to read."""
+
+    def manifest() -> Manifest | None:
+        return read_manifest(given)
+
+    kind = kind_of_existing(given)
+    if kind is Kind.STREAM:
+        return Results(given, stream=spool(stdin))
+    if kind is Kind.PARTS:
+        return Results(given, tables=_part_files(given), manifest=manifest)
+    if os.path.exists(given) and not os.path.isfile(given):
+        with readable(given), open(given, "rb") as pipe:  # as of a shell's <(...)
+            return Results(given, stream=spool(pipe))
+    lines = str(journal_path(behind(Path(given)))) if kind is Kind.PARQUET else given
+    there = lines if kind is Kind.PARQUET and not os.path.exists(given) and os.path.exists(lines) else given
+    with readable(there), open(there, "rb"):
+        pass
+    return Results(given, tables=(given,) if kind is Kind.PARQUET else (), journal=lines, manifest=manifest)
+
+
+def _part_files(folder: str) -> list[str]:
+    if "://" in folder:
+        raise InputError(
+            f"{folder}: a URL. Expected a local output: copy it to a folder here and give that, or read its "
+            "part-*.parquet with pyarrow or DuckDB. `blip2cap status` counts its rows where they are."
+        )
+    paths = [str(path) for path in sorted(Path(folder).glob("part-*.parquet"), key=part_order)]
+    if not paths:
+        raise InputError(f"{folder}: a folder without part-*.parquet. Expected an output of blip2cap.")
+    return paths

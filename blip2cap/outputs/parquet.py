@@ -22,7 +22,7 @@ from blip2cap.outputs import journal as journals
 from blip2cap.outputs.files import OS_FILES, Files, behind, replacing, sync_folder, write_all
 from blip2cap.outputs.journal import Journal, JournalSink, read_lines
 from blip2cap.outputs.manifest import Manifest
-from blip2cap.records import Row, row_key
+from blip2cap.rows import Row, Schema, row_key
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -52,17 +52,15 @@ def read_table(path: Path, journal: Journal, *, retry_failed: bool = False) -> T
     """
     import pyarrow as pa
 
-    from blip2cap.outputs.schema import schema_of
-
     try:
         with _open(path) as parquet:
             schema = parquet.schema_arrow
             manifest = Manifest.from_json((schema.metadata or {})[_MANIFEST])
-            if not schema.remove_metadata().equals(schema_of(manifest.settings)):
+            if not schema.remove_metadata().equals(manifest.schema.arrow()):
                 raise TypeError("other columns than its manifest says")
             table = Table(manifest=manifest)
             for batch in parquet.iter_batches(batch_size=_BATCH):
-                for key, status, error in _keys(batch):
+                for key, status, error in _keys(batch, manifest.label):
                     if key in journal.finished or key in journal.to_retry:
                         table.replaced.add(key)
                         continue
@@ -200,16 +198,15 @@ class ParquetSink:
         import pyarrow as pa
         import pyarrow.parquet as pq
 
-        from blip2cap.outputs.schema import schema_of
-
         manifest = self._table.manifest if self._table else self._sink.manifest
         assert manifest is not None, "rows have a manifest"
         counts = {"ok": self._sink.journal.num_ok, "failed": dict(self._sink.journal.failed)}
-        schema = schema_of(manifest.settings).with_metadata({_MANIFEST: replace(manifest, counts=counts).as_json()})
+        metadata = {_MANIFEST: replace(manifest, counts=counts).as_json()}
+        schema = manifest.schema.arrow().with_metadata(metadata)
         with replacing(self._files, self._target) as file:
             feed = _Feed(self._files, file)
             with pq.ParquetWriter(feed, schema, compression="zstd", write_page_checksum=True) as writer:
-                for group in _in_groups(itertools.chain(self._old_batches(), self._new_batches(schema))):
+                for group in _in_groups(itertools.chain(self._old_batches(), self._new_batches(manifest.schema))):
                     writer.write_table(pa.Table.from_batches(group, schema), row_group_size=_ROW_GROUP)
             feed.write_rest()
 
@@ -219,14 +216,15 @@ class ParquetSink:
 
         if self._table is None:
             return
-        gone = self._table.replaced | self._sink.again
+        gone, label = self._table.replaced | self._sink.again, self._table.manifest.label
         with _open(self._target) as parquet:
             for batch in parquet.iter_batches(batch_size=_BATCH):
                 if gone:
-                    batch = batch.filter(pa.array([key not in gone for key, _, _ in _keys(batch)], pa.bool_()))
+                    kept = [key not in gone for key, _, _ in _keys(batch, label)]
+                    batch = batch.filter(pa.array(kept, pa.bool_()))
                 yield batch.replace_schema_metadata(None)
 
-    def _new_batches(self, schema: pa.Schema) -> Iterator[pa.RecordBatch]:
+    def _new_batches(self, schema: Schema) -> Iterator[pa.RecordBatch]:
         """Yield the rows of the journal. Raises OutputRefusedError for one that does not fit the columns."""
         import pyarrow as pa
 
@@ -238,7 +236,7 @@ class ParquetSink:
                     number += 1
                     if [*row] != schema.names or None in row.values():
                         raise TypeError(f"line {number} has other columns than its manifest says")
-                yield pa.RecordBatch.from_pylist(rows, schema)
+                yield schema.batch(map(schema.parse, rows))
             except (TypeError, ValueError, pa.ArrowException) as error:
                 raise OutputRefusedError(
                     f"{self._sink.path} is damaged: {error}. Repair or delete that line, or use another --out."
@@ -260,13 +258,11 @@ def _open(path: Path) -> Iterator[Any]:
         yield parquet
 
 
-def _keys(batch: pa.RecordBatch) -> Iterator[tuple[str, str, str]]:
+def _keys(batch: pa.RecordBatch, label: str) -> Iterator[tuple[str, str, str]]:
     """Yield key, status and error of each row."""
-    names = ["file_name", "file_name_b64", "status", "error"]
-    if "question" in batch.schema.names:
-        names.append("question")
-    for name, raw, status, error, *question in zip(*(batch[name].to_pylist() for name in names), strict=True):
-        yield row_key(name, raw, question[0] if question else None), status, error
+    names = ["file_name", "file_name_b64", "status", "error", *([label] if label else [])]
+    for name, raw, status, error, *labels in zip(*(batch[name].to_pylist() for name in names), strict=True):
+        yield row_key(name, raw, labels[0] if labels else None), status, error
 
 
 def _in_groups(batches: Iterable[pa.RecordBatch]) -> Iterator[list[pa.RecordBatch]]:

@@ -2,20 +2,29 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Container, Iterable, Mapping
 from typing import Any, BinaryIO
 
 from blip2cap.errors import OutputError
-from blip2cap.records import Row
+from blip2cap.rows import Row
 
 
 class StreamSink:
-    """Rows to an open stream, flushed after every batch; nothing is remembered."""
+    """Rows to an open stream, flushed after every batch; nothing is remembered, so nothing exists before."""
+
+    finished: Container[str] = frozenset()
+    num_failed = 0
+    made_with = None
+    torn_bytes = 0
 
     def __init__(self, stream: BinaryIO) -> None:
         self.stream = stream
-        self.finished: set[str] = set()
-        self.num_failed = 0
+
+    def check(self, settings: Mapping[str, Any]) -> None:
+        """No rows exist that could differ."""
+
+    def retry(self, asked: Container[str]) -> None:
+        """No rows exist that could have failed."""
 
     def begin(self, settings: Mapping[str, Any]) -> None:
         """Nothing to prepare."""

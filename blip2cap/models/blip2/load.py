@@ -66,7 +66,7 @@ def load(checkpoint: Checkpoint, options: ModelOptions) -> Blip2:
             choose_attention(network)
         if not _is_placed(options):
             network.to(device)
-    return Blip2(
+    model = Blip2(
         network,
         tokenizer,
         family=checkpoint.family,
@@ -74,6 +74,8 @@ def load(checkpoint: Checkpoint, options: ModelOptions) -> Blip2:
         std=normalisation.std,
         qformer_tokenizer=qformer_tokenizer,
     )
+    model.checkpoint = checkpoint
+    return model
 
 
 def choose_device(name: str) -> torch.device:

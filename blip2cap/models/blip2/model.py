@@ -25,6 +25,7 @@ from blip2cap.models.blip2.memory import memory_errors
 from blip2cap.models.blip2.sampling import end_ids
 from blip2cap.models.blip2.stream import TextRow, Tokens
 from blip2cap.models.blip2.text_session import TextSession
+from blip2cap.models.checkpoint import Checkpoint
 from blip2cap.options import GenerateOptions
 from blip2cap.records import Generated, Prompt
 from blip2cap.stopwatch import Stopwatch
@@ -32,6 +33,8 @@ from blip2cap.stopwatch import Stopwatch
 
 class Blip2:
     """A network with its tokenizer, on one device."""
+
+    checkpoint: Checkpoint
 
     def __init__(
         self,

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 from blip2cap.outputs.export.options import ExportOptions, folder_key
 from blip2cap.outputs.read import image_name
-from blip2cap.records import Row
+from blip2cap.rows import Row
 
 _NOT_IN_A_LINE = re.compile("[\x00-\x1f\x7f-\x9f\u2028\u2029]+")
 """Controls and everything that ends a line for some reader."""

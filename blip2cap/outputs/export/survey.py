@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from blip2cap.errors import UsageError
 from blip2cap.outputs.export.item import Items
 from blip2cap.outputs.export.writer import Writer
-from blip2cap.records import Row
+from blip2cap.rows import Row
 
 _NAMED_QUESTIONS = 5
 

@@ -10,7 +10,8 @@ from typing import Any
 
 from blip2cap.outputs.export.item import Item
 from blip2cap.outputs.export.writer import FileWriter
-from blip2cap.records import Row
+from blip2cap.rows import Row
+from blip2cap.tasks.text import text_schema
 
 _BATCH = 8192
 """Rows in memory, and in one row group."""
@@ -65,7 +66,7 @@ class Csv(FileWriter):
 
     def finish(self) -> None:
         """Write at least the names of the columns."""
-        self._begin(_columns(Row(file_name="", file_name_b64="")))
+        self._begin(_columns(text_schema().row()))
         super().finish()
 
     def _begin(self, columns: dict[str, Any]) -> None:
@@ -154,7 +155,7 @@ class Parquet(FileWriter):
 
     def finish(self) -> None:
         """Write the footer, and give the file its name."""
-        self._parquet.finish(Row(file_name="", file_name_b64="").as_dict())
+        self._parquet.finish(text_schema().row().as_dict())
         super().finish()
 
     def close(self) -> None:

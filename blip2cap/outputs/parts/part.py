@@ -1,16 +1,14 @@
-"""One part in work: a local journal, which becomes the part's object when its last row is there.
+"""One part in progress: a local journal, which becomes the part's object when its last row is there.
 
-The journal makes a part as safe as any output: what is killed goes on where it was, and nobody else on this machine
-works on the same part, as it is locked. Beside it a count of the times that a process died over this part without a new
-row: after three of them its images are done one at a time, each noted before it is read, so that the one that kills is
-found.
+The journal makes a part as safe as any output: a killed run continues where it was, and nobody else on this machine
+works on the same part, as it is locked. Beside it lies the trace of the images that are being decoded, as for any
+output: the next process decodes those apart over which one has died.
 """
 
 from __future__ import annotations
 
 import contextlib
 import json
-import os
 import re
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence, Set
@@ -20,105 +18,71 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from blip2cap.errors import OutputError, OutputRefusedError
+from blip2cap.decode.trace import Trace, trace_path
+from blip2cap.errors import OutputError, OutputGoneError, OutputRefusedError
 from blip2cap.outputs.journal import JournalSink, manifest_path
 from blip2cap.outputs.parts.counts import KEY, read_counts
 from blip2cap.outputs.parts.plan import PartsPlan, part_name
 from blip2cap.outputs.parts.store import Store
-from blip2cap.outputs.schema import table
-from blip2cap.records import Row, row_key
+from blip2cap.rows import Row, row_key
 
-MOST_DEATHS = 3
-"""Then the images of a part are done one at a time."""
 _JOURNAL = re.compile(r"part-(\d{5,})(\.again)?\.jsonl")
+
+
+class PartExistsError(OutputRefusedError):
+    """Another process has made this part."""
 
 
 class Part:
     """A part of the plan, locked until it is closed; a sink for its rows.
 
-    With `again`, the failed rows of a part that is there are made anew. Raises OutputRefusedError if another process
-    holds it, or has made it; `is_locked` and `is_there` tell these from other reasons.
+    With `again`, the failed rows of an existing part are retried. Raises OutputLockedError if another process holds it,
+    PartExistsError if one has made it.
     """
 
     def __init__(self, store: Store, plan: PartsPlan, index: int, *, again: bool = False) -> None:
         self.store, self.plan, self.index, self.again = store, plan, index, again
         self.name = part_name(index)
-        folder = store.scratch / plan.id
-        path = folder / f"part-{index:05}{'.again' if again else ''}.jsonl"
-        self._noted = False
-        self._deaths, self._current = path.with_suffix(".deaths"), path.with_suffix(".current")
+        self.schema = plan.manifest.schema
+        path = store.scratch / plan.id / f"part-{index:05}{'.again' if again else ''}.jsonl"
+        self._sink = _open(path, retry_failed=again)
         try:
-            self._sink = _open(path, retry_failed=again)
-            try:
-                if not again and store.exists(self.name):  # asked only by who has the lock: others may wait long
-                    self._remove_leftovers()
-                    raise OutputRefusedError(f"{self.name} is there already.") from FileExistsError()
-                self.refs = plan.refs(index)
-                self._kept = self._rows_to_keep() if again else {}
-                self._sink.begin({"plan": plan.id, "part": index, **plan.manifest.settings})
-                journal = _read_rows(path)
-                self._num_rows = len(journal)
-                self.num_deaths = self._deaths_at(self._num_rows)
-                """Of processes that had this part in work and made no row of it."""
-                self._count_deaths(self.num_deaths + 1)
-            except BaseException:
-                self._sink.close()
-                raise
+            if not again and store.exists(self.name):  # asked only with the lock held: others may wait long
+                self._remove_leftovers()
+                raise PartExistsError(f"{self.name} exists already.")
+            self.refs = plan.refs(index)
+            self.trace = Trace(trace_path(path))
+            """Images of this part that are being decoded, and those over which a process has died."""
+            self._kept = self._rows_to_keep() if again else {}
+            self._sink.begin({"plan": plan.id, "part": index, **plan.manifest.settings})
+            found = self._read_rows()
         except OSError as error:
-            raise OutputError(f"{folder} cannot be written: {error.strerror}. Make room, and run it again.") from error
-        questions = plan.manifest.settings.get("questions")
-        self._questions: Sequence[str | None] = questions or (None,)
-        self.num_found = len(journal.keys() - self._kept.keys())
-        """Rows of a run that was stopped."""
-        self.finished = {*self._kept, *journal}
-        """Keys of the rows that are there."""
-        self.num_missing = len(self.refs) * len(self._questions) - len(self.finished)
-        """Rows to come."""
-
-    @property
-    def num_failed(self) -> int:
-        """How many of those have failed."""
-        return self._sink.num_failed
-
-    @property
-    def is_dangerous(self) -> bool:
-        """Whether its images are to be done one at a time."""
-        return self.num_deaths >= MOST_DEATHS or self.culprit() != ""
-
-    def culprit(self) -> str:
-        """Name the image that was in work, alone, when a process died; "" if there is none."""
-        return os.fsdecode(_read(self._current))
-
-    def note(self, name: str) -> None:
-        """Remember which image comes next; a process that dies now dies over this one."""
-        self._noted = True
-        try:
-            self._current.write_bytes(os.fsencode(name))
-        except OSError as error:
-            raise OutputError(f"{self._current} cannot be written: {error.strerror}. Make room.") from error
-
-    def begin(self, settings: Mapping[str, Any]) -> None:
-        """Opening has done it."""
+            self._sink.close()
+            raise OutputError(f"{path.parent} cannot be read: {error.strerror}. Run the same command again.") from error
+        except BaseException:
+            self._sink.close()
+            raise
+        self._labels: Sequence[str | None] = plan.labels
+        self.num_found = len(found.keys() - self._kept.keys())
+        """Number of rows left by a run that was stopped."""
+        self.finished = {*self._kept, *found}
+        """Keys of the existing rows."""
+        self.num_missing = len(self.refs) * len(self._labels) - len(self.finished)
+        """Number of rows to come."""
 
     def write(self, rows: Iterable[Row]) -> None:
         """Append to the journal."""
         rows = list(rows)
         self._sink.write(rows)
-        self._num_rows += len(rows)
         self.num_missing -= len(rows)
-
-    def finish(self, *, stopped: bool) -> None:
-        """Nothing: `commit` does it."""
 
     def commit(self) -> bool:
         """Write the part's object from its rows, in the order of the plan; False if another process was faster."""
         assert self.num_missing == 0, f"{self.name}: {self.num_missing} rows are missing"
-        rows = self._kept | _read_rows(self._sink.path)
-        keys = [
-            row_key(ref.file_name, ref.file_name_b64, question) for ref in self.refs for question in self._questions
-        ]
+        rows = self._kept | self._read_rows()
+        keys = [row_key(ref.file_name, ref.file_name_b64, label) for ref in self.refs for label in self._labels]
         assert len(rows) == len(keys), f"{self.name}: {len(rows)} rows for {len(keys)} keys"
-        data = _as_parquet([rows[key] for key in keys], self.plan, self.index)
+        data = self._as_parquet([rows[key] for key in keys])
         if self.again:
             self.store.replace(self.name, data)
             won = True
@@ -128,16 +92,16 @@ class Part:
         return won
 
     def discard(self) -> None:
-        """Let go of a part whose object is there, and of what was kept to make it."""
+        """Let go of a part whose object exists, and of the files that it was made from."""
+        self.trace.forget()
+        self.trace.close()
         self._remove_leftovers()
         self._sink.close()
 
     def close(self) -> None:
-        """Let go of a part that is not done; its rows are kept. No death: this process is still there."""
-        with contextlib.suppress(OSError):
-            self._count_deaths(self.num_deaths)
-            if self._noted:
-                self._current.unlink(missing_ok=True)
+        """Let go of a part that is not complete; its rows are kept."""
+        with contextlib.suppress(OutputError):
+            self.trace.close()
         self._sink.close()
 
     def _remove_leftovers(self) -> None:
@@ -145,37 +109,41 @@ class Part:
             _remove(self._sink)
         except OSError as error:
             raise OutputError(
-                f"{self._sink.path.parent} cannot be changed: {error.strerror}. The parts that are there are safe."
+                f"{self._sink.path.parent} cannot be changed: {error.strerror}. The finished parts are safe."
             ) from error
 
-    def _deaths_at(self, num_rows: int) -> int:
-        """Read how many processes have died since there were so many rows; a new row starts the count anew."""
-        num_deaths, num_rows_then, *_ = (*map(int, _read(self._deaths).split()), 0, 0)
-        return num_deaths if num_rows <= num_rows_then else 0
-
-    def _count_deaths(self, num_deaths: int) -> None:
-        self._deaths.write_text(f"{num_deaths} {self._num_rows}")
-
-    def _rows_to_keep(self) -> dict[str, dict[str, Any]]:
+    def _rows_to_keep(self) -> dict[str, Row]:
         with self.store.open(self.name) as file:
-            rows: list[dict[str, Any]] = pq.read_table(file).to_pylist()
-        return {_key(row): row for row in rows if row["status"] == "ok"}
+            rows = map(self.schema.parse, pq.read_table(file).to_pylist())
+        return {row.key: row for row in rows if row.status == "ok"}
+
+    def _read_rows(self) -> dict[str, Row]:
+        lines = self._sink.path.read_bytes().split(b"\n")[:-1]
+        return {row.key: row for row in (self.schema.parse(json.loads(line)) for line in lines)}
+
+    def _as_parquet(self, rows: Sequence[Row]) -> bytes:
+        failed = Counter(row.error for row in rows if row.status != "ok")
+        content: Mapping[str, Any] = {
+            "plan": self.plan.id,
+            "part": self.index,
+            "ok": len(rows) - failed.total(),
+            "failed": failed,
+            "settings": dict(self.plan.manifest.settings),
+        }
+        table = pa.Table.from_batches([self.schema.batch(rows)])
+        buffer = pa.BufferOutputStream()
+        pq.write_table(table.replace_schema_metadata({KEY: json.dumps(content)}), buffer, compression="zstd")
+        return bytes(buffer.getvalue().to_pybytes())
 
 
-def is_locked(error: OutputRefusedError) -> bool:
-    """Whether a part was refused as another process has it in work."""
-    return isinstance(error.__cause__, BlockingIOError)
-
-
-def is_there(error: OutputRefusedError) -> bool:
-    """Whether a part was refused as another process has made it."""
-    return isinstance(error.__cause__, FileExistsError)
-
-
-def num_rows_in_work(store: Store, plan: PartsPlan, done: Set[int]) -> int:
-    """Count the rows of parts that are not there yet, as far as this machine has them."""
-    journals = _journals(store.scratch / plan.id)
-    return sum(_read(path).count(b"\n") for path, index, again in journals if index not in done and not again)
+def num_rows_in_progress(store: Store, plan: PartsPlan, done: Set[int]) -> int:
+    """Count the rows of parts that do not exist yet, as far as this machine has them."""
+    count = 0
+    for path, index, again in _journals(store.scratch / plan.id):
+        if index not in done and not again:
+            with contextlib.suppress(FileNotFoundError):  # it was completed just now
+                count += path.read_bytes().count(b"\n")
+    return count
 
 
 def sweep(store: Store, plan: PartsPlan, done: Set[int]) -> None:
@@ -184,70 +152,40 @@ def sweep(store: Store, plan: PartsPlan, done: Set[int]) -> None:
         if index in done:
             with contextlib.suppress(OSError, OutputError, OutputRefusedError):
                 if again and read_counts(store, plan, [index])[index].num_failed:
-                    continue  # the next --retry-failed goes on with it
+                    continue  # the next --retry-failed continues with it
                 with contextlib.closing(JournalSink(path, overwrite=True)) as sink:
                     _remove(sink)
     if len(done) == plan.num_parts:
         with contextlib.suppress(OSError):
-            (store.scratch / plan.id).rmdir()  # unless failed rows are being made again
+            (store.scratch / plan.id).rmdir()  # unless failed rows are being retried
 
 
 def _journals(folder: Path) -> Iterator[tuple[Path, int, bool]]:
-    """Yield the journals of parts, which part each is of, and whether its failed rows are made again in it."""
+    """Yield the journals of parts, the index of each part, and whether its failed rows are retried in it."""
     for path in sorted(folder.glob("part-*.jsonl")):
         if match := _JOURNAL.fullmatch(path.name):
             yield path, int(match[1]), match[2] is not None
 
 
 def _open(path: Path, *, retry_failed: bool) -> JournalSink:
-    remedy = f"Remove {path}, and run the same command again: it does the rows of that file anew."
+    remedy = f"Remove {path}, and run the same command again: it makes the rows of that file again."
     while True:
-        path.parent.mkdir(exist_ok=True)
         try:
+            path.parent.mkdir(exist_ok=True)
             return JournalSink(path, retry_failed=retry_failed, remedy=remedy)
-        except OutputError as error:
-            if not isinstance(error.__cause__, FileNotFoundError):  # else another process has swept the empty folder
-                raise
+        except OutputGoneError:
+            continue  # another process has swept the empty folder
+        except OSError as error:
+            raise OutputError(
+                f"{path.parent} cannot be written: {error.strerror}. Make room, and run it again."
+            ) from error
 
 
 def _remove(sink: JournalSink) -> None:
-    """Take a journal and all that is beside it away; itself last, as only who finds it looks for the others."""
+    """Remove a journal and the files beside it; the journal last, as only who finds it looks for the others."""
     path, manifest = sink.path, manifest_path(sink.path)
     half_written = (each.with_name(f"{each.name}.tmp") for each in (path, manifest))
-    for leftover in (path.with_suffix(".deaths"), path.with_suffix(".current"), *half_written):
+    for leftover in (trace_path(path), *half_written):
         leftover.unlink(missing_ok=True)
-    try:
+    with contextlib.suppress(OutputGoneError):  # another process has swept the empty folder
         sink.remove()
-    except OutputError as error:
-        if not isinstance(error.__cause__, FileNotFoundError):  # else another process has swept the empty folder
-            raise
-
-
-def _as_parquet(rows: Sequence[Mapping[str, Any]], plan: PartsPlan, index: int) -> bytes:
-    failed = Counter(row["error"] for row in rows if row["status"] != "ok")
-    content = {
-        "plan": plan.id,
-        "part": index,
-        "ok": len(rows) - failed.total(),
-        "failed": failed,
-        "settings": dict(plan.manifest.settings),
-    }
-    buffer = pa.BufferOutputStream()
-    pq.write_table(table(rows, {KEY: json.dumps(content).encode()}), buffer, compression="zstd")
-    return bytes(buffer.getvalue().to_pybytes())
-
-
-def _read_rows(path: Path) -> dict[str, dict[str, Any]]:
-    rows = map(json.loads, path.read_bytes().split(b"\n")[:-1])
-    return {_key(row): row for row in rows}
-
-
-def _key(row: Mapping[str, Any]) -> str:
-    return row_key(row["file_name"], row["file_name_b64"], row.get("question"))
-
-
-def _read(path: Path) -> bytes:
-    try:
-        return path.read_bytes()
-    except FileNotFoundError:
-        return b""

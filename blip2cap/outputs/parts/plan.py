@@ -12,7 +12,7 @@ import json
 import os
 import secrets
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
 from datetime import UTC, datetime
 from pathlib import Path
@@ -63,6 +63,11 @@ class PartsPlan:
         """How many parts there are."""
         return int(self.metadata.num_row_groups)
 
+    @property
+    def labels(self) -> Sequence[str | None]:
+        """Labels of the rows of every image: the questions that are asked, or (None,)."""
+        return self.manifest.settings.get(labels_setting(self.manifest.label)) or (None,)
+
     def num_refs(self, index: int) -> int:
         """How many inputs a part has."""
         return int(self.metadata.row_group(index).num_rows)
@@ -79,6 +84,11 @@ class PartsPlan:
     def check(self, settings: Mapping[str, Any], output: str) -> None:
         """Raise OutputRefusedError if `settings` differ from those of the plan, naming each one."""
         self.manifest.check(settings, output, _REMEDY)
+
+
+def labels_setting(label: str) -> str:
+    """Name the setting that lists the labels of all images, by the column that they stand in."""
+    return f"{label or 'question'}s"
 
 
 def part_name(index: int) -> str:

@@ -6,11 +6,11 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from blip2cap.engine.text_rules import FAULTS, badness, find_fault
 from blip2cap.errors import ImageError
 from blip2cap.models.base import Result, Session
 from blip2cap.options import GenerateOptions
 from blip2cap.records import Generated, Prompt
+from blip2cap.tasks.text_rules import FAULTS, badness, find_fault
 
 _BLOCKED = 3
 """No sequence of so many tokens comes twice in a second text. Two would forbid `of a` ever to come again."""

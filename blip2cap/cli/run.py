@@ -1,0 +1,137 @@
+"""One run of a command such as `caption` or `vqa`: its job is run, what happens is printed, the exit code is chosen."""
+
+from __future__ import annotations
+
+import sys
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import typer
+
+from blip2cap.cli.progress import Progress, Silent, choose_progress
+from blip2cap.cli.report import Failures, dry_run_facts, outcome_facts, print_json, say_dry_run, say_outcome
+from blip2cap.cli.resume import hides_secrets, this_command
+from blip2cap.cli.signals import Stop, Stopped, stop_on_signal
+from blip2cap.cli.terminal import clean, say
+from blip2cap.errors import ImageError, OutputError, UsageError
+from blip2cap.jobs.job import Count, Job, Listener
+from blip2cap.outputs.open import Kind
+from blip2cap.records import ImageRef
+
+if TYPE_CHECKING:
+    from blip2cap.engine.run import RunStats
+
+_SOME_FAILED = 3
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ReportOptions:
+    """What a command prints about itself."""
+
+    quiet: bool = False
+    verbose: bool = False
+    as_json: bool = False
+
+    def __post_init__(self) -> None:
+        if self.quiet and self.verbose:
+            raise UsageError("--quiet and --verbose exclude each other.")
+
+
+class TerminalListener(Listener):
+    """Prints how a run goes on to stderr."""
+
+    def __init__(self, job: Job, options: ReportOptions, stop: Stop) -> None:
+        self.job, self.options, self.stop = job, options, stop
+        self._progress: Progress = Silent()
+        self._failures = Failures(self._say_beside_progress, verbose=options.verbose, quiet=options.quiet)
+
+    def say(self, line: str) -> None:
+        """Print a line, unless --quiet is given."""
+        if not self.options.quiet:
+            self._progress.say(clean(line))
+
+    def begin(self, count: Count | None) -> None:
+        """From here on a signal is only noted; draw the progress."""
+        self.stop.only_note()
+        rows_on_terminal = self.job.kind is Kind.STREAM and sys.stdout.isatty()
+        self._progress = choose_progress(quiet=self.options.quiet, rows_on_terminal=rows_on_terminal, count=count)
+
+    def progress(self, stats: RunStats) -> None:
+        """Move the progress."""
+        self._progress.update(stats.num_images, stats.num_failed)
+
+    def failure(self, ref: ImageRef, error: ImageError) -> None:
+        """Name the image, if it is one of the first."""
+        self._failures.add(ref, error)
+
+    def end(self) -> None:
+        """Remove the progress."""
+        self._progress.close()
+        self._progress = Silent()
+        self._failures.close()
+
+    def _say_beside_progress(self, line: str) -> None:
+        self._progress.say(line)
+
+
+def start(job: Job, options: ReportOptions, *, dry_run: bool) -> None:
+    """Run a job. Raises Blip2CapError, or typer.Exit with a code other than 0."""
+    if job.kind is Kind.STREAM and options.as_json:
+        raise UsageError("--json and --out - exclude each other: rows go to standard output. Leave one out.")
+    if job.kind is Kind.STREAM and sys.stdout is None:
+        raise OutputError("--out -: standard output is closed.")
+    with stop_on_signal(quiet=options.quiet) as stop:
+        try:
+            if dry_run:
+                _dry_run(job, options)
+            else:
+                _run(job, options, stop)
+        except Stopped:
+            if not options.quiet:
+                say(f"Stopped before the first row. {go_on(job, begun=False)}")
+            raise
+
+
+def _run(job: Job, options: ReportOptions, stop: Stop) -> None:
+    from blip2cap.jobs.run import run_job
+
+    listener = TerminalListener(job, options, stop)
+    stdout = sys.stdout.buffer if job.kind is Kind.STREAM else None
+    outcome = run_job(job, listener=listener, stopped=lambda: stop.signal != 0, stdout=stdout)
+    for line in outcome.damaged:
+        listener.say(line)
+    facts = outcome_facts(outcome, flags=job.task.schema.names.count("flag") > 0)
+    if options.as_json:
+        print_json(facts)
+    elif not options.quiet:
+        say_outcome(facts)
+    if outcome.stopped:
+        listener.say(f"Stopped. {go_on(job, begun=True)}")
+        raise typer.Exit(stop.exit_code)
+    raise typer.Exit(0 if outcome.complete else _SOME_FAILED)
+
+
+def _dry_run(job: Job, options: ReportOptions) -> None:
+    from blip2cap.jobs.run import dry_run
+
+    found = dry_run(job)
+    for line in found.damaged if not options.quiet else ():
+        say(clean(line))
+    facts = dry_run_facts(found)
+    if options.as_json:
+        print_json(facts)
+    else:
+        say_dry_run(facts)
+
+
+def go_on(job: Job, *, begun: bool) -> str:
+    """Name the command that resumes the run; with --overwrite, once `begun`, it would delete the rows so far."""
+    if job.kind is Kind.STREAM:
+        return "The rows so far went to standard output; the same command begins anew."
+    safe = "The rows so far are safe. " if begun else ""
+    if begun and job.output.overwrite and "--overwrite" not in sys.argv:
+        safe += "Overwriting is set by --config or BLIP2CAP_OVERWRITE: turn it off first. "
+    paths = ", with the same paths on standard input" if "-" in (*job.source.inputs, *job.source.files_from) else ""
+    if hides_secrets():
+        paths += ", with the URLs filled in again (users, passwords and queries are not shown)"
+    return f"{safe}To go on{paths}: {this_command(without='--overwrite' if begun else None)}"

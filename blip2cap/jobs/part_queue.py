@@ -1,0 +1,122 @@
+"""The requests of several parts in one stream, and the sink that their rows come back to."""
+
+from __future__ import annotations
+
+import threading
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Set
+from contextlib import AbstractContextManager, nullcontext
+
+from blip2cap.errors import OutputLockedError
+from blip2cap.outputs.parts.part import Part, PartExistsError
+from blip2cap.outputs.parts.plan import PartsPlan
+from blip2cap.outputs.parts.store import Store
+from blip2cap.records import ImageRef
+from blip2cap.rows import Row
+from blip2cap.tasks.base import Request
+from blip2cap.tasks.worklist import Worklist
+
+
+class PartQueue:
+    """Parts to make, one after the other, to be closed.
+
+    A part is locked when its first request is wanted, and becomes an object when its last row is written. Requests are
+    asked for in a thread of their own; rows come in the order of the requests.
+    """
+
+    def __init__(
+        self,
+        store: Store,
+        plan: PartsPlan,
+        indices: Iterable[int],
+        again: Set[int] = frozenset(),
+        say: Callable[[str], None] = lambda line: None,
+    ) -> None:
+        self.store, self.plan, self.say = store, plan, say
+        self.again = again
+        """Existing parts whose failed rows are retried."""
+        self.todo = deque(indices)
+        self.locked: deque[int] = deque()
+        """Parts that another process had locked when they came up."""
+        self.num_lost = 0
+        """Number of parts that another process has finished first."""
+        self.num_found = 0
+        """Number of rows that unfinished parts had when they came up."""
+        self._open: deque[Part] = deque()
+        self._part_of: dict[str, Part] = {}
+        """Open parts by the names of their images."""
+        self._closed, self._lock = False, threading.Lock()
+
+    def requests(self) -> Iterator[Request]:
+        """Yield the missing rows of one part after the other."""
+        while self.todo:
+            part = self._claim(self.todo.popleft())
+            if part is None:
+                continue
+            self.num_found += part.num_found
+            if num_suspects := part.trace.num_suspects:
+                self.say(f"{part.name}: an earlier run died; {num_suspects} of its images will be in a process apart")
+            with self._lock:
+                if self._closed:  # while a slow bucket answered
+                    part.close()
+                    return
+                self._open.append(part)
+                self._part_of |= dict.fromkeys((ref.name for ref in part.refs), part)
+            yield from Worklist(self.plan.labels).requests(part.refs, part.finished)
+
+    def _claim(self, index: int) -> Part | None:
+        """Lock a part; None if it exists, or if another process has it, which is noted."""
+        try:
+            return Part(self.store, self.plan, index, again=index in self.again)
+        except OutputLockedError:
+            self.locked.append(index)
+        except PartExistsError:
+            pass
+        return None
+
+    def suspects(self, ref: ImageRef) -> bool:
+        """Whether an earlier run died while it decoded this image."""
+        part = self._part_of.get(ref.name)
+        return part is not None and part.trace.suspects(ref)
+
+    def decoding(self, ref: ImageRef) -> AbstractContextManager[None]:
+        """Note an image while it is decoded."""
+        part = self._part_of.get(ref.name)
+        return nullcontext() if part is None else part.trace.decoding(ref)
+
+    def write(self, rows: Iterable[Row]) -> None:
+        """Give rows to the parts that they belong to, and commit those that are whole."""
+        waiting = deque(rows)
+        while waiting:
+            self._commit_whole_parts()
+            part = self._open[0]
+            part.write([waiting.popleft() for _ in range(min(len(waiting), part.num_missing))])
+        self._commit_whole_parts()
+
+    def finish(self, *, stopped: bool) -> None:
+        """Commit parts of which nothing was missing but their object."""
+        self._commit_whole_parts()
+
+    def restart(self) -> None:
+        """Try again, after `close`, the parts that were locked."""
+        self.todo, self.locked = self.locked, deque()
+        self._closed = False
+
+    def close(self) -> None:
+        """Release parts that are not whole; their rows are kept for the next run."""
+        with self._lock:
+            self._closed = True
+            while self._open:
+                self._release().close()
+
+    def _commit_whole_parts(self) -> None:
+        while self._open and self._open[0].num_missing == 0:
+            self.num_lost += not self._open[0].commit()
+            with self._lock:
+                self._release()
+
+    def _release(self) -> Part:
+        part = self._open.popleft()
+        for ref in part.refs:
+            del self._part_of[ref.name]
+        return part

@@ -1,0 +1,176 @@
+"""One run, whatever its task, its model and its output: the command line, Python and clusters call `run_job`."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable, Container, Iterable, Iterator
+from contextlib import closing
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, BinaryIO
+
+from blip2cap.decode.trace import Trace, trace_path
+from blip2cap.errors import InputError
+from blip2cap.jobs.context import Context, dtype_name, make_context, open_source
+from blip2cap.jobs.job import Count, DryRun, Job, Listener, Outcome, no_image
+from blip2cap.key_set import KeySet
+from blip2cap.outputs.base import Output
+from blip2cap.outputs.journal import Journal
+from blip2cap.outputs.open import Kind, open_output, read_file
+from blip2cap.source.inputs import ImageStream, Source
+from blip2cap.tasks.base import Request
+from blip2cap.tasks.worklist import Worklist
+
+if TYPE_CHECKING:
+    from blip2cap.engine.run import RunStats
+    from blip2cap.records import ImageRef
+
+
+def run_job(
+    job: Job,
+    *,
+    listener: Listener | None = None,
+    stopped: Callable[[], bool] = lambda: False,
+    model: Any = None,
+    stdout: BinaryIO | None = None,
+) -> Outcome:
+    """Run a job to its end, or until `stopped` says so; then what is in the model is finished first.
+
+    Quick checks come first: no model is fetched for a run that will be refused. `model` is a loaded one in place of the
+    one that `job.model` names; `stdout` takes the rows of the output `-`. Raises Blip2CapError.
+    """
+    source = open_source(job)
+    if job.kind is Kind.PARTS:
+        from blip2cap.jobs.parts import run_parts_job
+
+        return run_parts_job(job, source, listener=listener, stopped=stopped, model=model)
+    with closing(open_output(job.output, stdout)) as output:
+        context = make_context(job, listener=listener, stopped=stopped, model=model, source=source)
+        if job.kind is Kind.STREAM:  # rows on a stream are not resumed, so nobody would read a trace
+            return _run(context, output, None)
+        with closing(Trace(trace_path(Path(job.output.out)))) as trace:
+            return _run(context, output, trace)
+
+
+def _run(context: Context, output: Output, trace: Trace | None) -> Outcome:
+    """Run a job into a file or a stream."""
+    job, source, dtype = context.job, context.source, context.dtype
+    if output.made_with is not None:
+        if dtype == "auto":
+            dtype = output.made_with.get("dtype", dtype)  # all texts of an output are generated alike
+        output.check(context.settings | {"dtype": dtype})
+    worklist = Worklist(job.task.labels)
+    stream, refs = _images(job, source, worklist, output.finished, output.retry)
+    requests = worklist.requests(refs, output.finished)
+    first = next(requests, None)
+    if worklist.num_images == 0:
+        raise InputError(no_image(source, stream.skipped))
+    stats = None
+    if first is None:
+        output.finish(stopped=False)
+    else:
+        stats = _make_rows(context, output, trace, dtype, itertools.chain([first], requests))
+    return Outcome(
+        out=context.out,
+        num_images=worklist.num_images,
+        num_rows_before=worklist.num_finished,
+        num_failed_before=output.num_failed,
+        skipped=dict(stream.skipped),
+        damaged=tuple(stream.damaged),
+        stats=stats,
+        stopped=stats is not None and context.stopped(),
+    )
+
+
+def _make_rows(
+    context: Context, output: Output, trace: Trace | None, dtype: str, requests: Iterator[Request]
+) -> RunStats:
+    """Load the model while the first images are decoded, and write the rows of all requests."""
+    job, listener, stopped = context.job, context.listener, context.stopped
+    if trace and (num_suspects := trace.num_suspects):
+        images = "1 image that was" if num_suspects == 1 else f"{num_suspects} images that were"
+        listener.say(f"{context.out}: an earlier run died; {images} being decoded then will be in a process apart")
+    context.announce_model()
+    from blip2cap.engine.read_ahead import ReadAhead  # imports torch
+    from blip2cap.engine.run import run
+
+    with closing(ReadAhead(requests, job.decode, context.checkpoint.image_size, job.batch, trace)) as images_ahead:
+        model = context.load_model(dtype)
+        with context.running(model, _counter(job, context.source, output)) as engine:
+            output.begin({**context.settings, "dtype": dtype_name(model)})
+            if output.torn_bytes:
+                listener.say(f"{context.out}: cut a torn last line of {output.torn_bytes} bytes, to be done again")
+            stats = run(engine, images_ahead, output, on_batch=listener.progress, stopped=stopped)
+        if trace and not stopped() and job.source.limit is None:
+            trace.forget()
+    return stats
+
+
+def _images(
+    job: Job, source: Source, worklist: Worklist, finished: Container[str], retry: Callable[[KeySet], Any]
+) -> tuple[ImageStream, Iterable[ImageRef]]:
+    """Return a stream of the inputs, and its images; for retries they are walked once before, for the keys to retry."""
+    stream = source.stream()
+    if not job.output.retry_failed:
+        return stream, stream
+    refs = list(stream) if source.from_pipe else stream
+    retry(KeySet(key for request in worklist.requests(refs, finished) for key in request.keys))
+    if source.from_pipe:
+        return stream, refs
+    stream = source.stream()
+    return stream, stream
+
+
+def _counter(job: Job, source: Source, output: Output) -> Count | None:
+    """Return what counts the images to do by a walk of its own, which holds no names."""
+    if not source.repeatable:
+        return None
+
+    def count(given_up: Callable[[], bool]) -> int:
+        refs = itertools.takewhile(lambda ref: not given_up(), source.stream(ordered=False))
+        return sum(1 for _ in Worklist(job.task.labels).requests(refs, output.finished))
+
+    return count
+
+
+def dry_run(job: Job) -> DryRun:
+    """Find out what a run would do, without the lock, the model or a write. Raises what a run would."""
+    source = open_source(job)
+    if job.kind is Kind.PARTS:
+        from blip2cap.jobs.parts import dry_run_parts
+
+        return dry_run_parts(job, source)
+    journal = Journal()
+    if job.kind is not Kind.STREAM and not job.output.overwrite:
+        manifest, journal = read_file(job.output.out, retry_failed=job.output.retry_failed)
+        if manifest is not None:
+            manifest.check({**manifest.settings, **job.known_settings(source)}, Path(job.output.out).name)
+    worklist = Worklist(job.task.labels)
+    stream, refs = _images(job, source, worklist, journal.finished, journal.take_out)
+    return count_requests(job, source, stream, worklist, worklist.requests(refs, journal.finished), journal.num_failed)
+
+
+def count_requests(
+    job: Job,
+    source: Source,
+    stream: ImageStream,
+    worklist: Worklist,
+    requests: Iterable[Request],
+    num_failed_before: int = 0,
+) -> DryRun:
+    """Count what a run would do. Raises InputError if there is no image."""
+    num_images_to_do = num_rows_to_do = 0
+    for request in requests:
+        num_images_to_do += 1
+        num_rows_to_do += len(request.labels)
+    if worklist.num_images == 0:
+        raise InputError(no_image(source, stream.skipped))
+    return DryRun(
+        out=job.output.out,
+        num_images=worklist.num_images,
+        num_images_to_do=num_images_to_do,
+        num_rows_to_do=num_rows_to_do,
+        num_rows_before=worklist.num_finished,
+        num_failed_before=num_failed_before,
+        skipped=dict(stream.skipped),
+        damaged=tuple(stream.damaged),
+    )

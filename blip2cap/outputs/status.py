@@ -1,0 +1,100 @@
+"""What an output holds: rows by status, and what is missing."""
+
+from __future__ import annotations
+
+import os
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from blip2cap.errors import InputError, UsageError
+from blip2cap.outputs.manifest import Manifest
+from blip2cap.outputs.open import Kind, exists, find_plan, kind_of_existing, open_rows, read_file, read_manifest
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class PartsStatus:
+    """Progress of a folder of parts."""
+
+    num_missing: int
+    """Number of rows that are in no finished part."""
+    num_in_progress: int
+    """Number of these that unfinished parts of this machine have."""
+    num_images: int
+    num_parts: int
+    num_existing: int
+    skipped: Mapping[str, int]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Status:
+    """Rows of an output."""
+
+    out: str
+    num_ok: int
+    failed: Mapping[str, int]
+    """Number of failed rows, by error."""
+    manifest: Manifest | None = None
+    """None where nothing says how the rows were made."""
+    torn_bytes: int = 0
+    parts: PartsStatus | None = None
+    """None for other outputs: only their inputs could tell which rows are missing."""
+
+    @property
+    def complete(self) -> bool:
+        """Whether no row is known to have failed or to be missing."""
+        return not (sum(self.failed.values()) or self.torn_bytes or (self.parts and self.parts.num_missing))
+
+
+def read_status(out: str) -> Status:
+    """Count the rows of an output. Raises InputError if there is none, OutputRefusedError if it is damaged."""
+    kind = kind_of_existing(out)
+    if kind is Kind.PARTS:
+        return _parts_status(out)
+    if kind is Kind.STREAM or not exists(out):
+        raise InputError(f"{out}: no such file or folder. Expected an output of blip2cap.")
+    if kind is Kind.JOURNAL and Path(out).suffix.lower() != ".jsonl":
+        raise UsageError(f"{out}: expected a .jsonl or .parquet output, or a folder of parts.")
+    if read_manifest(out) is None and os.path.getsize(out) > 0:
+        return _counted(out)
+    manifest, journal = read_file(out)
+    return Status(
+        out=out, num_ok=journal.num_ok, failed=journal.failed, manifest=manifest, torn_bytes=journal.torn_bytes
+    )
+
+
+def _counted(out: str) -> Status:
+    """Count the rows of a file that nothing belongs to, such as an export."""
+    num_ok, failed, rows = 0, Counter[str](), open_rows(out)
+    for row in rows:
+        if row.status == "ok":
+            num_ok += 1
+        else:
+            failed[row.error] += 1
+    return Status(out=out, num_ok=num_ok, failed=failed, torn_bytes=rows.torn_bytes)
+
+
+def _parts_status(out: str) -> Status:
+    from blip2cap.outputs.parts.counts import done_parts, read_counts, total
+    from blip2cap.outputs.parts.part import num_rows_in_progress
+
+    plan = find_plan(out)
+    if plan is None:
+        raise InputError(f"{out}: has no plan of parts. Expected a folder that blip2cap has written to.")
+    done = done_parts(plan.store, plan)
+    existing = total(read_counts(plan.store, plan, sorted(done)).values())
+    return Status(
+        out=out,
+        num_ok=existing.num_ok,
+        failed=existing.failed,
+        manifest=plan.manifest,
+        parts=PartsStatus(
+            num_missing=plan.num_images * len(plan.labels) - existing.num_rows,
+            num_in_progress=num_rows_in_progress(plan.store, plan, done),
+            num_images=plan.num_images,
+            num_parts=plan.num_parts,
+            num_existing=len(done),
+            skipped=plan.skipped,
+        ),
+    )

@@ -1,0 +1,319 @@
+"""Rows, and the columns that they have: one schema for journals, Parquet files, parts, readers and exports."""
+
+from __future__ import annotations
+
+import base64
+import json
+import math
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Literal, Protocol
+
+if TYPE_CHECKING:
+    import numpy as np
+    import pyarrow as pa
+
+_STEERING = re.compile("[\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069]")
+"""DEL and C1 controls, line ends that only Unicode has, and characters that turn the direction of text."""
+
+
+class ColumnType(Protocol):
+    """Type of the values in a column; none is ever null."""
+
+    @property
+    def empty(self) -> Any:
+        """Value in a failed row."""
+
+    def check(self, value: Any) -> None:
+        """Raise TypeError or ValueError for a value that is not of this type."""
+
+    def to_json(self, value: Any) -> Any:
+        """Return the value as `json.dumps` takes it."""
+
+    def from_json(self, value: Any) -> Any:
+        """Return the value that `to_json` wrote. Raises TypeError or ValueError."""
+
+    def arrow(self) -> pa.DataType:
+        """Return the type of the column in Arrow."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Scalar:
+    """A value that JSON and Arrow hold as it is."""
+
+    python: type
+    arrow_name: str
+    empty: Any
+
+    def check(self, value: Any) -> None:
+        if type(value) is not self.python:
+            raise TypeError(f"a {self.arrow_name} was expected, not {value!r}")
+        if isinstance(value, str):
+            value.encode()  # a lone surrogate would stop a writer halfway
+        elif isinstance(value, float) and not math.isfinite(value):
+            raise ValueError(f"{value} is no finite number")
+
+    def to_json(self, value: Any) -> Any:
+        return value
+
+    def from_json(self, value: Any) -> Any:
+        value = float(value) if self.python is float and type(value) is int else value
+        self.check(value)
+        return value
+
+    def arrow(self) -> pa.DataType:
+        import pyarrow as pa
+
+        return pa.type_for_alias(self.arrow_name)
+
+
+@dataclass(frozen=True, slots=True)
+class _Strings:
+    """A list of strings."""
+
+    empty: Sequence[str] = ()
+
+    def check(self, value: Any) -> None:
+        if not isinstance(value, (list, tuple)):
+            raise TypeError(f"a list was expected, not {value!r}")
+        for each in value:
+            STRING.check(each)
+
+    def to_json(self, value: Any) -> Any:
+        return list(value)
+
+    def from_json(self, value: Any) -> Any:
+        self.check(value)
+        return tuple(value)
+
+    def arrow(self) -> pa.DataType:
+        import pyarrow as pa
+
+        return pa.list_(pa.field("element", pa.string(), nullable=False))
+
+
+@dataclass(frozen=True, slots=True)
+class Vector:
+    """A numpy array of fixed length: base64 of little-endian numbers in JSON, a fixed-size list in Arrow."""
+
+    length: int
+    dtype: Literal["float16", "float32"]
+
+    @property
+    def empty(self) -> np.ndarray:
+        """Zeros."""
+        import numpy as np
+
+        return np.zeros(self.length, self.dtype)
+
+    def check(self, value: Any) -> None:
+        """Compare dtype and shape."""
+        if getattr(value, "shape", None) != (self.length,) or str(value.dtype) != self.dtype:
+            raise TypeError(f"a vector of {self.length} numbers in {self.dtype} was expected")
+
+    def to_json(self, value: Any) -> str:
+        """Encode the numbers."""
+        return base64.b64encode(value.astype(value.dtype.newbyteorder("<")).tobytes()).decode("ascii")
+
+    def from_json(self, value: Any) -> np.ndarray:
+        """Decode the numbers, from base64 or, as Arrow gives them, from a list."""
+        import numpy as np
+
+        if isinstance(value, str):
+            data = base64.b64decode(value, validate=True)
+            vector = np.frombuffer(data, np.dtype(self.dtype).newbyteorder("<")).astype(self.dtype)
+        else:
+            vector = np.asarray(value, self.dtype)
+        self.check(vector)
+        return vector
+
+    def arrow(self) -> pa.DataType:
+        """Return a list of `length` numbers."""
+        import pyarrow as pa
+
+        return pa.list_(pa.field("element", getattr(pa, self.dtype)(), nullable=False), self.length)
+
+
+STRING = _Scalar(str, "string", "")
+INTEGER = _Scalar(int, "int64", 0)
+FLOAT = _Scalar(float, "float64", 0.0)
+STRINGS = _Strings()
+
+
+@dataclass(frozen=True, slots=True)
+class Column:
+    """Name and type of a column."""
+
+    name: str
+    type: ColumnType = STRING
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """One line of an output: a result about one image, or the reason why there is none."""
+
+    schema: Schema
+    columns: Mapping[str, Any]
+    """Values in the order of the schema."""
+
+    def __getitem__(self, name: str) -> Any:
+        """Return the value of a column."""
+        return self.columns[name]
+
+    @property
+    def file_name(self) -> str:
+        """Name of the image; undecodable bytes as backslash escapes."""
+        return str(self.columns["file_name"])
+
+    @property
+    def file_name_b64(self) -> str:
+        """The real bytes of such a name in base64, else ""."""
+        return str(self.columns["file_name_b64"])
+
+    @property
+    def status(self) -> str:
+        """The string ok or failed."""
+        return str(self.columns["status"])
+
+    @property
+    def error(self) -> str:
+        """One of `records.FAILURES`, "" for an ok row."""
+        return str(self.columns["error"])
+
+    @property
+    def width(self) -> int:
+        """Width of the image in pixels as displayed, 0 if unknown."""
+        return int(self.columns["width"])
+
+    @property
+    def height(self) -> int:
+        """Height of the image in pixels as displayed, 0 if unknown."""
+        return int(self.columns["height"])
+
+    @property
+    def question(self) -> str | None:
+        """Question that the row answers; None without that column."""
+        return self.columns.get("question")
+
+    @property
+    def text(self) -> str:
+        """The caption or the answer; "" without either column."""
+        return str(self.columns.get("text", self.columns.get("answer", "")))
+
+    @property
+    def answer(self) -> str:
+        """The text under the name that it has in answers."""
+        return self.text
+
+    @property
+    def texts(self) -> tuple[str, ...] | None:
+        """All captions, beams best first; None in runs that ask for one."""
+        return None if "texts" not in self.columns else tuple(self.columns["texts"])
+
+    @property
+    def flag(self) -> str | None:
+        """Verdict of the loop guard; None in runs without it."""
+        return self.columns.get("flag")
+
+    @property
+    def finish_reason(self) -> str:
+        """stop, length, or "" without a text."""
+        return str(self.columns.get("finish_reason", ""))
+
+    @property
+    def num_tokens(self) -> int:
+        """Number of generated tokens."""
+        return int(self.columns.get("num_tokens", 0))
+
+    @property
+    def key(self) -> str:
+        """Key by which a resumed run finds this row."""
+        return row_key(self.file_name, self.file_name_b64, self.columns.get(self.schema.key))
+
+    def as_dict(self) -> dict[str, Any]:
+        """Return the columns in their order, as JSON holds them."""
+        return {column.name: column.type.to_json(self.columns[column.name]) for column in self.schema.columns}
+
+    def as_json(self) -> bytes:
+        """One JSON line with its newline; characters that end lines elsewhere, or steer a terminal, are escaped."""
+        line = json.dumps(self.as_dict(), ensure_ascii=False)
+        return _STEERING.sub(lambda match: f"\\u{ord(match.group()):04x}", line).encode() + b"\n"
+
+
+@dataclass(frozen=True, slots=True)
+class Schema:
+    """The columns of an output in their order, and the one that tells the rows of an image apart."""
+
+    columns: tuple[Column, ...]
+    key: str = ""
+    """Name of that column; "" where every image has one row."""
+
+    @property
+    def names(self) -> list[str]:
+        """Names of the columns."""
+        return [column.name for column in self.columns]
+
+    def row(self, **values: Any) -> Row:
+        """Make a row; columns that are not given hold the empty value of their type."""
+        unknown = values.keys() - set(self.names)
+        assert not unknown, f"columns that the schema does not have: {unknown}"
+        return Row(self, {each.name: values.get(each.name, each.type.empty) for each in self.columns})
+
+    def parse(self, columns: Any) -> Row:
+        """Make a row of a parsed JSON line, or of a row of a Parquet file; columns of no schema are ignored.
+
+        Raises TypeError, KeyError or ValueError if it is not one of this schema.
+        """
+        if not isinstance(columns, dict):
+            raise TypeError("no object")
+        row = Row(self, {each.name: each.type.from_json(columns[each.name]) for each in self.columns})
+        if row.status not in ("ok", "failed"):
+            raise ValueError(f"status {row.status!r}")
+        if row.file_name_b64:
+            raw = base64.b64decode(row.file_name_b64, validate=True)
+            if raw.decode("utf-8", "backslashreplace") != row.file_name:
+                raise ValueError("file_name and file_name_b64 disagree")
+        if "\0" in row.file_name or not row.file_name:
+            raise ValueError("no file has that name")
+        return row
+
+    def key_of(self, columns: Mapping[str, Any]) -> str:
+        """Return the key of a row that is given as its columns."""
+        return row_key(columns["file_name"], columns["file_name_b64"], columns[self.key] if self.key else None)
+
+    def arrow(self) -> pa.Schema:
+        """Return the schema of a Parquet file."""
+        import pyarrow as pa
+
+        return pa.schema([pa.field(each.name, each.type.arrow(), nullable=False) for each in self.columns])
+
+    def batch(self, rows: Iterable[Row]) -> pa.RecordBatch:
+        """Make a record batch of rows."""
+        import pyarrow as pa
+
+        rows = list(rows)
+        arrays = [pa.array([row.columns[each.name] for row in rows], each.type.arrow()) for each in self.columns]
+        return pa.RecordBatch.from_arrays(arrays, schema=self.arrow())
+
+
+def make_schema(*results: Column, details: Sequence[Column] = (), key: str = "") -> Schema:
+    """Surround the columns of a task with those of every output: `results` before the status, `details` after it."""
+    return Schema(
+        (
+            Column("file_name"),
+            Column("file_name_b64"),
+            *results,
+            Column("status"),
+            Column("error"),
+            *details,
+            Column("width", INTEGER),
+            Column("height", INTEGER),
+        ),
+        key,
+    )
+
+
+def row_key(file_name: str, file_name_b64: str, label: str | None) -> str:
+    """Join what makes a row unique in its output; NUL occurs in no file name."""
+    return "\0".join((file_name_b64 or file_name, "b64" if file_name_b64 else "", label or ""))

@@ -1,0 +1,70 @@
+"""What a run needs to know of a task: the rows of an image, the prompts for the model, the columns of the answer."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol, Self
+
+from blip2cap.models.base import Model, Session
+from blip2cap.records import ImageRef
+from blip2cap.rows import Row, Schema, row_key
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Request:
+    """One image with the rows that are missing of it."""
+
+    ref: ImageRef
+    labels: tuple[str | None, ...]
+    """Values of the schema's key column, one for each row; (None,) where an image has one row."""
+
+    @property
+    def keys(self) -> Iterator[str]:
+        """Keys of the rows that it makes."""
+        file_name, file_name_b64 = self.ref.file_name, self.ref.file_name_b64
+        return (row_key(file_name, file_name_b64, label) for label in self.labels)
+
+
+class Task(Protocol):
+    """What is asked about every image, with its options."""
+
+    @property
+    def name(self) -> str:
+        """Name of the command; a setting of the output."""
+
+    @property
+    def schema(self) -> Schema:
+        """Columns of the rows."""
+
+    @property
+    def labels(self) -> Sequence[str | None]:
+        """Values of the schema's key column, one for each row of an image; (None,) where there is one row."""
+
+    @property
+    def deterministic(self) -> bool:
+        """Whether equal images have equal results, so that one is enough."""
+
+    def settings(self) -> dict[str, Any]:
+        """Return the settings that change a result and are known without a model, in the form of JSON."""
+
+    def model_settings(self) -> dict[str, Any]:
+        """Return the settings that the family of the model decides; those that are known if there is none yet."""
+
+    def for_family(self, name: str) -> Self:
+        """Return the task with what a family of models decides. Raises UsageError if the family cannot do it."""
+
+    def check(self, model: Any) -> None:
+        """Raise UsageError for options that a loaded model cannot follow."""
+
+    def start(self, model: Model, *, capacity: int | None) -> Session:
+        """Open a session of the model; None lets the model choose its capacity."""
+
+    def prompt(self, ref: ImageRef, label: str | None) -> str:
+        """Return the text that the model is given about an image."""
+
+    def finish(self, result: Any) -> Any:
+        """Apply the rules that change a result."""
+
+    def row(self, ref: ImageRef, label: str | None, result: Any, *, width: int, height: int) -> Row:
+        """Make the row of a finished result, or of the ImageError in its place."""

@@ -1,0 +1,32 @@
+"""`caption`: one text about each image."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+from blip2cap.prompts import CAPTION_PROMPTS
+from blip2cap.rows import Schema
+from blip2cap.tasks.text import TextTask, schema_from, text_schema
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Caption(TextTask):
+    """Captions that continue a prompt."""
+
+    name: ClassVar[str] = "caption"
+    template_setting: ClassVar[str] = "prompt"
+
+    def _default_template(self, family: str) -> str:
+        return CAPTION_PROMPTS[family]
+
+
+def schema_of(settings: Mapping[str, Any]) -> Schema:
+    """Return the columns of captions made with these settings."""
+    return schema_from(settings, question=False)
+
+
+def recognise(names: Collection[str]) -> Schema | None:
+    """Return the columns of captions if the names are theirs."""
+    return text_schema(texts="texts" in names, flag="flag" in names) if "text" in names else None

@@ -1,0 +1,155 @@
+"""What captions and answers have in common: options of generated text, and the columns of a text."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
+from functools import lru_cache
+from typing import Any, ClassVar
+
+from blip2cap.errors import ImageError, UsageError
+from blip2cap.models.base import Model, Session
+from blip2cap.options import GenerateOptions, TextOptions
+from blip2cap.prompts import Template
+from blip2cap.records import Generated, ImageRef
+from blip2cap.rows import INTEGER, STRINGS, Column, Row, Schema, make_schema
+from blip2cap.tasks.loop_guard import GuardedSession, worst_flag
+from blip2cap.tasks.text_rules import strip_prefixes, trim_to_sentence
+
+
+@lru_cache
+def text_schema(*, question: bool = False, texts: bool = False, flag: bool = False) -> Schema:
+    """Return the columns of texts: of answers with `question`, of several captions an image with `texts`."""
+    named = (Column("question"), Column("answer")) if question else (Column("text"),)
+    several = (Column("texts", STRINGS),) if texts else ()
+    flagged = (Column("flag"),) if flag else ()
+    details = (Column("finish_reason"), *flagged, Column("num_tokens", INTEGER))
+    return make_schema(*named, *several, details=details, key="question" if question else "")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class TextTask:
+    """A task whose results are generated texts."""
+
+    name: ClassVar[str]
+    template_setting: ClassVar[str]
+    """Name of the template in the settings of an output."""
+
+    template: str | None = None
+    """Template of the prompt; None leaves it to the model's family."""
+    generate: GenerateOptions = field(default_factory=GenerateOptions)
+    text: TextOptions = field(default_factory=TextOptions)
+
+    def __post_init__(self) -> None:
+        if self.template is not None:
+            template = self._parsed()
+            if not is_text(template.text):
+                raise UsageError(f"prompt {template.text!r}: not valid UTF-8.")
+
+    @property
+    def labels(self) -> Sequence[str | None]:
+        """One row for each image."""
+        return (None,)
+
+    @property
+    def schema(self) -> Schema:
+        """Columns of the rows."""
+        asks = self.labels != (None,)
+        return text_schema(question=asks, texts=self.generate.num_captions > 1, flag=self.text.loop_guard)
+
+    @property
+    def deterministic(self) -> bool:
+        """Each image draws random numbers of its own: sampled texts of equal images differ."""
+        return not self.generate.sampling
+
+    def settings(self) -> dict[str, Any]:
+        """Return the options that change a text; questions are none, as each has rows of its own."""
+        generate = asdict(self.generate)
+        if not self.generate.sampling:
+            del generate["seed"]
+        return generate | asdict(self.text) | {"strip": list(self.text.strip)}
+
+    def model_settings(self) -> dict[str, Any]:
+        """Return the template, if it is known."""
+        return {} if self.template is None else {self.template_setting: self.template}
+
+    def for_family(self, name: str) -> Any:
+        """Return the task with the template of a family, unless one was given."""
+        return self if self.template is not None else replace(self, template=self._default_template(name))
+
+    def check(self, model: Any) -> None:
+        """Raise UsageError for options with which no prompt at all would fit the model."""
+        model.check(self.generate)
+
+    def start(self, model: Model, *, capacity: int | None) -> Session:
+        """Open a session that generates text, guarded against loops if that is wanted."""
+
+        def start(options: GenerateOptions) -> Session:
+            return model.start_texts(options, capacity=capacity)
+
+        return GuardedSession(start, self.generate) if self.text.loop_guard else start(self.generate)
+
+    def prompt(self, ref: ImageRef, label: str | None) -> str:
+        """Fill the template."""
+        return self._parsed().fill(ref.file_name, label or "")
+
+    def finish(self, result: Sequence[Generated]) -> list[Generated]:
+        """Truncate texts to whole sentences, then remove prefixes."""
+        finished = []
+        for generated in result:
+            text = generated.text
+            if self.text.trim_sentence and generated.finish_reason == "length":
+                text = trim_to_sentence(text)
+            finished.append(replace(generated, text=strip_prefixes(text, self.text.strip)))
+        return finished
+
+    def row(
+        self, ref: ImageRef, label: str | None, result: Sequence[Generated] | ImageError, *, width: int, height: int
+    ) -> Row:
+        """Make the row of one or several texts about an image; the first is the best."""
+        failed = isinstance(result, ImageError)
+        texts = [] if isinstance(result, ImageError) else list(result)
+        first = texts[0] if texts else Generated(text="", finish_reason="", num_tokens=0)
+        values: dict[str, Any] = {"text": first.text} if label is None else {"question": label, "answer": first.text}
+        if self.generate.num_captions > 1:
+            values["texts"] = tuple(generated.text for generated in texts)
+        if self.text.loop_guard:
+            values["flag"] = worst_flag(texts)
+        return self.schema.row(
+            file_name=ref.file_name,
+            file_name_b64=ref.file_name_b64,
+            **values,
+            status="failed" if failed else "ok",
+            error=result.code if isinstance(result, ImageError) else "",
+            finish_reason=first.finish_reason,
+            num_tokens=first.num_tokens,
+            width=width,
+            height=height,
+        )
+
+    def _parsed(self) -> Template:
+        assert self.template is not None, "for_family comes first"
+        return parsed(self.template)
+
+    def _default_template(self, family: str) -> str:
+        raise NotImplementedError
+
+
+parsed = lru_cache(Template)
+"""Templates, parsed once for all images."""
+
+
+def is_text(text: str) -> bool:
+    """Whether a string from the command line is valid UTF-8."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
+def schema_from(settings: Mapping[str, Any], *, question: bool) -> Schema:
+    """Return the columns of an output with these settings."""
+    return text_schema(
+        question=question, texts=settings.get("num_captions", 1) > 1, flag=bool(settings.get("loop_guard"))
+    )
