@@ -20,7 +20,7 @@ from blip2cap.errors import ImageError
 from blip2cap.jobs.job import Job, Listener, Outcome
 from blip2cap.jobs.run import dry_run, run_job
 from blip2cap.models.checkpoint import Checkpoint
-from blip2cap.options import BatchOptions, DecodeOptions, OutputOptions, SourceOptions
+from blip2cap.options import BatchOptions, DecodeOptions, ModelOptions, OutputOptions, SourceOptions
 from blip2cap.outputs.open import open_rows
 from blip2cap.outputs.status import read_status
 from blip2cap.records import ImageRef, Prompt
@@ -143,6 +143,7 @@ def job(images: Path, out: str, **source: Any) -> Job:
         task=Score(),
         source=SourceOptions(inputs=(str(images),), **source),
         output=OutputOptions(out=out, part_size=2 if out.endswith("/") else None),
+        model=ModelOptions(name="scorer"),
         decode=DecodeOptions(num_threads=1),
         batch=BatchOptions(batch_size=2),
     )
