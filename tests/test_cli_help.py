@@ -5,10 +5,12 @@ from dataclasses import fields
 from typing import Any
 
 import pytest
+import typer
 import typer.main
 
 from blip2cap import __version__
 from blip2cap.cli import app
+from blip2cap.flags import PANELS
 from blip2cap.options import (
     ANSWER_NEW_TOKENS,
     DEFAULT_MODEL,
@@ -38,8 +40,19 @@ def test_every_command_explains_all_its_options(command: str, help_flag: str) ->
         assert all(flag in result.stdout for flag in parameter.opts if flag.startswith("-"))
 
 
-def test_the_help_of_all_names_every_command() -> None:
-    stdout = invoke("--help").stdout
+@pytest.mark.parametrize("command", ["caption", "vqa"])
+@pytest.mark.parametrize("width", [60, 80, 110])
+def test_the_help_has_a_section_for_each_panel_and_fits_the_terminal(command: str, width: int) -> None:
+    lines = COMMANDS[command].get_help(typer.Context(COMMANDS[command], terminal_width=width)).splitlines()
+    assert [line[:-1] for line in lines if re.fullmatch(r"[A-Z][a-z ]+:", line)] == list(PANELS)
+    assert max(map(len, lines)) <= width
+    columns = {match.start(2) for line in lines if (match := re.match(r"  (-.*?)  +(\S)", line))}
+    assert len(columns) == 1
+
+
+@pytest.mark.parametrize("arguments", [(), ("--help",)])
+def test_the_help_of_all_names_every_command(arguments: tuple[str, ...]) -> None:
+    stdout = invoke(*arguments).output
     for name, command in COMMANDS.items():
         assert name in stdout
         assert command.help.splitlines()[0] in stdout

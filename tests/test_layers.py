@@ -24,6 +24,7 @@ LAYERS = (
     ("models.blip2", "outputs.export"),
     ("models", "outputs", "source", "decode", "tasks"),
     ("options", "prompts", "urls", "tiny.scenes"),
+    ("flags",),
     ("errors", "records", "stopwatch", "batch_size", "key_set", "tiny"),
 )
 """From the top down. A module belongs to the longest name that it begins with."""

@@ -14,7 +14,7 @@ from blip2cap.options import (
     DecodeOptions,
     GenerateOptions,
     ModelOptions,
-    PartsOptions,
+    OutputOptions,
     SourceOptions,
     TextOptions,
 )
@@ -46,7 +46,7 @@ class Job:
     questions: tuple[str, ...] | None
     """None: captions."""
     out: str
-    parts: PartsOptions
+    parts: OutputOptions
     overwrite: bool
     retry_failed: bool
     """Rows with status failed are done again."""
@@ -56,44 +56,19 @@ class Job:
 
     def check_options(self) -> None:
         """Raise UsageError for options that exclude each other."""
-        if self.quiet and self.verbose:
-            raise UsageError("--quiet and --verbose exclude each other.")
-        if self.overwrite and self.retry_failed:
-            raise UsageError("--overwrite and --retry-failed exclude each other: the first does every image again.")
         if not self.decode.allow_http:
             for given in filter(is_http, self.source.inputs):
                 raise UsageError(f"{shown(given)}: nothing is fetched from web servers without --allow-http. Add it.")
         if self.out == "-":
             if sys.stdout is None:
                 raise OutputError("--out -: standard output is closed.")
-            if self.overwrite or self.retry_failed or self.as_json:
-                flag = "--overwrite" if self.overwrite else "--retry-failed" if self.retry_failed else "--json"
-                raise UsageError(f"{flag} and --out - exclude each other: rows go to standard output. Leave one out.")
-        elif self.to_parts:
-            self._check_parts_options()
-        elif Path(self.out).suffix.lower() not in (".jsonl", ".parquet"):
-            raise UsageError(
-                f"--out {self.out}: must end in .jsonl or .parquet, or in / for a folder of parts, or be `-` for "
-                "standard output."
-            )
-        if not self.to_parts and self.parts != PartsOptions():
-            raise UsageError("--part-size and --shard are for a folder of parts: give --out a name that ends in /.")
+            if self.as_json:
+                raise UsageError("--json and --out - exclude each other: rows go to standard output. Leave one out.")
 
     @property
     def to_parts(self) -> bool:
-        """Whether rows go to a folder of parts, here or in a bucket."""
-        if self.out.endswith("/") or "://" in self.out:
-            return True
-        return os.path.isdir(self.out) and Path(self.out).suffix.lower() not in (".jsonl", ".parquet")
-
-    def _check_parts_options(self) -> None:
-        if "://" in self.out and not self.out.endswith("/"):
-            raise UsageError(f"--out {self.out}: a remote output is a folder of parts. Let its name end in /.")
-        if self.overwrite:
-            raise UsageError(
-                f"--overwrite and --out {self.out} exclude each other: a folder is never deleted. Remove it yourself, "
-                "or use another --out."
-            )
+        """True if rows go to a folder of parts."""
+        return self.parts.to_parts
 
     def plan(self, family: str) -> Worklist:
         """Say what is asked about each image of a model of this family."""
