@@ -13,7 +13,7 @@ import pytest
 import typer
 from typer.testing import CliRunner
 
-from blip2cap.cli.options import ReportOptions, option, with_options
+from blip2cap.cli.options import ReportOptions, option, option_of, with_options
 from blip2cap.flags import PANELS, Flag, flags_of
 from blip2cap.options import (
     BatchOptions,
@@ -170,6 +170,12 @@ def test_a_misspelt_option_of_a_command_is_found(settings: dict[str, Any]) -> No
 
     with pytest.raises(AssertionError):
         with_options(**settings)(command)
+
+
+def test_one_field_can_be_taken_alone() -> None:
+    numbers, patterns = option_of(SourceOptions, "limit"), option_of(SourceOptions, "include")
+    assert (numbers.default, numbers.envvar, numbers.metavar) == ("--limit", "BLIP2CAP_LIMIT", "N")
+    assert (patterns.default, patterns.envvar) == ("--include", None)
 
 
 @pytest.mark.parametrize(("name", "field", "its_flag"), FIELDS, ids=IDS)

@@ -8,7 +8,7 @@ from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass, is_dataclass
 from operator import getitem
 from pathlib import Path
-from typing import Annotated, Any, ClassVar, get_type_hints
+from typing import Annotated, Any, ClassVar, get_args, get_type_hints
 
 import typer
 from typer.core import TyperCommand
@@ -45,6 +45,12 @@ def option(usage: str, help: str, *, panel: str, once: bool = True, **settings: 
     An option that is given at most `once` has the variable BLIP2CAP_<LONG NAME>; typer would split others at spaces.
     """
     return _typer_option(parse_flag(usage, help, panel=panel), once=once, **settings)
+
+
+def option_of(options: Any, field: str) -> Any:
+    """Return the option of one field, for a command that does not take the whole dataclass."""
+    parameter = next(parameter for name, parameter in _parameters_of(options) if name == field)
+    return get_args(parameter.annotation)[1]
 
 
 def with_options(
