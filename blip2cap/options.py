@@ -292,20 +292,22 @@ class GenerateOptions:
     max_new_tokens: int = flag(CAPTION_NEW_TOKENS, "--max-new-tokens N", "Maximum number of generated tokens.", least=1)
     min_new_tokens: int = flag(0, "--min-new-tokens N", "Minimum number of generated tokens.", least=0)
     num_beams: int = flag(
-        1, "--num-beams N", "Number of beams of beam search; 1 is greedy.", least=1, hint="1 is greedy."
+        1, "--num-beams N", "Number of beams to search with; 1 is greedy.", least=1, hint="1 is greedy."
     )
     temperature: float | None = flag(
-        None, "--temperature N", "Sample at this temperature instead of taking the likeliest text."
+        None, "--temperature N", "Sample at this temperature. If left out, take the likeliest tokens, or the best beam."
     )
     top_p: float | None = flag(None, "--top-p N", "Sample only from the likeliest tokens whose probabilities sum to N.")
     top_k: int | None = flag(
         None, "--top-k N", "Sample only from the N likeliest tokens.", least=1, hint="Leave it out to keep every token."
     )
-    repetition_penalty: float = flag(1.0, "--repetition-penalty N", "Above 1: make tokens less likely once generated.")
+    repetition_penalty: float = flag(
+        1.0, "--repetition-penalty N", "Above 1: tokens that were generated become less likely."
+    )
     no_repeat_ngram_size: int = flag(
         0,
         "--no-repeat-ngram-size N",
-        "Never generate the same N tokens in a row twice; 0 turns this off.",
+        "Generate no sequence of N tokens twice; 0 turns this off.",
         least=0,
         hint="0 turns it off.",
     )

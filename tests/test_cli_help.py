@@ -21,6 +21,7 @@ from blip2cap.options import (
     TextOptions,
 )
 from tests.commands import invoke
+from tests.make_reference import PAGE, reference
 
 COMMANDS: dict[str, Any] = typer.main.get_command(app).commands  # type: ignore[attr-defined]
 DEFAULTS = {"caption": GenerateOptions(), "vqa": GenerateOptions(max_new_tokens=ANSWER_NEW_TOKENS)}
@@ -106,3 +107,7 @@ def test_the_commands_share_names_flags_and_help() -> None:
 
 def test_the_version_is_the_package_s() -> None:
     assert invoke("--version").stdout == f"blip2cap {__version__}\n"
+
+
+def test_the_page_of_options_is_up_to_date() -> None:
+    assert PAGE.read_text(encoding="utf-8") == reference(), "run `python -m tests.make_reference`"

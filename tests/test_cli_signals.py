@@ -159,7 +159,10 @@ def test_every_signal_ends_a_run_after_its_batch_and_the_command_that_is_said_go
     assert zygote.wait(process) == ALL[number]
     num_rows = len(read_rows(here / "captions.jsonl"))
     assert 2 <= num_rows < 40
-    assert f"\nStopping after this batch; a second signal stops at once.\ncaptions.jsonl: {num_rows} ok, 0 failed" in said()
+    assert (
+        f"\nStopping after this batch; a second signal stops at once.\ncaptions.jsonl: {num_rows} ok, 0 failed"
+        in said()
+    )
     *_, last = said().splitlines()
     command = "blip2cap caption images --model tiny --batch-size 2 --threads 1"
     assert last == f"Stopped. The rows so far are safe. To go on: {command}"
