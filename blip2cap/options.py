@@ -1,6 +1,7 @@
 """Options as frozen dataclasses, one per stage, checked where they are made.
 
-The defaults here are the defaults of the command line.
+The metadata of a field (`flags`) is its flag, its variable, its config key, its help and its entry in docs/options.md.
+Its default is the default of the command line.
 """
 
 from __future__ import annotations
@@ -8,46 +9,71 @@ from __future__ import annotations
 import os
 import re
 from dataclasses import dataclass
+from enum import Enum
+from pathlib import Path
+from typing import ClassVar
 
 from blip2cap.batch_size import BatchSize
 from blip2cap.errors import UsageError
+from blip2cap.flags import check_limits, flag
 
-DTYPES = ("auto", "float32", "bfloat16", "float16")
-DECODE_MODES = ("fast", "exact")
-QUANTIZE_KINDS = ("int8", "nf4", "int8-dynamic", "fp8")
-DEVICE_MAPS = ("auto", "balanced", "sequential")
 DEFAULT_MODEL = "Salesforce/blip2-opt-2.7b"
 CAPTION_NEW_TOKENS = 30
 ANSWER_NEW_TOKENS = 10
-"""As LAVIS asks; answers are short."""
+"""From LAVIS; answers are short."""
 MAX_BYTES = 1_000_000_000
-"""Of one image file."""
+"""Size limit of one image file, in bytes."""
 _FIRST_IMAGES, _MOST_IMAGES = 8, 128
-"""Encoded at once, while their number is measured."""
+"""First and largest number of images encoded at once, while the best number is measured."""
 _QUICK_S = 0.25
-"""Rows may wait so long for a batch without anybody noticing."""
+"""Longest time, in seconds, that a row waits for its batch to fill."""
+
+
+class Kind(Enum):
+    """Kind of an output."""
+
+    STREAM = "stream"
+    """JSONL on standard output; nothing is remembered."""
+    JOURNAL = "journal"
+    """A .jsonl file that is its own journal."""
+    PARQUET = "parquet"
+    """A .parquet file, with a journal beside it until the run ends."""
+    PARTS = "parts"
+    """A folder, here or in a bucket, of Parquet parts."""
+
+
+SUFFIXES = {".jsonl": Kind.JOURNAL, ".parquet": Kind.PARQUET}
+"""Suffixes of outputs that are one file."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class SourceOptions:
-    """Which images."""
+    """Images to process."""
 
-    inputs: tuple[str, ...] = ()
-    """Folders, image files, tar archives, Parquet files, URLs, or `-` for paths on standard input."""
-    files_from: tuple[str, ...] = ()
-    """Files that hold paths."""
-    null_separated: bool = False
-    """Paths in lists end with NUL, not with a newline."""
-    limit: int | None = None
-    """Stop after this many images."""
-    include: tuple[str, ...] = ()
-    """Patterns as in .gitignore, against paths below the folder that is walked, or as given: only what matches."""
-    exclude: tuple[str, ...] = ()
-    """The same: nothing that matches, and no folder that does is entered."""
-    image_column: str | None = None
-    """The column of Parquet files that holds image bytes; None: the only one that can."""
+    PANEL: ClassVar = "Input"
+
+    inputs: tuple[str, ...] = flag(
+        (),
+        "INPUT",
+        "Folders (searched recursively), image files, .tar or .parquet files, URLs such as s3://bucket/folder, or `-` "
+        "for paths on standard input. shards/{000..099}.tar stands for 100 files.",
+    )
+    include: tuple[str, ...] = flag(
+        (), "--include GLOB", "Take only images that match a pattern as in .gitignore: '*.png', 'pets/'; repeatable."
+    )
+    exclude: tuple[str, ...] = flag((), "--exclude GLOB", "Skip images and folders that match a pattern; repeatable.")
+    limit: int | None = flag(
+        None, "--limit N", "Take only the first N images.", least=1, hint="Leave it out to take every image."
+    )
+    files_from: tuple[str, ...] = flag((), "--files-from FILE", "Read paths from FILE, one per line; repeatable.")
+    null_separated: bool = flag(False, "-0, --null", "Paths in lists end with NUL, as find -print0 writes them.")
+    image_column: str | None = flag(
+        None,
+        "--image-column NAME",
+        "Column of .parquet inputs that holds the image bytes. Needed only if several columns could.",
+    )
     max_bytes: int = MAX_BYTES
-    """Larger members of archives become too_large rows, before they are read."""
+    """Larger members of archives become too_large rows before they are read."""
 
     def __post_init__(self) -> None:
         if not self.inputs and not self.files_from:
@@ -56,80 +82,110 @@ class SourceOptions:
             )
         if (*self.inputs, *self.files_from).count("-") > 1:
             raise UsageError("`-` given more than once: standard input can be read once.")
-        _at_least("--limit", self.limit, 1, "Leave it out to take every image.")
-        for flag, patterns in (("--include", self.include), ("--exclude", self.exclude)):
+        check_limits(self)
+        for name, patterns in (("--include", self.include), ("--exclude", self.exclude)):
             if "" in patterns:
-                raise UsageError(f"{flag} is empty: expected a pattern as in .gitignore, like '*.png' or 'pets/'.")
+                raise UsageError(f"{name} is empty: expected a pattern as in .gitignore, like '*.png' or 'pets/'.")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class DecodeOptions:
-    """How image files become pixels."""
+    """Decoding of image files to pixels."""
 
-    mode: str = "fast"
-    """fast: JPEGs are decoded no larger than is needed for twice the model's size; exact: decoded in full."""
+    PANEL: ClassVar = "Speed"
+
+    mode: str = flag(
+        "fast",
+        "--decode NAME",
+        "fast: decode large JPEGs at a reduced size, at least twice the model's. exact: decode them in full.",
+        choices=("fast", "exact"),
+    )
+    num_threads: int = flag(
+        0,
+        "--threads N",
+        "Number of threads that decode images; 0: one per core, at most 16.",
+        least=0,
+        hint="0 takes one per core.",
+    )
+    allow_http: bool = flag(False, "--allow-http", "Fetch images from http:// and https:// URLs.", panel="Input")
+    timeout_s: float = flag(
+        60.0,
+        "--timeout S",
+        "Seconds to wait for one image, from the start of reading; after that it fails.",
+        panel="Safety",
+    )
+    isolate: bool = flag(
+        False,
+        "--isolate",
+        "Decode in separate processes: an image that crashes its decoder or exhausts memory fails alone.",
+        panel="Safety",
+    )
     max_pixels: int = 300_000_000
-    """Larger images fail as too_large, before they are decoded; 200-megapixel phone pictures are real."""
+    """Larger images fail as too_large before they are decoded. Phones take pictures of 200 megapixels."""
     max_bytes: int = MAX_BYTES
-    """Larger files fail as too_large, before they are read."""
-    allow_http: bool = False
-    """Fetch http:// and https:// URLs; else they fail as unsupported."""
-    num_threads: int = 0
-    """Threads that decode; 0 takes one per core, at most 16."""
-    timeout_s: float = 60.0
-    """An image that has been waited for longer, reading included, fails as timeout."""
-    isolate: bool = False
-    """Decode in processes of their own: an image that crashes its decoder fails, and nothing else does."""
+    """Larger files fail as too_large before they are read."""
     max_memory: int = 4_000_000_000
-    """Bytes that decoding one image may take there, besides its file; more fails as out_of_memory."""
+    """Memory limit of an isolated decoder, in bytes, not counting the file; more fails as out_of_memory."""
 
     def __post_init__(self) -> None:
-        if self.mode not in DECODE_MODES:
-            raise UsageError(f"--decode {self.mode}: must be one of {', '.join(DECODE_MODES)}.")
+        check_limits(self)
         if not 0 < self.timeout_s < float("inf"):
             raise UsageError(f"--timeout {self.timeout_s:g}: must be a number of seconds above 0.")
-        _at_least("--threads", self.num_threads, 0, "0 takes one per core.")
 
     @property
     def threads(self) -> int:
-        """The number of threads to start."""
+        """Number of threads to start."""
         return self.num_threads or min(16, os.cpu_count() or 1)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ModelOptions:
-    """Which model, and how it computes."""
+    """The model, and how it computes."""
 
-    name: str = DEFAULT_MODEL
-    """`tiny`, a local folder or a hub id."""
-    revision: str | None = None
-    """A commit, branch or tag on the hub."""
-    dtype: str = "auto"
-    """auto: bfloat16 where the device is fast at it; else float16 on a GPU (float32 for Flan-T5), float32 on a CPU."""
-    device: str = "auto"
-    """auto, cpu, cuda or cuda:N."""
-    device_map: str | None = None
-    """auto, balanced or sequential: spread over all GPUs, as accelerate does; for what does not fit one."""
-    quantize: str | None = None
-    """int8 or nf4, for memory; int8-dynamic or fp8, for speed too. On a CPU: int8-dynamic."""
-    random_weights: bool = False
-    """Only the model's size is real: random weights and a stand-in tokenizer, nothing to download; to measure speed."""
+    PANEL: ClassVar = "Model"
+
+    name: str = flag(
+        DEFAULT_MODEL, "-m, --model NAME", "`tiny` (included in the package), a local folder or a Hugging Face Hub id."
+    )
+    dtype: str = flag(
+        "auto",
+        "--dtype NAME",
+        "auto, float32, bfloat16 or float16. auto: bfloat16 if it is fast on the device, else float16 on a GPU "
+        "(float32 for Flan-T5) and float32 on a CPU.",
+        choices=("auto", "float32", "bfloat16", "float16"),
+    )
+    quantize: str | None = flag(
+        None,
+        "--quantize KIND",
+        "int8 or nf4: less memory. int8-dynamic or fp8: faster too. On a CPU only int8-dynamic.",
+        choices=("int8", "nf4", "int8-dynamic", "fp8"),
+    )
+    device: str = flag("auto", "--device NAME", "auto, cpu, cuda or cuda:N.")
+    device_map: str | None = flag(
+        None,
+        "--device-map NAME",
+        "Spread a model that does not fit on one GPU over all of them: auto, balanced or sequential.",
+        choices=("auto", "balanced", "sequential"),
+    )
+    revision: str | None = flag(None, "--revision NAME", "Commit, branch or tag of the model on the Hub.")
+    random_weights: bool = flag(
+        False, "--random-weights", "Random weights in the size of --model: measure speed without a download."
+    )
 
     def __post_init__(self) -> None:
         if not self.name:
             raise UsageError("--model is empty: expected `tiny`, a folder or a hub id.")
-        if self.dtype not in DTYPES:
-            raise UsageError(f"--dtype {self.dtype}: must be one of {', '.join(DTYPES)}.")
+        check_limits(self)
         if not re.fullmatch(r"auto|cpu|cuda(:[0-9]+)?", self.device):
             raise UsageError(f"--device {self.device}: must be auto, cpu, cuda or cuda:N.")
         if self.device_map is not None:
             self._check_device_map()
-        if self.quantize is not None:
-            self._check_quantize()
+        if self.quantize == "fp8" and self.dtype not in ("auto", "bfloat16"):
+            raise UsageError(
+                f"--quantize fp8 and --dtype {self.dtype} exclude each other: fp8 weights are made from bfloat16."
+            )
 
     def _check_device_map(self) -> None:
-        if self.device_map not in DEVICE_MAPS:
-            raise UsageError(f"--device-map {self.device_map}: must be one of {', '.join(DEVICE_MAPS)}.")
         if self.device not in ("auto", "cuda"):
             raise UsageError(
                 f"--device-map {self.device_map} and --device {self.device} exclude each other: "
@@ -137,33 +193,34 @@ class ModelOptions:
             )
         if self.quantize in ("int8-dynamic", "fp8"):
             raise UsageError(
-                f"--device-map {self.device_map} and --quantize {self.quantize} exclude each other: it is made on one "
-                "GPU. Use --quantize int8 or nf4."
+                f"--device-map {self.device_map} and --quantize {self.quantize} exclude each other: "
+                f"{self.quantize} works on one GPU only. Use --quantize int8 or nf4."
             )
         if self.random_weights:
             raise UsageError(
                 f"--device-map {self.device_map} and random weights exclude each other. Leave --device-map out."
             )
 
-    def _check_quantize(self) -> None:
-        if self.quantize not in QUANTIZE_KINDS:
-            raise UsageError(f"--quantize {self.quantize}: must be one of {', '.join(QUANTIZE_KINDS)}.")
-        if self.quantize == "fp8" and self.dtype not in ("auto", "bfloat16"):
-            raise UsageError(f"--quantize fp8 and --dtype {self.dtype} exclude each other: it is made of bfloat16.")
-
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class BatchOptions:
-    """How many images go through the model at once."""
+    """Number of images in the model at once."""
 
-    batch_size: int | None = None
-    """Images encoded, and texts decoded, at once. Left out: measured, from few to as many as pay and fit."""
+    PANEL: ClassVar = "Speed"
+
+    batch_size: int | None = flag(
+        None,
+        "--batch-size N",
+        "Number of images encoded, and texts generated, at once. Measured if left out.",
+        least=1,
+        hint="Leave it out to let blip2cap measure a size that fits.",
+    )
 
     def __post_init__(self) -> None:
-        _at_least("--batch-size", self.batch_size, 1, "Leave it out to let blip2cap measure a size that fits.")
+        check_limits(self)
 
     def images(self) -> BatchSize:
-        """Return the number of images to encode at once: the one given, or one that grows while that pays."""
+        """Return the number of images to encode at once: the given one, or one that grows while that is faster."""
         if self.batch_size is not None:
             return BatchSize(self.batch_size)
         return BatchSize(_FIRST_IMAGES, _MOST_IMAGES, quick_s=_QUICK_S)
@@ -173,25 +230,67 @@ class BatchOptions:
 class OutputOptions:
     """The output, and what happens to existing rows."""
 
-    out: str = "captions.jsonl"
-    overwrite: bool = False
-    retry_failed: bool = False
-    part_size: int | None = None
-    """Number of inputs in a part; None: 10000."""
-    shard: str | None = None
-    """I/N: take every N-th part, beginning with the I-th; None: all."""
+    PANEL: ClassVar = "Output"
+
+    out: str = flag(
+        "captions.jsonl",
+        "-o, --out PATH",
+        "A .jsonl or .parquet file; FOLDER/ or s3://BUCKET/FOLDER/ for a folder of parts; `-` for standard output.",
+    )
+    overwrite: bool = flag(
+        False, "--overwrite", "Replace the output file instead of resuming it; not for folders of parts."
+    )
+    retry_failed: bool = flag(False, "--retry-failed", "Retry images that have a failed row.")
+    part_size: int | None = flag(
+        None,
+        "--part-size N",
+        "Number of inputs in one part of a new folder of parts; 10000 if left out.",
+        least=1,
+        hint="Leave it out for parts of 10000 inputs.",
+    )
+    shard: str | None = flag(
+        None, "--shard I/N", "In a folder of parts, process only every N-th part, starting with the I-th: 1/8, 2/8, ..."
+    )
 
     def __post_init__(self) -> None:
-        _at_least("--part-size", self.part_size, 1, "Leave it out for parts of 10000 inputs.")
-        if self.overwrite and self.retry_failed:
-            raise UsageError("--overwrite and --retry-failed exclude each other: the first does every image again.")
+        check_limits(self)
         if self.shard is not None:
             numbers = re.fullmatch(r"([0-9]+)/([0-9]+)", self.shard)
             if not numbers or not 1 <= int(numbers[1]) <= int(numbers[2]):
                 raise UsageError(f"--shard {self.shard}: must be I/N, with I from 1 to N, like 1/8.")
+        if self.overwrite and self.retry_failed:
+            raise UsageError("--overwrite and --retry-failed exclude each other: all images are processed anyway.")
+        kind = self.kind
+        if kind is Kind.STREAM and (self.overwrite or self.retry_failed):
+            name = "--overwrite" if self.overwrite else "--retry-failed"
+            raise UsageError(f"{name} and --out - exclude each other: rows go to standard output. Leave one out.")
+        if kind is Kind.PARTS and self.overwrite:
+            raise UsageError(
+                f"--overwrite and --out {self.out} exclude each other: a folder is never deleted. Remove it yourself, "
+                "or use another --out."
+            )
+        if kind is not Kind.PARTS and (self.part_size is not None or self.shard is not None):
+            raise UsageError("--part-size and --shard are for a folder of parts: give --out a name that ends in /.")
+
+    @property
+    def kind(self) -> Kind:
+        """Kind of the output, by its name. Raises UsageError for a name that no output has."""
+        out, suffix = self.out, Path(self.out).suffix.lower()
+        if out == "-":
+            return Kind.STREAM
+        if "://" in out and not out.endswith("/"):
+            raise UsageError(f"--out {out}: a remote output is a folder of parts. Let its name end in /.")
+        if out.endswith("/") or (os.path.isdir(out) and suffix not in SUFFIXES):
+            return Kind.PARTS
+        if suffix not in SUFFIXES:
+            raise UsageError(
+                f"--out {out}: must end in .jsonl or .parquet, or in / for a folder of parts, or be `-` for "
+                "standard output."
+            )
+        return SUFFIXES[suffix]
 
     def takes(self, index: int) -> bool:
-        """Whether a part, counted from 0, is one of those to do."""
+        """Return True if this run processes the part of this index, counted from 0."""
         if self.shard is None:
             return True
         first, step = map(int, self.shard.split("/"))
@@ -200,35 +299,54 @@ class OutputOptions:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class GenerateOptions:
-    """How text is generated; the names are those of transformers."""
+    """Generation of text; fields have the names of transformers."""
 
-    max_new_tokens: int = CAPTION_NEW_TOKENS
-    min_new_tokens: int = 0
-    num_beams: int = 1
-    temperature: float | None = None
-    """Given: sample. Left out: take the likeliest token, or the best beam."""
-    top_p: float | None = None
-    top_k: int | None = None
-    repetition_penalty: float = 1.0
-    no_repeat_ngram_size: int = 0
-    length_penalty: float = 1.0
-    num_captions: int = 1
-    """Texts for each image: sampled, or the best beams."""
-    seed: int = 0
-    """Of sampling; every image has its own stream, so neighbours and batches do not matter."""
+    PANEL: ClassVar = "Generation"
+
+    max_new_tokens: int = flag(CAPTION_NEW_TOKENS, "--max-new-tokens N", "Maximum number of generated tokens.", least=1)
+    min_new_tokens: int = flag(0, "--min-new-tokens N", "Minimum number of generated tokens.", least=0)
+    num_beams: int = flag(
+        1, "--num-beams N", "Number of beams to search with; 1 is greedy.", least=1, hint="1 is greedy."
+    )
+    temperature: float | None = flag(
+        None, "--temperature N", "Sample at this temperature. If left out, take the likeliest tokens, or the best beam."
+    )
+    top_p: float | None = flag(None, "--top-p N", "Sample only from the likeliest tokens whose probabilities sum to N.")
+    top_k: int | None = flag(
+        None, "--top-k N", "Sample only from the N likeliest tokens.", least=1, hint="Leave it out to keep every token."
+    )
+    repetition_penalty: float = flag(
+        1.0, "--repetition-penalty N", "Above 1: tokens that were generated become less likely."
+    )
+    no_repeat_ngram_size: int = flag(
+        0,
+        "--no-repeat-ngram-size N",
+        "Generate no sequence of N tokens twice; 0 turns this off.",
+        least=0,
+        hint="0 turns it off.",
+    )
+    length_penalty: float = flag(
+        1.0, "--length-penalty N", "With beams: above 0 prefers long texts, below 0 short ones."
+    )
+    num_captions: int = flag(
+        1,
+        "--num-captions N",
+        "Number of captions for each image, in the column `texts`: the best beams, or samples.",
+        least=1,
+    )
+    seed: int = flag(
+        0,
+        "--seed N",
+        "Seed of sampling. Each image has its own random stream, independent of batches and order.",
+        least=0,
+    )
 
     def __post_init__(self) -> None:
         for name in ("temperature", "top_p", "repetition_penalty", "length_penalty"):
             value = getattr(self, name)
-            if value is not None:  # transformers wants 2.0 where a person writes 2
+            if value is not None:  # transformers requires 2.0 where a user writes 2
                 object.__setattr__(self, name, float(value))
-        _at_least("--max-new-tokens", self.max_new_tokens, 1, "")
-        _at_least("--min-new-tokens", self.min_new_tokens, 0, "")
-        _at_least("--num-beams", self.num_beams, 1, "1 is greedy.")
-        _at_least("--no-repeat-ngram-size", self.no_repeat_ngram_size, 0, "0 turns it off.")
-        _at_least("--num-captions", self.num_captions, 1, "")
-        _at_least("--top-k", self.top_k, 1, "Leave it out to keep every token.")
-        _at_least("--seed", self.seed, 0, "")
+        check_limits(self)
         if self.min_new_tokens > self.max_new_tokens:
             raise UsageError(
                 f"--min-new-tokens {self.min_new_tokens} is more than --max-new-tokens {self.max_new_tokens}. "
@@ -246,7 +364,7 @@ class GenerateOptions:
 
     @property
     def sampling(self) -> bool:
-        """Whether tokens are drawn at random."""
+        """True if tokens are drawn at random."""
         return self.temperature is not None
 
     def _check_combinations(self) -> None:
@@ -274,21 +392,23 @@ class GenerateOptions:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class TextOptions:
-    """What becomes of generated texts, in this order."""
+    """Rules for generated texts, applied in this order."""
 
-    loop_guard: bool = False
-    """Generate texts that loop, repeat their prompt or are empty once more, and flag what is still bad."""
-    trim_sentence: bool = False
-    """Cut texts that did not come to their end behind their last whole sentence."""
-    strip: tuple[str, ...] = ()
-    """What is taken off the beginning of texts."""
+    PANEL: ClassVar = "Text rules"
+
+    loop_guard: bool = flag(
+        False,
+        "--loop-guard",
+        "Regenerate texts that loop, repeat their prompt or are empty; flag what is still bad in the column `flag`.",
+    )
+    trim_sentence: bool = flag(
+        False, "--trim-sentence", "Remove the incomplete last sentence of texts that reached --max-new-tokens."
+    )
+    strip: tuple[str, ...] = flag(
+        (), "--strip TEXT", 'Remove TEXT from the start of texts, e.g. "a photo of"; repeatable.'
+    )
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "strip", tuple(prefix.strip() for prefix in self.strip))
         if not all(self.strip):
-            raise UsageError('--strip is empty: expected what texts begin with, as "a photo of".')
-
-
-def _at_least(flag: str, value: int | None, least: int, hint: str) -> None:
-    if value is not None and value < least:
-        raise UsageError(f"{flag} {value}: must be {least} or more. {hint}".rstrip())
+            raise UsageError('--strip is empty: expected the start of a text, e.g. "a photo of".')

@@ -52,7 +52,7 @@ WRONG = {
     "vqa images -q where? --template Question:": ["has no {question}"],
     "vqa images -q where? --template {question}{name}": ["unknown field {name}", "{question}"],
     "vqa images --questions missing": ["--questions missing: cannot be read: No such file"],
-    "vqa images --questions empty/nothing.txt": ["holds no question", "one a line"],
+    "vqa images --questions empty/nothing.txt": ["contains no question", "one per line"],
     "show missing.jsonl": ["missing.jsonl: cannot be read: No such file"],
 }
 

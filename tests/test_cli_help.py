@@ -5,10 +5,12 @@ from dataclasses import fields
 from typing import Any
 
 import pytest
+import typer
 import typer.main
 
 from blip2cap import __version__
 from blip2cap.cli import app
+from blip2cap.flags import PANELS
 from blip2cap.options import (
     ANSWER_NEW_TOKENS,
     DEFAULT_MODEL,
@@ -19,6 +21,7 @@ from blip2cap.options import (
     TextOptions,
 )
 from tests.commands import invoke
+from tests.make_reference import PAGE, reference
 
 COMMANDS: dict[str, Any] = typer.main.get_command(app).commands  # type: ignore[attr-defined]
 DEFAULTS = {"caption": GenerateOptions(), "vqa": GenerateOptions(max_new_tokens=ANSWER_NEW_TOKENS)}
@@ -38,8 +41,19 @@ def test_every_command_explains_all_its_options(command: str, help_flag: str) ->
         assert all(flag in result.stdout for flag in parameter.opts if flag.startswith("-"))
 
 
-def test_the_help_of_all_names_every_command() -> None:
-    stdout = invoke("--help").stdout
+@pytest.mark.parametrize("command", ["caption", "vqa"])
+@pytest.mark.parametrize("width", [60, 80, 110])
+def test_the_help_has_a_section_for_each_panel_and_fits_the_terminal(command: str, width: int) -> None:
+    lines = COMMANDS[command].get_help(typer.Context(COMMANDS[command], terminal_width=width)).splitlines()
+    assert [line[:-1] for line in lines if re.fullmatch(r"[A-Z][a-z ]+:", line)] == list(PANELS)
+    assert max(map(len, lines)) <= width
+    columns = {match.start(2) for line in lines if (match := re.match(r"  (-.*?)  +(\S)", line))}
+    assert len(columns) == 1
+
+
+@pytest.mark.parametrize("arguments", [(), ("--help",)])
+def test_the_help_of_all_names_every_command(arguments: tuple[str, ...]) -> None:
+    stdout = invoke(*arguments).output
     for name, command in COMMANDS.items():
         assert name in stdout
         assert command.help.splitlines()[0] in stdout
@@ -93,3 +107,7 @@ def test_the_commands_share_names_flags_and_help() -> None:
 
 def test_the_version_is_the_package_s() -> None:
     assert invoke("--version").stdout == f"blip2cap {__version__}\n"
+
+
+def test_the_page_of_options_is_up_to_date() -> None:
+    assert PAGE.read_text(encoding="utf-8") == reference(), "run `python -m tests.make_reference`"

@@ -159,7 +159,10 @@ def test_every_signal_ends_a_run_after_its_batch_and_the_command_that_is_said_go
     assert zygote.wait(process) == ALL[number]
     num_rows = len(read_rows(here / "captions.jsonl"))
     assert 2 <= num_rows < 40
-    assert f"\nStopping after this batch; once more stops at once.\ncaptions.jsonl: {num_rows} ok, 0 failed" in said()
+    assert (
+        f"\nStopping after this batch; a second signal stops at once.\ncaptions.jsonl: {num_rows} ok, 0 failed"
+        in said()
+    )
     *_, last = said().splitlines()
     command = "blip2cap caption images --model tiny --batch-size 2 --threads 1"
     assert last == f"Stopped. The rows so far are safe. To go on: {command}"
@@ -176,7 +179,7 @@ def test_a_signal_while_the_model_loads_ends_the_run_at_once_and_leaves_nothing(
     wait_for(lambda: "loading" in said(), zygote, process)
     os.kill(process, number)
     assert zygote.wait(process) == ALL[number]
-    assert "\nStopping; once more stops at once.\nStopped before the first row. To go on: blip2cap " in said()
+    assert "\nStopping; a second signal stops at once.\nStopped before the first row. To go on: blip2cap " in said()
     assert said().endswith(" --overwrite\n"), "what was there before is there still, and would be in the way"
     assert "Traceback" not in said()
     assert sorted(path.name for path in here.iterdir()) == ["images", "said"]
@@ -363,7 +366,7 @@ def test_before_the_first_row_a_signal_raises_and_later_it_is_noted(capfd: pytes
         assert stop.exit_code == 143
     assert {number: signal.getsignal(number) for number in before} == before
     assert (signal.getitimer(signal.ITIMER_REAL)[0] > 0) == timer
-    first, second = capfd.readouterr().err.split("once more stops at once.")[:2]
+    first, second = capfd.readouterr().err.split("a second signal stops at once.")[:2]
     assert (first.strip(), second.strip()) == ("Stopping;", "Stopping after this batch;")
 
 

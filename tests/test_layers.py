@@ -26,6 +26,7 @@ LAYERS = (
     ("tasks",),
     ("models", "source", "decode"),
     ("options", "prompts", "urls", "outputs.files", "tiny.scenes"),
+    ("flags",),
     ("errors", "records", "rows", "stopwatch", "batch_size", "key_set", "tiny"),
 )
 """From the top down. A module belongs to the longest name that it begins with."""

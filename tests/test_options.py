@@ -5,7 +5,16 @@ import os
 import pytest
 
 from blip2cap.errors import UsageError
-from blip2cap.options import BatchOptions, DecodeOptions, GenerateOptions, ModelOptions, SourceOptions, TextOptions
+from blip2cap.options import (
+    BatchOptions,
+    DecodeOptions,
+    GenerateOptions,
+    Kind,
+    ModelOptions,
+    OutputOptions,
+    SourceOptions,
+    TextOptions,
+)
 
 WRONG_NUMBERS = {
     "--max-new-tokens 0": {"max_new_tokens": 0},
@@ -186,7 +195,60 @@ def test_the_batch_size_is_measured_unless_given():
     assert not measured.settled
 
 
-@pytest.mark.parametrize("options", [SourceOptions(inputs=("a",)), DecodeOptions(), ModelOptions(), BatchOptions()])
+@pytest.mark.parametrize(
+    ("out", "kind"),
+    [
+        ("captions.jsonl", Kind.JOURNAL),
+        ("folder/captions.PARQUET", Kind.PARQUET),
+        ("parts/", Kind.PARTS),
+        ("s3://bucket/parts/", Kind.PARTS),
+        ("existing", Kind.PARTS),
+        ("existing.jsonl", Kind.JOURNAL),
+        ("-", Kind.STREAM),
+    ],
+)
+def test_the_name_of_an_output_tells_its_kind(tmp_path, monkeypatch, out, kind):
+    monkeypatch.chdir(tmp_path)
+    for name in ("existing", "existing.jsonl"):
+        (tmp_path / name).mkdir()
+    assert OutputOptions(out=out).kind is kind
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"out": "captions.txt"}, r"--out captions.txt: must end in .jsonl or .parquet, or in / for a folder of parts"),
+        ({"out": ""}, "--out : must end in .jsonl"),
+        ({"out": "s3://bucket/parts"}, "--out s3://bucket/parts: a remote output is a folder of parts"),
+        ({"out": "parts/", "overwrite": True}, "--overwrite and --out parts/ exclude each other: a folder is never"),
+        ({"out": "-", "overwrite": True}, "--overwrite and --out - exclude each other"),
+        ({"out": "-", "retry_failed": True}, "--retry-failed and --out - exclude each other"),
+        ({"overwrite": True, "retry_failed": True}, "--overwrite and --retry-failed exclude each other"),
+        ({"part_size": 2}, "--part-size and --shard are for a folder of parts"),
+        ({"shard": "1/2", "out": "-"}, "--part-size and --shard are for a folder of parts"),
+        ({"part_size": 0, "out": "parts/"}, "--part-size 0: must be 1 or more. Leave it out for parts of 10000 inputs"),
+        *(
+            ({"shard": shard, "out": "parts/"}, f"--shard {shard}: must be I/N")
+            for shard in ("0/2", "3/2", "1", "a/b", "-1/2", "1/2/3", "")
+        ),
+    ],
+)
+def test_a_wrong_output_is_refused_with_the_reason(options, message):
+    with pytest.raises(UsageError) as caught:
+        OutputOptions(**options)
+    assert str(caught.value).startswith(message)
+
+
+def test_shards_share_the_parts_and_together_take_all():
+    taken = [[index for index in range(7) if OutputOptions(out="p/", shard=f"{i}/3").takes(index)] for i in (1, 2, 3)]
+    assert taken == [[0, 3, 6], [1, 4], [2, 5]]
+    assert OutputOptions(out="p/").takes(5)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [SourceOptions(inputs=("a",)), DecodeOptions(), ModelOptions(), BatchOptions(), OutputOptions(), TextOptions()],
+)
 def test_options_cannot_be_changed(options):
     name = dataclasses.fields(options)[0].name
     with pytest.raises(dataclasses.FrozenInstanceError):

@@ -210,7 +210,7 @@ def test_other_readers_find_the_same_numbers(images: Path) -> None:
     expected = [row["large"].tolist() for row in open_rows("scores.parquet")]
     assert pandas.read_parquet("scores.parquet")["large"].map(list).tolist() == expected
     assert polars.read_parquet("scores.parquet")["large"].to_list() == expected
-    found = duckdb.sql("select large from 'scores.parquet'").fetchall()
+    found = duckdb.connect().execute("select large from 'scores.parquet'").fetchall()
     assert [list(each[0]) for each in found] == expected
 
 

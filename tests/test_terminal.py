@@ -131,7 +131,7 @@ def test_elsewhere_there_is_a_plain_line_now_and_then(capsys: pytest.CaptureFixt
     assert isinstance(progress, Lines)
     progress.update(3, 1)
     assert capsys.readouterr().err == ""
-    progress.said -= 31
+    progress.printed -= 31
     progress.update(4, 1)
     progress.update(5, 1)
     progress.say("said")

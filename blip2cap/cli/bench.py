@@ -16,8 +16,8 @@ from typing import Annotated, Any
 import typer
 
 from blip2cap import urls
-from blip2cap.cli import arguments as arg
 from blip2cap.cli.guard import handle_errors
+from blip2cap.cli.options import ReportOptions, option, option_of, with_options
 from blip2cap.cli.report import print_json
 from blip2cap.cli.signals import stop_on_signal
 from blip2cap.cli.terminal import clean, say, write_out
@@ -27,7 +27,6 @@ from blip2cap.options import BatchOptions, DecodeOptions, GenerateOptions, Model
 from blip2cap.records import ImageRef
 from blip2cap.tasks.vqa import Vqa
 
-_DECODE, _MODEL, _GENERATE = DecodeOptions(), ModelOptions(), GenerateOptions()
 _NEW_TOKENS = 12
 """A caption of BLIP-2 has about so many; the same for all, so that figures of models and machines can be compared."""
 _SOME_FAILED = 3
@@ -36,46 +35,45 @@ _MOST_IMAGES = 4096
 
 
 @handle_errors
+@with_options(
+    only=[
+        *("model", "dtype", "quantize", "device", "revision", "random_weights", "batch_size", "decode", "threads"),
+        *("max_new_tokens", "min_new_tokens", "num_beams", "quiet", "json"),
+    ],
+    max_new_tokens=_NEW_TOKENS,
+)
 def bench(
-    inputs: arg.Inputs = None,
-    model: arg.Model = _MODEL.name,
-    revision: arg.Revision = _MODEL.revision,
-    random_weights: Annotated[
-        bool, arg.option("--random-weights", help="Weights at random, in the size of --model: speed needs no download.")
-    ] = False,
-    dtype: arg.Dtype = _MODEL.dtype,
-    device: arg.Device = _MODEL.device,
-    quantize: arg.Quantize = _MODEL.quantize,
-    batch_size: arg.BatchSize = None,
-    decode: arg.Decode = _DECODE.mode,
-    threads: arg.Threads = _DECODE.num_threads,
+    model: ModelOptions,
+    batch: BatchOptions,
+    decode: DecodeOptions,
+    generate: GenerateOptions,
+    report: ReportOptions,
+    inputs: Annotated[list[str] | None, option_of(SourceOptions, "inputs")] = None,
+    limit: Annotated[int | None, option_of(SourceOptions, "limit")] = None,
     questions: Annotated[
         list[str] | None,
-        arg.repeated_option("-q", "--question", metavar="TEXT", help="Query instead of captioning; may be repeated."),
+        option(
+            "-q, --question TEXT", "Answer this question instead of captioning; repeatable.", panel="Input", once=False
+        ),
     ] = None,
-    max_new_tokens: arg.MaxNewTokens = _NEW_TOKENS,
-    min_new_tokens: arg.MinNewTokens = _GENERATE.min_new_tokens,
-    num_beams: arg.NumBeams = _GENERATE.num_beams,
     num_images: Annotated[
         int | None,
-        arg.option("--num-images", help="Scenes to draw. Left out: as many as take a minute or so, all in all."),
+        option(
+            "--num-images N", "Number of scenes to draw. If left out, as many as take about a minute.", panel="Input"
+        ),
     ] = None,
     image_size: Annotated[
-        str | None, arg.option("--image-size", metavar="WxH", help="Size of the scenes. Left out: 640x480.")
+        str | None, option("--image-size WxH", "Size of the scenes; 640x480 if left out.", panel="Input")
     ] = None,
-    limit: arg.Limit = None,
-    repeat: Annotated[int, arg.option("--repeat", help="Passes over the images.")] = 3,
-    baseline: Annotated[
-        bool, arg.option("--baseline", help="Run the plain transformers script on the same images too.")
-    ] = False,
-    sweep: Annotated[bool, arg.option("--sweep", help="Try batch sizes 1, 2, 4, ...")] = False,
+    out: Annotated[Path | None, option("-o, --out FILE", "Write the results to a JSON file.", panel="Output")] = None,
     plot: Annotated[
-        Path | None, arg.option("--plot", metavar="FILE", help="With --sweep: images/s by batch size as a PNG.")
+        Path | None, option("--plot FILE", "With --sweep: plot images/s by batch size as a PNG.", panel="Output")
     ] = None,
-    out: Annotated[Path | None, arg.option("-o", "--out", metavar="FILE", help="Results as JSON.")] = None,
-    config: arg.Config = None,
-    quiet: arg.Quiet = False,
-    as_json: Annotated[bool, arg.option("--json", help="Print the results as one JSON object on stdout.")] = False,
+    repeat: Annotated[int, option("--repeat N", "Number of passes over the images.", panel="Speed")] = 3,
+    baseline: Annotated[
+        bool, option("--baseline", "Run the plain transformers script on the same images too.", panel="Speed")
+    ] = False,
+    sweep: Annotated[bool, option("--sweep", "Measure batch sizes 1, 2, 4, ...", panel="Speed")] = False,
 ) -> None:
     """Measure images/s, by stage, and the share of the limit.
 
@@ -91,16 +89,6 @@ def bench(
     for path, flag, suffix in ((plot, "--plot", ".png"), (out, "--out", ".json")):
         if path is not None:
             _check_writable(path, flag, suffix)
-    model_options = ModelOptions(
-        name=model,
-        revision=revision,
-        dtype=dtype,
-        device=device,
-        quantize=quantize,
-        random_weights=random_weights,
-    )
-    generate = GenerateOptions(max_new_tokens=max_new_tokens, min_new_tokens=min_new_tokens, num_beams=num_beams)
-    decode_options = DecodeOptions(mode=decode, num_threads=threads)
     asked = tuple(questions or ()) or None
     if asked:
         Vqa(questions=asked)  # complains at once, and not after a minute
@@ -109,10 +97,10 @@ def bench(
 
     options = BenchOptions(
         command=shlex.join(["blip2cap", *sys.argv[1:]]),
-        model=model_options,
+        model=model,
         generate=generate,
-        decode=decode_options,
-        batch=BatchOptions(batch_size=batch_size),
+        decode=decode,
+        batch=batch,
         questions=asked,
         refs=_images(tuple(inputs), limit) if inputs else None,
         num_images=limit if inputs else num_images,
@@ -123,15 +111,15 @@ def bench(
     )
     from blip2cap.bench.benchmark import Benchmark
 
-    with stop_on_signal(quiet=quiet):  # what ends it passes through, and takes the folder of scenes away
-        facts = Benchmark(options, (lambda line: None) if quiet else (lambda line: say(clean(line)))).run()
+    with stop_on_signal(quiet=report.quiet):  # what ends it passes through, and takes the folder of scenes away
+        facts = Benchmark(options, (lambda line: None) if report.quiet else (lambda line: say(clean(line)))).run()
     if out is not None:
         _write(out, (json.dumps(facts, indent=2) + "\n").encode(), "--out")
     if plot is not None:
         _write(plot, _picture(facts), "--plot")
-    if as_json:
+    if report.as_json:
         print_json(facts)
-    elif not quiet:
+    elif not report.quiet:
         write_out(_page(facts))
     if facts["figures"]["num_bad_images"]:
         raise typer.Exit(_SOME_FAILED)

@@ -1,4 +1,4 @@
-"""`--config FILE`: options from a TOML file, below flags and environment variables, above the defaults.
+"""Options from the TOML file of --config; flags and variables override them, they override the defaults.
 
 model = "tiny"            # for every command
 
@@ -21,9 +21,9 @@ _COMMANDS = ("caption", "vqa", "bench")
 
 
 def load_config(context: typer.Context, path: Path | None) -> Path | None:
-    """Read the file into the defaults of the command that is being parsed.
+    """Make the options in the file the defaults of the command that is being parsed.
 
-    Raises typer.BadParameter for a file that cannot be read or an option that the command does not have.
+    Raises typer.BadParameter for a file that cannot be read, or an option that the command does not have.
     """
     if path is None:
         return None
@@ -52,7 +52,7 @@ def load_config(context: typer.Context, path: Path | None) -> Path | None:
 
 
 def _names(context: typer.Context) -> dict[str, tuple[str, bool]]:
-    """Long names of the command's options -> parameter, and whether it takes several values."""
+    """Return the parameter of each option, by its long name, and True for those that take several values."""
     names = {}
     for parameter in context.command.params:
         long = next((flag[2:] for flag in parameter.opts if flag.startswith("--")), parameter.name)
@@ -62,7 +62,7 @@ def _names(context: typer.Context) -> dict[str, tuple[str, bool]]:
 
 
 def read_questions(path: Path) -> tuple[str, ...]:
-    """Read one question a line; empty lines are passed over. Raises UsageError."""
+    """Read one question per line, without empty lines. Raises UsageError."""
     try:
         lines = path.read_text(encoding="utf-8-sig").split("\n")
     except OSError as error:
@@ -71,5 +71,5 @@ def read_questions(path: Path) -> tuple[str, ...]:
         raise UsageError(f"--questions {path}: not valid UTF-8.") from error
     questions = tuple(line.strip() for line in lines if line.strip())
     if not questions:
-        raise UsageError(f"--questions {path}: holds no question. Expected one a line.")
+        raise UsageError(f"--questions {path}: contains no question. Expected one per line.")
     return questions

@@ -1,4 +1,4 @@
-"""How a command ends when something is wrong: one line on stderr, and the exit code."""
+"""Errors of a command: one line on stderr, and the exit code."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ from blip2cap.cli.terminal import clean, discard, say
 from blip2cap.errors import Blip2CapError
 
 _BROKEN_PIPE = 141
-"""What a shell reports of a process that SIGPIPE ended."""
+"""Exit code that a shell reports for a process that SIGPIPE ended."""
 
 
 def handle_errors(command: Callable[..., None]) -> Callable[..., None]:
-    """Print our errors as one line and end with their exit code; any other exception is a bug and shows itself."""
+    """Print our errors as one line and exit with their code. Any other exception is a bug and shows its traceback."""
 
     @functools.wraps(command)
     def guarded(*args: Any, **kwargs: Any) -> None:
@@ -30,8 +30,7 @@ def handle_errors(command: Callable[..., None]) -> Callable[..., None]:
             say(f"blip2cap: {clean(str(error))}")
             raise typer.Exit(error.exit_code) from error
         except BrokenPipeError:
-            # The reader of our output, or of what we say, has gone; Python would complain once more when it flushes
-            # both at exit.
+            # The reader of stdout or stderr has closed it. Python flushes both at exit, and would print an error again.
             for stream in (sys.stdout, sys.stderr):
                 if stream is not None:
                     discard(stream)
@@ -45,7 +44,7 @@ def handle_errors(command: Callable[..., None]) -> Callable[..., None]:
 
 
 def _fill_standard_descriptors() -> None:
-    """Open the null device for what was closed: else the output would get the number of stderr, and its messages."""
+    """Open the null device for closed standard streams: else the output file would get their number and their text."""
     while (descriptor := os.open(os.devnull, os.O_RDWR)) <= 2:
         pass
     os.close(descriptor)

@@ -1,44 +1,41 @@
-"""How far a run has come: a bar on a terminal, a plain line every 30 seconds elsewhere."""
+"""Progress of a run: a bar on a terminal, a plain line every 30 seconds elsewhere."""
 
 from __future__ import annotations
 
 import sys
 import threading
 import time
-from collections.abc import Callable
 from typing import Any, Protocol
 
 from blip2cap.cli.terminal import lost_terminal, say
+from blip2cap.jobs.job import Count
 
 _LINE_EVERY_S = 30.0
 _PATIENCE_S = 1.0
-"""How long the end of a run waits for the walk that counts: it may hang in a folder far away."""
-
-Count = Callable[[Callable[[], bool]], int]
-"""Counts the images to do; asks now and then whether nobody wants to know any more."""
+"""Longest time, in seconds, that a finished run waits for the counting thread: a remote folder may hang."""
 
 
 class Progress(Protocol):
-    """Told after every batch."""
+    """Display that a run updates after every batch."""
 
     def update(self, num_images: int, num_failed: int) -> None:
-        """Say how many images this run has done so far, and how many rows failed."""
+        """Show the number of images that this run has processed, and of rows that failed."""
 
     def say(self, text: str) -> None:
-        """Print one line to stderr, and spoil nothing."""
+        """Print one line to stderr without damaging the display."""
 
     def close(self) -> None:
-        """Leave the terminal as it was."""
+        """Remove the display."""
 
 
 class Bar:
-    """A tqdm bar; the total comes when a second walk, beside the run, has counted it."""
+    """A tqdm bar. A thread counts the images; until it has finished, the bar has no total."""
 
     def __init__(self, count: Count | None) -> None:
         from tqdm import tqdm
 
         class Quiet(tqdm):
-            monitor_interval = 0  # a thread that would outlive the run, to correct a guess that miniters=1 leaves out
+            monitor_interval = 0  # no monitor thread: it would outlive the run, and miniters=1 does not need it
 
         self.bar: Any = Quiet(unit=" images", file=sys.stderr, dynamic_ncols=True, smoothing=0.1, miniters=1)
         self._closed = threading.Event()
@@ -58,7 +55,7 @@ class Bar:
             self.bar.write(text, file=sys.stderr)
 
     def close(self) -> None:
-        """End the bar's line, and the walk that counts."""
+        """End the line of the bar, and the counting."""
         self._closed.set()
         if self._counter is not None:
             self._counter.join(_PATIENCE_S)
@@ -71,44 +68,37 @@ class Bar:
             self.bar.refresh()
 
 
-class Lines:
-    """A line now and then, for logs."""
-
-    def __init__(self) -> None:
-        self.started = self.said = time.monotonic()
+class Silent:
+    """No progress, for --quiet."""
 
     def update(self, num_images: int, num_failed: int) -> None:
-        """Say it if the last line is old."""
+        """Do nothing."""
+
+    def say(self, text: str) -> None:
+        """Print one line."""
+        say(text)
+
+    def close(self) -> None:
+        """Do nothing: there is no display."""
+
+
+class Lines(Silent):
+    """A line every 30 seconds, for logs."""
+
+    def __init__(self) -> None:
+        self.started = self.printed = time.monotonic()
+
+    def update(self, num_images: int, num_failed: int) -> None:
+        """Print a line if the last one is old enough."""
         now = time.monotonic()
-        if now - self.said >= _LINE_EVERY_S:
-            self.said = now
+        if now - self.printed >= _LINE_EVERY_S:
+            self.printed = now
             rate = num_images / (now - self.started)
             say(f"{num_images} images done, {num_failed} failed, {rate:.1f} images/s")
 
-    def say(self, text: str) -> None:
-        """Print it."""
-        say(text)
-
-    def close(self) -> None:
-        """Nothing to end."""
-
-
-class Silent:
-    """For --quiet."""
-
-    def update(self, num_images: int, num_failed: int) -> None:
-        """Say nothing."""
-
-    def say(self, text: str) -> None:
-        """Print it."""
-        say(text)
-
-    def close(self) -> None:
-        """Nothing to end."""
-
 
 def choose_progress(*, quiet: bool, rows_on_terminal: bool, count: Count | None) -> Progress:
-    """Choose by where stderr goes; `count` counts the images to do, None if they cannot be counted beforehand."""
+    """Choose by the kind of stderr. `count` is None if the images cannot be counted beforehand."""
     if quiet:
         return Silent()
     return Bar(count) if sys.stderr is not None and sys.stderr.isatty() and not rows_on_terminal else Lines()

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import sys
-from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import typer
 
+from blip2cap.cli.options import ReportOptions
 from blip2cap.cli.progress import Progress, Silent, choose_progress
 from blip2cap.cli.report import Failures, dry_run_facts, outcome_facts, print_json, say_dry_run, say_outcome
 from blip2cap.cli.resume import hides_secrets, this_command
@@ -15,26 +15,13 @@ from blip2cap.cli.signals import Stop, Stopped, stop_on_signal
 from blip2cap.cli.terminal import clean, say
 from blip2cap.errors import ImageError, OutputError, UsageError
 from blip2cap.jobs.job import Count, Job, Listener
-from blip2cap.outputs.open import Kind
+from blip2cap.options import Kind
 from blip2cap.records import ImageRef
 
 if TYPE_CHECKING:
     from blip2cap.engine.run import RunStats
 
 _SOME_FAILED = 3
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class ReportOptions:
-    """What a command prints about itself."""
-
-    quiet: bool = False
-    verbose: bool = False
-    as_json: bool = False
-
-    def __post_init__(self) -> None:
-        if self.quiet and self.verbose:
-            raise UsageError("--quiet and --verbose exclude each other.")
 
 
 class TerminalListener(Listener):
@@ -74,7 +61,7 @@ class TerminalListener(Listener):
         self._progress.say(line)
 
 
-def start(job: Job, options: ReportOptions, *, dry_run: bool) -> None:
+def start(job: Job, options: ReportOptions) -> None:
     """Run a job. Raises Blip2CapError, or typer.Exit with a code other than 0."""
     if job.kind is Kind.STREAM and options.as_json:
         raise UsageError("--json and --out - exclude each other: rows go to standard output. Leave one out.")
@@ -82,7 +69,7 @@ def start(job: Job, options: ReportOptions, *, dry_run: bool) -> None:
         raise OutputError("--out -: standard output is closed.")
     with stop_on_signal(quiet=options.quiet) as stop:
         try:
-            if dry_run:
+            if options.dry_run:
                 _dry_run(job, options)
             else:
                 _run(job, options, stop)

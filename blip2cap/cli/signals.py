@@ -1,6 +1,6 @@
-"""Signals that ask a command to end: at once before the first row, after the batch from then on; a second one kills.
+"""Signals that stop a command: at once before the first row, after the current batch later; a second signal kills.
 
-Covered: Ctrl-C, SIGTERM, SIGHUP (the terminal was closed), SIGUSR1 (clusters send it before they end a job).
+Covered: Ctrl-C, SIGTERM, SIGHUP (the terminal was closed), SIGUSR1 (sent by clusters before they end a job).
 """
 
 from __future__ import annotations
@@ -15,46 +15,47 @@ from typing import Any
 
 _SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1)
 _SAME_S = 0.5
-"""What comes so soon is the first once more: `timeout` signals a process and then its group, a terminal that closes
-may be told by the kernel and by the shell."""
+"""A second signal within this time counts as the first one: `timeout` signals a process and then its group; when a
+terminal closes, both the kernel and the shell may send one."""
 _GRACE_S = 10.0
-"""How long an end at once may take: a library that downloads in threads waits for them, maybe for an hour."""
+"""Time limit for stopping at once: a library that downloads in threads may wait an hour for them."""
 
 
 class Stopped(BaseException):
-    """A signal has ended the command. No Exception: libraries would take it for an error of theirs and go on."""
+    """A signal has stopped the command. Not an Exception: libraries would handle it as one of their errors."""
 
     def __init__(self, number: int) -> None:
         super().__init__(number)
         self.exit_code = 128 + number
-        """As shells say it: 130 after Ctrl-C, 143 after SIGTERM, 129 after SIGHUP, 138 after SIGUSR1."""
+        """As shells report it: 130 after Ctrl-C, 143 after SIGTERM, 129 after SIGHUP, 138 after SIGUSR1."""
 
 
 class Stop:
-    """Whether a signal has asked the command to end."""
+    """The signal that has asked the command to stop, if any."""
 
     def __init__(self) -> None:
         self.signal = 0
+        """Number of the signal; 0 for none."""
         self.at_once = True
-        """Whether a signal raises Stopped wherever the command is; else it is only noted."""
+        """True: a signal raises Stopped, wherever the command is. False: it is only noted."""
 
     @property
     def exit_code(self) -> int:
-        """What a command that was stopped ends with."""
+        """Exit code of a stopped command."""
         return Stopped(self.signal).exit_code
 
     def only_note(self) -> None:
-        """From now on only note a signal, for the run to end after its batch. Raises Stopped if there was one."""
+        """From now on only note a signal, so that the run stops after its batch. Raises Stopped if there was one."""
         self.at_once = False
-        if self.signal:  # a library may have swallowed what the handler raised
+        if self.signal:  # a library may have caught what the handler raised
             raise Stopped(self.signal)
 
 
 @contextmanager
 def stop_on_signal(*, quiet: bool = False) -> Iterator[Stop]:
-    """Take the signals over while a command is under way; whatever handled them before is put back.
+    """Handle the signals while a command runs; restore the previous handlers at the end.
 
-    The first raises Stopped, or is only noted, as `Stop` says; one that comes later has its usual effect: it kills.
+    The first signal raises Stopped, or is only noted, see `Stop`. A later one has its default effect: it kills.
     """
     stop, noted = Stop(), 0.0
 
@@ -68,20 +69,20 @@ def stop_on_signal(*, quiet: bool = False) -> Iterator[Stop]:
         stop.signal, noted = number, time.monotonic()
         if not quiet:
             when = "" if stop.at_once else " after this batch"
-            # Not by way of sys.stderr: a handler may come in the middle of a write to it. The terminal may have gone.
+            # Not through sys.stderr: the handler may interrupt a write to it. The terminal may be closed.
             with suppress(OSError):
-                os.write(2, f"\nStopping{when}; once more stops at once.\n".encode())
+                os.write(2, f"\nStopping{when}; a second signal stops at once.\n".encode())
         if stop.at_once:
             before[signal.SIGALRM] = signal.signal(signal.SIGALRM, lambda number, frame: os._exit(stop.exit_code))
             timer[:] = signal.setitimer(signal.ITIMER_REAL, _GRACE_S)
             raise Stopped(number)
 
-    # What a script has told its background jobs to ignore, or nohup, stays ignored.
-    heeded = [number for number in _SIGNALS if signal.getsignal(number) not in (signal.SIG_IGN, None)]
+    # Signals that a script or nohup has set to be ignored stay ignored.
+    handled = [number for number in _SIGNALS if signal.getsignal(number) not in (signal.SIG_IGN, None)]
     before: dict[signal.Signals, Any] = {}
     timer: list[float] = []
     try:
-        for each in heeded:
+        for each in handled:
             before[each] = signal.signal(each, handle)
         yield stop
     finally:

@@ -1,4 +1,4 @@
-"""What reaches the terminal: file names and texts are data, so nothing in them may steer it."""
+"""Output to the terminal. File names and texts are data: no character in them may control the terminal."""
 
 from __future__ import annotations
 
@@ -12,22 +12,20 @@ from typing import TextIO
 
 from blip2cap.errors import OutputError
 
-_STEERING = {"Cc", "Cf", "Cs", "Co", "Cn", "Zl", "Zp"}
-"""Unicode categories: controls, formats (bidi overrides, zero width), surrogates, unassigned, line ends."""
+_CONTROL = {"Cc", "Cf", "Cs", "Co", "Cn", "Zl", "Zp"}
+"""Unicode categories: control, format (bidi overrides, zero width), surrogate, private, unassigned, line separators."""
 
 
 def clean(text: str) -> str:
-    """Write every character that could steer a terminal, or hide, as a backslash escape."""
+    """Replace every character that could control a terminal, or is invisible, by a backslash escape."""
     return "".join(
-        character.encode("unicode_escape").decode("ascii")
-        if unicodedata.category(character) in _STEERING
-        else character
+        character.encode("unicode_escape").decode("ascii") if unicodedata.category(character) in _CONTROL else character
         for character in text
     )
 
 
 def say(text: str) -> None:
-    """Print one line to stderr, if there is one. `text` is ours; parts that are data have been through `clean`."""
+    """Print one line to stderr, if it is open. Data in `text` must have been through `clean`."""
     if sys.stderr is not None:
         with lost_terminal():
             sys.stderr.write(text + "\n")
@@ -36,7 +34,7 @@ def say(text: str) -> None:
 
 @contextmanager
 def lost_terminal() -> Iterator[None]:
-    """Let a run go on whose terminal was closed: nobody reads what it says, but its rows are wanted."""
+    """Ignore that the terminal was closed: nobody reads the messages of the run, but its rows are wanted."""
     try:
         yield
     except OSError as error:
@@ -46,14 +44,14 @@ def lost_terminal() -> Iterator[None]:
 
 
 def discard(stream: TextIO) -> None:
-    """Send what is written to a standard stream from now on, and what it could not write, to the null device."""
+    """Redirect a standard stream, with the text still in its buffer, to the null device."""
     null = os.open(os.devnull, os.O_WRONLY)
     os.dup2(null, stream.fileno())
     os.close(null)
 
 
 def write_out(text: str) -> None:
-    """Write to stdout. Raises OutputError if it is closed or full; BrokenPipeError if its reader has gone."""
+    """Write to stdout. Raises OutputError if it is closed or full, BrokenPipeError if its reader has closed it."""
     if sys.stdout is None:
         raise OutputError("standard output is closed.")
     try:

@@ -5,10 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated
 
-from blip2cap.cli import arguments as arg
 from blip2cap.cli.config import read_questions
 from blip2cap.cli.guard import handle_errors
-from blip2cap.cli.run import ReportOptions, start
+from blip2cap.cli.options import ReportOptions, option, with_options
+from blip2cap.cli.run import start
 from blip2cap.errors import UsageError
 from blip2cap.jobs.job import Job
 from blip2cap.options import (
@@ -23,110 +23,40 @@ from blip2cap.options import (
 )
 from blip2cap.tasks.vqa import Vqa
 
-_DECODE, _MODEL, _GENERATE = DecodeOptions(), ModelOptions(), GenerateOptions(max_new_tokens=ANSWER_NEW_TOKENS)
-
 
 @handle_errors
+@with_options(without=["random_weights", "num_captions"], out="answers.jsonl", max_new_tokens=ANSWER_NEW_TOKENS)
 def vqa(
-    inputs: arg.Inputs = None,
+    source: SourceOptions,
+    model: ModelOptions,
+    batch: BatchOptions,
+    decode: DecodeOptions,
+    generate: GenerateOptions,
+    text: TextOptions,
+    output: OutputOptions,
+    report: ReportOptions,
     questions: Annotated[
-        list[str] | None, arg.repeated_option("-q", "--question", metavar="TEXT", help="What to ask; may be repeated.")
+        list[str] | None,
+        option("-q, --question TEXT", "Question to ask about every image; repeatable.", panel="Input", once=False),
     ] = None,
     questions_file: Annotated[
-        Path | None, arg.option("--questions", metavar="FILE", help="Questions from a file, one a line.")
+        Path | None, option("--questions FILE", "Read questions from FILE, one per line.", panel="Input")
     ] = None,
-    files_from: arg.FilesFrom = None,
-    null: arg.NullSeparated = False,
-    include: arg.Include = None,
-    exclude: arg.Exclude = None,
-    image_column: arg.ImageColumn = None,
-    allow_http: arg.AllowHttp = _DECODE.allow_http,
-    out: arg.Out = "answers.jsonl",
-    model: arg.Model = _MODEL.name,
-    revision: arg.Revision = _MODEL.revision,
     template: Annotated[
         str | None,
-        arg.option(
-            "--template",
-            metavar="TEXT",
-            help="How a question is put to the model; holds {question}. Left out: as the model's family expects it.",
+        option(
+            "--template TEXT",
+            "Prompt of a question; must contain {question}. If left out, the one the model's family expects.",
+            panel="Generation",
         ),
     ] = None,
-    dtype: arg.Dtype = _MODEL.dtype,
-    device: arg.Device = _MODEL.device,
-    device_map: arg.DeviceMap = _MODEL.device_map,
-    quantize: arg.Quantize = _MODEL.quantize,
-    batch_size: arg.BatchSize = None,
-    decode: arg.Decode = _DECODE.mode,
-    threads: arg.Threads = _DECODE.num_threads,
-    timeout: arg.Timeout = _DECODE.timeout_s,
-    isolate: arg.Isolate = _DECODE.isolate,
-    max_new_tokens: arg.MaxNewTokens = _GENERATE.max_new_tokens,
-    min_new_tokens: arg.MinNewTokens = _GENERATE.min_new_tokens,
-    num_beams: arg.NumBeams = _GENERATE.num_beams,
-    temperature: arg.Temperature = _GENERATE.temperature,
-    top_p: arg.TopP = _GENERATE.top_p,
-    top_k: arg.TopK = _GENERATE.top_k,
-    repetition_penalty: arg.RepetitionPenalty = _GENERATE.repetition_penalty,
-    no_repeat_ngram_size: arg.NoRepeatNgramSize = _GENERATE.no_repeat_ngram_size,
-    length_penalty: arg.LengthPenalty = _GENERATE.length_penalty,
-    seed: arg.Seed = _GENERATE.seed,
-    loop_guard: arg.LoopGuard = False,
-    trim_sentence: arg.TrimSentence = False,
-    strip: arg.Strip = None,
-    limit: arg.Limit = None,
-    part_size: arg.PartSize = None,
-    shard: arg.Shard = None,
-    overwrite: arg.Overwrite = False,
-    retry_failed: arg.RetryFailed = False,
-    dry_run: arg.DryRun = False,
-    config: arg.Config = None,
-    quiet: arg.Quiet = False,
-    verbose: arg.Verbose = False,
-    as_json: arg.AsJson = False,
 ) -> None:
     """Answer questions about every image.
 
-    Every question is asked about every image; an image is encoded once, however many questions there are.
+    Every question is asked about every image. An image is encoded once, however many questions there are.
     """
     asked = tuple(questions or ()) + (read_questions(questions_file) if questions_file else ())
     if not asked:
         raise UsageError("no question given. Ask with -q TEXT, once or more often, or --questions FILE.")
-    report = ReportOptions(quiet=quiet, verbose=verbose, as_json=as_json)
-    job = Job(
-        task=Vqa(
-            questions=asked,
-            template=template,
-            generate=GenerateOptions(
-                max_new_tokens=max_new_tokens,
-                min_new_tokens=min_new_tokens,
-                num_beams=num_beams,
-                temperature=temperature,
-                top_p=top_p,
-                top_k=top_k,
-                repetition_penalty=repetition_penalty,
-                no_repeat_ngram_size=no_repeat_ngram_size,
-                length_penalty=length_penalty,
-                seed=seed,
-            ),
-            text=TextOptions(loop_guard=loop_guard, trim_sentence=trim_sentence, strip=tuple(strip or ())),
-        ),
-        source=SourceOptions(
-            inputs=tuple(inputs or ()),
-            files_from=tuple(files_from or ()),
-            null_separated=null,
-            limit=limit,
-            include=tuple(include or ()),
-            exclude=tuple(exclude or ()),
-            image_column=image_column,
-        ),
-        decode=DecodeOptions(
-            mode=decode, num_threads=threads, timeout_s=timeout, isolate=isolate, allow_http=allow_http
-        ),
-        model=ModelOptions(
-            name=model, revision=revision, dtype=dtype, device=device, device_map=device_map, quantize=quantize
-        ),
-        batch=BatchOptions(batch_size=batch_size),
-        output=OutputOptions(out=out, overwrite=overwrite, retry_failed=retry_failed, part_size=part_size, shard=shard),
-    )
-    start(job, report, dry_run=dry_run)
+    task = Vqa(questions=asked, template=template, generate=generate, text=text)
+    start(Job(task=task, source=source, output=output, model=model, decode=decode, batch=batch), report)

@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING, Any
 from blip2cap.errors import InputError, UsageError
 from blip2cap.jobs.job import Count, Job, Listener, no_image
 from blip2cap.models.checkpoint import Checkpoint, find
-from blip2cap.outputs.open import Kind, files_of
+from blip2cap.options import Kind
+from blip2cap.outputs.open import files_of
 from blip2cap.source.inputs import Source
 
 if TYPE_CHECKING:

@@ -10,8 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from blip2cap.errors import ImageError, UsageError
-from blip2cap.options import BatchOptions, DecodeOptions, ModelOptions, OutputOptions, SourceOptions
-from blip2cap.outputs.open import Kind, kind_of
+from blip2cap.options import BatchOptions, DecodeOptions, Kind, ModelOptions, OutputOptions, SourceOptions
 from blip2cap.records import ImageRef
 from blip2cap.tasks.base import Task
 from blip2cap.urls import is_http, shown
@@ -40,22 +39,11 @@ class Job:
         if not self.decode.allow_http:
             for given in filter(is_http, self.source.inputs):
                 raise UsageError(f"{shown(given)}: nothing is fetched from web servers without --allow-http. Add it.")
-        output, kind = self.output, self.kind
-        if kind is Kind.STREAM and (output.overwrite or output.retry_failed):
-            flag = "--overwrite" if output.overwrite else "--retry-failed"
-            raise UsageError(f"{flag} and --out - exclude each other: rows go to standard output. Leave one out.")
-        if kind is Kind.PARTS and output.overwrite:
-            raise UsageError(
-                f"--overwrite and --out {output.out} exclude each other: a folder is never deleted. Remove it "
-                "yourself, or use another --out."
-            )
-        if kind is not Kind.PARTS and (output.part_size is not None or output.shard is not None):
-            raise UsageError("--part-size and --shard are for a folder of parts: give --out a name that ends in /.")
 
     @property
     def kind(self) -> Kind:
         """Kind of the output."""
-        return kind_of(self.output.out)
+        return self.output.kind
 
     def for_checkpoint(self, checkpoint: Checkpoint) -> Job:
         """Return the job with what the family of its model decides."""

@@ -13,9 +13,10 @@ from blip2cap.errors import InputError
 from blip2cap.jobs.context import Context, dtype_name, make_context, open_source
 from blip2cap.jobs.job import Count, DryRun, Job, Listener, Outcome, no_image
 from blip2cap.key_set import KeySet
+from blip2cap.options import Kind
 from blip2cap.outputs.base import Output
 from blip2cap.outputs.journal import Journal
-from blip2cap.outputs.open import Kind, open_output, read_file
+from blip2cap.outputs.open import open_output, read_file
 from blip2cap.source.inputs import ImageStream, Source
 from blip2cap.tasks.base import Request
 from blip2cap.tasks.worklist import Worklist

@@ -1,14 +1,13 @@
-"""The kinds of outputs, known in this one place: for runs, dry runs, `status`, `show` and `export` alike."""
+"""How each kind of output is opened, for runs, dry runs, `status`, `show` and `export` alike."""
 
 from __future__ import annotations
 
 import os
-from enum import Enum
 from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO
 
-from blip2cap.errors import InputError, OutputError, UsageError
-from blip2cap.options import OutputOptions
+from blip2cap.errors import InputError, OutputError
+from blip2cap.options import SUFFIXES, Kind, OutputOptions
 from blip2cap.outputs import journal, parquet
 from blip2cap.outputs.base import Output
 from blip2cap.outputs.files import behind
@@ -22,46 +21,13 @@ if TYPE_CHECKING:
     from blip2cap.outputs.parts.plan import PartsPlan
 
 
-class Kind(Enum):
-    """Kind of an output."""
-
-    STREAM = "stream"
-    """JSONL on standard output; nothing is remembered."""
-    JOURNAL = "journal"
-    """A .jsonl file that is its own journal."""
-    PARQUET = "parquet"
-    """A .parquet file, with a journal beside it until the run ends."""
-    PARTS = "parts"
-    """A folder, here or in a bucket, of Parquet parts."""
-
-
-_SUFFIXES = {".jsonl": Kind.JOURNAL, ".parquet": Kind.PARQUET}
-
-
-def kind_of(out: str) -> Kind:
-    """Return the kind of an output to write, by its name. Raises UsageError for a name that no output has."""
-    if out == "-":
-        return Kind.STREAM
-    if "://" in out and not out.endswith("/"):
-        raise UsageError(f"--out {out}: a remote output is a folder of parts. Let its name end in /.")
-    suffix = Path(out).suffix.lower()
-    if out.endswith("/") or (os.path.isdir(out) and suffix not in _SUFFIXES):
-        return Kind.PARTS
-    if suffix not in _SUFFIXES:
-        raise UsageError(
-            f"--out {out}: must end in .jsonl or .parquet, or in / for a folder of parts, or be `-` for "
-            "standard output."
-        )
-    return _SUFFIXES[suffix]
-
-
 def kind_of_existing(given: str) -> Kind:
     """Return the kind of an output to read; what has no other name holds lines of JSON."""
     if given == "-":
         return Kind.STREAM
     if "://" in given or os.path.isdir(given):
         return Kind.PARTS
-    return _SUFFIXES.get(Path(given).suffix.lower(), Kind.JOURNAL)
+    return SUFFIXES.get(Path(given).suffix.lower(), Kind.JOURNAL)
 
 
 def open_output(options: OutputOptions, stdout: BinaryIO | None) -> Output:
@@ -69,7 +35,7 @@ def open_output(options: OutputOptions, stdout: BinaryIO | None) -> Output:
 
     Raises OutputLockedError, OutputRefusedError or OutputError.
     """
-    kind = kind_of(options.out)
+    kind = options.kind
     if kind is Kind.STREAM:
         if stdout is None:
             raise OutputError("--out -: standard output is closed.")

@@ -9,8 +9,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from blip2cap.errors import InputError, UsageError
+from blip2cap.options import Kind
 from blip2cap.outputs.manifest import Manifest
-from blip2cap.outputs.open import Kind, exists, find_plan, kind_of_existing, open_rows, read_file, read_manifest
+from blip2cap.outputs.open import exists, find_plan, kind_of_existing, open_rows, read_file, read_manifest
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -1,0 +1,148 @@
+"""Parameters of commands, made from the option dataclasses, and their help, one section for each panel."""
+
+from __future__ import annotations
+
+import functools
+import inspect
+from collections.abc import Callable, Collection, Iterator
+from dataclasses import dataclass, is_dataclass
+from operator import getitem
+from pathlib import Path
+from typing import Annotated, Any, ClassVar, get_args, get_type_hints
+
+import typer
+from typer.core import TyperCommand
+
+from blip2cap.cli.config import load_config
+from blip2cap.errors import UsageError
+from blip2cap.flags import PANELS, Flag, flag, flags_of, parse_flag
+
+EPILOG = (
+    "Every option that is given at most once can also be set by a variable: BLIP2CAP_MODEL=tiny is --model tiny. "
+    "A flag overrides the variable, the variable overrides the file of --config."
+)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ReportOptions:
+    """Messages and summary of a command."""
+
+    PANEL: ClassVar = "Other"
+
+    dry_run: bool = flag(False, "--dry-run", "Print what would be done. Load no model, write nothing.")
+    quiet: bool = flag(False, "--quiet", "Print errors only.")
+    verbose: bool = flag(False, "--verbose", "Name every image that fails.")
+    as_json: bool = flag(False, "--json", "Print the summary as one JSON object on stdout.")
+
+    def __post_init__(self) -> None:
+        if self.quiet and self.verbose:
+            raise UsageError("--quiet and --verbose exclude each other.")
+
+
+def option(usage: str, help: str, *, panel: str, once: bool = True, **settings: Any) -> Any:
+    """Declare an option that only one command has, as metadata of `Annotated`.
+
+    An option that is given at most `once` has the variable BLIP2CAP_<LONG NAME>; typer would split others at spaces.
+    """
+    return _typer_option(parse_flag(usage, help, panel=panel), once=once, **settings)
+
+
+def option_of(options: Any, field: str) -> Any:
+    """Return the option of one field, for a command that does not take the whole dataclass."""
+    parameter = next(parameter for name, parameter in _parameters_of(options) if name == field)
+    return get_args(parameter.annotation)[1]
+
+
+def with_options(
+    *, only: Collection[str] = (), without: Collection[str] = (), **defaults: Any
+) -> Callable[[Callable[..., None]], Callable[..., None]]:
+    """Give a command a parameter for each option of the dataclasses that it takes, and --config.
+
+    typer sees one flat signature: the command's own parameters and those of the dataclasses. A call builds the
+    dataclasses and passes them on. `only`, `without` and `defaults` name options by their long flag with underscores:
+    with_options(without=["num_captions"], out="answers.jsonl").
+    """
+
+    def decorate(command: Callable[..., None]) -> Callable[..., None]:
+        hints = get_type_hints(command, include_extras=True)
+        given = [each.replace(annotation=hints[each.name]) for each in inspect.signature(command).parameters.values()]
+        parameters = [each for each in given if not is_dataclass(each.annotation)]
+        fields: dict[str, dict[str, str]] = {}  # the option of each field, by dataclass parameter
+        unknown = {*only, *without, *defaults}
+        for each in given:
+            if is_dataclass(each.annotation):
+                fields[each.name] = {}
+                for field, parameter in _parameters_of(each.annotation):
+                    name = parameter.name
+                    unknown.discard(name)
+                    if name not in without and (name in only or not only):
+                        fields[each.name][field] = name
+                        parameters.append(parameter.replace(default=defaults.get(name, parameter.default)))
+        assert not unknown, unknown
+        parameters.append(_parameter("config", Path | None, _CONFIG, None))
+
+        @functools.wraps(command)
+        def flat(config: Path | None = None, **values: Any) -> None:
+            for each, options in fields.items():
+                chosen = {field: values.pop(option) for field, option in options.items()}
+                chosen = {field: tuple(value) if isinstance(value, list) else value for field, value in chosen.items()}
+                values[each] = hints[each](**{field: value for field, value in chosen.items() if value is not None})
+            command(**values)
+
+        flat.__dict__["__signature__"] = inspect.Signature(parameters)
+        flat.__annotations__ = {each.name: each.annotation for each in parameters}
+        return flat
+
+    return decorate
+
+
+def _parameters_of(options: Any) -> Iterator[tuple[str, inspect.Parameter]]:
+    """Yield the fields of a dataclass that have a flag, each with its parameter, which is named after the flag."""
+    types = get_type_hints(options)
+    for each, its_flag in flags_of(options):
+        once = types[each.name] != tuple[str, ...]
+        kind, default = (types[each.name], each.default) if once else (list[str] | None, None)
+        name = its_flag.long_name.replace("-", "_") or each.name
+        yield each.name, _parameter(name, kind, _typer_option(its_flag, once=once), default)
+
+
+class PanelCommand(TyperCommand):
+    """A command whose help has a section for each panel."""
+
+    def format_options(self, ctx: Any, formatter: Any) -> None:
+        """Write the options, panel by panel, all in the same two columns."""
+        panels: dict[str, list[tuple[str, str]]] = {panel: [] for panel in PANELS}
+        for parameter in self.get_params(ctx):
+            if (record := parameter.get_help_record(ctx)) is not None:
+                records = panels[getattr(parameter, "rich_help_panel", None) or PANELS[-1]]
+                if parameter.param_type_name == "argument":
+                    records.insert(0, (f"{parameter.metavar}...", record[1]))
+                else:
+                    records.append(record)
+        width = max(len(usage) for records in panels.values() for usage, text in records)
+        for panel, records in panels.items():
+            if records:
+                with formatter.section(panel):
+                    formatter.write_dl([(usage.ljust(width), text) for usage, text in records])
+
+
+def _typer_option(its_flag: Flag, *, once: bool, **settings: Any) -> Any:
+    settings |= {"help": its_flag.help, "rich_help_panel": its_flag.panel, "metavar": its_flag.metavar or None}
+    if not its_flag.names:
+        return typer.Argument(show_default=False, **settings)
+    variable = f"BLIP2CAP_{its_flag.long_name.replace('-', '_').upper()}" if once else None
+    return typer.Option(*its_flag.names, envvar=variable, show_envvar=False, **settings)
+
+
+def _parameter(name: str, kind: Any, option: Any, default: Any) -> inspect.Parameter:
+    annotation = getitem(Annotated, (kind, option))
+    return inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, annotation=annotation, default=default)
+
+
+_CONFIG = option(
+    "--config FILE",
+    "TOML file with options; flags and BLIP2CAP_* variables override it.",
+    panel="Other",
+    callback=load_config,
+    is_eager=True,
+)
