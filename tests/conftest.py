@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import functools
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -30,6 +31,19 @@ def scenes(tmp_path_factory: pytest.TempPathFactory) -> Path:
     draw_scenes(folder, 3)
     draw_scenes(folder / "more", 2, first_seed=3)
     return folder
+
+
+@pytest.fixture(scope="session")
+def checkpoints(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
+    """A small random checkpoint of each of `tests.checkpoints.KINDS`, saved when first asked for. Not to be changed."""
+
+    @functools.cache
+    def saved(kind: str) -> Path:
+        from tests.checkpoints import make_checkpoint  # imports transformers
+
+        return make_checkpoint(tmp_path_factory.mktemp(kind), kind)
+
+    return saved
 
 
 @pytest.fixture(scope="session")

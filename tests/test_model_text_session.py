@@ -1,30 +1,30 @@
-"""What surrounds the streams: memory that is given back, caches that are clean, the library's way."""
+"""Sessions release their memory, leave clean caches, and also work with transformers' `generate`."""
 
 from __future__ import annotations
 
 import gc
 import weakref
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 
 from blip2cap.errors import ImageError
-from blip2cap.models.blip2.memory import memory_errors
 from blip2cap.models.blip2.model import Blip2
 from blip2cap.models.blip2.stream import TextRow, Tokens
-from blip2cap.models.blip2.transformers_generate import LibraryStream
+from blip2cap.models.blip2.transformers_generate import TransformersStream
+from blip2cap.models.device import memory_errors
 from blip2cap.options import GenerateOptions
 from blip2cap.records import Generated, Prompt
-from tests.checkpoints import make_checkpoint
 from tests.test_model_parity import load_model
 from tests.test_model_stream import Surroundings
 
 
 @pytest.fixture(scope="module", params=["opt", "t5"])
-def model(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Blip2:
-    return load_model(make_checkpoint(tmp_path_factory.mktemp(request.param), request.param))
+def model(request: pytest.FixtureRequest, checkpoints: Callable[[str], Path]) -> Blip2:
+    return load_model(checkpoints(request.param))
 
 
 def encode(model: Blip2, num_images: int) -> torch.Tensor:
@@ -68,8 +68,8 @@ def test_several_lengths_of_prompts_about_several_images_equal_each_alone(model:
         assert model.generate(features, prompts, options, capacity=capacity) == alone
 
 
-class OutOfMemory(LibraryStream):
-    """Has no room for more than one text, nor for the prompt 13."""
+class OutOfMemory(TransformersStream):
+    """Has memory for one text only, and none for a sample of prompt 13."""
 
     def _generate(self, group: list[TextRow]) -> list[list[Generated]]:
         if len(group) > 1 or (group[0].tokens.ids == [13] and group[0].copy == 1):
