@@ -69,7 +69,7 @@ class Cache:
         """Number of positions of a row for the encoder's output."""
         return 0 if self.cross_L2RHPK is None else self.cross_L2RHPK.shape[4]
 
-    def keep(self, layer: int, rows: slice, key_NHTK: torch.Tensor, value_NHTK: torch.Tensor, num_beams: int) -> None:
+    def write(self, layer: int, rows: slice, key_NHTK: torch.Tensor, value_NHTK: torch.Tensor, num_beams: int) -> None:
         """Write the keys and values of N prefixes, each `num_beams` times, and clear the rest of the rows."""
         if num_beams > 1:
             key_NHTK = key_NHTK.repeat_interleave(num_beams, dim=0)

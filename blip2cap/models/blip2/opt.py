@@ -86,7 +86,7 @@ class OptDecoder(CacheAllocator):
         length = prefix_NTD.shape[1]
 
         def attention(index: int, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor) -> torch.Tensor:
-            cache.keep(index, rows, key, value, num_beams)
+            cache.write(index, rows, key, value, num_beams)
             return attend(query, key, value, None)
 
         return self._run(prefix_NTD, self._positions(0, length, prefix_NTD), attention)
@@ -121,7 +121,7 @@ class OptDecoder(CacheAllocator):
             image_key, image_value = image_layers[index]
             key = torch.cat([image_key[image_of_N], key], dim=2)
             value = torch.cat([image_value[image_of_N], value], dim=2)
-            cache.keep(index, rows, key, value, num_beams)
+            cache.write(index, rows, key, value, num_beams)
             return attend(query, key, value, mask_TS)
 
         return self._run(text_NTD, self._positions(num_queries, length, text_NTD), attention)
