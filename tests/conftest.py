@@ -34,19 +34,6 @@ def scenes(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="session")
-def checkpoints(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
-    """A small random checkpoint of each of `tests.checkpoints.KINDS`, saved when first asked for. Not to be changed."""
-
-    @functools.cache
-    def saved(kind: str) -> Path:
-        from tests.checkpoints import make_checkpoint  # imports transformers
-
-        return make_checkpoint(tmp_path_factory.mktemp(kind), kind)
-
-    return saved
-
-
-@pytest.fixture(scope="session")
 def zygote() -> Iterator[Zygote]:
     """A process that starts commands in no time, with a stand-in for the model."""
     with Zygote() as process:
@@ -58,3 +45,16 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """An empty folder, and the current one."""
     monkeypatch.chdir(tmp_path)
     return tmp_path
+
+
+@pytest.fixture(scope="session")
+def checkpoints(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
+    """A small random checkpoint of each of `tests.checkpoints.KINDS`, saved when first asked for. Not to be changed."""
+
+    @functools.cache
+    def saved(kind: str) -> Path:
+        from tests.checkpoints import make_checkpoint  # imports transformers
+
+        return make_checkpoint(tmp_path_factory.mktemp(kind), kind)
+
+    return saved
