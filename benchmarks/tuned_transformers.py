@@ -30,7 +30,7 @@ from blip2cap.bench.plain_transformers import (
     report,
     synchronise,
 )
-from blip2cap.models.blip2.cpu import is_fast_at_bfloat16
+from blip2cap.models.cpu_features import is_fast_at_bfloat16
 
 
 class Pixels(Dataset):

@@ -60,10 +60,6 @@ class NoModel:
     def check(self, options: object) -> None:
         """Every option fits."""
 
-    def why_library(self) -> str:
-        """It needs none."""
-        return ""
-
 
 def main() -> None:
     """Run the command, and write what was seen of it whatever its exit code."""

@@ -1,38 +1,38 @@
-"""How much to do at once: as given, or doubled while it pays."""
+"""Number of images or texts processed at once: fixed, or doubled as long as that is faster."""
 
 from __future__ import annotations
 
 _WORTHWHILE = 1.05
-"""A larger size is kept if it does at least so many times as much a second: less is noise, and memory for nothing."""
+"""Smallest gain in items per second for which a larger size is kept; smaller gains are noise and cost memory."""
 _NUM_TRIALS = 2
-"""Measurements of a size, of which the best counts: the first pays for warming up."""
+"""Number of measurements of each size; the best counts, as the first includes warming up."""
 
 
 class BatchSize:
-    """A number of images or texts, and what was measured with it.
+    """A batch size with its measurements.
 
-    Batches that take less than `quick_s` are doubled without asking whether it pays: they disturb nobody, and are too
-    short to be measured well.
+    Sizes whose batches take less than `quick_s` seconds are doubled without comparison: they are too short to be
+    measured well.
     """
 
     def __init__(
         self, first: int, most: int | None = None, *, quick_s: float = 0.0, num_trials: int = _NUM_TRIALS
     ) -> None:
         self.size = first
-        """What to do at once now."""
+        """Current size."""
         self.most = first if most is None else max(first, most)
-        """Never more than this."""
+        """Largest size."""
         self.fixed = most is None
-        """Whether it was given, not to be measured."""
+        """True if the size was given, not measured."""
         self.settled = self.most == first
-        """Whether it will grow no more."""
+        """True if it does not grow any more."""
         self._largest = first
         self._quick_s, self._num_trials = quick_s, num_trials
         self._previous = 0.0
         self._rates: list[float] = []
 
     def measured(self, num_items: int, seconds: float) -> None:
-        """Note what one batch took; short ones say nothing."""
+        """Record the time of one batch; batches smaller than the current size do not count."""
         if self.settled or num_items < self.size:
             return
         if seconds < self._quick_s and self.size < self.most:
@@ -52,11 +52,11 @@ class BatchSize:
             self.size = min(2 * self.size, self.most)
 
     def too_large(self, num_items: int) -> None:
-        """Note that so many had no room: a measured size stays below from now on, a given one is only a wish."""
+        """Record an out-of-memory with this number of items: a measured size stays below it, a given one stays."""
         if not self.fixed:
             self.size, self.settled = min(self.size, max(1, num_items // 2)), True
 
     def restore(self) -> None:
-        """Note that it was one item that had no room in any company: the size was not to blame."""
+        """Return to the largest good size, after an out-of-memory that a single item caused."""
         if not self.fixed:
             self.size = self._largest

@@ -16,10 +16,10 @@ from blip2cap.engine.run import Engine, RunStats
 from blip2cap.errors import ImageError, UsageError
 from blip2cap.jobs.job import Job, Listener, Outcome
 from blip2cap.jobs.run import run_job
-from blip2cap.models.blip2.load import load
-from blip2cap.models.blip2.model import Blip2
+from blip2cap.models.base import Model
 from blip2cap.models.blip2.resize import choose_resizer
 from blip2cap.models.checkpoint import find
+from blip2cap.models.registry import FAMILIES, load
 from blip2cap.options import (
     ANSWER_NEW_TOKENS,
     DEFAULT_MODEL,
@@ -51,7 +51,7 @@ class Captioner:
 
     def __init__(
         self,
-        model: Blip2,
+        model: Model,
         *,
         batch_size: int | None = None,
         decode: DecodeOptions | None = None,
@@ -223,7 +223,7 @@ class Captioner:
         return run_job(job, model=self.model, listener=_ProgressListener(on_progress or (lambda stats: None)))
 
     def _engine(self, task: Task, on_failure: Callable[[ImageRef, ImageError], None] | None = None) -> Engine:
-        task = task.for_family(self.model.family)
+        task = task.for_family(FAMILIES[self.model.checkpoint.family])
         task.check(self.model)
         return Engine(
             model=self.model,

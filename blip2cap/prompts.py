@@ -1,4 +1,4 @@
-"""Prompt templates: literal replacement of known fields, never `str.format`."""
+"""Prompt templates: known fields are replaced literally, never by `str.format`."""
 
 from __future__ import annotations
 
@@ -8,25 +8,14 @@ from pathlib import PurePosixPath
 from blip2cap.errors import UsageError
 
 FIELDS = ("stem", "folder", "file_name")
-"""Of one image: `cat` and `pets` for `pets/cat.jpg`, and the whole name."""
-
-VQA_TEMPLATES = {
-    "opt": "Question: {question} Answer:",
-    "t5": "Question: {question} Short answer:",
-    "instructblip": "{question}",
-}
-"""How each family of models is asked. BLIP-2: the paper (arXiv 2301.12597, table 3); InstructBLIP takes the bare
-question, as its authors' examples do."""
-
-CAPTION_PROMPTS = {"opt": "", "t5": "", "instructblip": "A short image description."}
-"""What a caption begins with unless --prompt is given. InstructBLIP was tuned on instructions and needs one."""
+"""Fields of an image: for `pets/cat.jpg` they are `cat`, `pets` and the whole name."""
 
 _FIELD = re.compile(r"\{([^{}]*)\}")
 _CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f]+")
 
 
 class Template:
-    """A prompt with fields in braces; any other text is taken as it stands.
+    """A prompt with fields in braces; all other text is literal.
 
     Raises UsageError for a field that is unknown or, in a question template, for a missing {question}.
     """
@@ -42,9 +31,9 @@ class Template:
             raise UsageError(f'{option} "{text}": has no {{question}}, so every question would be asked alike.')
 
     def fill(self, file_name: str, question: str = "") -> str:
-        """Put the values of one image into the template; values are never searched for fields again.
+        """Insert the values of one image; fields inside the values are not replaced.
 
-        Control characters in names become spaces: they are data, and no model was trained on them.
+        Control characters in names become spaces: no model was trained on them.
         """
         path = PurePosixPath(file_name)
         folder = path.parent.name

@@ -1,4 +1,4 @@
-"""How long each stage of a run takes: seconds and counts by name, cheap enough to be always on."""
+"""Measures the stages of a run: seconds and counts by name, cheap enough to be always on."""
 
 from __future__ import annotations
 
@@ -8,45 +8,46 @@ from types import TracebackType
 
 
 class Stopwatch:
-    """Adds up the wall time spent under each name; for one thread.
+    """Adds up the wall time of each stage, in one thread.
 
-    Stages may be nested: the time of the inner one is not in the outer one, so that all together are the whole.
+    Stages may be nested: the time of an inner stage is not part of the outer one, so that all stages add up to the
+    total.
     """
 
     def __init__(self) -> None:
         self.seconds: dict[str, float] = {}
-        """By name, in the order of the first measurement that ended."""
+        """Time of each stage, in the order in which stages first ended."""
         self.counts: dict[str, int] = {}
-        """How many times each was measured."""
-        self.wait: Callable[[], None] = _nothing
-        """Called before each reading of the clock; on a GPU, which works behind the program's back, wait for it."""
+        """Number of measurements of each stage."""
+        self.wait: Callable[[], None] = lambda: None
+        """Called before each reading of the clock; for a GPU, which computes asynchronously, it must wait for it."""
         self._inner = 0.0
 
     def measure(self, name: str) -> _Lap:
-        """Measure a `with` block, also one that ends with an exception."""
+        """Measure a `with` block, even if it ends with an exception."""
         return _Lap(self, name)
 
     def reset(self) -> None:
-        """Forget everything measured; `wait` stays."""
+        """Forget all measurements; keep `wait`."""
         self.seconds.clear()
         self.counts.clear()
 
 
 class _Lap:
-    """One measurement under way."""
+    """One measurement in progress."""
 
-    __slots__ = ("_beside", "_name", "_started", "_watch")
+    __slots__ = ("_name", "_outer_sum", "_started", "_watch")
 
     def __init__(self, watch: Stopwatch, name: str) -> None:
         self._watch = watch
         self._name = name
-        self._beside = self._started = 0.0
+        self._outer_sum = self._started = 0.0
 
     def __enter__(self) -> None:
         watch = self._watch
         watch.wait()
-        # What the laps inside this one take adds up in `_inner`; what those before it took beside it is put back after.
-        self._beside, watch._inner = watch._inner, 0.0
+        # `_inner` sums up the time of the laps inside this one; the outer lap's sum is restored at the end.
+        self._outer_sum, watch._inner = watch._inner, 0.0
         self._started = time.perf_counter()
 
     def __exit__(
@@ -56,9 +57,5 @@ class _Lap:
         watch.wait()
         seconds = time.perf_counter() - self._started
         watch.seconds[name] = watch.seconds.get(name, 0.0) + seconds - watch._inner
-        watch._inner = self._beside + seconds
+        watch._inner = self._outer_sum + seconds
         watch.counts[name] = watch.counts.get(name, 0) + 1
-
-
-def _nothing() -> None:
-    """On a CPU every call has done its work when it returns."""

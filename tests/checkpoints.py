@@ -1,6 +1,6 @@
 """Small random checkpoints of the real classes, saved as the hub has them, with tokenizer and processor files.
 
-Every token is a word of its own, so equal texts mean equal tokens.
+Every token is a separate word, so equal texts mean equal tokens.
 """
 
 from __future__ import annotations
@@ -126,7 +126,7 @@ def _text_config(kind: str, vocab_size: int) -> Any:
 
 
 def _tokenizer(*, ends: bool) -> PreTrainedTokenizerFast:
-    """One word a token; `ends` appends the end token as T5 and BERT do, else the begin token comes first as in OPT."""
+    """Make a tokenizer with one word per token; `ends`: the end token last, as in T5; else begin token first."""
     special = ["<pad>", "</s>", "<s>", "<unk>", "<image>", "?", ":", "."]
     vocabulary = {word: index for index, word in enumerate([*special, *WORDS])}
     tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token="<unk>"))

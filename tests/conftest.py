@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import functools
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -44,3 +45,16 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """An empty folder, and the current one."""
     monkeypatch.chdir(tmp_path)
     return tmp_path
+
+
+@pytest.fixture(scope="session")
+def checkpoints(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
+    """A small random checkpoint of each of `tests.checkpoints.KINDS`, saved when first asked for. Not to be changed."""
+
+    @functools.cache
+    def saved(kind: str) -> Path:
+        from tests.checkpoints import make_checkpoint  # imports transformers
+
+        return make_checkpoint(tmp_path_factory.mktemp(kind), kind)
+
+    return saved

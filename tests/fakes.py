@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 from blip2cap.decode.image import Pixels
 from blip2cap.errors import ImageError
+from blip2cap.models.base import Checkpoint
 from blip2cap.options import GenerateOptions
 from blip2cap.records import Generated, Prompt
 from blip2cap.rows import Row
@@ -14,6 +16,11 @@ from blip2cap.rows import Row
 
 class FakeModel:
     """Says the mean colour of an image after the prompt: what it says depends on nothing else."""
+
+    checkpoint = Checkpoint(name="fake", folder=Path(), commit="", family="opt", config={})
+    device: Any = "cpu"
+    dtype: Any = "torch.float32"
+    fallback_reason = ""
 
     def __init__(
         self,
@@ -48,6 +55,9 @@ class FakeModel:
             raise MemoryError("one image")
         self.num_encoded += len(images)
         return ["-".join(f"{value:.2f}" for value in pixels.mean(axis=(0, 1))) for pixels in images]
+
+    def check(self, options: GenerateOptions) -> None:
+        """Accept all options."""
 
     def wait(self) -> None:
         """Nothing to wait for."""

@@ -1,4 +1,4 @@
-"""How many at once: as given, or doubled while it pays."""
+"""A given size stays; a measured size doubles as long as that is faster."""
 
 from __future__ import annotations
 

@@ -127,7 +127,7 @@ def test_without_room_batches_are_halved_and_what_never_fits_fails_alone(
     stub = Stub(max_images=5, white_never_fits=True, log=str(log))
     assert zygote.run(*RUN, *batch_size, cwd=here, stub=stub) == 3, (here / "said").read_text()
     said = (here / "said").read_text()
-    assert "05b.png: out_of_memory: the model has no room for it" in said
+    assert "05b.png: out_of_memory: not enough memory" in said
     assert f"captions.jsonl: {NUM_IMAGES} ok, 1 failed (1 out_of_memory)" in said
     rows = read_rows(here / "captions.jsonl")
     failed = [row for row in rows if row["status"] == "failed"]

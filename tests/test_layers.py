@@ -21,10 +21,13 @@ LAYERS = (
     ("captioner", "bench", "train"),
     ("jobs",),
     ("engine",),
+    ("models.checkpoint",),
+    ("models.registry",),
     ("models.blip2", "outputs.export"),
-    ("outputs",),
-    ("tasks",),
-    ("models", "source", "decode"),
+    ("outputs", "models.device", "models.loading"),
+    ("models.cpu_features", "tasks"),
+    ("models",),
+    ("source", "decode"),
     ("options", "prompts", "urls", "outputs.files", "tiny.scenes"),
     ("flags",),
     ("errors", "records", "rows", "stopwatch", "batch_size", "key_set", "tiny"),
@@ -32,7 +35,9 @@ LAYERS = (
 """From the top down. A module belongs to the longest name that it begins with."""
 LEVELS = {name: -level for level, names in enumerate(LAYERS) for name in names}
 HEAVY = {"torch", "transformers"}
-LIGHT = {name for names in LAYERS[5:] for name in names} | {"cli", "jobs", "outputs.export"}
+LIGHT = {"cli", "jobs", "models.checkpoint", "models.registry", "outputs.export", "outputs", "tasks", "models"} | {
+    name for names in LAYERS[10:] for name in names
+}
 """What imports nothing of HEAVY at once."""
 LATE = {"jobs.run", "jobs.context", "jobs.parts", "engine", "models.blip2", "captioner", "train", "bench"}
 """What `cli` imports only where there is work to do."""
@@ -161,10 +166,6 @@ class ReadyModel(FakeModel):
 
     dtype = "torch.float32"
     device = SimpleNamespace(type="cpu")
-
-    def why_library(self) -> str:
-        """It needs none."""
-        return ""
 
     def check(self, options: object) -> None:
         """Every option fits."""

@@ -14,13 +14,13 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from blip2cap.errors import ModelError, UsageError
-from blip2cap.models.blip2.int8 import Int8Linear
-from blip2cap.models.blip2.load import choose_device, choose_dtype, load
+from blip2cap.models.blip2.int8_linear import Int8Linear
+from blip2cap.models.blip2.load import load
 from blip2cap.models.blip2.model import Blip2
 from blip2cap.models.checkpoint import TINY, find
+from blip2cap.models.device import choose_dtype
 from blip2cap.options import GenerateOptions, ModelOptions
 from blip2cap.records import Prompt
-from tests.checkpoints import make_checkpoint
 
 
 @pytest.fixture
@@ -37,7 +37,7 @@ def test_the_tiny_model_loads_on_a_cpu() -> None:
     options = ModelOptions(name="tiny", device="cpu")
     model = load(find(options), options)
     assert model.dtype == choose_dtype("auto", torch.device("cpu"), find(options))
-    assert model.family == "opt"
+    assert model.checkpoint.family == "opt"
     assert not model.network.training
 
 
@@ -99,42 +99,6 @@ def test_old_snapshots_without_an_image_token_load(folder: Path) -> None:
     load_folder(folder)
 
 
-def test_float16_is_refused_for_t5(tmp_path: Path) -> None:
-    checkpoint = find(ModelOptions(name=str(make_checkpoint(tmp_path, "t5"))))
-    with pytest.raises(UsageError, match="overflows"):
-        choose_dtype("float16", torch.device("cpu"), checkpoint)
-
-
-@pytest.mark.parametrize("kind", ["opt", "t5"])
-@pytest.mark.parametrize(
-    ("fast", "dtype"), [(True, torch.bfloat16), (False, torch.float32)], ids=["bfloat16 is fast", "it is slow"]
-)
-def test_a_cpu_computes_in_bfloat16_where_it_is_fast_at_it(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str, fast: bool, dtype: torch.dtype
-) -> None:
-    checkpoint = find(ModelOptions(name=str(make_checkpoint(tmp_path, kind))))
-    monkeypatch.setattr("blip2cap.models.blip2.load.is_fast_at_bfloat16", lambda: fast)
-    assert choose_dtype("auto", torch.device("cpu"), checkpoint) == dtype
-    assert choose_dtype("float32", torch.device("cpu"), checkpoint) == torch.float32
-
-
-@pytest.mark.parametrize(
-    ("kind", "fast", "dtype"),
-    [
-        ("opt", True, torch.bfloat16),
-        ("t5", True, torch.bfloat16),
-        ("opt", False, torch.float16),
-        ("t5", False, torch.float32),
-    ],
-)
-def test_a_gpu_without_bfloat16_takes_float16_but_never_for_t5(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str, fast: bool, dtype: torch.dtype
-) -> None:
-    checkpoint = find(ModelOptions(name=str(make_checkpoint(tmp_path, kind))))
-    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation: fast)
-    assert choose_dtype("auto", torch.device("cuda"), checkpoint) == dtype
-
-
 def test_a_model_is_spread_over_gpus_only_where_there_are_any(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     options = ModelOptions(name="tiny", device_map="auto")
@@ -159,7 +123,7 @@ def test_random_weights_are_loaded_as_real_ones_are(folder: Path, quantized: str
             file.unlink()
     options = ModelOptions(name=str(folder), device="cpu", random_weights=True, quantize=quantized)
     model = load(find(options), options)
-    assert model.family == "opt"
+    assert model.checkpoint.family == "opt"
     assert len(model.tokenizer) == model.network.config.text_config.vocab_size
     assert model.mean == pytest.approx([0.4815, 0.4578, 0.4082], abs=1e-3)
     layer = model.network.vision_model.encoder.layers[0].mlp.fc1
@@ -169,11 +133,6 @@ def test_random_weights_are_loaded_as_real_ones_are(folder: Path, quantized: str
 def test_random_weights_come_with_the_real_tokenizer_where_there_is_one() -> None:
     options = ModelOptions(name="tiny", device="cpu", random_weights=True)
     assert load(find(options), options).tokenizer.decode([200]) != "t200"
-
-
-def test_a_gpu_that_is_not_there_is_a_usage_error() -> None:
-    with pytest.raises(UsageError, match="--device cpu"):
-        choose_device(f"cuda:{torch.cuda.device_count()}")
 
 
 @pytest.mark.gpu
@@ -200,10 +159,10 @@ def test_what_the_lean_decoder_cannot_do_goes_through_transformers_and_is_said(
 ) -> None:
     options = ModelOptions(name=str(folder), device="cpu", dtype="float32")
     model = load(find(options), options)
-    assert model.why_library() == ""
+    assert model.fallback_reason == ""
     change(model.network)
-    again = Blip2(model.network, model.tokenizer, family=model.family, mean=model.mean, std=model.std)
-    assert why in again.why_library()
+    again = Blip2(model.network, model.tokenizer, checkpoint=model.checkpoint, mean=model.mean, std=model.std)
+    assert why in again.fallback_reason
     features = again.encode([np.zeros((model.image_size, model.image_size, 3), dtype=np.uint8)])
     prompt = Prompt(image=0, text="a photo of", name="")
     greedy = GenerateOptions(max_new_tokens=4)

@@ -1,11 +1,13 @@
-"""Texts equal those of the transformers classes, used as their documentation says, one image at a time."""
+"""Texts equal those of the transformers classes, used as documented, one image at a time."""
 
 from __future__ import annotations
 
+import functools
 import itertools
 import json
 import shutil
 from collections import Counter
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +29,7 @@ from blip2cap.models.blip2.model import Blip2
 from blip2cap.models.checkpoint import find
 from blip2cap.options import GenerateOptions, ModelOptions
 from blip2cap.records import Generated, Prompt
-from tests.checkpoints import KINDS, make_checkpoint
+from tests.checkpoints import KINDS
 
 PROMPTS = ("a photo of", "", "Question : what is it ? Answer :", "w1 w2 w3 w4 w5 w6 w7")
 OPTIONS = {
@@ -38,14 +40,15 @@ OPTIONS = {
 }
 
 
+@functools.cache
 def load_model(folder: Path) -> Blip2:
     options = ModelOptions(name=str(folder), device="cpu", dtype="float32")
     return load(find(options), options)
 
 
 @pytest.fixture(scope="module", params=KINDS)
-def folder(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return make_checkpoint(tmp_path_factory.mktemp(request.param), request.param)
+def folder(request: pytest.FixtureRequest, checkpoints: Callable[[str], Path]) -> Path:
+    return checkpoints(request.param)
 
 
 @pytest.fixture(scope="module")
@@ -54,12 +57,18 @@ def images() -> list[Image.Image]:
     return [Image.fromarray(rng.integers(0, 256, (40, 52, 3), dtype=np.uint8)) for _ in range(4)]
 
 
-def by_the_book(folder: Path, image: Image.Image, prompt: str, options: GenerateOptions) -> list[tuple[str, int]]:
-    """Generate with transformers alone; return the texts and their numbers of tokens."""
+@functools.cache
+def load_plain(folder: Path) -> tuple[Any, Any]:
+    """Load processor and model with transformers alone."""
     instruct = (folder / "qformer_tokenizer").exists()
     processor_class: Any = InstructBlipProcessor if instruct else Blip2Processor
     model_class: Any = InstructBlipForConditionalGeneration if instruct else Blip2ForConditionalGeneration
-    processor, model = processor_class.from_pretrained(folder), model_class.from_pretrained(folder)
+    return processor_class.from_pretrained(folder), model_class.from_pretrained(folder)
+
+
+def by_the_book(folder: Path, image: Image.Image, prompt: str, options: GenerateOptions) -> list[tuple[str, int]]:
+    """Generate with transformers alone; return the texts and their numbers of tokens."""
+    processor, model = load_plain(folder)
     inputs = processor(images=image, text=prompt, return_tensors="pt")
     output = model.generate(
         **inputs,

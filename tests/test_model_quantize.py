@@ -1,9 +1,10 @@
-"""Quantised layers are near the real ones, rows keep to themselves, and what is sensitive is left whole."""
+"""Quantised layers are near the real ones, rows do not affect each other, and sensitive layers are not quantised."""
 
 from __future__ import annotations
 
 import importlib.metadata
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -14,15 +15,16 @@ from torch import nn
 
 from blip2cap.decode.image import resize
 from blip2cap.errors import ModelError, UsageError
-from blip2cap.models.blip2 import int8, quantize
-from blip2cap.models.blip2.int8 import GpuInt8Linear, Int8Linear, cpu_can_int8
+from blip2cap.models.blip2 import int8_linear, quantize
+from blip2cap.models.blip2.int8_linear import GpuInt8Linear, Int8Linear, cpu_can_int8
 from blip2cap.models.blip2.load import load
 from blip2cap.models.blip2.model import Blip2
 from blip2cap.models.checkpoint import find
+from blip2cap.models.cpu_features import adds_int8_without_overflow
 from blip2cap.options import GenerateOptions, ModelOptions
 from blip2cap.records import Prompt
 from blip2cap.tiny.scenes import draw
-from tests.checkpoints import KINDS, make_checkpoint
+from tests.checkpoints import KINDS
 
 CPU, GPU = torch.device("cpu"), torch.device("cuda")
 needs_kernels = pytest.mark.skipif(not cpu_can_int8(), reason="this CPU, or this torch, has no 8-bit kernels")
@@ -51,7 +53,9 @@ def test_a_quantised_linear_is_near_the_real_one(layer: Any, dtype: torch.dtype,
     given = layer(linear.to(dtype))(x.to(dtype))
     assert given.dtype == dtype
     assert given.shape == expected.shape
-    assert 0 < difference(given, expected) < 0.03
+    # Without VNNI, rows on a CPU have 7 bits instead of 8, and twice the error: see _LARGEST_WITHOUT_VNNI.
+    has_8_bits = layer is GpuInt8Linear or adds_int8_without_overflow()
+    assert 0 < difference(given, expected) < (0.02 if has_8_bits else 0.03)
 
 
 @pytest.mark.parametrize("layer", LAYERS)
@@ -96,7 +100,7 @@ def test_processors_that_add_in_sixteen_bits_get_numbers_whose_sums_fit(
 ) -> None:
     x = torch.randn(8, 96)
     expected = linear(x)
-    monkeypatch.setattr(int8, "adds_int8_without_overflow", lambda: False)
+    monkeypatch.setattr(int8_linear, "adds_int8_without_overflow", lambda: False)
     layer = Int8Linear(linear)
     assert 2 * 127 * (layer.zero + layer.largest) < 2**15
     assert 0 < difference(layer(x), expected) < 0.04
@@ -108,8 +112,8 @@ def sensitive(name: str) -> bool:
 
 @needs_kernels
 @pytest.mark.parametrize("kind", KINDS)
-def test_all_but_what_is_sensitive_is_quantised(tmp_path: Path, kind: str) -> None:
-    folder = str(make_checkpoint(tmp_path, kind))
+def test_all_but_what_is_sensitive_is_quantised(checkpoints: Callable[[str], Path], kind: str) -> None:
+    folder = str(checkpoints(kind))
     plain = ModelOptions(name=folder, device="cpu", dtype="float32")
     options = ModelOptions(name=folder, device="cpu", dtype="float32", quantize="int8-dynamic")
     layers = dict(load(find(options), options).network.named_modules())
@@ -133,14 +137,19 @@ def caption(model: Blip2) -> list[str]:
     return [result[0].text for result in results if isinstance(result, list)]
 
 
+@pytest.fixture(scope="module")
+def plain_captions() -> list[str]:
+    plain = ModelOptions(name="tiny", device="cpu", dtype="float32")
+    return caption(load(find(plain), plain))
+
+
 @needs_kernels
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
-def test_a_quantised_model_still_sees(dtype: str) -> None:
-    plain = ModelOptions(name="tiny", device="cpu", dtype="float32")
+def test_a_quantised_model_still_sees(dtype: str, plain_captions: list[str]) -> None:
     options = ModelOptions(name="tiny", device="cpu", dtype=dtype, quantize="int8-dynamic")
     model = load(find(options), options)
     assert model.dtype == getattr(torch, dtype)
-    assert caption(model) == caption(load(find(plain), plain))
+    assert caption(model) == plain_captions
 
 
 @pytest.mark.parametrize("kind", ["int8", "nf4", "fp8"])

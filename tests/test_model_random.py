@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -13,12 +14,14 @@ import torch
 from transformers import Blip2ForConditionalGeneration, InstructBlipForConditionalGeneration
 
 from blip2cap.errors import ModelError, UsageError
+from blip2cap.models.base import Checkpoint
+from blip2cap.models.blip2.instructblip import InstructBlip
 from blip2cap.models.blip2.model import Blip2
-from blip2cap.models.blip2.random_weights import build, build_empty, stand_in_tokenizer
-from blip2cap.models.checkpoint import KNOWN, TINY, Checkpoint, find
+from blip2cap.models.blip2.random_weights import build, stand_in_tokenizer
+from blip2cap.models.checkpoint import KNOWN, TINY, find
 from blip2cap.options import GenerateOptions, ModelOptions
 from blip2cap.records import Prompt
-from tests.checkpoints import KINDS, make_checkpoint
+from tests.checkpoints import KINDS
 
 CPU, META = torch.device("cpu"), torch.device("meta")
 BILLIONS = {
@@ -29,7 +32,7 @@ BILLIONS = {
     "instructblip-flan-t5-xl": (2.85, 4.02),
     "instructblip-vicuna-7b": (6.74, 7.91),
 }
-"""Parameters of the language model, as its authors count them, and of the whole."""
+"""Billions of parameters of the language model, as its authors count them, and of the complete model."""
 
 
 def find_random(name: str | Path) -> Checkpoint:
@@ -37,9 +40,9 @@ def find_random(name: str | Path) -> Checkpoint:
 
 
 @pytest.fixture(scope="module", params=KINDS)
-def real(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A whole checkpoint."""
-    return make_checkpoint(tmp_path_factory.mktemp(request.param), request.param)
+def real(request: pytest.FixtureRequest, checkpoints: Callable[[str], Path]) -> Path:
+    """A checkpoint with weights and tokenizer."""
+    return checkpoints(request.param)
 
 
 @pytest.fixture(scope="module")
@@ -58,10 +61,15 @@ def test_every_known_name_is_tested_here() -> None:
     assert {path.stem for path in KNOWN.glob("*.json")} == set(BILLIONS)
 
 
-@pytest.mark.parametrize("name", BILLIONS)
-def test_known_checkpoints_have_as_many_parameters_as_the_real_ones(name: str) -> None:
-    checkpoint = find_random(name)
-    network = build(checkpoint, torch.bfloat16, META)
+@pytest.fixture(scope="module", params=BILLIONS)
+def known(request: pytest.FixtureRequest) -> tuple[str, Checkpoint, Any]:
+    """The name of a known checkpoint, the checkpoint, and its network without memory."""
+    checkpoint = find_random(request.param)
+    return request.param, checkpoint, build(checkpoint, torch.bfloat16, META)
+
+
+def test_known_checkpoints_have_as_many_parameters_as_the_real_ones(known: tuple[str, Checkpoint, Any]) -> None:
+    name, checkpoint, network = known
     language_model, whole = BILLIONS[name]
     assert count(network.vision_model) == pytest.approx(0.986, abs=0.001)
     assert count(network.language_model) == pytest.approx(language_model, abs=0.01)
@@ -70,10 +78,9 @@ def test_known_checkpoints_have_as_many_parameters_as_the_real_ones(name: str) -
     assert 0 < checkpoint.config["image_token_index"] < network.config.text_config.vocab_size
 
 
-@pytest.mark.parametrize("name", BILLIONS)
-def test_known_configurations_say_what_the_classes_take_from_them(name: str) -> None:
-    checkpoint = find_random(name)
-    built = build_empty(checkpoint).config.to_dict()
+def test_known_configurations_say_what_the_classes_take_from_them(known: tuple[str, Checkpoint, Any]) -> None:
+    _, checkpoint, network = known
+    built = network.config.to_dict()
     for part, settings in checkpoint.config.items():
         if isinstance(settings, dict):
             changed = {key for key, value in settings.items() if built[part][key] != value}
@@ -157,15 +164,13 @@ def test_layers_larger_than_the_tape_differ_too() -> None:
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_a_built_network_generates(checkpoint: Checkpoint, dtype: torch.dtype) -> None:
-    instruct = checkpoint.family == "instructblip"
-    model = Blip2(
-        build(checkpoint, dtype, CPU),
-        stand_in_tokenizer(checkpoint.config),
-        family=checkpoint.family,
-        mean=(0.5, 0.5, 0.5),
-        std=(0.25, 0.25, 0.25),
-        qformer_tokenizer=stand_in_tokenizer(checkpoint.config, which="qformer") if instruct else None,
-    )
+    network, tokenizer = build(checkpoint, dtype, CPU), stand_in_tokenizer(checkpoint.config)
+    mean, std = (0.5, 0.5, 0.5), (0.25, 0.25, 0.25)
+    if checkpoint.family == "instructblip":
+        qformer_tokenizer = stand_in_tokenizer(checkpoint.config, which="qformer")
+        model: Blip2 = InstructBlip(network, tokenizer, qformer_tokenizer, checkpoint=checkpoint, mean=mean, std=std)
+    else:
+        model = Blip2(network, tokenizer, checkpoint=checkpoint, mean=mean, std=std)
     rng = np.random.default_rng(0)
     features = model.encode([rng.integers(0, 256, (28, 28, 3), dtype=np.uint8) for _ in range(2)])
     prompts = [Prompt(image=at, text=text, name="") for at in range(2) for text in ("", "Question: why? Answer:")]

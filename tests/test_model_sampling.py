@@ -35,7 +35,8 @@ def test_tokens_are_drawn_with_the_probabilities_of_the_softmax() -> None:
 
 def test_steps_of_one_row_draw_independently() -> None:
     logits = torch.zeros(1, 2)
-    drawn = draw(GenerateOptions(temperature=1.0), logits, [row_seed(0, "a", 0)], steps=4_000).flatten()
+    seeds, steps = torch.full((4_000,), row_seed(0, "a", 0)), torch.arange(4_000)
+    drawn = Sampler(GenerateOptions(temperature=1.0)).apply(logits.expand(4_000, -1), seeds, steps).argmax(-1)
     pairs = torch.bincount(drawn[:-1] * 2 + drawn[1:], minlength=4) / (len(drawn) - 1)
     assert torch.allclose(pairs, torch.full((4,), 0.25), atol=0.03)
 

@@ -101,7 +101,7 @@ class Surroundings:
     def image_embeddings(self, rows: Sequence[TextRow]) -> tuple[torch.Tensor, torch.Tensor]:
         return torch.zeros(len(rows), 2, 1), torch.arange(len(rows))
 
-    def history(self, tokens: Tokens) -> list[int]:
+    def given_ids(self, tokens: Tokens) -> list[int]:
         return list(tokens.ids)
 
     def read_text(self, ids: list[int]) -> Generated:

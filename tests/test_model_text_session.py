@@ -1,30 +1,32 @@
-"""What surrounds the streams: memory that is given back, caches that are clean, the library's way."""
+"""Sessions release their memory, leave clean caches, and also work with transformers' `generate`."""
 
 from __future__ import annotations
 
 import gc
 import weakref
-from collections.abc import Sequence
+from collections.abc import Callable
+from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
+from transformers import GenerationConfig
 
 from blip2cap.errors import ImageError
-from blip2cap.models.blip2.memory import memory_errors
+from blip2cap.models.base import Result
 from blip2cap.models.blip2.model import Blip2
 from blip2cap.models.blip2.stream import TextRow, Tokens
-from blip2cap.models.blip2.transformers_generate import LibraryStream
+from blip2cap.models.blip2.transformers_generate import TransformersStream
 from blip2cap.options import GenerateOptions
 from blip2cap.records import Generated, Prompt
-from tests.checkpoints import make_checkpoint
 from tests.test_model_parity import load_model
-from tests.test_model_stream import Surroundings
+from tests.test_model_stream import END, Surroundings
 
 
 @pytest.fixture(scope="module", params=["opt", "t5"])
-def model(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Blip2:
-    return load_model(make_checkpoint(tmp_path_factory.mktemp(request.param), request.param))
+def model(request: pytest.FixtureRequest, checkpoints: Callable[[str], Path]) -> Blip2:
+    return load_model(checkpoints(request.param))
 
 
 def encode(model: Blip2, num_images: int) -> torch.Tensor:
@@ -68,45 +70,46 @@ def test_several_lengths_of_prompts_about_several_images_equal_each_alone(model:
         assert model.generate(features, prompts, options, capacity=capacity) == alone
 
 
-class OutOfMemory(LibraryStream):
-    """Has no room for more than one text, nor for the prompt 13."""
+class SmallMemory:
+    """A language model with memory for one text only, and none for prompt 13 after its first text."""
 
-    def _generate(self, group: list[TextRow]) -> list[list[Generated]]:
-        if len(group) > 1 or (group[0].tokens.ids == [13] and group[0].copy == 1):
-            raise MemoryError("library")
-        return [
-            [Generated(text=f"{row.tokens.ids[0]} {row.copy}", finish_reason="stop", num_tokens=1)] for row in group
-        ]
+    config = SimpleNamespace(is_encoder_decoder=False)
+
+    def __init__(self) -> None:
+        self.generation_config = GenerationConfig(eos_token_id=END)
+        self.prompts: list[int] = []
+
+    def get_input_embeddings(self) -> torch.nn.Module:
+        return torch.nn.Embedding(16, 1)
+
+    def generate(self, *, input_ids: torch.Tensor, **inputs: object) -> torch.Tensor:
+        if len(input_ids) > 1:
+            raise MemoryError("more than one text")
+        self.prompts.append(int(input_ids[0, 0]))
+        if self.prompts[-1] == 13 and self.prompts.count(13) > 1:
+            raise MemoryError("another text of prompt 13")
+        return torch.cat([input_ids, torch.tensor([[self.prompts[-1], END]])], dim=1)
 
 
-def test_a_prompt_of_which_one_sample_has_no_room_fails_once(model: Blip2) -> None:
-    options = GenerateOptions(num_captions=3, temperature=1.0)
-    stream = OutOfMemory(Surroundings(), model.network.language_model, options, capacity=8)
+def test_a_prompt_with_samples_that_do_not_fit_fails_once() -> None:
+    options, language_model = GenerateOptions(num_captions=3, temperature=1.0), SmallMemory()
+    stream = TransformersStream(Surroundings(), language_model, options, capacity=8)
     stream.add(
         TextRow(ticket=ticket, tokens=Tokens(ids=[name], qformer_ids=[]), image=torch.zeros(1), seed=0, copy=copy)
         for ticket, name in enumerate((7, 13, 8))
         for copy in range(3)
     )
-    results: list[tuple[int, Sequence[Generated] | ImageError]] = []
+    results: dict[int, Result] = {}
     while stream.num_pending:
-        results += stream.advance()
-    assert sorted(ticket for ticket, _ in results) == [0, 1, 2]
-    assert [isinstance(result, ImageError) for _, result in sorted(results, key=lambda each: each[0])] == [
-        False,
-        True,
-        False,
-    ]
-
-
-@pytest.mark.parametrize(
-    "words",
-    ["CUDA error: out of memory", "DefaultCPUAllocator: can't allocate memory", "CUBLAS_STATUS_ALLOC_FAILED when ..."],
-)
-def test_every_way_to_have_no_memory_is_a_memory_error(words: str) -> None:
-    with pytest.raises(MemoryError), memory_errors():
-        raise RuntimeError(words)
-    with pytest.raises(RuntimeError, match="shapes"), memory_errors():
-        raise RuntimeError("shapes do not match")
+        for ticket, result in stream.advance():
+            assert ticket not in results
+            results[ticket] = result
+    assert language_model.prompts == [7] * 3 + [13] * 3 + [8] * 3
+    for ticket, text in ((0, "7"), (2, "8")):
+        assert results.pop(ticket) == [Generated(text=text, finish_reason="stop", num_tokens=1)] * 3
+    (failed,) = results.values()
+    assert isinstance(failed, ImageError)
+    assert failed.code == "out_of_memory"
 
 
 def test_less_memory_than_for_a_few_texts_is_respected(model: Blip2, monkeypatch: pytest.MonkeyPatch) -> None:

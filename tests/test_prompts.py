@@ -3,7 +3,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from blip2cap.errors import UsageError
-from blip2cap.prompts import CAPTION_PROMPTS, VQA_TEMPLATES, Template
+from blip2cap.prompts import Template
 
 
 @pytest.mark.parametrize(
@@ -76,19 +76,6 @@ def test_a_question_is_no_field_of_a_caption_prompt():
 def test_the_error_names_the_option_that_was_given():
     with pytest.raises(UsageError, match=r'^--template "\{x\}"'):
         Template("{x}", option="--template", question=True)
-
-
-@pytest.mark.parametrize("family", VQA_TEMPLATES)
-def test_every_family_asks_with_the_question_in_its_place(family):
-    filled = Template(VQA_TEMPLATES[family], question=True).fill("cat.jpg", "what is it?")
-    assert "what is it?" in filled
-    assert "{" not in filled
-
-
-def test_every_family_has_both_kinds_of_prompt():
-    assert VQA_TEMPLATES.keys() == CAPTION_PROMPTS.keys()
-    for prompt in CAPTION_PROMPTS.values():
-        assert Template(prompt).fill("cat.jpg") == prompt
 
 
 @given(st.text(), st.text(st.characters(exclude_characters="/\0"), min_size=1))

@@ -19,7 +19,7 @@ import pytest
 from blip2cap.errors import ImageError
 from blip2cap.jobs.job import Job, Listener, Outcome
 from blip2cap.jobs.run import dry_run, run_job
-from blip2cap.models.checkpoint import Checkpoint
+from blip2cap.models.base import Checkpoint, Family
 from blip2cap.options import BatchOptions, DecodeOptions, ModelOptions, OutputOptions, SourceOptions
 from blip2cap.outputs.open import open_rows
 from blip2cap.outputs.status import read_status
@@ -59,7 +59,7 @@ class Score:
     def model_settings(self) -> dict[str, Any]:
         return {}
 
-    def for_family(self, name: str) -> Self:
+    def for_family(self, family: Family) -> Self:
         return self
 
     def check(self, model: Any) -> None:
@@ -113,7 +113,7 @@ class Scorer:
     on_cpu = True
     image_size = 8
     dtype = "torch.float32"
-    checkpoint = Checkpoint(name="scorer", folder=Path(), commit="1", family="stub", config={})
+    checkpoint = Checkpoint(name="scorer", folder=Path(), commit="1", family="opt", config={})
 
     def encode(self, images: Sequence[Any]) -> list[float]:
         return [float(np.mean(image)) / 255 for image in images]

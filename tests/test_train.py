@@ -12,7 +12,7 @@ import torch
 from safetensors.torch import load_file
 from transformers import AutoTokenizer, Blip2ForConditionalGeneration
 
-from blip2cap.prompts import VQA_TEMPLATES
+from blip2cap.models.registry import FAMILIES
 from blip2cap.records import Generated, Prompt
 from blip2cap.tiny.scenes import PLACES, TRAINING_SEEDS, Question, Scene, draw
 from blip2cap.train.accuracy import _differing_words, _score, measure
@@ -188,4 +188,4 @@ def test_scores_count_exact_texts_and_how_far_the_others_are_off() -> None:
 
 def test_questions_are_put_the_way_opt_is_asked() -> None:
     scene: Scene = draw(0, (16, 16))
-    assert VQA_TEMPLATES["opt"].replace("{question}", scene.questions[0].text).startswith("Question: what")
+    assert FAMILIES["opt"].vqa_template.replace("{question}", scene.questions[0].text).startswith("Question: what")

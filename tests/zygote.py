@@ -97,10 +97,6 @@ class LoadedStub(FakeModel):
         """Begin the text side of a run."""
         return SlowSession(self, options, capacity or 16)
 
-    def why_library(self) -> str:
-        """It needs none."""
-        return ""
-
     def check(self, options: object) -> None:
         """Every option fits."""
 

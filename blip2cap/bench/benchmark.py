@@ -27,10 +27,13 @@ from blip2cap.bench.stages import (
 from blip2cap.bench.sweep import sweep
 from blip2cap.bench.work import count
 from blip2cap.errors import InputError, ModelError
+from blip2cap.models.base import Checkpoint
 from blip2cap.models.blip2 import quantize
-from blip2cap.models.blip2.load import choose_device, choose_dtype, load
+from blip2cap.models.blip2.load import load
 from blip2cap.models.blip2.model import Blip2
-from blip2cap.models.checkpoint import Checkpoint, find
+from blip2cap.models.checkpoint import find
+from blip2cap.models.device import choose_device, choose_dtype
+from blip2cap.models.registry import FAMILIES
 from blip2cap.records import ImageRef
 from blip2cap.tasks.caption import Caption
 from blip2cap.tasks.vqa import Vqa
@@ -74,7 +77,9 @@ class Benchmark:
         loaded = Loaded(lambda: load(checkpoint, options.model))
         loaded.model.check(options.generate)
         load_s = time.perf_counter() - started
-        setup = Setup(task=self._task().for_family(checkpoint.family), decode=options.decode, batch=options.batch)
+        setup = Setup(
+            task=self._task().for_family(FAMILIES[checkpoint.family]), decode=options.decode, batch=options.batch
+        )
         with TemporaryDirectory(prefix="blip2cap-bench-") as name:
             folder = Path(name)
             measured, refs, good = self._measure(loaded.model, setup, folder)

@@ -33,8 +33,8 @@ from transformers import (
 
 from blip2cap.models.blip2.random_weights import build, stand_in_tokenizer
 from blip2cap.models.checkpoint import TINY, find
+from blip2cap.models.registry import FAMILIES
 from blip2cap.options import ModelOptions
-from blip2cap.prompts import CAPTION_PROMPTS, VQA_TEMPLATES
 
 DTYPES = ("float32", "bfloat16", "float16")
 SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif")
@@ -141,8 +141,8 @@ def make_prompts(arguments: argparse.Namespace, config: Any) -> list[str]:
     """Return one prompt for a pass over the images, or one for each question, as this family of models is asked."""
     family = "instructblip" if config.model_type == "instructblip" else config.text_config.model_type
     if arguments.question:
-        return [VQA_TEMPLATES[family].replace("{question}", question) for question in arguments.question]
-    return [CAPTION_PROMPTS[family] if arguments.prompt is None else arguments.prompt]
+        return [FAMILIES[family].vqa_template.replace("{question}", question) for question in arguments.question]
+    return [FAMILIES[family].caption_prompt if arguments.prompt is None else arguments.prompt]
 
 
 def batches(paths: Sequence[Path], size: int) -> Iterator[Sequence[Path]]:

@@ -158,7 +158,7 @@ class Flow:
             ]
             tickets = self.session.add(features, prompts)
         except MemoryError as error:
-            detail = f"the model has no memory for it: {error}"
+            detail = f"not enough memory: {error}"
         else:
             if not size.settled:
                 self.model.wait()

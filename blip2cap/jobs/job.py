@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from blip2cap.errors import ImageError, UsageError
+from blip2cap.models.registry import FAMILIES
 from blip2cap.options import BatchOptions, DecodeOptions, Kind, ModelOptions, OutputOptions, SourceOptions
 from blip2cap.records import ImageRef
 from blip2cap.tasks.base import Task
@@ -17,7 +18,7 @@ from blip2cap.urls import is_http, shown
 
 if TYPE_CHECKING:
     from blip2cap.engine.run import RunStats
-    from blip2cap.models.checkpoint import Checkpoint
+    from blip2cap.models.base import Checkpoint
     from blip2cap.source.inputs import Source
 
 Count = Callable[[Callable[[], bool]], int]
@@ -47,7 +48,7 @@ class Job:
 
     def for_checkpoint(self, checkpoint: Checkpoint) -> Job:
         """Return the job with what the family of its model decides."""
-        return replace(self, task=self.task.for_family(checkpoint.family))
+        return replace(self, task=self.task.for_family(FAMILIES[checkpoint.family]))
 
     def settings(self, source: Source) -> dict[str, Any]:
         """Return everything that changes a result or a name, but for what only the model knows."""

@@ -139,7 +139,7 @@ def _check(context: Context, plan: PartsPlan, settings: Mapping[str, Any]) -> No
 
 def _make_plan(context: Context, store: Store, settings: Mapping[str, Any]) -> tuple[PartsPlan, list[str]]:
     """List all inputs, as the first process does; return messages about damaged archives too. This imports torch."""
-    from blip2cap.models.blip2.load import choose_device, choose_dtype
+    from blip2cap.models.device import choose_device, choose_dtype
 
     job, dtype = context.job, context.dtype
     if dtype == "auto":

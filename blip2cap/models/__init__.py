@@ -1,1 +1,1 @@
-"""Models behind one interface: names, checkpoints, families."""
+"""Models behind one interface: checkpoints, families, loading."""

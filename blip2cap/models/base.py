@@ -1,31 +1,61 @@
-"""What a run needs of a model, whatever its family."""
+"""The interface between a run and a model, whatever its family."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Protocol, TypeAlias
 
-from blip2cap.errors import ImageError
-from blip2cap.options import GenerateOptions
+from blip2cap.errors import ImageError, ModelError
+from blip2cap.options import GenerateOptions, ModelOptions
 from blip2cap.records import Generated, Prompt
 
 Result: TypeAlias = list[Generated] | ImageError
-"""Texts, best first, or why there are none."""
+"""Texts, best first, or the reason why there are none."""
+HINT = "`--model tiny` needs no download."
+"""End of every message about a model that cannot be used."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Checkpoint:
+    """A checkpoint on this machine that is safe to load."""
+
+    name: str
+    """Name given by the user; for a folder its full path."""
+    folder: Path
+    commit: str
+    """The hub's commit, a fingerprint of the files of a local folder, or `random` for random weights."""
+    family: str
+    """Key of its family in `registry.FAMILIES`."""
+    config: dict[str, Any]
+    """Content of config.json."""
+
+    @property
+    def image_size(self) -> int:
+        """Side of the square input in pixels."""
+        return int((self.config.get("vision_config") or {}).get("image_size", 224))
+
+    @property
+    def text_type(self) -> str:
+        """Type of the language model: opt, t5 or llama."""
+        return text_type(self.config)
 
 
 class Session(Protocol):
-    """Prompts are added as their images are encoded; results come by ticket, in any order."""
+    """Texts of one run: prompts are added as their images are encoded; results come by ticket, in any order."""
 
     @property
     def capacity(self) -> int:
-        """Number of prompts processed at once, at most."""
+        """Largest number of prompts processed at once."""
 
     @property
     def num_pending(self) -> int:
         """Number of prompts that wait or run."""
 
     def add(self, features: Any, prompts: Sequence[Prompt]) -> list[int]:
-        """Queue prompts about images whose features these are; return a ticket for each."""
+        """Queue prompts about images, given the features of the images; return a ticket for each prompt."""
 
     def advance(self) -> list[tuple[int, Result]]:
         """Compute for a while; return the results that are complete, by ticket."""
@@ -34,18 +64,70 @@ class Session(Protocol):
 class Model(Protocol):
     """A loaded model."""
 
+    checkpoint: Checkpoint
+    """The checkpoint it was loaded from."""
+    device: Any
+    """Device it computes on; `str` of it is shown to users."""
+    dtype: Any
+    """Dtype it computes in; `str` of it, without `torch.`, is in manifests."""
     on_cpu: bool
-    """Whether it computes on the cores that images are decoded on."""
+    """True if it computes on the cores that images are decoded on."""
+    fallback_reason: str
+    """Reason why texts are generated in a slower way than this family's own; empty if they are not."""
 
     @property
     def image_size(self) -> int:
         """Side of the square input in pixels."""
 
+    def check(self, options: GenerateOptions) -> None:
+        """Raise UsageError for options that no prompt can be generated with."""
+
     def encode(self, images: Sequence[Any]) -> Any:
         """Run the vision encoder on decoded images. Raises MemoryError if they do not fit."""
 
     def wait(self) -> None:
-        """Wait until the device has finished what it was given."""
+        """Wait until the device has finished the work it was given."""
 
     def start_texts(self, options: GenerateOptions, *, capacity: int | None) -> Session:
         """Open a session that generates text; None lets the model choose its capacity."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Family:
+    """A family of models: how a checkpoint is recognised, prompted and loaded."""
+
+    name: str
+    model_type: str
+    """`model_type` in config.json."""
+    text_types: tuple[str, ...] = ()
+    """Types of language models that are supported; empty: any."""
+    caption_prompt: str
+    """Beginning of a caption unless --prompt is given."""
+    vqa_template: str
+    """Template of a question unless --template is given."""
+    image_size: Callable[[Checkpoint], int]
+    """Side of the square input in pixels."""
+    load: Callable[[Checkpoint, ModelOptions], Model]
+    """Load a checkpoint. Raises ModelError or UsageError."""
+
+    def matches(self, config: dict[str, Any]) -> bool:
+        """Return True for the content of a config.json of this family."""
+        return config.get("model_type") == self.model_type and (
+            not self.text_types or text_type(config) in self.text_types
+        )
+
+
+def text_type(config: dict[str, Any]) -> str:
+    """Return the type of the language model in the content of a config.json."""
+    return str((config.get("text_config") or {}).get("model_type", "opt"))
+
+
+def read_json(name: str, path: Path) -> dict[str, Any]:
+    """Read a JSON file of the model `name`. Raises ModelError if it is damaged."""
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise ModelError(f"--model {name}: {path.name} cannot be read: {error}. {HINT}") from error
+    if not isinstance(content, dict):
+        raise ModelError(f"--model {name}: {path.name} cannot be read: expected an object. {HINT}")
+    return content

@@ -1,57 +1,31 @@
-"""A model's name -> a folder that is safe to load, without importing torch.
+"""Finds the checkpoint that a model's name stands for, and checks that it is safe to load, without importing torch.
 
-Refused, with the reason: folders without safetensors, with code of their own, or of another kind of model.
+Refused, with the reason: folders without safetensors, with code of their own, or of an unknown family.
 """
 
 from __future__ import annotations
 
 import hashlib
-import json
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from blip2cap.errors import ModelError, UsageError
+from blip2cap.models.base import HINT, Checkpoint, read_json
+from blip2cap.models.registry import recognise
 from blip2cap.options import ModelOptions
 
 TINY = Path(__file__).parent.parent / "tiny"
-"""The model inside the package."""
+"""Folder of the model inside the package."""
 KNOWN = Path(__file__).parent / "known"
-"""The configurations of checkpoints on the hub, to measure them without their weights."""
+"""Folder of the configurations of known checkpoints on the hub, to measure speed without their weights."""
 
 _WANTED_FILES = ["*.json", "*.safetensors", "*.txt", "*.model"]
 _BLOCK = 65536
 _NUM_BLOCKS = 128
-_HINT = "`--model tiny` needs no download."
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Checkpoint:
-    """A checkpoint on this machine."""
-
-    name: str
-    """As the user gave it; a folder's full path."""
-    folder: Path
-    commit: str
-    """The hub's commit, a fingerprint of the files of a local folder, or `random`: without weights."""
-    family: str
-    """opt, t5 or instructblip: decides prompts and how the image meets the text."""
-    config: dict[str, Any]
-    """The content of config.json."""
-
-    @property
-    def image_size(self) -> int:
-        """Side of the square input in pixels."""
-        return int((self.config.get("vision_config") or {}).get("image_size", 224))
-
-    @property
-    def text_type(self) -> str:
-        """The language model's type: opt, t5 or llama."""
-        return str((self.config.get("text_config") or {}).get("model_type", "opt"))
 
 
 def find(options: ModelOptions) -> Checkpoint:
-    """Find the checkpoint of a name. Raises ModelError that says why it cannot be used and what to do."""
+    """Find the checkpoint of a name. Raises ModelError, which says why it cannot be used and what to do."""
     folder = TINY if options.name == "tiny" else Path(options.name).expanduser()
     if options.revision is not None and (options.random_weights or folder.is_dir()):
         raise UsageError(f"--revision {options.revision}: {options.name} is no model on the hub, it has no revisions.")
@@ -64,14 +38,14 @@ def find(options: ModelOptions) -> Checkpoint:
     if options.name.startswith((".", "/", "~")) or options.name.count("/") != 1:
         raise ModelError(
             f"--model {options.name}: no such folder. Expected `tiny`, a folder with config.json, "
-            f"or a hub id like Salesforce/blip2-opt-2.7b. {_HINT}"
+            f"or a hub id like Salesforce/blip2-opt-2.7b. {HINT}"
         )
     folder = _download(options)
     return _check(options.name, folder, folder.name)
 
 
 def _find_configuration(name: str, folder: Path) -> Checkpoint:
-    """Find what there is to know of a model but its weights: in a folder, or among the known ones."""
+    """Find the configuration of a model without its weights, in a folder or among the known ones."""
     known = {path.stem: path for path in sorted(KNOWN.glob("*.json"))}
     if folder.is_dir():
         shown = "tiny" if folder == TINY else str(folder.resolve())
@@ -80,13 +54,13 @@ def _find_configuration(name: str, folder: Path) -> Checkpoint:
     if path is None:
         raise ModelError(
             f"--model {name}: no known size. Expected with --random-weights one of {', '.join(known)}, "
-            f"or a folder with config.json. {_HINT}"
+            f"or a folder with config.json. {HINT}"
         )
     return _check_config(name, path, "random")
 
 
 def _download(options: ModelOptions) -> Path:
-    """Return the folder of a hub id's snapshot: the cached one if it is whole, else fetched."""
+    """Return the folder of a hub id's snapshot: the cached one if it is complete, else a fetched one."""
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 
@@ -105,14 +79,14 @@ def _download(options: ModelOptions) -> Path:
         except (LocalEntryNotFoundError, ModelError):
             return snapshot(local_only=False)
     except HFValidationError as error:
-        raise ModelError(f"--model {options.name}: neither a folder nor a hub id. {_HINT}") from error
+        raise ModelError(f"--model {options.name}: neither a folder nor a hub id. {HINT}") from error
     except LocalEntryNotFoundError as error:
         raise ModelError(
             f"--model {options.name}: not in the local cache, and the hub cannot be reached. "
-            f"Check the network and the name. {_HINT}"
+            f"Check the network and the name. {HINT}"
         ) from error
     except (HfHubHTTPError, OSError) as error:
-        raise ModelError(f"--model {options.name}: cannot be fetched from the hub: {error}. {_HINT}") from error
+        raise ModelError(f"--model {options.name}: cannot be fetched from the hub: {error}. {HINT}") from error
 
 
 def _check(name: str, folder: Path, commit: str) -> Checkpoint:
@@ -124,33 +98,18 @@ def _check(name: str, folder: Path, commit: str) -> Checkpoint:
 def _check_config(name: str, path: Path, commit: str) -> Checkpoint:
     folder = path.parent
     if not path.is_file():
-        raise ModelError(f"--model {name}: {folder} has no {path.name}. Expected a BLIP-2 checkpoint. {_HINT}")
-    if (folder / "adapter_config.json").exists():  # transformers would load the model that it names instead
+        raise ModelError(f"--model {name}: {folder} has no {path.name}. Expected a BLIP-2 checkpoint. {HINT}")
+    if (folder / "adapter_config.json").exists():  # transformers would load the model it names
         raise ModelError(
-            f"--model {name}: an adapter (adapter_config.json). Expected a whole model: merge it first. {_HINT}"
+            f"--model {name}: an adapter (adapter_config.json). Expected a whole model: merge it first. {HINT}"
         )
     config = read_json(name, path)
-    family = _family(name, config)
+    family = recognise(name, config).name
     if _has_code(name, folder, config):
         raise ModelError(
-            f"--model {name}: its configuration asks for code of its own (auto_map), which blip2cap never runs. {_HINT}"
+            f"--model {name}: its configuration asks for code of its own (auto_map), which blip2cap never runs. {HINT}"
         )
     return Checkpoint(name=name, folder=folder, commit=commit, family=family, config=config)
-
-
-def _family(name: str, config: dict[str, Any]) -> str:
-    model_type = config.get("model_type")
-    text_type = (config.get("text_config") or {}).get("model_type", "opt")
-    if "Blip2ForImageTextRetrieval" in (config.get("architectures") or ()):
-        raise ModelError(f"--model {name}: an image-text matching model, which writes no text. {_HINT}")
-    if model_type == "instructblip" and text_type in ("t5", "llama"):
-        return "instructblip"
-    if model_type == "blip-2" and text_type in ("opt", "t5"):
-        return str(text_type)
-    raise ModelError(
-        f"--model {name}: model_type {model_type!r} with language model {text_type!r}. "
-        f"Expected blip-2 (opt, t5) or instructblip (t5, llama). {_HINT}"
-    )
 
 
 def _has_code(name: str, folder: Path, config: dict[str, Any]) -> bool:
@@ -164,41 +123,29 @@ def _check_weights(name: str, folder: Path) -> None:
     if index.is_file():
         weight_map = read_json(name, index).get("weight_map")
         if not isinstance(weight_map, dict) or not weight_map:
-            raise ModelError(f"--model {name}: {index.name} lists no weights. Fetch it again. {_HINT}")
+            raise ModelError(f"--model {name}: {index.name} lists no weights. Fetch it again. {HINT}")
         files = sorted({str(file) for file in weight_map.values()})
-        # transformers would open a file of another kind with torch.load, and follow a path to anywhere.
+        # transformers would open other kinds of files with torch.load, and would follow a path out of the folder.
         others = [file for file in files if not file.endswith(".safetensors") or Path(file).name != file]
         if others:
             raise ModelError(
-                f"--model {name}: {index.name} names {', '.join(others)}. "
-                f"Expected .safetensors files beside it. {_HINT}"
+                f"--model {name}: {index.name} names {', '.join(others)}. Expected .safetensors files beside it. {HINT}"
             )
         missing = [file for file in files if not (folder / file).is_file()]
         if missing:
             raise ModelError(
-                f"--model {name}: weight files are missing: {', '.join(missing)}. Fetch them again. {_HINT}"
+                f"--model {name}: weight files are missing: {', '.join(missing)}. Fetch them again. {HINT}"
             )
     elif not (folder / "model.safetensors").is_file():
         pickles = [path.name for pattern in ("*.bin", "*.pth", "*.pt") for path in folder.glob(pattern)]
         found = f"only {', '.join(sorted(pickles))}, which may run code when loaded" if pickles else "no weights"
-        raise ModelError(f"--model {name}: has {found}. Expected model.safetensors. {_HINT}")
-
-
-def read_json(name: str, path: Path) -> dict[str, Any]:
-    """Read one of a checkpoint's files. Raises ModelError if it is damaged."""
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise ModelError(f"--model {name}: {path.name} cannot be read: {error}. {_HINT}") from error
-    if not isinstance(content, dict):
-        raise ModelError(f"--model {name}: {path.name} cannot be read: expected an object. {_HINT}")
-    return content
+        raise ModelError(f"--model {name}: has {found}. Expected model.safetensors. {HINT}")
 
 
 def _fingerprint(folder: Path) -> str:
-    """Name the content of a local folder: configs in full, of weights the size and blocks from beginning to end.
+    """Return a hash of a local folder: of configs in full, of weights the size and evenly spaced blocks.
 
-    Training and merging change every tensor; to read 15 GB for the case of a single changed byte would cost seconds.
+    Training and merging change every tensor; reading all of 15 GB to find a single changed byte would cost seconds.
     """
     digest = hashlib.sha256()
     for path in sorted(folder.rglob("*")):

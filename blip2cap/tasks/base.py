@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol, Self
 
-from blip2cap.models.base import Model, Session
+from blip2cap.models.base import Family, Model, Session
 from blip2cap.records import ImageRef
 from blip2cap.rows import Row, Schema, row_key
 
@@ -51,7 +51,7 @@ class Task(Protocol):
     def model_settings(self) -> dict[str, Any]:
         """Return the settings that the family of the model decides; those that are known if there is none yet."""
 
-    def for_family(self, name: str) -> Self:
+    def for_family(self, family: Family) -> Self:
         """Return the task with what a family of models decides. Raises UsageError if the family cannot do it."""
 
     def check(self, model: Any) -> None:

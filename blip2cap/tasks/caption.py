@@ -6,7 +6,7 @@ from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
-from blip2cap.prompts import CAPTION_PROMPTS
+from blip2cap.models.base import Family
 from blip2cap.rows import Schema
 from blip2cap.tasks.text import TextTask, schema_from, text_schema
 
@@ -18,8 +18,8 @@ class Caption(TextTask):
     name: ClassVar[str] = "caption"
     template_setting: ClassVar[str] = "prompt"
 
-    def _default_template(self, family: str) -> str:
-        return CAPTION_PROMPTS[family]
+    def _default_template(self, family: Family) -> str:
+        return family.caption_prompt
 
 
 def schema_of(settings: Mapping[str, Any]) -> Schema:

@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from functools import lru_cache
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Self
 
 from blip2cap.errors import ImageError, UsageError
-from blip2cap.models.base import Model, Session
+from blip2cap.models.base import Family, Model, Session
 from blip2cap.options import GenerateOptions, TextOptions
 from blip2cap.prompts import Template
 from blip2cap.records import Generated, ImageRef
@@ -73,9 +73,9 @@ class TextTask:
         """Return the template, if it is known."""
         return {} if self.template is None else {self.template_setting: self.template}
 
-    def for_family(self, name: str) -> Any:
+    def for_family(self, family: Family) -> Self:
         """Return the task with the template of a family, unless one was given."""
-        return self if self.template is not None else replace(self, template=self._default_template(name))
+        return self if self.template is not None else replace(self, template=self._default_template(family))
 
     def check(self, model: Any) -> None:
         """Raise UsageError for options with which no prompt at all would fit the model."""
@@ -131,7 +131,7 @@ class TextTask:
         assert self.template is not None, "for_family comes first"
         return parsed(self.template)
 
-    def _default_template(self, family: str) -> str:
+    def _default_template(self, family: Family) -> str:
         raise NotImplementedError
 
 

@@ -8,8 +8,9 @@ from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
 from blip2cap.errors import UsageError
+from blip2cap.models.base import Family
 from blip2cap.options import ANSWER_NEW_TOKENS, GenerateOptions
-from blip2cap.prompts import VQA_TEMPLATES, Template
+from blip2cap.prompts import Template
 from blip2cap.rows import Schema
 from blip2cap.tasks.text import TextTask, is_text, parsed, schema_from, text_schema
 
@@ -43,8 +44,8 @@ class Vqa(TextTask):
         assert self.template is not None, "for_family comes first"
         return parsed(self.template, option="--template", question=True)
 
-    def _default_template(self, family: str) -> str:
-        return VQA_TEMPLATES[family]
+    def _default_template(self, family: Family) -> str:
+        return family.vqa_template
 
 
 def schema_of(settings: Mapping[str, Any]) -> Schema:

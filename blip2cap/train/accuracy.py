@@ -12,8 +12,9 @@ from typing import Any
 
 from blip2cap.decode.image import Pixels, decode
 from blip2cap.models.blip2.model import Blip2
+from blip2cap.models.registry import FAMILIES
 from blip2cap.options import ANSWER_NEW_TOKENS, DecodeOptions, GenerateOptions
-from blip2cap.prompts import VQA_TEMPLATES, Template
+from blip2cap.prompts import Template
 from blip2cap.records import Generated, Prompt
 from blip2cap.tiny.scenes import VALIDATION_SEEDS, Question, Scene, draw
 
@@ -56,7 +57,7 @@ def measure(model: Blip2, *, num_scenes: int, num_questions: int, first_seed: in
     prompted: list[tuple[str, str]] = []
     answers: list[tuple[Question, str]] = []
     scenes = _files(range(first_seed, first_seed + num_scenes), model.image_size)
-    template = Template(VQA_TEMPLATES[model.family], question=True)
+    template = Template(FAMILIES[model.checkpoint.family].vqa_template, question=True)
     per_scene = -(-num_questions // num_scenes)
     while batch := list(islice(scenes, _BATCH)):
         features = model.encode([pixels for _, _, pixels in batch])

@@ -14,7 +14,7 @@ import torch
 from torch.utils.data import DataLoader, Dataset
 from transformers import PreTrainedTokenizerFast
 
-from blip2cap.prompts import VQA_TEMPLATES
+from blip2cap.models.registry import FAMILIES
 from blip2cap.tiny.scenes import COLOURS, PLURALS, TRAINING_SEEDS, Scene, draw
 from blip2cap.train.tiny import IMAGE_SIZE, PATCH_SIZE
 
@@ -99,7 +99,7 @@ class SceneBatches(Dataset[Batch]):
             wanted = rng.choice(types)
             question = rng.choice([question for question in scene.questions if question.type == wanted])
             text = question.text.capitalize() if rng.random() < self.options.capital_share else question.text
-            pairs.append((VQA_TEMPLATES["opt"].replace("{question}", text), question.answer))
+            pairs.append((FAMILIES["opt"].vqa_template.replace("{question}", text), question.answer))
         return [self._tokens(prompt, text) for prompt, text in pairs]
 
     def _prompt(self, rng: random.Random) -> str:

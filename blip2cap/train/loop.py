@@ -20,6 +20,7 @@ from torch.nn import functional
 from transformers import Blip2ForConditionalGeneration
 from transformers.image_utils import OPENAI_CLIP_MEAN, OPENAI_CLIP_STD
 
+from blip2cap.models.base import Checkpoint
 from blip2cap.models.blip2.model import Blip2
 from blip2cap.tiny.scenes import COLOURS, PLURALS
 from blip2cap.train.accuracy import measure
@@ -164,7 +165,8 @@ def train(folder: Path, options: TrainOptions) -> Path:
             print(json.dumps(line), file=sys.stderr, flush=True)
         if (step + 1) % options.evaluate_every == 0:
             model.eval()
-            seeing = Blip2(model, tokenizer, family="opt", mean=OPENAI_CLIP_MEAN, std=OPENAI_CLIP_STD)
+            checkpoint = Checkpoint(name="tiny", folder=folder, commit="", family="opt", config=model.config.to_dict())
+            seeing = Blip2(model, tokenizer, checkpoint=checkpoint, mean=OPENAI_CLIP_MEAN, std=OPENAI_CLIP_STD)
             accuracy = measure(seeing, num_scenes=200, num_questions=400)
             model.train()
             line = {"step": step + 1, "captions": accuracy.captions_exact, "answers": accuracy.answers_exact}

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 from transformers import PreTrainedTokenizerFast
 
-from blip2cap.prompts import VQA_TEMPLATES
+from blip2cap.models.registry import FAMILIES
 from blip2cap.tiny.scenes import TRAINING_SEEDS, draw
 
 SPECIAL_TOKENS = ("<s>", "<pad>", "</s>", "<unk>", "<image>")
@@ -48,4 +48,4 @@ def _texts(num_scenes: int) -> Iterator[str]:
         yield f"a photo of {scene.caption}"
         for question in scene.questions:
             for text in (question.text, question.text.capitalize()):
-                yield VQA_TEMPLATES["opt"].replace("{question}", text) + f" {question.answer}"
+                yield FAMILIES["opt"].vqa_template.replace("{question}", text) + f" {question.answer}"

@@ -1,7 +1,7 @@
-"""Attention as it is fastest on a device.
+"""The fastest attention for a device.
 
-torch's fused attention has no bfloat16 product on a CPU without AMX, and is slow there for a single query: two plain
-products with a softmax between them are faster.
+On a CPU without AMX torch's fused attention has no bfloat16 product and is slow for a single query: two plain products
+with a softmax between them are faster.
 
 Shapes: N = rows, H = heads, T = queries, S = keys, K = size of a head.
 """
@@ -17,16 +17,14 @@ from torch.nn import functional
 def attend(
     query_NHTK: torch.Tensor, key_NHSK: torch.Tensor, value_NHSK: torch.Tensor, mask: torch.Tensor | None
 ) -> torch.Tensor:
-    """Return [N, H, T, K]; scores are not scaled, `mask` is added to them; None lets each query see what comes before.
-
-    Without a mask there are as many keys as queries.
-    """
-    if not _in_parts(query_NHTK):
+    """Return [N, H, T, K]. Scores are not scaled; `mask` is added to them; None is a causal mask, with T = S."""
+    on_cpu = query_NHTK.device.type == "cpu"
+    if not (on_cpu and (query_NHTK.dtype != torch.float32 or query_NHTK.shape[2] == 1)):
         return functional.scaled_dot_product_attention(
             query_NHTK, key_NHSK, value_NHSK, attn_mask=mask, is_causal=mask is None, scale=1.0
         )
     if query_NHTK.shape[2] == 1 and mask is not None:
-        # One query: the time goes into fetching the cache, and products of float32 need no copy of it in order.
+        # With one query, reading the cache takes most of the time, and float32 products need no contiguous copy of it.
         scores_NHTS = torch.matmul(query_NHTK.float(), key_NHSK.float().transpose(-1, -2)) + mask
         return torch.matmul(scores_NHTS.softmax(-1), value_NHSK.float()).to(query_NHTK.dtype)
     if mask is None:
@@ -37,12 +35,8 @@ def attend(
 
 
 def choose_attention(network: Any) -> None:
-    """Let transformers' vision tower and Q-Former do the same."""
+    """Make transformers' vision encoder and Q-Former use plain products too, where they are faster."""
     weight = network.vision_model.embeddings.class_embedding
     if weight.device.type == "cpu" and weight.dtype != torch.float32:
         for part in (network.vision_model, network.qformer):
             part.set_attn_implementation("eager")
-
-
-def _in_parts(query_NHTK: torch.Tensor) -> bool:
-    return query_NHTK.device.type == "cpu" and (query_NHTK.dtype != torch.float32 or query_NHTK.shape[2] == 1)

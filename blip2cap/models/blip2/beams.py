@@ -1,8 +1,8 @@
-"""Beam search, with the choices that transformers' `generate` makes, but each text on its own.
+"""Beam search that makes the same choices as transformers' `generate`, for each text separately.
 
-A text ends when its own beams cannot get better, whatever its neighbours do, so slots can be freed one by one.
+A text ends when its own beams cannot improve, independent of the other texts, so slots are freed one by one.
 
-Shapes: M = slots, B = beams, C = candidates kept at each step (B for every end token, and B more), N = M x B rows,
+Shapes: M = slots, B = beams, C = candidates of each step (B for every end token, and B more), N = M x B rows,
 T = new tokens, V = vocabulary.
 """
 
@@ -18,12 +18,12 @@ from blip2cap.models.blip2.search import Start, Text
 from blip2cap.options import GenerateOptions
 
 _NEVER = -1.0e9
-"""The score of what may not be chosen, as transformers has it."""
+"""Score of beams that must not be chosen, as in transformers."""
 
 
 @dataclass(kw_only=True, slots=True)
 class _State:
-    """One entry for each slot."""
+    """State of the search, with one entry for each slot."""
 
     ids_MBT: torch.Tensor
     """New tokens of the running beams."""
@@ -35,19 +35,19 @@ class _State:
     done_scores_MB: torch.Tensor
     """Sums divided by length ** length_penalty."""
     is_done_MB: torch.Tensor
-    hopeful_M: torch.Tensor
-    """Whether a running beam may still beat a finished one."""
-    going_M: torch.Tensor
-    """Whether the search goes on."""
+    can_improve_M: torch.Tensor
+    """True if a running beam may still beat a finished one."""
+    continues_M: torch.Tensor
+    """True if the search continues."""
     num_chosen_M: torch.Tensor
 
     def select(self, slots: slice | torch.Tensor) -> _State:
-        """Return some slots: a slice shares memory, a tensor of indices copies."""
+        """Return the state of some slots: a slice shares memory, a tensor of indices copies."""
         return _State(**{field.name: getattr(self, field.name)[slots] for field in fields(self)})
 
 
 class Beams:
-    """Keeps the best `num_beams` beginnings of every text."""
+    """Keeps the `num_beams` best partial texts of every text."""
 
     def __init__(self, options: GenerateOptions, ends: Sequence[int], device: torch.device) -> None:
         self.options = options
@@ -62,7 +62,7 @@ class Beams:
         beams, device = (num_slots, self.num_beams), self.ends.device
         ids = torch.zeros((*beams, self.options.max_new_tokens), dtype=torch.long, device=device)
         scores = torch.zeros(beams, device=device)
-        scores[:, 1:] = _NEVER  # all beams begin alike: only the first may be gone on from
+        scores[:, 1:] = _NEVER  # all beams start equal: only the first may be continued
         yes = torch.ones(num_slots, dtype=torch.bool, device=device)
         return _State(
             ids_MBT=ids,
@@ -71,13 +71,13 @@ class Beams:
             done_lengths_MB=torch.zeros(beams, dtype=torch.long, device=device),
             done_scores_MB=torch.full(beams, _NEVER, device=device),
             is_done_MB=torch.zeros(beams, dtype=torch.bool, device=device),
-            hopeful_M=yes,
-            going_M=yes.clone(),
+            can_improve_M=yes,
+            continues_M=yes.clone(),
             num_chosen_M=torch.zeros(num_slots, dtype=torch.long, device=device),
         )
 
     def start(self, starts: Sequence[Start]) -> None:
-        """Take in texts, in the slots after those that there are."""
+        """Add texts, in the slots after the existing ones."""
         self.texts += [Text(start=start) for start in starts]
         new = self._new(len(starts))
         for field in fields(_State):
@@ -92,14 +92,14 @@ class Beams:
         if self.rules.active:
             chosen = state.ids_MBT.flatten(0, 1).tolist()
             owners = [text for text in texts for _ in range(beams)]
-            histories = [
-                [*text.start.history, *ids[: text.num_chosen]] for text, ids in zip(owners, chosen, strict=True)
+            sequences = [
+                [*text.start.given_ids, *ids[: text.num_chosen]] for text, ids in zip(owners, chosen, strict=True)
             ]
-            self.rules.apply(histories, [len(text.start.history) for text in owners], log_probs_NV)
+            self.rules.apply(sequences, [len(text.start.given_ids) for text in owners], log_probs_NV)
         total_M_BV = (log_probs_NV.view(num_slots, beams, vocabulary) + state.scores_MB.unsqueeze(-1)).flatten(1)
         score_MC, index_MC = total_M_BV.topk(self.num_candidates)
         parent_MC, token_MC = index_MC // vocabulary, index_MC % vocabulary
-        ids_MCT = _of(state.ids_MBT, parent_MC)
+        ids_MCT = _select_beams(state.ids_MBT, parent_MC)
         at_MC1 = state.num_chosen_M.view(-1, 1, 1).expand(-1, self.num_candidates, 1)
         ids_MCT.scatter_(2, at_MC1, token_MC.unsqueeze(-1))
         length_M1 = (state.num_chosen_M + 1).unsqueeze(-1)
@@ -107,17 +107,17 @@ class Beams:
 
         running_MC = score_MC + ended_MC.float() * _NEVER
         best_MB = running_MC.topk(beams)[1]
-        self._finish(state, score_MC, ids_MCT, ended_MC, length_M1)
-        state.ids_MBT.copy_(_of(ids_MCT, best_MB))
+        self._keep_finished(state, score_MC, ids_MCT, ended_MC, length_M1)
+        state.ids_MBT.copy_(_select_beams(ids_MCT, best_MB))
         state.scores_MB.copy_(running_MC.gather(1, best_MB))
         state.num_chosen_M += 1
-        self._judge(state, ended_MC, length_M1)
+        self._update_flags(state, ended_MC, length_M1)
         for text in texts:
             text.num_chosen += 1
         first_row_M1 = torch.arange(num_slots, device=token_MC.device).unsqueeze(-1) * beams
         return token_MC.gather(1, best_MB).flatten(), (parent_MC.gather(1, best_MB) + first_row_M1).flatten()
 
-    def _finish(
+    def _keep_finished(
         self,
         state: _State,
         score_MC: torch.Tensor,
@@ -125,30 +125,30 @@ class Beams:
         ended_MC: torch.Tensor,
         length_M1: torch.Tensor,
     ) -> None:
-        """Let candidates that ended take the places of worse finished beams; only the best `num_beams` of all count."""
+        """Replace worse finished beams by candidates that ended; only the best `num_beams` candidates count."""
         just_done_MC = ended_MC.clone()
         just_done_MC[:, self.num_beams :] = False
         score_MC = score_MC / length_M1**self.options.length_penalty
-        score_MC = score_MC + (~(just_done_MC & state.hopeful_M.unsqueeze(-1))).float() * _NEVER
+        score_MC = score_MC + (~(just_done_MC & state.can_improve_M.unsqueeze(-1))).float() * _NEVER
         scores, best = torch.cat([state.done_scores_MB, score_MC], 1).topk(self.num_beams)
         lengths = torch.cat([state.done_lengths_MB, length_M1.expand_as(score_MC)], 1)
-        state.done_ids_MBT.copy_(_of(torch.cat([state.done_ids_MBT, ids_MCT], 1), best))
+        state.done_ids_MBT.copy_(_select_beams(torch.cat([state.done_ids_MBT, ids_MCT], 1), best))
         state.done_lengths_MB.copy_(lengths.gather(1, best))
         state.is_done_MB.copy_(torch.cat([state.is_done_MB, just_done_MC], 1).gather(1, best))
         state.done_scores_MB.copy_(scores)
 
-    def _judge(self, state: _State, ended_MC: torch.Tensor, length_M1: torch.Tensor) -> None:
-        """Stop a text whose running beams cannot beat its finished ones, or cannot go on."""
+    def _update_flags(self, state: _State, ended_MC: torch.Tensor, length_M1: torch.Tensor) -> None:
+        """End texts whose running beams cannot beat the finished ones, or cannot continue."""
         possible_M = (state.scores_MB[:, :1] / length_M1**self.options.length_penalty).squeeze(1)
         worst_M = torch.where(state.is_done_MB.all(1), state.done_scores_MB.min(1)[0], _NEVER)
-        state.hopeful_M &= possible_M > worst_M
-        state.going_M &= state.hopeful_M & ~ended_MC.all(1)
+        state.can_improve_M &= possible_M > worst_M
+        state.continues_M &= state.can_improve_M & ~ended_MC.all(1)
 
     def finished(self) -> list[int]:
-        """Return the slots whose texts are done."""
+        """Return the slots whose texts have ended."""
         longest = self.options.max_new_tokens
-        going = self.state.going_M.tolist()
-        return [slot for slot, text in enumerate(self.texts) if not going[slot] or text.num_chosen >= longest]
+        continues = self.state.continues_M.tolist()
+        return [slot for slot, text in enumerate(self.texts) if not continues[slot] or text.num_chosen >= longest]
 
     def results(self, slot: int) -> list[list[int]]:
         """Return the ids of a slot's best texts, best first."""
@@ -161,6 +161,6 @@ class Beams:
         self.state = self.state.select(torch.tensor(slots, dtype=torch.long, device=self.ends.device))
 
 
-def _of(values_MBT: torch.Tensor, beams_MC: torch.Tensor) -> torch.Tensor:
-    """Gather the entries of some beams of each slot."""
+def _select_beams(values_MBT: torch.Tensor, beams_MC: torch.Tensor) -> torch.Tensor:
+    """Return the entries of some beams of each slot."""
     return values_MBT.gather(1, beams_MC.unsqueeze(-1).expand(-1, -1, values_MBT.shape[-1]))

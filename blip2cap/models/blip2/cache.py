@@ -12,16 +12,16 @@ import torch
 
 @dataclass(kw_only=True, slots=True)
 class Cache:
-    """What the decoder remembers of each row; rows in use come first."""
+    """Keys and values of each row; rows in use come first."""
 
     own_L2RHSK: torch.Tensor
     """Keys and values of the row's own tokens."""
     cross_L2RHPK: torch.Tensor | None = None
-    """Of the encoder's output; None for models without an encoder."""
+    """Keys and values of the encoder's output; None for models without an encoder."""
     cross_lengths_R: torch.Tensor | None = None
-    """How many of the P positions each row has."""
+    """Number of the P positions that each row uses."""
     bias_HSS: torch.Tensor | None = None
-    """What T5 adds to the scores of a key at one position for a query at another."""
+    """T5's position bias, added to the score of each query and key."""
 
     @classmethod
     def allocate(
@@ -37,7 +37,7 @@ class Cache:
     ) -> Cache:
         """Allocate for `num_rows`, in the dtype and on the device of `like`.
 
-        Zeros, not whatever the memory holds: masked positions have weight 0, and 0 x NaN is NaN.
+        Filled with zeros: masked positions have weight 0, but 0 x NaN would be NaN.
         """
 
         def zeros(num_positions: int) -> torch.Tensor:
@@ -50,27 +50,27 @@ class Cache:
 
     @property
     def num_bytes(self) -> int:
-        """How much memory it takes."""
+        """Size in memory."""
         cross = 0 if self.cross_L2RHPK is None else self.cross_L2RHPK.nbytes
         return self.own_L2RHSK.nbytes + cross
 
     @property
     def num_rows(self) -> int:
-        """How many rows there is room for."""
+        """Number of rows, used or free."""
         return self.own_L2RHSK.shape[2]
 
     @property
     def length(self) -> int:
-        """How many positions a row has."""
+        """Number of positions of a row."""
         return self.own_L2RHSK.shape[4]
 
     @property
     def cross_length(self) -> int:
-        """How many positions of an encoder's output a row has room for."""
+        """Number of positions of a row for the encoder's output."""
         return 0 if self.cross_L2RHPK is None else self.cross_L2RHPK.shape[4]
 
-    def keep(self, layer: int, rows: slice, key_NHTK: torch.Tensor, value_NHTK: torch.Tensor, num_beams: int) -> None:
-        """Write the keys and values of N prefixes, each `num_beams` times; nothing is left of the row's last text."""
+    def write(self, layer: int, rows: slice, key_NHTK: torch.Tensor, value_NHTK: torch.Tensor, num_beams: int) -> None:
+        """Write the keys and values of N prefixes, each `num_beams` times, and clear the rest of the rows."""
         if num_beams > 1:
             key_NHTK = key_NHTK.repeat_interleave(num_beams, dim=0)
             value_NHTK = value_NHTK.repeat_interleave(num_beams, dim=0)
@@ -80,7 +80,7 @@ class Cache:
         self.own_L2RHSK[layer, :, rows, :, length:] = 0
 
     def copy_rows(self, source: Cache, rows: slice, to: slice) -> None:
-        """Copy whole rows from a cache, this one or a smaller one."""
+        """Copy whole rows from this cache or a smaller one."""
         self.own_L2RHSK[:, :, to, :, : source.length] = source.own_L2RHSK[:, :, rows]
         if self.cross_L2RHPK is not None:
             assert source.cross_L2RHPK is not None
@@ -90,32 +90,32 @@ class Cache:
             self.cross_lengths_R[to] = source.cross_lengths_R[rows]
 
     def reorder(self, rows_N: torch.Tensor, begin: int, end: int) -> None:
-        """Let row i go on from row `rows_N[i]`, at positions begin..end: what beams of one text have in common stays.
+        """Replace positions begin..end of row i by those of row `rows_N[i]`, another beam of the same text.
 
-        A row may only come from a beam of its own text.
+        All beams of a text share the positions before `begin`.
         """
         own = self.own_L2RHSK[:, :, : len(rows_N), :, begin:end]
         own.copy_(own.index_select(2, rows_N))
 
 
-class CacheOwner:
-    """What decoders do with caches, whatever these look like; they say it with `_allocate`."""
+class CacheAllocator:
+    """Allocates caches for a decoder; the decoder defines their shape in `_allocate`."""
 
     def __init__(self, like: torch.Tensor) -> None:
         self._like = like
-        """Has the dtype of the caches, and is on their device."""
+        """A tensor with the dtype and the device of the caches."""
 
     def new_cache(self, num_rows: int, num_prefix: int, max_new_tokens: int) -> Cache:
         """Allocate a cache for prefixes of at most `num_prefix` tokens."""
         return self._allocate(self._like, num_rows, num_prefix, max_new_tokens)
 
     def bytes_per_row(self, num_prefix: int, max_new_tokens: int) -> int:
-        """Return how much memory a row of such a cache takes."""
+        """Return the memory that a row of such a cache takes."""
         nothing = torch.empty(0, dtype=self._like.dtype, device="meta")
         return self._allocate(nothing, 1, num_prefix, max_new_tokens).num_bytes
 
     def forget(self) -> None:
-        """Nothing is kept of a cache."""
+        """Release the last cache; nothing is kept here."""
 
     def _allocate(self, like: torch.Tensor, num_rows: int, num_prefix: int, max_new_tokens: int) -> Cache:
         raise NotImplementedError

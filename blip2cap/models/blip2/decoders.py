@@ -1,4 +1,4 @@
-"""Which language models have a lean decoder here, and what every one of them can do."""
+"""The interface of lean decoders, and the language models that have one."""
 
 from __future__ import annotations
 
@@ -16,19 +16,19 @@ _DECODERS: dict[str, type[OptDecoder] | type[T5Decoder]] = {"opt": OptDecoder, "
 
 
 class Decoder(Protocol):
-    """A language model that takes image and prompt, then a token at a time."""
+    """A language model that runs image and prompt at once, then one token at a time."""
 
     def num_given(self, num_prefix: int) -> int:
-        """How many positions of a row are taken before its first new token."""
+        """Return the number of positions that a row uses before its first new token."""
 
     def new_cache(self, num_rows: int, num_prefix: int, max_new_tokens: int) -> Cache:
         """Allocate a cache for prefixes of at most `num_prefix` tokens."""
 
     def forget(self) -> None:
-        """Let go of what is kept of the last cache."""
+        """Release everything that refers to the last cache."""
 
     def bytes_per_row(self, num_prefix: int, max_new_tokens: int) -> int:
-        """Return how much memory a row of such a cache takes."""
+        """Return the memory that a row of such a cache takes."""
 
     def prefill(
         self,
@@ -39,30 +39,30 @@ class Decoder(Protocol):
         first_row: int,
         num_beams: int = 1,
     ) -> torch.Tensor:
-        """Run image and prompt of N texts into the cache; return the logits that follow, [N, V].
+        """Run image and prompt of N texts, fill the cache, and return the logits of the next token, [N, V].
 
-        Each of `prompts` holds the ids, [n, T], of the next n texts, which are equally long.
+        Each of `prompts` holds the ids, [n, T], of the next n texts, whose prompts have the same length.
         """
 
     def step(self, ids_N: torch.Tensor, positions_N: torch.Tensor, cache: Cache, length: int) -> torch.Tensor:
-        """Run one token of each of the first N rows; return the logits that follow, [N, V]."""
+        """Run one token of each of the first N rows; return the logits of the next token, [N, V]."""
 
 
 def fuse(network: Any) -> None:
-    """Fuse projections of the language model in place, where it has a lean decoder."""
+    """Fuse projections of the language model in place, if it has a lean decoder."""
     decoder = _DECODERS.get(network.language_model.config.model_type)
     if decoder is not None:
         decoder.fuse(network.language_model)
 
 
 def make_decoder(network: Any) -> Decoder | None:
-    """Return the lean decoder of a network's language model; None where there is none, `why_none` says why."""
+    """Return the lean decoder of a network's language model; None if it has a `fallback_reason`."""
     decoder = _DECODERS.get(network.language_model.config.model_type)
-    return None if decoder is None or why_none(network) else decoder(network.language_model)
+    return None if decoder is None or fallback_reason(network) else decoder(network.language_model)
 
 
-def why_none(network: Any) -> str:
-    """Say why transformers' own `generate` has to write the texts of a network; "" if it has not."""
+def fallback_reason(network: Any) -> str:
+    """Return the reason why texts of a network go through transformers' own `generate`; "" if they do not."""
     language_model = network.language_model
     if language_model.config.model_type not in _DECODERS:
         return f"{language_model.config.model_type} has no decoder of its own in blip2cap"

@@ -1,14 +1,12 @@
-"""A loaded BLIP-2 or InstructBLIP: pixels in, texts out.
+"""A loaded BLIP-2: pixels in, texts out.
 
-The image side runs once per image, the text side once per prompt.
+The vision encoder runs once per image, the language model once per prompt.
 
-Shapes: B = images, H, W = pixels, C = channels, P = patches, Q = query tokens, D = hidden size, N = text rows,
-I = images of the rows, T = tokens.
+Shapes: B = images, H, W = pixels, C = channels, Q = query tokens, D = hidden size, I = images of text rows.
 """
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
@@ -19,49 +17,48 @@ from transformers import PreTrainedTokenizerBase
 
 from blip2cap.decode.image import Pixels
 from blip2cap.errors import UsageError
-from blip2cap.models.base import Result
-from blip2cap.models.blip2.decoders import make_decoder, why_none
-from blip2cap.models.blip2.memory import memory_errors
+from blip2cap.models.base import Checkpoint, Model, Result
+from blip2cap.models.blip2.decoders import fallback_reason, make_decoder
 from blip2cap.models.blip2.sampling import end_ids
 from blip2cap.models.blip2.stream import TextRow, Tokens
 from blip2cap.models.blip2.text_session import TextSession
-from blip2cap.models.checkpoint import Checkpoint
+from blip2cap.models.device import memory_errors
 from blip2cap.options import GenerateOptions
 from blip2cap.records import Generated, Prompt
 from blip2cap.stopwatch import Stopwatch
 
 
-class Blip2:
+class Blip2(Model):
     """A network with its tokenizer, on one device."""
 
-    checkpoint: Checkpoint
+    qformer_tokenizer: PreTrainedTokenizerBase | None = None
+    """Tokenizer of the Q-Former; None if the Q-Former does not read the prompt."""
 
     def __init__(
         self,
         network: Any,
         tokenizer: PreTrainedTokenizerBase,
         *,
-        family: str,
+        checkpoint: Checkpoint,
         mean: Sequence[float],
         std: Sequence[float],
-        qformer_tokenizer: PreTrainedTokenizerBase | None = None,
     ) -> None:
         self.network = network
         self.tokenizer = tokenizer
-        self.family = family
-        self.qformer_tokenizer = qformer_tokenizer
+        self.checkpoint = checkpoint
         self.decoder = make_decoder(network)
+        self.fallback_reason = fallback_reason(network)
         self.device: torch.device = network.device
         self.dtype: torch.dtype = network.vision_model.dtype  # in float16 the Q-Former stays in float32
         self.on_cpu = self.device.type == "cpu"
         self.graphs = self.device.type == "cuda" and getattr(network, "hf_quantizer", None) is None
-        """Whether decoding steps are captured as CUDA graphs; bitsandbytes looks at its numbers on the way."""
+        """True if decoding steps are captured as CUDA graphs; not with bitsandbytes, which reads values in between."""
         self.check_every = 1 if self.on_cpu else 2
-        """Steps between looks at which texts have ended: a look waits for the device, which on a CPU costs nothing."""
+        """Steps between checks for ended texts: a check waits for the device, which costs nothing on a CPU."""
         self.num_query_tokens = int(network.config.num_query_tokens)
         self.watch = Stopwatch()
         self.mean, self.std = tuple(mean), tuple(std)
-        """Of each channel, of 0..1."""
+        """Of each channel, for values from 0 to 1."""
         std_311 = torch.tensor(std, device=self.device).view(3, 1, 1)
         # (pixels / 255 - mean) / std in two passes over the pixels.
         self._scale, self._shift = 1 / (255 * std_311), torch.tensor(mean, device=self.device).view(3, 1, 1) / std_311
@@ -76,35 +73,31 @@ class Blip2:
 
     @property
     def num_positions(self) -> int | None:
-        """How many tokens the language model can take, the image's among them; None for T5, which has no end."""
+        """Largest number of tokens of the language model, image and output included; None for T5: no limit."""
         config = self.network.config.text_config
         return None if config.is_encoder_decoder else int(config.max_position_embeddings)
 
     def check(self, options: GenerateOptions) -> None:
         """Raise UsageError for options with which no prompt at all would fit."""
         if self.num_positions is not None:
-            room = self.num_positions - self.num_query_tokens - 1
-            if options.max_new_tokens > room:
+            num_free = self.num_positions - self.num_query_tokens - 1
+            if options.max_new_tokens > num_free:
                 raise UsageError(
-                    f"--max-new-tokens {options.max_new_tokens}: this model has room for {room} after the image. "
-                    "Ask for fewer."
+                    f"--max-new-tokens {options.max_new_tokens}: this model takes at most {num_free} tokens after the "
+                    "image. Ask for fewer."
                 )
 
     def current(self) -> AbstractContextManager[Any]:
-        """Make its GPU the current one: streams, events and graphs belong to that, whatever tensors they work on."""
+        """Make its GPU the current one: new streams, events and graphs belong to the current GPU."""
         return torch.cuda.device(self.device) if self.device.type == "cuda" else nullcontext()
 
-    def why_library(self) -> str:
-        """Say why texts go through transformers' own `generate`; "" if they do not."""
-        return why_none(self.network)
-
     def wait(self) -> None:
-        """Wait until the device has done what it was asked to do."""
+        """Wait until the device has finished the work it was given."""
         if self.device.type == "cuda":
             torch.cuda.synchronize(self.device)
 
     def start_texts(self, options: GenerateOptions, *, capacity: int | None) -> TextSession:
-        """Begin the text side of a run; decodes at most `capacity` texts at a time, None: as many as pay and fit."""
+        """Open a session that decodes at most `capacity` texts at once; None: as many as pay and fit."""
         return TextSession(self, options, capacity=capacity)
 
     def generate(
@@ -115,7 +108,7 @@ class Blip2:
         *,
         capacity: int | None = None,
     ) -> list[Result]:
-        """Answer all prompts about images whose features these are, in their order; best text first."""
+        """Answer all prompts about images, given the features of the images; return the results in order."""
         texts = self.start_texts(options, capacity=capacity)
         tickets = texts.add(features, prompts)
         results: dict[int, Result] = {}
@@ -125,28 +118,28 @@ class Blip2:
 
     @torch.inference_mode()
     def encode(self, images: Sequence[Pixels]) -> torch.Tensor:
-        """Run the image side once: uint8 [H, W, C] each -> features for the text side.
+        """Run the vision encoder: uint8 [H, W, C] each -> features of each image for `image_embeddings`.
 
-        BLIP-2: what the language model sees, [B, Q, D]. InstructBLIP: the patches, [B, P, D], since its Q-Former
-        depends on the instruction. Raises MemoryError if the device has no room.
+        Raises MemoryError if the images do not fit the device's memory.
         """
         with self.current(), memory_errors():
             with self.watch.measure("copy"):
                 pixels_BHWC = self._to_device(images)
             with self.watch.measure("vision"):
                 pixels_BCHW = pixels_BHWC.permute(0, 3, 1, 2).float().mul_(self._scale).sub_(self._shift).to(self.dtype)
-                if self.family == "instructblip":
-                    patches: torch.Tensor = self.network.vision_model(pixels_BCHW).last_hidden_state
-                    return patches
-                queries: torch.Tensor = self.network.get_image_features(pixels_BCHW).pooler_output
-                return queries
+                return self.image_features(pixels_BCHW)
+
+    def image_features(self, pixels_BCHW: torch.Tensor) -> torch.Tensor:
+        """Return what the language model sees of each image, [B, Q, D]."""
+        queries_BQD: torch.Tensor = self.network.get_image_features(pixels_BCHW).pooler_output
+        return queries_BQD
 
     def _to_device(self, images: Sequence[Pixels]) -> torch.Tensor:
-        """Gather images in one buffer, which is kept, and pinned where a GPU fetches it."""
+        """Gather images in one buffer, which is kept, and pinned if the device is a GPU."""
         if self.device.type == "cpu":
             return torch.from_numpy(np.stack(images))
         if self._staged is not None:
-            self._staged.synchronize()  # the GPU may still be fetching the last batch
+            self._staged.synchronize()  # the GPU may still be copying the last batch
         if len(self._staging) < len(images):
             self._staging = torch.empty((len(images), *images[0].shape), dtype=torch.uint8, pin_memory=True)
         staged = self._staging[: len(images)]
@@ -156,10 +149,12 @@ class Blip2:
         self._staged.record()
         return pixels_BHWC
 
+    def tokenise(self, text: str) -> Tokens:
+        """Tokenise a prompt."""
+        return Tokens(ids=token_ids(self.tokenizer, text), qformer_ids=[])
+
     def image_embeddings(self, rows: Sequence[TextRow]) -> tuple[torch.Tensor, torch.Tensor]:
-        """Return what the language model sees of the images of rows, [I, Q, D], and which of them each row has."""
-        if self.family == "instructblip":
-            return self._instructed(rows), torch.arange(len(rows), device=self.device)
+        """Return what the language model sees of the images of rows, [I, Q, D], and the image of each row, [N]."""
         numbers: dict[int, int] = {}
         images: list[torch.Tensor] = []
         for row in rows:
@@ -169,31 +164,8 @@ class Blip2:
         image_of_N = torch.tensor([numbers[id(row.image)] for row in rows], device=self.device)
         return torch.stack(images), image_of_N
 
-    def _instructed(self, rows: Sequence[TextRow]) -> torch.Tensor:
-        """Run InstructBLIP's Q-Former, which looks at the image with the instruction in mind."""
-        by_length = itertools.groupby(rows, key=lambda row: len(row.tokens.qformer_ids))
-        return torch.cat([self._query(list(group)) for _, group in by_length])
-
-    def _query(self, rows: Sequence[TextRow]) -> torch.Tensor:
-        """The same for instructions of equal length."""
-        patches_NPD = torch.stack([row.image for row in rows])
-        queries_NQD = self.network.query_tokens.expand(len(rows), -1, -1)
-        ids_NT = torch.tensor([row.tokens.qformer_ids for row in rows], device=self.device)
-        mask_NT = torch.ones((len(rows), self.num_query_tokens + ids_NT.shape[1]), dtype=torch.long, device=self.device)
-        with self.watch.measure("qformer"):
-            hidden_NTD = self.network.qformer(
-                input_ids=ids_NT,
-                attention_mask=mask_NT,
-                query_embeds=queries_NQD,
-                encoder_hidden_states=patches_NPD,
-                encoder_attention_mask=mask_NT.new_ones(patches_NPD.shape[:2]),
-            ).last_hidden_state
-            projection = self.network.language_projection
-            projected: torch.Tensor = projection(hidden_NTD[:, : self.num_query_tokens].to(projection.weight.dtype))
-            return projected
-
-    def history(self, tokens: Tokens) -> list[int]:
-        """Return the ids that rules count before the first new token: image and prompt, or what starts T5's texts."""
+    def given_ids(self, tokens: Tokens) -> list[int]:
+        """Return the ids before the first new token, for repetition rules: image and prompt, or T5's start token."""
         language_model = self.network.language_model
         if language_model.config.is_encoder_decoder:
             return [language_model.generation_config.decoder_start_token_id]
@@ -203,8 +175,13 @@ class Blip2:
         return [int(image_id)] * self.num_query_tokens + tokens.ids
 
     def read_text(self, ids: list[int]) -> Generated:
-        """Turn new tokens, with the one that ends them, into a text."""
+        """Turn new tokens, with the end token if there is one, into a text."""
         ended = bool(ids) and ids[-1] in self._ends
         ids = ids[:-1] if ended else ids
         text = self.tokenizer.decode(ids, skip_special_tokens=True).strip()
         return Generated(text=text, num_tokens=len(ids), finish_reason="stop" if ended else "length")
+
+
+def token_ids(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:
+    """Tokenise literally: the name of a special token inside a prompt is ordinary text."""
+    return list(tokenizer(text, split_special_tokens=True, verbose=False).input_ids)

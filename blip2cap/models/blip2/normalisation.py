@@ -1,4 +1,4 @@
-"""What a checkpoint's image processor does to pixels."""
+"""Reads how a checkpoint's image processor normalises pixels."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Any
 from transformers.image_utils import OPENAI_CLIP_MEAN, OPENAI_CLIP_STD
 
 from blip2cap.errors import ModelError
-from blip2cap.models.checkpoint import Checkpoint, read_json
+from blip2cap.models.base import Checkpoint, read_json
 
 _BICUBIC = 3
 _PROCESSOR_SETTINGS = (
@@ -19,14 +19,14 @@ _PROCESSOR_SETTINGS = (
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Normalisation:
-    """What the vision tower expects: (pixels / 255 - mean) / std, channel by channel."""
+    """Input of the vision encoder: (pixels / 255 - mean) / std for each channel."""
 
     mean: tuple[float, float, float]
     std: tuple[float, float, float]
 
 
 def read_normalisation(checkpoint: Checkpoint) -> Normalisation:
-    """Read the image processor's settings; what this package's decoder does not do is refused, not ignored."""
+    """Read the image processor's settings. Raises ModelError for settings that this package does not follow."""
     settings: dict[str, Any] = {}
     for name in ("preprocessor_config.json", "processor_config.json"):
         path = checkpoint.folder / name

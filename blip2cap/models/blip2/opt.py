@@ -1,4 +1,4 @@
-"""OPT's decoder, lean: over the weights that transformers loaded, with a cache that is written in place.
+"""Lean decoder for OPT: uses the weights that transformers loaded, and a cache that is written in place.
 
 Shapes: N = rows, I = images, Q = query tokens, T = tokens of the prompt, S = positions in the cache, H = heads,
 K = size of a head, D = hidden size, V = vocabulary.
@@ -13,15 +13,15 @@ import torch
 from torch.nn import functional
 
 from blip2cap.models.blip2.attention import attend
-from blip2cap.models.blip2.cache import Cache, CacheOwner
-from blip2cap.models.blip2.fused import fuse, project
+from blip2cap.models.blip2.cache import Cache, CacheAllocator
+from blip2cap.models.blip2.linear_layers import fuse, project
 
 _PROJECTIONS = ("q_proj", "k_proj", "v_proj")
-_Attend = Callable[[int, torch.Tensor, torch.Tensor, torch.Tensor], torch.Tensor]
+_Attention = Callable[[int, torch.Tensor, torch.Tensor, torch.Tensor], torch.Tensor]
 
 
-class OptDecoder(CacheOwner):
-    """Prefills rows of a cache, and steps the first rows by a token each."""
+class OptDecoder(CacheAllocator):
+    """Prefills rows of a cache, and runs steps of one token for the first rows."""
 
     def __init__(self, language_model: Any) -> None:
         self.decoder = language_model.model.decoder
@@ -32,12 +32,12 @@ class OptDecoder(CacheOwner):
 
     @staticmethod
     def fuse(language_model: Any) -> None:
-        """Lay query, key and value of each layer into one matrix."""
+        """Fuse query, key and value of each layer into one matrix."""
         for layer in language_model.model.decoder.layers:
             fuse(layer.self_attn, _PROJECTIONS, "qkv")
 
     def num_given(self, num_prefix: int) -> int:
-        """How many positions of a row are taken before its first new token."""
+        """Return the number of positions that a row uses before its first new token."""
         return num_prefix
 
     def _allocate(self, like: torch.Tensor, num_rows: int, num_prefix: int, max_new_tokens: int) -> Cache:
@@ -59,90 +59,90 @@ class OptDecoder(CacheOwner):
         first_row: int,
         num_beams: int = 1,
     ) -> torch.Tensor:
-        """Run image and prompt of N texts into the cache, each `num_beams` times from `first_row` on.
+        """Run image and prompt of N texts, and fill the cache, each `num_beams` times, from `first_row` on.
 
-        Each of `prompts` holds the ids, [n, T], of the next n texts. Returns the logits that follow, [N, V]. An image
-        that several prompts ask about runs once.
+        Each of `prompts` holds the ids, [n, T], of the next n texts. Returns the logits of the next token, [N, V]. An
+        image that is shared by several prompts runs once.
         """
         image_IQD = image_IQD.to(self.decoder.embed_tokens.weight.dtype)
-        once = len(image_IQD) == len(image_of_N)
-        of_images = [] if once else self._run_images(image_IQD)
+        one_prompt_each = len(image_IQD) == len(image_of_N)
+        image_layers = [] if one_prompt_each else self._run_images(image_IQD)
         logits, first = [], 0
         for ids_NT in prompts:
-            which_N = image_of_N[first : first + len(ids_NT)]
+            images_N = image_of_N[first : first + len(ids_NT)]
             rows = slice(first_row + first * num_beams, first_row + (first + len(ids_NT)) * num_beams)
             text_NTD = self.decoder.embed_tokens(ids_NT)
-            if once:
-                prefix_NTD = torch.cat([image_IQD[which_N], text_NTD], dim=1)
-                hidden_NTD = self._run_whole(prefix_NTD, cache, rows, num_beams)
+            if one_prompt_each:
+                prefix_NTD = torch.cat([image_IQD[images_N], text_NTD], dim=1)
+                hidden_NTD = self._run_together(prefix_NTD, cache, rows, num_beams)
             else:
-                hidden_NTD = self._run_after(of_images, which_N, text_NTD, cache, rows, num_beams)
+                hidden_NTD = self._run_prompts(image_layers, images_N, text_NTD, cache, rows, num_beams)
             logits.append(self._logits(hidden_NTD[:, -1]))
             first += len(ids_NT)
         return torch.cat(logits)
 
-    def _run_whole(self, prefix_NTD: torch.Tensor, cache: Cache, rows: slice, num_beams: int) -> torch.Tensor:
+    def _run_together(self, prefix_NTD: torch.Tensor, cache: Cache, rows: slice, num_beams: int) -> torch.Tensor:
         """Run image and prompt together."""
         length = prefix_NTD.shape[1]
 
-        def mix(index: int, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor) -> torch.Tensor:
-            cache.keep(index, rows, key, value, num_beams)
+        def attention(index: int, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor) -> torch.Tensor:
+            cache.write(index, rows, key, value, num_beams)
             return attend(query, key, value, None)
 
-        return self._run(prefix_NTD, self._positions(0, length, prefix_NTD), mix)
+        return self._run(prefix_NTD, self._positions(0, length, prefix_NTD), attention)
 
     def _run_images(self, image_IQD: torch.Tensor) -> list[tuple[torch.Tensor, torch.Tensor]]:
         """Run images alone; return the keys and values of each layer, [I, H, Q, K]."""
-        of_layers: list[tuple[torch.Tensor, torch.Tensor]] = []
+        layers: list[tuple[torch.Tensor, torch.Tensor]] = []
 
-        def mix(index: int, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor) -> torch.Tensor:
-            of_layers.append((key, value))
+        def attention(index: int, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor) -> torch.Tensor:
+            layers.append((key, value))
             return attend(query, key, value, None)
 
-        self._run(image_IQD, self._positions(0, image_IQD.shape[1], image_IQD), mix)
-        return of_layers
+        self._run(image_IQD, self._positions(0, image_IQD.shape[1], image_IQD), attention)
+        return layers
 
-    def _run_after(
+    def _run_prompts(
         self,
-        of_images: list[tuple[torch.Tensor, torch.Tensor]],
+        image_layers: list[tuple[torch.Tensor, torch.Tensor]],
         image_of_N: torch.Tensor,
         text_NTD: torch.Tensor,
         cache: Cache,
         rows: slice,
         num_beams: int,
     ) -> torch.Tensor:
-        """Run prompts after their images."""
-        num_queries, num_tokens = of_images[0][0].shape[2], text_NTD.shape[1]
+        """Run prompts after their images, given the keys and values of the images."""
+        num_queries, num_tokens = image_layers[0][0].shape[2], text_NTD.shape[1]
         length = num_queries + num_tokens
         unseen_TS = torch.ones(num_tokens, length, dtype=torch.bool, device=text_NTD.device).triu(num_queries + 1)
         mask_TS = torch.zeros_like(unseen_TS, dtype=text_NTD.dtype).masked_fill_(unseen_TS, float("-inf"))
 
-        def mix(index: int, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor) -> torch.Tensor:
-            image_key, image_value = of_images[index]
+        def attention(index: int, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor) -> torch.Tensor:
+            image_key, image_value = image_layers[index]
             key = torch.cat([image_key[image_of_N], key], dim=2)
             value = torch.cat([image_value[image_of_N], value], dim=2)
-            cache.keep(index, rows, key, value, num_beams)
+            cache.write(index, rows, key, value, num_beams)
             return attend(query, key, value, mask_TS)
 
-        return self._run(text_NTD, self._positions(num_queries, length, text_NTD), mix)
+        return self._run(text_NTD, self._positions(num_queries, length, text_NTD), attention)
 
     def step(self, ids_N: torch.Tensor, positions_N: torch.Tensor, cache: Cache, length: int) -> torch.Tensor:
         """Run one token of each of the first N rows at its position, all of them below `length`.
 
-        Returns the logits that follow, [N, V].
+        Returns the logits of the next token, [N, V].
         """
         own = cache.own_L2RHSK[:, :, : len(ids_N), :, :length]
         unseen_NS = torch.arange(length, device=ids_N.device) > positions_N.unsqueeze(1)
         mask_N11S = torch.zeros_like(unseen_NS, dtype=own.dtype).masked_fill_(unseen_NS, float("-inf"))[:, None, None]
         rows_N = torch.arange(len(ids_N), device=ids_N.device)
 
-        def attend_cached(index: int, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor) -> torch.Tensor:
+        def attention(index: int, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor) -> torch.Tensor:
             keys, values = own[index]
             keys[rows_N, :, positions_N] = key.squeeze(2)
             values[rows_N, :, positions_N] = value.squeeze(2)
             return attend(query, keys, values, mask_N11S)
 
-        hidden_N1D = self._run(self.decoder.embed_tokens(ids_N).unsqueeze(1), positions_N.unsqueeze(1), attend_cached)
+        hidden_N1D = self._run(self.decoder.embed_tokens(ids_N).unsqueeze(1), positions_N.unsqueeze(1), attention)
         return self._logits(hidden_N1D.squeeze(1))
 
     def _positions(self, begin: int, end: int, like: torch.Tensor) -> torch.Tensor:
@@ -152,7 +152,7 @@ class OptDecoder(CacheOwner):
         logits: torch.Tensor = self.lm_head(hidden_ND)
         return logits.float()
 
-    def _run(self, hidden_NTD: torch.Tensor, positions: torch.Tensor, mix: _Attend) -> torch.Tensor:
+    def _run(self, hidden_NTD: torch.Tensor, positions: torch.Tensor, attention: _Attention) -> torch.Tensor:
         decoder, before = self.decoder, self.config.do_layer_norm_before
         if decoder.project_in is not None:
             hidden_NTD = decoder.project_in(hidden_NTD)
@@ -161,13 +161,13 @@ class OptDecoder(CacheOwner):
         num_rows, length, size = hidden_NTD.shape
         shape = (num_rows, length, 3, self.config.num_attention_heads, self.head_size)
         for index, layer in enumerate(decoder.layers):
-            attention = layer.self_attn
+            weights = layer.self_attn
             normed = layer.self_attn_layer_norm(hidden_NTD) if before else hidden_NTD
-            qkv = project(attention, _PROJECTIONS, "qkv", normed)
+            qkv = project(weights, _PROJECTIONS, "qkv", normed)
             query, key, value = qkv.view(shape).permute(2, 0, 3, 1, 4)
-            mixed_NHTK = mix(index, query * attention.scaling, key, value)
+            mixed_NHTK = attention(index, query * weights.scaling, key, value)
             mixed_NTD = mixed_NHTK.transpose(1, 2).reshape(num_rows, length, size)
-            hidden_NTD = hidden_NTD + attention.out_proj(mixed_NTD)
+            hidden_NTD = hidden_NTD + weights.out_proj(mixed_NTD)
             if not before:
                 hidden_NTD = layer.self_attn_layer_norm(hidden_NTD)
             normed = layer.final_layer_norm(hidden_NTD) if before else hidden_NTD

@@ -1,7 +1,7 @@
-"""Weights of fewer bits: `int8` and `nf4` to save memory, `int8-dynamic` and `fp8` to save time as well.
+"""Quantises weights: `int8` and `nf4` save memory, `int8-dynamic` and `fp8` save time as well.
 
-`int8` and `nf4` are bitsandbytes' and are made while a checkpoint is read; the other two are made of a loaded network.
-Not covered: checkpoints that were quantised before they were saved.
+`int8` and `nf4` come from bitsandbytes and are applied while a checkpoint is read; the others are applied to a loaded
+network. Not covered: checkpoints that were saved quantised.
 """
 
 from __future__ import annotations
@@ -14,23 +14,24 @@ from torch import nn
 from transformers import BitsAndBytesConfig
 
 from blip2cap.errors import ModelError, UsageError
-from blip2cap.models.blip2.int8 import GpuInt8Linear, Int8Linear, cpu_can_int8
-from blip2cap.models.blip2.replace_linears import replace_linears
+from blip2cap.models.blip2.int8_linear import GpuInt8Linear, Int8Linear, cpu_can_int8
+from blip2cap.models.blip2.linear_layers import replace_linears
 from blip2cap.options import ModelOptions
 
 NEVER = ("qformer", "language_projection", "lm_head", "wo")
-"""Small, or too sensitive. Flan-T5's `wo` is fed with values that overflow float16; transformers keeps it whole too.
+"""Layers that are not quantised: small, or too sensitive. The input of Flan-T5's `wo` overflows float16; transformers
+keeps it in full precision too.
 
-Embeddings, norms and the patch embedding are no Linear layers, and are not touched in any case.
+Embeddings, norms and the patch embedding are not Linear layers, and never change.
 """
 _WHILE_READING = ("int8", "nf4")
 _PACKAGES = {"int8": "bitsandbytes", "nf4": "bitsandbytes", "fp8": "torchao"}
 _FP8_CAPABILITY = (8, 9)
-"""The first GPUs with fp8: Ada and Hopper."""
+"""Capability of the first GPUs with fp8: Ada and Hopper."""
 
 
 def check(options: ModelOptions, device: torch.device) -> None:
-    """Raise UsageError where `options.quantize` cannot work on this device, ModelError where a package is missing."""
+    """Raise UsageError if `options.quantize` cannot work on this device, ModelError if a package is missing."""
     kind = options.quantize
     if kind is None:
         return
@@ -54,9 +55,9 @@ def check(options: ModelOptions, device: torch.device) -> None:
 
 
 def config_while_reading(kind: str | None, dtype: torch.dtype) -> BitsAndBytesConfig | None:
-    """Return what `from_pretrained` takes as quantization_config; None where the network is quantised afterwards.
+    """Return the quantization_config for `from_pretrained`; None if the network is quantised afterwards or not at all.
 
-    A skip list replaces transformers' own, which would have spared lm_head: NEVER has it too.
+    Our skip list replaces transformers' own, which contains lm_head, so NEVER contains it too.
     """
     if kind == "int8":
         return BitsAndBytesConfig(load_in_8bit=True, llm_int8_skip_modules=list(NEVER))
@@ -71,9 +72,9 @@ def config_while_reading(kind: str | None, dtype: torch.dtype) -> BitsAndBytesCo
 
 
 def quantize(network: nn.Module, kind: str, device: torch.device) -> int:
-    """Quantise a loaded network in place, one layer after the other on `device`; return how many layers it were.
+    """Quantise a loaded network in place, layer by layer on `device`; return the number of quantised layers.
 
-    What is left as it was stays where it is. `int8` and `nf4` are left to `config_while_reading`.
+    Other layers stay on their device. `int8` and `nf4` are applied by `config_while_reading`, not here.
     """
     makers = {"int8-dynamic": GpuInt8Linear if device.type == "cuda" else Int8Linear, "fp8": _make_fp8}
     make: Any = makers.get(kind)
@@ -81,9 +82,9 @@ def quantize(network: nn.Module, kind: str, device: torch.device) -> int:
 
 
 def _make_fp8(linear: nn.Linear) -> nn.Linear:
-    """Give a bfloat16 Linear an fp8 weight; a row of activations has a scale of its own, and no neighbours."""
+    """Quantise the weight of a bfloat16 Linear to fp8; each row of activations has its own scale."""
     from torchao.quantization import Float8DynamicActivationFloat8WeightConfig, PerRow, quantize_
 
-    # Its settings for the compiler are global, and nothing is compiled here.
+    # Its compiler settings are global, and nothing is compiled here.
     quantize_(linear, Float8DynamicActivationFloat8WeightConfig(granularity=PerRow(), set_inductor_config=False))
     return linear

@@ -1,7 +1,7 @@
-"""A network of any size with random weights and a tokenizer to go with it: what speed and memory need, and no more.
+"""A network of any size with random weights, and a tokenizer for it: enough to measure speed and memory.
 
-Covered: the shapes, dtypes, ties and buffers that loading the real checkpoint gives. Not covered: meaning; what such a
-network says about an image is noise, and it hardly ever says that it is done.
+Covered: the shapes, dtypes, ties and buffers that loading the real checkpoint gives. Not covered: meaning; the texts of
+such a network are noise, and they never end by themselves.
 """
 
 from __future__ import annotations
@@ -13,36 +13,36 @@ import torch
 from accelerate import init_empty_weights  # type: ignore[import-untyped]
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
 from transformers import (
-    Blip2Config,
     Blip2ForConditionalGeneration,
-    InstructBlipConfig,
     InstructBlipForConditionalGeneration,
     PreTrainedTokenizerFast,
 )
 
-from blip2cap.models.checkpoint import Checkpoint
+from blip2cap.models.base import Checkpoint
 
-_CLASSES = {
-    "blip-2": (Blip2Config, Blip2ForConditionalGeneration),
-    "instructblip": (InstructBlipConfig, InstructBlipForConditionalGeneration),
-}
+_NETWORK_CLASSES = {"blip-2": Blip2ForConditionalGeneration, "instructblip": InstructBlipForConditionalGeneration}
 _STD = 0.02
 _TAPE_LENGTH = 1_000_003
-"""A prime, so that no two rows of a matrix and no two layers read the same stretch of the tape."""
+"""A prime, so that no two rows of a matrix and no two layers read the same section of the tape."""
+
+
+def network_class(checkpoint: Checkpoint) -> Any:
+    """Return transformers' class of a checkpoint's network."""
+    return _NETWORK_CLASSES[checkpoint.config["model_type"]]
 
 
 def build(checkpoint: Checkpoint, dtype: torch.dtype, device: torch.device) -> Any:
-    """Build the network of `checkpoint.config` in eval mode, always with the same weights, in the memory they take.
+    """Build the network of `checkpoint.config` in eval mode, always with the same weights.
 
-    Weights are N(0, 0.02), norms 1, biases 0; texts never end by themselves. In float16 what transformers loads in
-    float32 is float32 here too.
+    Weights are N(0, 0.02), norms 1, biases 0; texts never end by themselves. In float16, the modules that transformers
+    loads in float32 are float32 here too. No more memory is used than the weights take.
     """
     network = build_empty(checkpoint)
     kept = set(network._keep_in_fp32_modules or ()) if dtype == torch.float16 else set()
     head = network.get_output_embeddings()
     text = checkpoint.config.get("text_config") or {}
-    # Flan-T5's class ties what it makes from a config, though its checkpoints have a head of their own; transformers 5
-    # writes the second of these in place of the first.
+    # Flan-T5's class ties the head to the embedding when built from a config, although its checkpoints have a separate
+    # head; transformers 5 writes the second of these settings instead of the first.
     head_is_tied = text.get("tie_word_embeddings", True) and text.get("scale_decoder_outputs", True)
     tape = _Tape(device)
     made: dict[tuple[int, bool], torch.nn.Parameter] = {}
@@ -60,22 +60,22 @@ def build(checkpoint: Checkpoint, dtype: torch.dtype, device: torch.device) -> A
                     tape.read_into(values)
                 made[key] = torch.nn.Parameter(values, requires_grad=empty.requires_grad)
             setattr(module, leaf, made[key])
-    # By chance a text would end at any length; what is measured should not depend on it.
+    # By chance a text would end at any length; measurements should not depend on it.
     network.generation_config.eos_token_id = network.language_model.generation_config.eos_token_id = None
     return network.to(device).eval()
 
 
 def build_empty(checkpoint: Checkpoint) -> Any:
     """Build the network without memory for its parameters: they are on the meta device; buffers are real."""
-    config_class, network_class = _CLASSES[checkpoint.config["model_type"]]
+    cls = network_class(checkpoint)
     with init_empty_weights(include_buffers=False):
-        network = network_class(config_class.from_dict(checkpoint.config))
+        network = cls(cls.config_class.from_dict(checkpoint.config))
     network.tie_weights()
     return network
 
 
 class _Tape:
-    """Random numbers, read round and round: to draw billions takes minutes, to copy them seconds."""
+    """Random numbers that are reused in a circle: drawing billions takes minutes, copying them seconds."""
 
     def __init__(self, device: torch.device) -> None:
         numbers = torch.randn(_TAPE_LENGTH, generator=torch.Generator().manual_seed(0)) * _STD
@@ -84,7 +84,7 @@ class _Tape:
         self._position = 0
 
     def read_into(self, values: torch.Tensor) -> None:
-        """Fill a new tensor with the numbers that come next."""
+        """Fill a new tensor with the next numbers."""
         if values.dtype not in self._casts:
             self._casts[values.dtype] = self._numbers.to(values.dtype)
         numbers, flat, at = self._casts[values.dtype], values.view(-1), 0
@@ -98,10 +98,11 @@ class _Tape:
 def stand_in_tokenizer(
     config: dict[str, Any], *, which: Literal["text", "qformer"] = "text"
 ) -> PreTrainedTokenizerFast:
-    """Make a tokenizer with as many ids as the model has; `config` is the content of config.json.
+    """Make a tokenizer with the vocabulary size of the model; `config` is the content of config.json.
 
-    Id 123 reads "t123", and the other way round; every other word or mark is one and the same id. Texts begin and end
-    as the real ones do: OPT and Llama with the begin token first, T5 with the end token last, the Q-Former with both.
+    Id 123 is the word "t123", and vice versa; all other words and punctuation marks share one id. Texts begin and end
+    as with the real tokenizers: OPT and Llama with the begin token first, T5 with the end token last, the Q-Former with
+    both.
     """
     ids = _text_ids(config) if which == "text" else _qformer_ids(config)
     special: dict[int, str] = {}
@@ -129,7 +130,7 @@ def stand_in_tokenizer(
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class _Ids:
-    """The ids of a tokenizer that mean something."""
+    """Vocabulary size and special ids of a tokenizer."""
 
     size: int
     begin: int
@@ -137,9 +138,9 @@ class _Ids:
     pad: int
     image: int | None = None
     begins: bool
-    """Texts have the begin token in front."""
+    """Texts begin with the begin token."""
     ends: bool
-    """Texts have the end token behind."""
+    """Texts end with the end token."""
 
 
 def _text_ids(config: dict[str, Any]) -> _Ids:
@@ -153,7 +154,7 @@ def _text_ids(config: dict[str, Any]) -> _Ids:
         size=size,
         begin=text.get("bos_token_id", 1 if t5 else 2),
         end=end,
-        pad=end if pad is None or not 0 <= pad < size else pad,  # old snapshots of Vicuna say -1
+        pad=end if pad is None or not 0 <= pad < size else pad,  # -1 in old snapshots of Vicuna
         image=image,
         begins=not t5,
         ends=t5,
@@ -161,7 +162,7 @@ def _text_ids(config: dict[str, Any]) -> _Ids:
 
 
 def _qformer_ids(config: dict[str, Any]) -> _Ids:
-    """Return those of BERT, or small ones for a small vocabulary."""
+    """Return the ids of BERT, or small ids for a small vocabulary."""
     size = int((config.get("qformer_config") or {}).get("vocab_size", 30522))
     begin, end = (101, 102) if size > 110 else (1, 2)
     return _Ids(size=size, begin=begin, end=end, pad=0, begins=True, ends=True)

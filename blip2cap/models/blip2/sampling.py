@@ -1,8 +1,8 @@
-"""What happens to scores before a token is chosen: transformers' rules, and sampling that does not depend on the batch.
+"""Changes scores before a token is chosen: transformers' rules, and sampling that does not depend on the batch.
 
-Sampling is the Gumbel-max trick: noise added to the filtered logits, then the largest taken, has the same distribution
+Sampling is the Gumbel-max trick: adding noise to the filtered logits and taking the largest has the same distribution
 as drawing from their softmax (Gumbel 1954). The noise is a hash of (row's seed, step, token), so a row draws the same
-numbers alone or among others.
+numbers in any batch.
 
 Shapes: N = rows, V = vocabulary.
 """
@@ -30,7 +30,7 @@ from transformers import (
 from blip2cap.options import GenerateOptions
 
 _MASK = 0xFFFFFFFF
-_OURS = frozenset(
+_COVERED = frozenset(
     {
         *("max_length", "min_length", "max_new_tokens", "min_new_tokens", "num_beams", "do_sample", "use_cache"),
         *("num_return_sequences", "repetition_penalty", "no_repeat_ngram_size", "length_penalty"),
@@ -39,11 +39,11 @@ _OURS = frozenset(
         *("output_hidden_states", "output_scores", "output_logits", "cache_implementation", "num_beam_groups"),
     }
 )
-"""Settings of a generation config that are given by our options, or that change no text."""
+"""Settings of a generation config that our options replace, or that do not change texts."""
 
 
 def generation_config(base: GenerationConfig, options: GenerateOptions) -> GenerationConfig:
-    """Put the options on top of the checkpoint's own special tokens."""
+    """Return the checkpoint's generation config, with our options and its own special tokens."""
     config = copy.deepcopy(base)
     config.update(
         max_new_tokens=options.max_new_tokens,
@@ -64,8 +64,10 @@ def generation_config(base: GenerationConfig, options: GenerateOptions) -> Gener
 
 
 def unusual_settings(base: GenerationConfig) -> list[str]:
-    """Name the settings of a checkpoint's generation config that only transformers' own `generate` follows."""
-    return sorted(name for name, value in base.to_diff_dict().items() if name not in _OURS and value not in (None, {}))
+    """Return the names of the settings in a generation config that only transformers' own `generate` supports."""
+    return sorted(
+        name for name, value in base.to_diff_dict().items() if name not in _COVERED and value not in (None, {})
+    )
 
 
 def end_ids(base: GenerationConfig) -> list[int]:
@@ -77,33 +79,34 @@ def end_ids(base: GenerationConfig) -> list[int]:
 
 
 class Rules:
-    """The rules that depend on what a text already says: repetition, n-grams, shortest length.
+    """Rules that depend on the tokens of a text so far: repetition, n-grams, minimum length.
 
-    Each of transformers' processors wants rows of one length: rows go through in groups.
+    transformers' processors expect rows of one length, so rows are grouped by length.
     """
 
     def __init__(self, options: GenerateOptions, ends: Sequence[int], device: torch.device) -> None:
         self.options = options
         self.ends = torch.tensor(ends, device=device)
-        self.known: dict[int, LogitsProcessorList] = {}
+        self.processors: dict[int, LogitsProcessorList] = {}
+        """By number of given ids."""
         self.active = (
             options.repetition_penalty != 1.0
             or options.no_repeat_ngram_size > 0
             or (options.min_new_tokens > 0 and len(ends) > 0)
         )
 
-    def apply(self, histories: Sequence[Sequence[int]], num_given: Sequence[int], scores_NV: torch.Tensor) -> None:
-        """Change the scores of rows in place; of each `history` the first `num_given` ids were not generated."""
+    def apply(self, sequences: Sequence[Sequence[int]], num_given: Sequence[int], scores_NV: torch.Tensor) -> None:
+        """Change the scores of rows in place, given the ids of each row, of which `num_given` were not generated."""
         groups: dict[tuple[int, int], list[int]] = defaultdict(list)
-        for index, (history, given) in enumerate(zip(histories, num_given, strict=True)):
-            groups[given, len(history)].append(index)
+        for index, (sequence, given) in enumerate(zip(sequences, num_given, strict=True)):
+            groups[given, len(sequence)].append(index)
         for (given, _), indices in groups.items():
             rows = torch.tensor(indices, device=scores_NV.device)
-            ids = torch.tensor([histories[index] for index in indices], device=scores_NV.device)
+            ids = torch.tensor([sequences[index] for index in indices], device=scores_NV.device)
             scores_NV[rows] = self._processors(given)(ids, scores_NV[rows])
 
     def _processors(self, given: int) -> LogitsProcessorList:
-        if given not in self.known:
+        if given not in self.processors:
             processors = LogitsProcessorList()
             if self.options.repetition_penalty != 1.0:
                 processors.append(RepetitionPenaltyLogitsProcessor(self.options.repetition_penalty))
@@ -115,12 +118,12 @@ class Rules:
                         given, self.options.min_new_tokens, self.ends, device=str(self.ends.device)
                     )
                 )
-            self.known[given] = processors
-        return self.known[given]
+            self.processors[given] = processors
+        return self.processors[given]
 
 
 class Sampler:
-    """Temperature, top-k, top-p and the noise that makes the largest score a random draw; `scores` is [N, V]."""
+    """Temperature, top-k, top-p, and the noise that makes the largest score a random draw."""
 
     def __init__(self, options: GenerateOptions) -> None:
         assert options.temperature is not None
@@ -131,26 +134,26 @@ class Sampler:
             self.warpers.append(TopPLogitsWarper(options.top_p))
 
     def apply(self, scores_NV: torch.Tensor, seeds_N: torch.Tensor, steps_N: torch.Tensor) -> torch.Tensor:
-        """Return scores whose largest is the token drawn; each row has a seed, and the number of its tokens so far."""
+        """Return scores whose largest is the drawn token, given each row's seed and number of tokens so far."""
         warped_NV: torch.Tensor = self.warpers(None, scores_NV)
         return warped_NV.double() + gumbel_noise(seeds_N, steps_N, scores_NV.shape[-1])
 
 
 class SeededSampling(LogitsProcessor):
-    """The same inside transformers' `generate`, whose rows all begin together."""
+    """A Sampler for transformers' `generate`, whose rows all start together."""
 
     def __init__(self, options: GenerateOptions, seeds_N: torch.Tensor) -> None:
         self.sampler, self.seeds_N, self.step = Sampler(options), seeds_N, 0
 
     def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
-        """Return scores whose largest is the token drawn."""
+        """Return scores whose largest is the drawn token."""
         steps_N = torch.full_like(self.seeds_N, self.step)
         self.step += 1
         return self.sampler.apply(scores, self.seeds_N, steps_N)
 
 
 def row_seed(seed: int, name: str, copy_index: int) -> int:
-    """Seed of one text: a 31-bit hash of the run's seed, the image's name and which of its texts it is."""
+    """Return the seed of one text, a 31-bit hash of the run's seed, the image's name and the number of the text."""
     digest = hashlib.blake2b(f"{seed}\0{copy_index}\0{name}".encode(), digest_size=4).digest()
     return int.from_bytes(digest, "big") >> 1
 

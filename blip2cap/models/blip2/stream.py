@@ -1,10 +1,10 @@
-"""The text side as a stream: prompts wait, are decoded together, and leave one by one as their texts end.
+"""Continuous batching: prompts wait, are decoded together, and leave one by one as their texts end.
 
-A freed place in the cache goes to the next prompt at once, so a batch costs the mean length of its texts, not the
-longest. Rows never see each other: a text does not depend on what is decoded beside it.
+A free slot in the cache goes to the next prompt at once, so a batch costs the mean length of its texts, not the
+longest. Rows never see each other: a text does not depend on the other texts of its batch.
 
-When the device has no memory left, fewer texts are decoded at a time; one that does not fit alone comes back as an
-ImageError. What was begun is begun again, with the same outcome.
+After the device has run out of memory, fewer texts are decoded at once, and the interrupted texts start again, with the
+same result. The result of a text that does not fit alone is an ImageError.
 
 Shapes: I = images, Q = query tokens, D = hidden size, N = rows (texts x beams), T = tokens of a prompt.
 """
@@ -23,10 +23,10 @@ import torch
 from blip2cap.batch_size import BatchSize
 from blip2cap.errors import ImageError
 from blip2cap.models.base import Result
+from blip2cap.models.blip2.cache_slots import Slots
 from blip2cap.models.blip2.decoders import Decoder
-from blip2cap.models.blip2.memory import memory_errors
 from blip2cap.models.blip2.search import Search, Start
-from blip2cap.models.blip2.slots import Slots
+from blip2cap.models.device import memory_errors
 from blip2cap.options import GenerateOptions
 from blip2cap.records import Generated
 from blip2cap.stopwatch import Stopwatch
@@ -38,11 +38,11 @@ class Tokens:
 
     ids: list[int]
     qformer_ids: list[int]
-    """InstructBLIP's Q-Former reads the instruction too; empty for BLIP-2."""
+    """Ids for InstructBLIP's Q-Former, which reads the instruction too; empty for BLIP-2."""
 
     @property
     def lengths(self) -> tuple[int, int]:
-        """What must be equal for prompts to go through a network side by side: nothing is ever padded."""
+        """Prompts run in one batch only if these are equal: nothing is ever padded."""
         return len(self.ids), len(self.qformer_ids)
 
 
@@ -51,26 +51,26 @@ class TextRow:
     """One text to generate."""
 
     ticket: int
-    """Which result it belongs to; several samples of one prompt share it."""
+    """Ticket of its result; all samples of one prompt share it."""
     tokens: Tokens
     image: torch.Tensor
-    """Its image's features, [Q, D], or [patches, D] for InstructBLIP; texts of one image share the tensor."""
+    """Features of its image, [Q, D], or [patches, D] for InstructBLIP; texts of one image share the tensor."""
     seed: int
     copy: int = 0
-    """Which sample of its prompt this is."""
+    """Number of this sample among those of its prompt."""
 
 
-class Network(Protocol):
-    """What the stream asks of the model around the decoder."""
+class StreamModel(Protocol):
+    """The parts of a model that a stream uses besides the decoder."""
 
     watch: Stopwatch
     num_query_tokens: int
 
     def image_embeddings(self, rows: Sequence[TextRow]) -> tuple[torch.Tensor, torch.Tensor]:
-        """Return what the language model sees of the images of rows, [I, Q, D], and which of them each row has."""
+        """Return what the language model sees of the images of rows, [I, Q, D], and the image of each row, [N]."""
 
-    def history(self, tokens: Tokens) -> list[int]:
-        """Return the ids that rules count before the first new token."""
+    def given_ids(self, tokens: Tokens) -> list[int]:
+        """Return the ids before the first new token, for repetition rules."""
 
     def read_text(self, ids: list[int]) -> Generated:
         """Turn new tokens into a text."""
@@ -81,7 +81,7 @@ class TextStream:
 
     def __init__(
         self,
-        network: Network,
+        model: StreamModel,
         decoder: Decoder,
         search: Search,
         options: GenerateOptions,
@@ -90,43 +90,44 @@ class TextStream:
         size: BatchSize,
         check_every: int = 1,
     ) -> None:
-        self.network, self.decoder, self.search, self.options, self.device = network, decoder, search, options, device
+        self.model, self.decoder, self.search, self.options, self.device = model, decoder, search, options, device
         self.size = size
-        """How many texts are decoded at a time."""
-        self.room: int | None = None
-        """How many the device has memory for, once it ran out."""
+        """Number of texts decoded at once."""
+        self.memory_limit: int | None = None
+        """Number of texts that fit the device's memory; None until it runs out."""
         self.check_every = check_every
-        """Steps between looks at what has ended: a look waits for the device."""
+        """Steps between checks for ended texts: a check waits for the device."""
         self.slots = Slots(decoder, search.num_beams, options.max_new_tokens, device)
         self.waiting: deque[TextRow] = deque()
         self.running: list[TextRow] = []
         self._wait_until_empty = False
-        """After texts that had no room beside those that run: these come to their end first."""
+        """After out-of-memory, finish the running texts before admitting more."""
         self._num_unchecked = 0
-        self._started = 0.0
-        self._parts: dict[int, dict[int, list[Generated]]] = {}
+        self._started_at = 0.0
+        self._samples: dict[int, dict[int, list[Generated]]] = {}
+        """Finished samples of incomplete results, by ticket and number of the sample."""
         self._done: list[tuple[int, Result]] = []
 
     @property
     def capacity(self) -> int:
-        """How many texts are decoded at a time, at the most."""
-        return self.size.size if self.room is None else min(self.size.size, self.room)
+        """Largest number of texts decoded at once."""
+        return self.size.size if self.memory_limit is None else min(self.size.size, self.memory_limit)
 
     @property
     def num_pending(self) -> int:
-        """How many texts wait or run."""
+        """Number of texts that wait or run."""
         return len(self.waiting) + len(self.running)
 
     def add(self, rows: Iterable[TextRow]) -> None:
-        """Queue texts, to be begun in this order."""
+        """Queue texts, which start in this order."""
         self.waiting.extend(rows)
 
     def fail(self, ticket: int, error: ImageError) -> None:
-        """Give out an error as the result of a prompt that cannot be tried."""
+        """Return an error as the result of a prompt, in the next `advance`."""
         self._done.append((ticket, error))
 
     def advance(self) -> list[tuple[int, Result]]:
-        """Begin texts where there is room, take one step with all, and return the results that are complete."""
+        """Start texts in free slots, run one step of all texts, and return the results that are complete."""
         self._refill()
         if self.running:
             self._step()
@@ -134,7 +135,7 @@ class TextStream:
         return done
 
     def _refill(self) -> None:
-        """Begin as many waiting texts as there is room for; one or two of many are not worth a prefill of their own."""
+        """Start waiting texts in free slots, unless the free slots are too few to be worth a prefill."""
         while self.waiting:
             num_running = len(self.running)
             if num_running == 0:
@@ -148,9 +149,9 @@ class TextStream:
             group = [self.waiting.popleft() for _ in range(min(num_free, len(self.waiting)))]
             try:
                 with memory_errors():
-                    self._begin(group)
+                    self._start(group)
             except MemoryError as error:
-                detail = f"the model has no room for it: {error}"
+                detail = f"not enough memory: {error}"
             else:
                 self._check()
                 continue
@@ -165,58 +166,58 @@ class TextStream:
                 self._retreat(group, detail)
 
     def _retreat(self, group: list[TextRow], detail: str) -> None:
-        """After texts that did not fit a device that had nothing else to do: try half of them, or give up the only one.
+        """Start again with half of the texts, which ran out of memory alone on the device, or fail the only one.
 
-        A text is only given up if the cache was as small as can be.
+        A text fails only if the cache had its smallest size.
         """
-        was_least = self.slots.num_slots <= 1
+        was_smallest = self.slots.num_slots <= 1
         self.slots.clear()
-        if len(group) > 1 or not was_least:
+        if len(group) > 1 or not was_smallest:
             self.waiting.extendleft(reversed(group))
-            self.room = max(1, len(group) // 2)
+            self.memory_limit = max(1, len(group) // 2)
             return
         ticket = group[0].ticket
-        self._parts.pop(ticket, None)
+        self._samples.pop(ticket, None)
         self.waiting = deque(row for row in self.waiting if row.ticket != ticket)
         self.fail(ticket, ImageError("out_of_memory", detail))
-        self.room = None  # it was this text that is too large, not the number of them
+        self.memory_limit = None  # this text is too large, not the number of texts
 
-    def _begin(self, group: list[TextRow]) -> None:
+    def _start(self, group: list[TextRow]) -> None:
         """Prefill texts into free slots, and choose their first tokens."""
         beams, num_running = self.search.num_beams, len(self.running)
         group = sorted(group, key=lambda row: row.tokens.lengths)
-        num_prefix = self.network.num_query_tokens + max(len(row.tokens.ids) for row in group)
+        num_prefix = self.model.num_query_tokens + max(len(row.tokens.ids) for row in group)
         cache = self.slots.reserve(num_running, num_running + len(group), num_prefix, self.capacity)
         rows = self.slots.rows(num_running, num_running + len(group))
-        with self.network.watch.measure("prefill"):
-            image_IQD, image_of_N = self.network.image_embeddings(group)
+        with self.model.watch.measure("prefill"):
+            image_IQD, image_of_N = self.model.image_embeddings(group)
             by_length = itertools.groupby((row.tokens.ids for row in group), key=len)
             prompts = [torch.tensor(list(ids), dtype=torch.long, device=self.device) for _, ids in by_length]
             logits_NV = self.decoder.prefill(image_IQD, image_of_N, prompts, cache, rows.start, beams)
             if beams > 1:
                 logits_NV = logits_NV.repeat_interleave(beams, dim=0)
-            self.search.start([Start(history=self.network.history(row.tokens), seed=row.seed) for row in group])
+            self.search.start([Start(given_ids=self.model.given_ids(row.tokens), seed=row.seed) for row in group])
             self.running += group
             num_given = [self._num_given(row) for row in group for _ in range(beams)]
             self.slots.positions_N[rows] = torch.tensor(num_given, device=self.device)
             self.slots.ids_N[rows], _ = self.search.choose(logits_NV, num_running)
 
     def _step(self) -> None:
-        """Run one token of every text, and choose the next."""
+        """Run one token of every text and choose the next, or retreat if memory runs out."""
         if self._num_unchecked == 0:
-            self._started = time.perf_counter()
+            self._started_at = time.perf_counter()
         try:
-            with memory_errors(), self.network.watch.measure("step"):
+            with memory_errors(), self.model.watch.measure("step"):
                 self._advance_rows()
         except MemoryError as error:
-            detail = f"the model has no room for it: {error}"
+            detail = f"not enough memory: {error}"
         else:
             self._num_unchecked += 1
             longest = max(text.num_chosen for text in self.search.texts)
             if self._num_unchecked >= self.check_every or longest >= self.options.max_new_tokens:
                 num_pending, num_steps = len(self.running), self._num_unchecked
                 self._check()
-                self.size.measured(num_pending, (time.perf_counter() - self._started) / num_steps)
+                self.size.measured(num_pending, (time.perf_counter() - self._started_at) / num_steps)
             return
         group, self.running, self._num_unchecked = self.running, [], 0
         self.search.keep([])
@@ -235,27 +236,27 @@ class TextStream:
             slots.cache.reorder(parents_N, min(num_given), end)
 
     def _num_given(self, row: TextRow) -> int:
-        return self.decoder.num_given(self.network.num_query_tokens + len(row.tokens.ids))
+        return self.decoder.num_given(self.model.num_query_tokens + len(row.tokens.ids))
 
     def _check(self) -> None:
-        """See which texts have ended, hand them out and free their slots."""
+        """Deliver the texts that have ended, and free their slots."""
         self._num_unchecked = 0
         ended = self.search.finished()
         if not ended:
             return
-        with self.network.watch.measure("detokenise"):
+        with self.model.watch.measure("detokenise"):
             for slot in ended:
-                texts = [self.network.read_text(ids) for ids in self.search.results(slot)]
+                texts = [self.model.read_text(ids) for ids in self.search.results(slot)]
                 self._deliver(self.running[slot], texts)
         order = self.slots.compact(len(self.running), ended)
         self.running = [self.running[slot] for slot in order]
         self.search.keep(order)
-        if not self.running and self.room is not None:
-            self.room *= 2  # perhaps it was one long prompt that had no room beside others
+        if not self.running and self.memory_limit is not None:
+            self.memory_limit *= 2  # perhaps one long prompt was to blame, not the number of texts
 
     def _deliver(self, row: TextRow, texts: list[Generated]) -> None:
-        parts = self._parts.setdefault(row.ticket, {})
-        parts[row.copy] = texts
-        if sum(len(part) for part in parts.values()) == self.options.num_captions:
-            del self._parts[row.ticket]
-            self._done.append((row.ticket, [text for copy in sorted(parts) for text in parts[copy]]))
+        samples = self._samples.setdefault(row.ticket, {})
+        samples[row.copy] = texts
+        if sum(len(sample) for sample in samples.values()) == self.options.num_captions:
+            del self._samples[row.ticket]
+            self._done.append((row.ticket, [text for copy in sorted(samples) for text in samples[copy]]))

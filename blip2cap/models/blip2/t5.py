@@ -1,4 +1,4 @@
-"""Flan-T5's decoder, lean: over the weights that transformers loaded, with a cache that is written in place.
+"""Lean decoder for Flan-T5: uses the weights that transformers loaded, and a cache that is written in place.
 
 The encoder is transformers' own: it runs once.
 
@@ -14,14 +14,14 @@ from typing import Any
 import torch
 
 from blip2cap.models.blip2.attention import attend
-from blip2cap.models.blip2.cache import Cache, CacheOwner
-from blip2cap.models.blip2.fused import fuse, project
+from blip2cap.models.blip2.cache import Cache, CacheAllocator
+from blip2cap.models.blip2.linear_layers import fuse, project
 
 _OWN, _CROSS = ("q", "k", "v"), ("k", "v")
 
 
-class T5Decoder(CacheOwner):
-    """Prefills rows of a cache, and steps the first rows by a token each."""
+class T5Decoder(CacheAllocator):
+    """Prefills rows of a cache, and runs steps of one token for the first rows."""
 
     def __init__(self, language_model: Any) -> None:
         super().__init__(language_model.shared.weight)
@@ -32,13 +32,13 @@ class T5Decoder(CacheOwner):
 
     @staticmethod
     def fuse(language_model: Any) -> None:
-        """Lay query, key and value of each layer of the decoder into one matrix, those of the encoder's output too."""
+        """Fuse query, key and value of the decoder's self-attention, and key and value of its cross-attention."""
         for block in language_model.decoder.block:
             fuse(block.layer[0].SelfAttention, _OWN, "qkv")
             fuse(block.layer[1].EncDecAttention, _CROSS, "kv")
 
     def num_given(self, num_prefix: int) -> int:
-        """How many positions of a row are taken before its first new token: the one that starts every text."""
+        """Return the number of positions that a row uses before its first new token: one, for the start token."""
         return 1
 
     def _allocate(self, like: torch.Tensor, num_rows: int, num_prefix: int, max_new_tokens: int) -> Cache:
@@ -61,7 +61,7 @@ class T5Decoder(CacheOwner):
         first_row: int,
         num_beams: int = 1,
     ) -> torch.Tensor:
-        """Run image and prompt of N texts through the encoder into the cache, each `num_beams` times from `first_row`.
+        """Run the encoder on N texts, and fill the cache, each `num_beams` times, from `first_row` on.
 
         Each of `prompts` holds the ids, [n, T], of the next n texts. Returns the logits of the first new token, [N, V].
         """
@@ -70,14 +70,14 @@ class T5Decoder(CacheOwner):
             rows = slice(first_row + first * num_beams, first_row + (first + len(ids_NT)) * num_beams)
             self._encode(image_IQD[image_of_N[first : first + len(ids_NT)]], ids_NT, cache, rows, num_beams)
             first += len(ids_NT)
-        cache.own_L2RHSK[:, :, first_row : first_row + first * num_beams] = 0  # nothing is left of the row's last text
+        cache.own_L2RHSK[:, :, first_row : first_row + first * num_beams] = 0  # clears the rows' last texts
         start_N = image_of_N.new_full((first * num_beams,), self.start_id)
         rows = slice(first_row, first_row + first * num_beams)
         logits_NV = self._step(start_N, torch.zeros_like(start_N), cache, rows, length=1)
         return logits_NV[::num_beams]
 
     def _encode(self, image_NQD: torch.Tensor, ids_NT: torch.Tensor, cache: Cache, rows: slice, num_beams: int) -> None:
-        """Run image and prompt through the encoder, and keep what each layer of the decoder looks at."""
+        """Run the encoder on image and prompt, and cache the keys and values for each layer of the decoder."""
         assert cache.cross_L2RHPK is not None
         assert cache.cross_lengths_R is not None
         text_NTD = self.model.shared(ids_NT)
@@ -98,7 +98,7 @@ class T5Decoder(CacheOwner):
     def step(self, ids_N: torch.Tensor, positions_N: torch.Tensor, cache: Cache, length: int) -> torch.Tensor:
         """Run one token of each of the first N rows at its position, all of them below `length`.
 
-        Returns the logits that follow, [N, V].
+        Returns the logits of the next token, [N, V].
         """
         return self._step(ids_N, positions_N, cache, slice(0, len(ids_N)), length)
 
@@ -111,7 +111,7 @@ class T5Decoder(CacheOwner):
         unseen_NS = torch.arange(length, device=ids_N.device) > positions_N.unsqueeze(1)
         bias_NH1S = self._bias(cache)[:, positions_N, :length].transpose(0, 1).unsqueeze(2)
         bias_NH1S = bias_NH1S.masked_fill(unseen_NS[:, None, None], float("-inf"))
-        # A row that is not in use has length 0: to look at nothing at all would leave NaN behind in the cache.
+        # A free row has length 0: attention without any key would leave NaN in the cache.
         lengths_N1 = cache.cross_lengths_R[rows].clamp(min=1).unsqueeze(1)
         absent_NP = torch.arange(cache.cross_length, device=ids_N.device) >= lengths_N1
         mask_N11P = torch.zeros_like(absent_NP, dtype=own.dtype).masked_fill_(absent_NP, float("-inf"))[:, None, None]
@@ -120,18 +120,18 @@ class T5Decoder(CacheOwner):
 
         hidden_N1D = self.model.shared(ids_N).unsqueeze(1)
         for index, block in enumerate(self.blocks):
-            to_itself, to_encoder, feed_forward = block.layer
-            normed = to_itself.layer_norm(hidden_N1D)
-            qkv = project(to_itself.SelfAttention, _OWN, "qkv", normed)
+            self_attention, cross_attention, feed_forward = block.layer
+            normed = self_attention.layer_norm(hidden_N1D)
+            qkv = project(self_attention.SelfAttention, _OWN, "qkv", normed)
             query, key, value = qkv.view(heads).permute(2, 0, 3, 1, 4)
             keys, values = own[index]
             keys[rows_N, :, positions_N], values[rows_N, :, positions_N] = key.squeeze(2), value.squeeze(2)
             mixed = attend(query, keys, values, bias_NH1S)
-            hidden_N1D = hidden_N1D + to_itself.SelfAttention.o(mixed.transpose(1, 2).flatten(2))
-            normed = to_encoder.layer_norm(hidden_N1D)
-            query = to_encoder.EncDecAttention.q(normed).view(heads).squeeze(2).transpose(1, 2)
+            hidden_N1D = hidden_N1D + self_attention.SelfAttention.o(mixed.transpose(1, 2).flatten(2))
+            normed = cross_attention.layer_norm(hidden_N1D)
+            query = cross_attention.EncDecAttention.q(normed).view(heads).squeeze(2).transpose(1, 2)
             mixed = attend(query, cross[index, 0], cross[index, 1], mask_N11P)
-            hidden_N1D = hidden_N1D + to_encoder.EncDecAttention.o(mixed.transpose(1, 2).flatten(2))
+            hidden_N1D = hidden_N1D + cross_attention.EncDecAttention.o(mixed.transpose(1, 2).flatten(2))
             hidden_N1D = feed_forward(hidden_N1D)
         hidden_ND = self.model.decoder.final_layer_norm(hidden_N1D).squeeze(1)
         if self.config.scale_decoder_outputs:
@@ -140,7 +140,7 @@ class T5Decoder(CacheOwner):
         return logits_NV.float()
 
     def _bias(self, cache: Cache) -> torch.Tensor:
-        """Return what a query at one position adds to its scores of keys at the others, [H, S, S]."""
+        """Return the position bias of the scores of each query and key, [H, S, S]."""
         if cache.bias_HSS is None:
             first = self.blocks[0].layer[0].SelfAttention
             cache.bias_HSS = first.compute_bias(cache.length, cache.length)[0].to(cache.own_L2RHSK.dtype)

@@ -1,25 +1,24 @@
-"""Prompts in, texts out: chooses between the lean decoder and transformers' `generate`, and says which."""
+"""The session of a BLIP-2 model: passes prompts to the lean decoder, or to transformers' `generate`."""
 
 from __future__ import annotations
 
 import itertools
 from collections.abc import Iterator, Sequence
-from functools import lru_cache, partial
+from functools import lru_cache
 from typing import TYPE_CHECKING
 
 import torch
-from transformers import PreTrainedTokenizerBase
 
 from blip2cap.batch_size import BatchSize
 from blip2cap.errors import ImageError
-from blip2cap.models.base import Result
+from blip2cap.models.base import Result, Session
 from blip2cap.models.blip2.beams import Beams
-from blip2cap.models.blip2.graphs import GraphedDecoder
-from blip2cap.models.blip2.memory import free_bytes
+from blip2cap.models.blip2.cuda_graphs import GraphedDecoder
 from blip2cap.models.blip2.sampling import end_ids, row_seed
 from blip2cap.models.blip2.search import Greedy
 from blip2cap.models.blip2.stream import TextRow, TextStream, Tokens
-from blip2cap.models.blip2.transformers_generate import LibraryStream
+from blip2cap.models.blip2.transformers_generate import TransformersStream
+from blip2cap.models.device import free_bytes
 from blip2cap.options import GenerateOptions
 from blip2cap.records import Prompt
 
@@ -27,69 +26,71 @@ if TYPE_CHECKING:
     from blip2cap.models.blip2.model import Blip2
 
 _FIRST = 16
-"""Texts decoded at once, while their number is measured."""
-_MOST_CPU, _MOST_GPU = 128, 512
-"""On a CPU a step is bound by arithmetic long before; a GPU reads all weights for every step of however few rows."""
+"""Texts decoded at once when measuring begins."""
+_MAX_CPU, _MAX_GPU = 128, 512
+"""A CPU is bound by arithmetic with far fewer rows; a GPU reads all weights for every step, even of a few rows."""
 _NUM_STEPS = 4
-"""Steps that a number of texts is measured by: short enough to be disturbed by anything."""
+"""Steps that each number of texts is measured with: one step is short, so a single measurement is unreliable."""
 _QUICK_S = 0.02
-"""A step as short as this is mostly overhead, which more texts share."""
-_MOST_LIBRARY = 64
-_USUAL_PROMPT = 16
-"""Tokens of a prompt, to reckon memory with before any is known."""
+"""Shorter steps are mostly overhead, which more texts share."""
+_MAX_TRANSFORMERS = 64
+_TYPICAL_PROMPT = 16
+"""Number of tokens in a prompt, assumed for the estimate of memory."""
 
 
-class TextSession:
-    """The text side of one run: prompts are added as their images are encoded, results come as they are ready."""
+class TextSession(Session):
+    """The texts of one run: prompts are added as their images are encoded, results come as they are ready."""
 
     def __init__(self, model: Blip2, options: GenerateOptions, *, capacity: int | None) -> None:
         self.model, self.options = model, options
         self.tickets = itertools.count()
-        self.stream = self._stream(self._measured_size() if capacity is None else BatchSize(capacity))
-        # Not a method of this object, which would then keep itself, and its cache, alive until the next collection.
-        self._tokenise = lru_cache(4096)(partial(_tokens, model.tokenizer, model.qformer_tokenizer))
+        if capacity is None:
+            most = self._max_texts()
+            size = BatchSize(min(_FIRST, most), most, quick_s=_QUICK_S, num_trials=_NUM_STEPS)
+        else:
+            size = BatchSize(capacity)
+        self.stream = self._open_stream(size)
+        # A method of the model, not of this session: the session would refer to itself, and its memory would be freed
+        # by the next garbage collection only.
+        self._tokenise = lru_cache(4096)(model.tokenise)
 
-    def _stream(self, size: BatchSize) -> TextStream | LibraryStream:
+    def _open_stream(self, size: BatchSize) -> TextStream | TransformersStream:
         language_model, options, device = self.model.network.language_model, self.options, self.model.device
         if self.model.decoder is None:
-            return LibraryStream(self.model, language_model, options, capacity=min(size.most, _MOST_LIBRARY))
+            return TransformersStream(self.model, language_model, options, capacity=min(size.most, _MAX_TRANSFORMERS))
         ends = end_ids(language_model.generation_config)
         search = (Beams if options.num_beams > 1 else Greedy)(options, ends, device)
         decoder = GraphedDecoder(self.model.decoder) if self.model.graphs else self.model.decoder
         check_every = self.model.check_every
         return TextStream(self.model, decoder, search, options, device, size=size, check_every=check_every)
 
-    def _measured_size(self) -> BatchSize:
-        most = self._most()
-        return BatchSize(min(_FIRST, most), most, quick_s=_QUICK_S, num_trials=_NUM_STEPS)
-
-    def _most(self) -> int:
-        """Return how many texts may be decoded at a time at the most: their cache takes half of the free memory."""
+    def _max_texts(self) -> int:
+        """Return the largest number of texts decoded at once: their cache may take half of the free memory."""
         device, decoder = self.model.device, self.model.decoder
-        most = _MOST_CPU if device.type == "cpu" else _MOST_GPU
+        most = _MAX_CPU if device.type == "cpu" else _MAX_GPU
         if decoder is None:
             return most
-        num_prefix = self.model.num_query_tokens + _USUAL_PROMPT
+        num_prefix = self.model.num_query_tokens + _TYPICAL_PROMPT
         num_bytes = decoder.bytes_per_row(num_prefix, self.options.max_new_tokens) * self.options.num_beams
         return max(1, min(most // self.options.num_beams, free_bytes(device) // 2 // num_bytes))
 
     @property
     def capacity(self) -> int:
-        """How many texts are decoded at a time, at the most."""
+        """Largest number of texts decoded at once."""
         return self.stream.capacity
 
     @property
     def num_pending(self) -> int:
-        """How many texts wait or run."""
+        """Number of texts that wait or run."""
         return self.stream.num_pending
 
     @torch.inference_mode()
     def add(self, features: torch.Tensor, prompts: Sequence[Prompt]) -> list[int]:
-        """Queue prompts about images whose features these are; return a ticket for each.
+        """Queue prompts about images, given the features of the images; return a ticket for each prompt.
 
-        A prompt that does not fit the language model comes back as an ImageError.
+        The result of a prompt that does not fit the language model is an ImageError.
         """
-        rows = features.unbind()  # views that are kept: texts of one image are known by it
+        images = features.unbind()  # views that are kept: texts of one image are recognised by them
         tickets = []
         for prompt in prompts:
             ticket = next(self.tickets)
@@ -99,12 +100,12 @@ class TextSession:
             if error:
                 self.stream.fail(ticket, error)
             else:
-                self.stream.add(self._rows(ticket, tokens, prompt, rows[prompt.image]))
+                self.stream.add(self._rows(ticket, tokens, prompt, images[prompt.image]))
         return tickets
 
     @torch.inference_mode()
     def advance(self) -> list[tuple[int, Result]]:
-        """Go on with what was added; return the results that are ready, as (ticket, texts best first or error)."""
+        """Run the next step; return the results that are complete, by ticket."""
         with self.model.current():
             return self.stream.advance()
 
@@ -114,20 +115,11 @@ class TextSession:
             yield TextRow(ticket=ticket, tokens=tokens, image=image, seed=seed, copy=copy)
 
     def _misfit(self, tokens: Tokens) -> ImageError | None:
-        room, num_queries = self.model.num_positions, self.model.num_query_tokens
-        if room is None or num_queries + len(tokens.ids) + self.options.max_new_tokens <= room:
+        num_positions, num_queries = self.model.num_positions, self.model.num_query_tokens
+        if num_positions is None or num_queries + len(tokens.ids) + self.options.max_new_tokens <= num_positions:
             return None
         return ImageError(
             "unsupported",
             f"image, prompt and --max-new-tokens take {num_queries} + {len(tokens.ids)} + "
-            f"{self.options.max_new_tokens} tokens, the language model has room for {room}",
+            f"{self.options.max_new_tokens} tokens, the language model takes at most {num_positions}",
         )
-
-
-def _tokens(tokenizer: PreTrainedTokenizerBase, qformer_tokenizer: PreTrainedTokenizerBase | None, text: str) -> Tokens:
-    return Tokens(ids=_ids(tokenizer, text), qformer_ids=_ids(qformer_tokenizer, text) if qformer_tokenizer else [])
-
-
-def _ids(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:
-    """Tokenise literally: a special token's name inside a prompt is text like any other."""
-    return list(tokenizer(text, split_special_tokens=True, verbose=False).input_ids)

@@ -1,6 +1,6 @@
-"""The places in the cache that texts are decoded in: one slot a text, a row for each of its beams.
+"""Slots of the cache: one for each text that is decoded, with a row for each of its beams.
 
-Slots in use come first: when a text ends, the last one moves into its place.
+Slots in use come first: when a text ends, the last slot in use moves to the free one.
 """
 
 from __future__ import annotations
@@ -13,14 +13,14 @@ from blip2cap.models.blip2.cache import Cache
 from blip2cap.models.blip2.decoders import Decoder
 
 _NUM_SIZES = 16
-"""Steps have a multiple of so large a part of all slots: every number of rows is a graph of its own on a GPU, and code
-of its own that oneDNN makes on a CPU."""
+"""Number of different step sizes: steps are rounded up to this fraction of all slots, since every number of rows needs
+its own CUDA graph on a GPU and its own generated code in oneDNN on a CPU."""
 _ROUNDING = 8
-"""A cache that turns out too short grows to a multiple of this: prompts with a file's name in them differ a little."""
+"""A cache that is too short grows to a multiple of this length: prompts that contain file names differ a little."""
 
 
 class Slots:
-    """A cache, and for each row the last token with its position."""
+    """A cache, and the last token of each row with its position."""
 
     def __init__(self, decoder: Decoder, num_beams: int, max_new_tokens: int, device: torch.device) -> None:
         self.decoder, self.num_beams, self.max_new_tokens = decoder, num_beams, max_new_tokens
@@ -31,11 +31,11 @@ class Slots:
 
     @property
     def num_slots(self) -> int:
-        """How many texts there is room for now."""
+        """Number of slots, used or free."""
         return 0 if self.cache is None else self.cache.num_rows // self.num_beams
 
     def round_up(self, num_pending: int) -> int:
-        """Return how many slots a step of so many texts takes along; what the free ones compute is thrown away."""
+        """Return the number of slots in a step of `num_pending` texts; the results of free slots are not used."""
         unit = max(1, self.num_slots // _NUM_SIZES)
         return min(-(-num_pending // unit) * unit, self.num_slots)
 
@@ -44,15 +44,15 @@ class Slots:
         return slice(first * self.num_beams, end * self.num_beams)
 
     def reserve(self, num_used: int, num_wanted: int, num_prefix: int, most: int) -> Cache:
-        """Make room for `num_wanted` slots, the first `num_used` of them taken, and for prefixes of `num_prefix`.
+        """Allocate `num_wanted` slots or more for prefixes of `num_prefix` tokens; keep the first `num_used` slots.
 
-        Grows by doubling, up to `most` slots: a run of ten images allocates for ten. Raises what the device raises when
-        it has no memory; then nothing has changed.
+        The cache doubles, up to `most` slots, so that a run of ten images allocates for ten. If memory runs out, the
+        error of the device is raised and nothing has changed.
         """
         if self.cache is not None and self.num_slots >= num_wanted and self.num_prefix >= num_prefix:
             return self.cache
         if num_used == 0:
-            self.clear()  # nothing to take over: the old one need not be there beside the new one
+            self.clear()  # nothing to copy: release the old cache before allocating the new one
         old, num_slots = self.cache, self.num_slots
         if num_wanted > num_slots:
             num_slots = max(num_wanted, min(2 * num_slots, most))
@@ -69,16 +69,16 @@ class Slots:
         return cache
 
     def clear(self) -> None:
-        """Let the cache go."""
+        """Release the cache."""
         self.cache, self.num_prefix = None, 0
         self.decoder.forget()
 
     def free(self, first: int) -> None:
-        """Leave the slots from `first` on in a state in which a step may take them along."""
+        """Mark the slots from `first` on as free; a step may still run them."""
         self.positions_N[self.rows(first, self.num_slots)] = 0
 
     def compact(self, num_used: int, ended: Sequence[int]) -> list[int]:
-        """Free slots; return which old slot is now in each place."""
+        """Free the slots of ended texts; return the old number of each slot still in use."""
         assert self.cache is not None
         order = list(range(num_used))
         for slot in sorted(ended, reverse=True):

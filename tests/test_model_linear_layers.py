@@ -8,8 +8,7 @@ import pytest
 import torch
 from torch import nn
 
-from blip2cap.models.blip2.fused import fuse
-from blip2cap.models.blip2.replace_linears import Part, replace_linears
+from blip2cap.models.blip2.linear_layers import FusedPart, fuse, replace_linears
 
 
 class Attention(nn.Module):
@@ -100,7 +99,7 @@ def test_fused_projections_are_replaced_together_and_stay_right_apart(names, fus
     assert replace_linears(attention, Double) == 1 + bool(alone)
     assert names_of(attention, nn.Linear) == set(), "a view of the old weight would keep it"
     assert storage() is None
-    assert names_of(attention, Part) == set(names)
+    assert names_of(attention, FusedPart) == set(names)
     for name, result in expected.items():
         torch.testing.assert_close(getattr(attention, name)(x), result)
     torch.testing.assert_close(getattr(attention, fused)(x), torch.cat([expected[name] for name in names], dim=-1))
@@ -116,4 +115,4 @@ def test_fused_projections_that_are_left_alone_stay_views():
 def test_a_tower_whose_qkv_was_never_apart_has_no_parts():
     tower = nn.ModuleDict({"qkv": nn.Linear(8, 24)})
     assert replace_linears(tower, Double) == 1
-    assert names_of(tower, Part) == set()
+    assert names_of(tower, FusedPart) == set()

@@ -1,11 +1,12 @@
-"""Linear layers with 8-bit weights and 8-bit activations, on a CPU or a GPU, without an extra package.
+"""Linear layers with 8-bit weights and 8-bit activations, for a CPU or a GPU, without an extra package.
 
-Weights have a scale for each output, activations one for each row, found anew in every call: what a row gives does not
-depend on its neighbours.
+Weights have one scale for each output; activations have one for each row, computed in every call, so that a row does
+not depend on its neighbours.
 
-Measured with four layers of ViT-g and four of OPT-2.7b on two cores of an EPYC with VNNI, 8 images: image side 0.77 s,
-text side 0.60 s; in bfloat16 1.12 and 0.96 s; with float32 for the activations 1.04 and 1.43 s. So `auto`, which is
-bfloat16 on such a processor, is the best dtype for this too. Layers of 128, as in `tiny`, are too small to gain.
+Measured with four layers of ViT-g and four of OPT-2.7b on two cores of an EPYC with VNNI, 8 images: vision encoder
+0.77 s, language model 0.60 s; in bfloat16 1.12 and 0.96 s; with float32 for the activations 1.04 and 1.43 s. So `auto`,
+which is bfloat16 on such a processor, is the best dtype for this too. Layers of 128, as in `tiny`, are too small to
+gain.
 """
 
 from __future__ import annotations
@@ -15,20 +16,20 @@ import platform
 import torch
 from torch import nn
 
-from blip2cap.models.blip2.cpu import adds_int8_without_overflow, has_onednn
+from blip2cap.models.cpu_features import adds_int8_without_overflow, has_onednn
 
 _LARGEST = 126
-"""Of a row: what is largest may come out a little larger, since its scale is rounded, and 127 still fits."""
-_SMALLER = 62
-"""For processors that add pairs of products in 16 bits: 2 * 127 * (62 + 64) fits."""
+"""Largest value of a quantised row: the rounded scale may make it one larger, and 127 still fits."""
+_LARGEST_WITHOUT_VNNI = 62
+"""For processors that add pairs of products in 16 bits: 2 * 127 * (62 + 64) fits. Costs one bit of precision."""
 _BLOCK = 512
-"""Rows at a time on a CPU: what is made of them on the way stays in its cache."""
+"""Number of rows multiplied at once on a CPU, so that intermediate results stay in its cache."""
 _GPU_MIN_ROWS = 32
-"""cuBLAS multiplies 8-bit matrices of more than 16 rows only."""
+"""cuBLAS multiplies only 8-bit matrices of more than 16 rows."""
 
 
 def cpu_can_int8() -> bool:
-    """Say whether this CPU, and this torch, have the kernels."""
+    """Return True if this CPU and this torch have the kernels."""
     return (
         platform.machine().lower() in ("x86_64", "amd64")
         and has_onednn()
@@ -37,7 +38,7 @@ def cpu_can_int8() -> bool:
 
 
 class Int8Linear(nn.Module):
-    """A Linear on a CPU. Rows travel as bytes around 128: only for those do the kernels exist, not for signed ones."""
+    """A Linear for a CPU. Rows are unsigned bytes with a zero point: there are no kernels for signed ones."""
 
     def __init__(self, linear: nn.Linear) -> None:
         super().__init__()
@@ -45,7 +46,7 @@ class Int8Linear(nn.Module):
         self.weight: torch.Tensor = torch.ops.onednn.qlinear_prepack(values_OI, None)
         self.zero_O = torch.zeros(len(values_OI), dtype=torch.int32)
         self.bias = None if linear.bias is None else linear.bias.detach()
-        self.largest = _LARGEST if adds_int8_without_overflow() else _SMALLER
+        self.largest = _LARGEST if adds_int8_without_overflow() else _LARGEST_WITHOUT_VNNI
         self.zero = self.largest + 2
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
@@ -74,7 +75,7 @@ class Int8Linear(nn.Module):
 
 
 class GpuInt8Linear(nn.Module):
-    """A Linear on a GPU."""
+    """A Linear for a GPU."""
 
     def __init__(self, linear: nn.Linear) -> None:
         super().__init__()

@@ -2,20 +2,23 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import torch
 from torch import nn
 
-from blip2cap.models.blip2 import packed
+from blip2cap.models.blip2 import packed_linear
 from blip2cap.models.blip2.load import load
-from blip2cap.models.blip2.packed import PackedLinear, pack
+from blip2cap.models.blip2.packed_linear import PackedLinear, pack
 from blip2cap.models.checkpoint import find
 from blip2cap.options import ModelOptions
-from tests.checkpoints import make_checkpoint
+from tests.checkpoints import KINDS
 
-needs_kernels = pytest.mark.skipif(not packed._can_pack(), reason="this CPU, or this torch, has no bfloat16 kernels")
+needs_kernels = pytest.mark.skipif(
+    not packed_linear.can_pack(), reason="this CPU, or this torch, has no bfloat16 kernels"
+)
 
 
 @needs_kernels
@@ -39,15 +42,15 @@ def test_only_bfloat16_is_packed() -> None:
 
 
 def test_without_the_kernels_nothing_is_packed(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(packed, "has_onednn", lambda: False)
+    monkeypatch.setattr(packed_linear, "has_onednn", lambda: False)
     network = nn.Sequential(nn.Linear(8, 8, dtype=torch.bfloat16))
     assert pack(network) == 0
     assert type(network[0]) is nn.Linear
 
 
 @needs_kernels
-def test_a_head_that_shares_its_weight_is_packed_and_the_embedding_stays(tmp_path: Path) -> None:
-    options = ModelOptions(name=str(make_checkpoint(tmp_path, "opt")), device="cpu", dtype="bfloat16")
+def test_a_head_that_shares_its_weight_is_packed_and_the_embedding_stays(checkpoints: Callable[[str], Path]) -> None:
+    options = ModelOptions(name=str(checkpoints("opt")), device="cpu", dtype="bfloat16")
     language_model = load(find(options), options).network.language_model
     head, table = language_model.lm_head, language_model.get_input_embeddings()
     assert isinstance(head, PackedLinear)
@@ -57,9 +60,11 @@ def test_a_head_that_shares_its_weight_is_packed_and_the_embedding_stays(tmp_pat
 
 
 @needs_kernels
-@pytest.mark.parametrize("kind", ["opt", "t5", "instructblip-t5", "instructblip-llama"])
-def test_a_model_in_bfloat16_on_a_cpu_is_packed_whole_and_in_float32_not_at_all(tmp_path: Path, kind: str) -> None:
-    folder = str(make_checkpoint(tmp_path, kind))
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_model_in_bfloat16_on_a_cpu_is_packed_whole_and_in_float32_not_at_all(
+    checkpoints: Callable[[str], Path], kind: str
+) -> None:
+    folder = str(checkpoints(kind))
     kinds: dict[str, set[type[nn.Module]]] = {"bfloat16": {PackedLinear}, "float32": {nn.Linear}}
     for dtype, expected in kinds.items():
         options = ModelOptions(name=folder, device="cpu", dtype=dtype)

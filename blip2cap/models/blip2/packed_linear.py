@@ -1,6 +1,6 @@
-"""Linear layers for bfloat16 on a CPU, with weights laid out once as the processor's kernels want them.
+"""Linear layers for bfloat16 on a CPU, whose weights are packed once for the processor's kernels.
 
-A plain Linear lays them out again in every call, which costs the more the fewer rows there are to compute.
+A plain Linear packs its weight again in every call, which takes most of the time if there are few rows.
 """
 
 from __future__ import annotations
@@ -9,22 +9,22 @@ import torch
 from torch import nn
 from transformers.activations import GELUActivation
 
-from blip2cap.models.blip2.cpu import has_onednn
-from blip2cap.models.blip2.replace_linears import replace_linears
+from blip2cap.models.blip2.linear_layers import replace_linears
+from blip2cap.models.cpu_features import has_onednn
 
 _ROWS = 16
-"""The number of rows to lay out for. Measured with 16 and 2056: the layout, and the time, are the same."""
+"""Number of rows to pack for. Measured with 16 and 2056: the layout and the time are the same."""
 
 
 class PackedLinear(nn.Module):
-    """A Linear whose weight only oneDNN can read; bfloat16, for inference."""
+    """A Linear in bfloat16 for inference, whose weight only oneDNN can read."""
 
     def __init__(self, linear: nn.Linear) -> None:
         super().__init__()
         self.weight: torch.Tensor = torch.ops.mkldnn._reorder_linear_weight(linear.weight.detach(), _ROWS)
         self.bias = None if linear.bias is None else linear.bias.detach()
         self.activation = ("none", "")
-        """What is done to the outputs while they are at hand: oneDNN's name for it, and the variant."""
+        """Activation function applied to the output: oneDNN's name of it, and its variant."""
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """Return [..., out_features] for [..., in_features]."""
@@ -34,20 +34,25 @@ class PackedLinear(nn.Module):
 
 
 def pack(network: nn.Module) -> int:
-    """Pack every plain bfloat16 Linear in place, and return how many; the rest is left alone.
+    """Replace every plain bfloat16 Linear on the CPU by a packed one, and return the number of replaced layers.
 
-    An OPT's lm_head shares its weight with the embedding, which stays as it is: it gets a copy.
+    The lm_head of OPT, which shares its weight with the embedding, gets a copy; the embedding does not change.
     """
-    if not _can_pack():
+    if not can_pack():
         return 0
-    num_packed = replace_linears(network, lambda linear: PackedLinear(linear) if _is_packable(linear.weight) else None)
+
+    def make(linear: nn.Linear) -> PackedLinear | None:
+        weight = linear.weight
+        return PackedLinear(linear) if weight.dtype == torch.bfloat16 and weight.device.type == "cpu" else None
+
+    num_packed = replace_linears(network, make)
     for module in network.modules():
         _fuse_activation(module)
     return num_packed
 
 
 def _fuse_activation(mlp: nn.Module) -> None:
-    """Let the first Linear of a feed-forward block do the activation that follows it: one pass over memory less."""
+    """Move the activation function of a feed-forward block into its first Linear, which saves a pass over memory."""
     first, activation = getattr(mlp, "fc1", None), getattr(mlp, "activation_fn", None)
     if not isinstance(first, PackedLinear):
         return
@@ -60,14 +65,11 @@ def _fuse_activation(mlp: nn.Module) -> None:
     mlp.activation_fn = nn.Identity()
 
 
-def _can_pack() -> bool:
+def can_pack() -> bool:
+    """Return True if this CPU and this torch have the kernels."""
     names = ("_is_mkldnn_bf16_supported", "_reorder_linear_weight", "_linear_pointwise")
     return (
         has_onednn()
         and all(hasattr(torch.ops.mkldnn, name) for name in names)
         and bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
     )
-
-
-def _is_packable(weight: torch.Tensor) -> bool:
-    return weight.dtype == torch.bfloat16 and weight.device.type == "cpu"

@@ -1,7 +1,7 @@
-"""The decoding step as CUDA graphs: a step of a few milliseconds is one launch instead of a thousand.
+"""Decoding steps as CUDA graphs: a step of a few milliseconds is one launch instead of a thousand.
 
-A graph has a fixed number of rows. One is captured for each number that comes, when it first comes: `slots` sees to it
-that these are few.
+A graph has a fixed number of rows. One is captured for each number of rows when it first occurs; `cache_slots` rounds
+the number of rows, so that there are few graphs.
 """
 
 from __future__ import annotations
@@ -23,18 +23,18 @@ class GraphedDecoder:
         self.warm_up: torch.cuda.Stream | None = None
 
     def new_cache(self, num_rows: int, num_prefix: int, max_new_tokens: int) -> Cache:
-        """Allocate a cache; what was captured with the last one is of no use any more."""
+        """Allocate a cache, and release the graphs that were captured with the last one."""
         self.forget()
         return self.decoder.new_cache(num_rows, num_prefix, max_new_tokens)
 
     def forget(self) -> None:
-        """Let the graphs go, and the cache whose addresses they hold."""
+        """Release the graphs and the cache whose addresses they hold."""
         self.graphs, self.cache = {}, None
 
     def step(self, ids_N: torch.Tensor, positions_N: torch.Tensor, cache: Cache, length: int) -> torch.Tensor:
-        """Run one token of each of the first N rows at its position; return the logits that follow, [N, V].
+        """Run one token of each of the first N rows at its position; return the logits of the next token, [N, V].
 
-        The logits are overwritten by the next step.
+        The next step overwrites the logits.
         """
         if cache is not self.cache:  # graphs hold the addresses of the cache that they were captured with
             self.graphs, self.cache = {}, cache
@@ -54,8 +54,8 @@ class GraphedDecoder:
         def step() -> torch.Tensor:
             return self.decoder.step(self.ids_R[:size], self.positions_R[:size], cache, cache.length)
 
-        # Once before, on a stream of its own: libraries allocate at their first call, which a capture does not allow.
-        # What it writes into the cache, the replay writes again.
+        # Run it once before, on a separate stream: libraries allocate memory in their first call, which a capture does
+        # not allow. The replay writes the same values into the cache again.
         if self.warm_up is None:
             self.warm_up = torch.cuda.Stream()  # type: ignore[no-untyped-call]
         self.warm_up.wait_stream(torch.cuda.current_stream())

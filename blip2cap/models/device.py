@@ -1,0 +1,64 @@
+"""The device and the dtype of a model, and the memory of the device."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import psutil
+import torch
+
+from blip2cap.errors import UsageError
+from blip2cap.models.base import Checkpoint
+from blip2cap.models.cpu_features import is_fast_at_bfloat16
+
+_NO_MEMORY = ("can't allocate memory", "out of memory", "CUBLAS_STATUS_ALLOC_FAILED")
+"""Messages of the CPU allocator, of CUDA outside torch's allocator, and of cuBLAS for memory of its own."""
+
+
+def choose_device(name: str) -> torch.device:
+    """Resolve `auto` to the GPU if there is one. Raises UsageError for a device that does not exist."""
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "cpu"
+    device = torch.device(name)
+    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
+        raise UsageError(
+            f"--device {name}: torch {torch.__version__} can use {torch.cuda.device_count()} GPUs here. "
+            "Leave --device out, or use --device cpu."
+        )
+    return device
+
+
+def choose_dtype(name: str, device: torch.device, checkpoint: Checkpoint) -> torch.dtype:
+    """Resolve `auto` for a checkpoint. Raises UsageError for float16 with T5, whose activations overflow it."""
+    if name == "float16" and checkpoint.text_type == "t5":
+        raise UsageError("--dtype float16: Flan-T5 overflows in it. Use bfloat16 or float32.")
+    if name != "auto":
+        return getattr(torch, name)  # type: ignore[no-any-return]
+    if device.type != "cuda":
+        return torch.bfloat16 if is_fast_at_bfloat16() else torch.float32
+    if torch.cuda.is_bf16_supported(including_emulation=False):
+        return torch.bfloat16
+    return torch.float32 if checkpoint.text_type == "t5" else torch.float16
+
+
+def free_bytes(device: torch.device) -> int:
+    """Return the number of bytes that can still be allocated."""
+    if device.type == "cuda":
+        free, _ = torch.cuda.mem_get_info(device)
+        return int(free + torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device))
+    return int(psutil.virtual_memory().available)
+
+
+@contextmanager
+def memory_errors() -> Iterator[None]:
+    """Raise MemoryError when the device, or the machine, runs out of memory."""
+    try:
+        yield
+    except torch.OutOfMemoryError as error:
+        torch.cuda.empty_cache()
+        raise MemoryError(str(error)) from error
+    except RuntimeError as error:
+        if not any(words in str(error) for words in _NO_MEMORY):
+            raise
+        raise MemoryError(str(error)) from error

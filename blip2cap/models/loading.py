@@ -1,0 +1,83 @@
+"""Loads networks and tokenizers with transformers: only safetensors, no downloads, no code from folders."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+import transformers
+from safetensors import SafetensorError
+from transformers import AutoTokenizer, PreTrainedTokenizerBase
+
+from blip2cap.errors import ModelError
+from blip2cap.models.base import HINT, Checkpoint
+
+_TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "spiece.model", "vocab.json", "vocab.txt")
+
+
+def read_network(network_class: Any, checkpoint: Checkpoint, **settings: Any) -> Any:
+    """Read a network into main memory, or onto its devices if `settings` have a device_map.
+
+    `settings` are those of `from_pretrained`. Raises ModelError if a weight is missing, so that none is left at random.
+    """
+    network, info = network_class.from_pretrained(
+        checkpoint.folder,
+        use_safetensors=True,
+        local_files_only=True,
+        trust_remote_code=False,
+        output_loading_info=True,
+        **settings,
+    )
+    missing = sorted(info["missing_keys"]) + [str(key[0]) for key in info["mismatched_keys"]]
+    if missing:
+        raise ModelError(
+            f"--model {checkpoint.name}: {len(missing)} weights are missing or of another shape "
+            f"({', '.join(missing[:3])}, ...). Fetch it again. {HINT}"
+        )
+    return network.eval()
+
+
+def has_tokenizer(folder: Path) -> bool:
+    """Return True if a folder holds the files of a tokenizer."""
+    return any((folder / name).is_file() for name in _TOKENIZER_FILES)
+
+
+def read_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
+    """Read the tokenizer of a folder."""
+    return AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+
+
+@contextmanager
+def gpu_memory_errors(checkpoint: Checkpoint) -> Iterator[None]:
+    """Raise ModelError if the weights do not fit the GPU's memory."""
+    try:
+        yield
+    except torch.OutOfMemoryError as error:
+        raise ModelError(
+            f"--model {checkpoint.name}: does not fit the GPU. Try --quantize int8 or nf4, or --device-map auto to use "
+            "all GPUs."
+        ) from error
+
+
+@contextmanager
+def library_errors(checkpoint: Checkpoint) -> Iterator[None]:
+    """Raise ModelError for the errors of the libraries with files that they cannot read; hide their other messages."""
+    log = transformers.utils.logging
+    level, had_bar = log.get_verbosity(), log.is_progress_bar_enabled()
+    log.set_verbosity(logging.CRITICAL)
+    log.disable_progress_bar()
+    try:
+        yield
+    except torch.OutOfMemoryError:
+        raise
+    except (OSError, ValueError, RuntimeError, KeyError, TypeError, ImportError, SafetensorError) as error:
+        first_line = (str(error) or type(error).__name__).strip().splitlines()[0]
+        raise ModelError(f"--model {checkpoint.name}: cannot be loaded: {first_line} {HINT}") from error
+    finally:
+        log.set_verbosity(level)
+        if had_bar:
+            log.enable_progress_bar()

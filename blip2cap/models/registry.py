@@ -1,0 +1,76 @@
+"""All families of models. A new family is a file of its own and an entry here."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from blip2cap.errors import ModelError
+from blip2cap.models.base import HINT, Checkpoint, Family, Model, text_type
+from blip2cap.options import ModelOptions
+
+
+def _square_size(checkpoint: Checkpoint) -> int:
+    return checkpoint.image_size
+
+
+def _load_blip2(checkpoint: Checkpoint, options: ModelOptions) -> Model:
+    from blip2cap.models.blip2.load import load
+
+    return load(checkpoint, options)
+
+
+_ALL = (
+    # Question templates: the paper (arXiv 2301.12597, table 3).
+    Family(
+        name="opt",
+        model_type="blip-2",
+        text_types=("opt",),
+        caption_prompt="",
+        vqa_template="Question: {question} Answer:",
+        image_size=_square_size,
+        load=_load_blip2,
+    ),
+    Family(
+        name="t5",
+        model_type="blip-2",
+        text_types=("t5",),
+        caption_prompt="",
+        vqa_template="Question: {question} Short answer:",
+        image_size=_square_size,
+        load=_load_blip2,
+    ),
+    # Tuned on instructions: needs one for a caption, and takes the bare question, as its authors' examples do.
+    Family(
+        name="instructblip",
+        model_type="instructblip",
+        text_types=("t5", "llama"),
+        caption_prompt="A short image description.",
+        vqa_template="{question}",
+        image_size=_square_size,
+        load=_load_blip2,
+    ),
+)
+FAMILIES = {family.name: family for family in _ALL}
+"""By name; tests add entries of their own."""
+
+
+def recognise(name: str, config: dict[str, Any]) -> Family:
+    """Return the family of the content of a config.json. Raises ModelError, which names the model `name`."""
+    if "Blip2ForImageTextRetrieval" in (config.get("architectures") or ()):  # with the model_type of BLIP-2
+        raise ModelError(f"--model {name}: an image-text matching model, which writes no text. {HINT}")
+    for family in FAMILIES.values():
+        if family.matches(config):
+            return family
+    supported: dict[str, tuple[str, ...]] = {}
+    for family in FAMILIES.values():
+        supported[family.model_type] = supported.get(family.model_type, ()) + family.text_types
+    expected = " or ".join(f"{kind} ({', '.join(texts)})" if texts else kind for kind, texts in supported.items())
+    raise ModelError(
+        f"--model {name}: model_type {config.get('model_type')!r} with language model {text_type(config)!r}. "
+        f"Expected {expected}. {HINT}"
+    )
+
+
+def load(checkpoint: Checkpoint, options: ModelOptions) -> Model:
+    """Load a checkpoint with the loader of its family. Raises ModelError or UsageError."""
+    return FAMILIES[checkpoint.family].load(checkpoint, options)

@@ -1,0 +1,107 @@
+"""A checkpoint is recognised, prompted and loaded by the family that its config names, and by nothing else."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from blip2cap.errors import ModelError
+from blip2cap.models.base import Checkpoint, Family, Model
+from blip2cap.models.checkpoint import find
+from blip2cap.models.registry import FAMILIES, load, recognise
+from blip2cap.options import ModelOptions
+from blip2cap.prompts import Template
+from tests.fakes import FakeModel
+
+
+def config_of(model_type: str, text_type: str | None = None, **more: object) -> dict[str, object]:
+    return {
+        "model_type": model_type,
+        **({} if text_type is None else {"text_config": {"model_type": text_type}}),
+        **more,
+    }
+
+
+@pytest.mark.parametrize(
+    ("config", "family"),
+    [
+        (config_of("blip-2"), "opt"),
+        (config_of("blip-2", "opt"), "opt"),
+        (config_of("blip-2", "t5"), "t5"),
+        (config_of("instructblip", "t5"), "instructblip"),
+        (config_of("instructblip", "llama"), "instructblip"),
+    ],
+)
+def test_families_are_recognised_by_their_config(config: dict[str, object], family: str) -> None:
+    assert recognise("some/model", config).name == family
+
+
+@pytest.mark.parametrize("config", [{}, config_of("llava"), config_of("instructblip"), config_of("blip-2", "llama")])
+def test_an_unknown_config_is_refused_with_the_known_ones(config: dict[str, object]) -> None:
+    with pytest.raises(ModelError, match=r"Expected blip-2 \(opt, t5\) or instructblip \(t5, llama\)\. `--model tiny`"):
+        recognise("some/model", config)
+
+
+def test_a_model_that_only_compares_is_refused_though_it_has_the_type_of_one_that_writes() -> None:
+    config = config_of("blip-2", "opt", architectures=["Blip2ForImageTextRetrieval"])
+    with pytest.raises(ModelError, match=r"--model some/model: an image-text matching model, which writes no text"):
+        recognise("some/model", config)
+
+
+@pytest.mark.parametrize("family", FAMILIES.values(), ids=FAMILIES)
+def test_every_family_has_prompts_that_are_templates(family: Family) -> None:
+    assert Template(family.caption_prompt).fill("cat.jpg") == family.caption_prompt
+    filled = Template(family.vqa_template, question=True).fill("cat.jpg", "what is it?")
+    assert "what is it?" in filled
+    assert "{" not in filled
+
+
+@pytest.fixture
+def stub_family(monkeypatch: pytest.MonkeyPatch) -> list[tuple[Checkpoint, ModelOptions]]:
+    """A family for the length of a test; returns what its loader is called with."""
+    loaded: list[tuple[Checkpoint, ModelOptions]] = []
+
+    def load_stub(checkpoint: Checkpoint, options: ModelOptions) -> Model:
+        loaded.append((checkpoint, options))
+        return FakeModel()
+
+    family = Family(
+        name="stub",
+        model_type="stub",
+        caption_prompt="Describe:",
+        vqa_template="{question}",
+        image_size=lambda checkpoint: checkpoint.config["side"],
+        load=load_stub,
+    )
+    monkeypatch.setitem(FAMILIES, "stub", family)
+    return loaded
+
+
+def test_a_family_that_is_added_is_found_and_loaded_by_its_own_loader(
+    tmp_path: Path, stub_family: list[tuple[Checkpoint, ModelOptions]]
+) -> None:
+    (tmp_path / "config.json").write_text(json.dumps({"model_type": "stub", "side": 8}))
+    (tmp_path / "model.safetensors").touch()
+    options = ModelOptions(name=str(tmp_path))
+    checkpoint = find(options)
+    assert checkpoint.family == "stub"
+    assert FAMILIES[checkpoint.family].image_size(checkpoint) == 8
+    assert isinstance(load(checkpoint, options), FakeModel)
+    assert stub_family == [(checkpoint, options)]
+    assert find(ModelOptions(name="tiny")).family == "opt"
+
+
+def test_a_family_that_is_added_is_named_where_another_is_refused(stub_family: object) -> None:
+    with pytest.raises(ModelError, match=r"Expected blip-2 \(opt, t5\) or instructblip \(t5, llama\) or stub\."):
+        recognise("some/model", config_of("llava"))
+
+
+def test_a_loaded_model_knows_its_checkpoint() -> None:
+    options = ModelOptions(name="tiny", device="cpu")
+    checkpoint = find(options)
+    model = load(checkpoint, options)
+    assert model.checkpoint == checkpoint
+    assert model.fallback_reason == ""
+    assert model.image_size == FAMILIES[checkpoint.family].image_size(checkpoint)
