@@ -1,9 +1,13 @@
+import io
 import os
+from collections.abc import Iterable
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
 from blip2cap.errors import InputError
 from blip2cap.options import SourceOptions
+from blip2cap.records import ImageRef
 from blip2cap.source.inputs import Source
 from blip2cap.source.walk import IMAGE_SUFFIXES
 
@@ -14,8 +18,8 @@ def touch(*names: str | bytes) -> None:
         open(name, "wb").close()
 
 
-def names(source: Source) -> list[str]:
-    return [ref.name for ref in source]
+def names(images: Iterable[ImageRef]) -> list[str]:
+    return [ref.name for ref in images]
 
 
 def source(*inputs: str, **options) -> Source:
@@ -60,14 +64,14 @@ def test_a_file_that_is_named_is_taken_whatever_its_suffix(here):
 
 def test_hidden_files_and_folders_are_passed_over_and_counted(here):
     touch("imgs/.a.jpg", "imgs/.git/b.jpg", "imgs/.git/c.jpg", "imgs/d.jpg")
-    images = source("imgs")
+    images = source("imgs").stream()
     assert names(images) == ["d.jpg"]
     assert images.skipped == {"hidden": 2}
 
 
 def test_other_suffixes_are_passed_over_and_counted(here):
     touch("imgs/a.txt", "imgs/b", "imgs/c.jpg.part", "imgs/d.pdf", "imgs/e.JPG")
-    images = source("imgs")
+    images = source("imgs").stream()
     assert names(images) == ["e.JPG"]
     assert images.skipped == {"other_suffix": 4}
 
@@ -96,7 +100,7 @@ def test_a_loop_of_links_ends_and_is_counted(here):
     touch("imgs/pets/a.jpg")
     os.symlink("..", "imgs/pets/up")
     os.symlink(".", "imgs/pets/self")
-    images = source("imgs")
+    images = source("imgs").stream()
     assert names(images) == ["pets/a.jpg"]
     assert images.skipped == {"link_loop": 2}
 
@@ -117,7 +121,7 @@ def test_a_folder_that_cannot_be_listed_is_counted_and_the_walk_goes_on(here, mo
         return scandir(path)
 
     monkeypatch.setattr(os, "scandir", guarded)
-    images = source("imgs")
+    images = source("imgs").stream()
     assert names(images) == ["b/y.jpg"]
     assert images.skipped == {"unreadable_folder": 1}
 
@@ -138,7 +142,7 @@ def test_names_with_newlines_are_walked_like_any_other(here):
 
 def test_overlapping_inputs_give_each_name_once(here):
     touch("imgs/a.jpg", "imgs/b.jpg")
-    images = source("imgs", "imgs/a.jpg", "imgs")
+    images = source("imgs", "imgs/a.jpg", "imgs").stream()
     assert names(images) == ["imgs/a.jpg", "imgs/b.jpg"]
     assert images.skipped == {"duplicate": 3}
 
@@ -163,12 +167,37 @@ def test_a_walk_goes_no_further_than_it_is_asked(here, monkeypatch):
     assert listed == [b"imgs/", b"imgs/a/"]
 
 
-def test_walking_twice_gives_the_same_images_and_counts(here):
+def test_streams_of_one_source_are_independent_and_count_for_themselves(here):
     touch("imgs/a.jpg", "imgs/.b.jpg", "imgs/c.txt", "more/d.jpg")
     images = source("imgs", "more", "imgs")
-    first, skipped = names(images), dict(images.skipped)
     assert images.repeatable
-    assert (names(images), images.skipped) == (first, skipped)
+    first, second = images.stream(), images.stream(ordered=False)
+    assert next(first).name == next(second).name == "imgs/a.jpg"
+    assert names(first) == ["more/d.jpg"]
+    assert first.skipped == {"hidden": 2, "other_suffix": 2, "duplicate": 1}
+    assert "duplicate" not in second.skipped
+    assert names(second) == ["more/d.jpg"]
+    assert second.skipped == first.skipped
+
+
+def test_streams_of_one_source_may_run_in_several_threads_at_once(here):
+    touch(*(f"imgs/{number % 7}/{number:03}.{'jpg' if number % 3 else 'txt'}" for number in range(300)))
+    images = source("imgs", exclude=("*5.jpg",))
+    streams = [images.stream(ordered=number % 2 == 0) for number in range(6)]
+    with ThreadPoolExecutor(len(streams)) as pool:
+        walks = list(pool.map(names, streams))
+    alone = images.stream()
+    expected = names(alone)
+    assert walks[::2] == [expected] * 3
+    assert [sorted(walk) for walk in walks] == [sorted(expected)] * 6
+    assert [stream.skipped for stream in streams] == [alone.skipped] * 6
+    assert alone.skipped == {"excluded": 20, "other_suffix": 100}
+
+
+def test_a_dash_is_standard_input_even_beside_a_folder_of_that_name(here):
+    touch("-/a.jpg")
+    options = SourceOptions(inputs=("-",))
+    assert names(Source(options, stdin=io.BytesIO(b"b.jpg\n"))) == ["b.jpg"]
 
 
 @pytest.mark.parametrize("given", ["gone", "gone.jpg", "imgs/gone.jpg", ""])

@@ -74,7 +74,7 @@ def test_paths_in_a_list_need_not_exist_and_are_read_where_they_say():
 
 
 def test_doubled_paths_are_taken_once_and_counted():
-    source = Source(SourceOptions(inputs=("-",)), stdin=io.BytesIO(b"a.jpg\nb.jpg\na.jpg\n"))
+    source = Source(SourceOptions(inputs=("-",)), stdin=io.BytesIO(b"a.jpg\nb.jpg\na.jpg\n")).stream()
     assert [ref.name for ref in source] == ["a.jpg", "b.jpg"]
     assert source.skipped == {"duplicate": 1}
 
@@ -87,9 +87,10 @@ def test_lists_come_from_files_too(here):
     (here / "one.txt").write_bytes(b"a.jpg\nb.jpg\n")
     (here / "two.txt").write_bytes(b"b.jpg\nc.jpg")
     source = from_files("one.txt", "two.txt")
-    assert [ref.name for ref in source] == ["a.jpg", "b.jpg", "c.jpg"]
-    assert source.skipped == {"duplicate": 1}
-    assert [ref.name for ref in source] == ["a.jpg", "b.jpg", "c.jpg"]
+    stream = source.stream()
+    assert [ref.name for ref in stream] == ["a.jpg", "b.jpg", "c.jpg"]
+    assert stream.skipped == {"duplicate": 1}
+    assert [ref.name for ref in source.stream()] == ["a.jpg", "b.jpg", "c.jpg"]
 
 
 def test_a_list_file_may_end_its_paths_with_nul(here):

@@ -48,11 +48,12 @@ def as_structs(pictures: list[bytes]) -> list[dict[str, Any]]:
 def test_every_row_is_an_image_named_by_file_and_number(kind):
     write(as_structs(PICTURES) if kind is HF else PICTURES, kind, label=list(range(NUM_ROWS)))
     images = source()
-    refs = list(images)
+    stream = images.stream()
+    refs = list(stream)
     assert [ref.name for ref in refs] == [f"x.parquet#{number}" for number in range(NUM_ROWS)]
     assert [content(ref) for ref in refs] == PICTURES
     assert images.repeatable
-    assert (images.root, not images.skipped) == (os.getcwd(), True)
+    assert (images.root, not stream.skipped) == (os.getcwd(), True)
 
 
 def test_rows_without_bytes_are_failed_rows_that_say_why():

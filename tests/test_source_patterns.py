@@ -60,7 +60,7 @@ def test_only_what_matches_is_included(imgs, patterns, left):
 
 def test_excluded_comes_before_included_and_both_are_counted(imgs):
     touch("imgs/notes.txt", "imgs/drafts/e.jpg")
-    images = source(imgs, include=("*.jpg",), exclude=("drafts/", "a.*"))
+    images = source(imgs, include=("*.jpg",), exclude=("drafts/", "a.*")).stream()
     assert names(images) == ["pets/cat.jpg"]
     assert images.skipped == {"excluded": 3, "not_included": 1, "other_suffix": 1}
 
@@ -80,7 +80,7 @@ def test_a_folder_that_is_excluded_is_not_entered(imgs, monkeypatch):
 
 def test_including_does_not_make_an_image_of_another_suffix(here):
     touch("imgs/a.txt")
-    images = source("imgs", include=("*.txt",))
+    images = source("imgs", include=("*.txt",)).stream()
     assert names(images) == []
     assert images.skipped == {"other_suffix": 1}
 
@@ -94,14 +94,14 @@ def test_of_several_folders_each_is_its_own_root_for_patterns(here):
 def test_paths_that_are_named_or_listed_are_matched_as_given(here):
     touch("imgs/a.jpg", "list.jpg")
     options = SourceOptions(inputs=("imgs/a.jpg", "./list.jpg", "-"), exclude=("imgs/",))
-    images = Source(options, stdin=io.BytesIO(b"imgs/b.jpg\n/data/imgs/c.jpg\nd.jpg\n"))
+    images = Source(options, stdin=io.BytesIO(b"imgs/b.jpg\n/data/imgs/c.jpg\nd.jpg\n")).stream()
     assert names(images) == ["./list.jpg", "d.jpg"]
     assert images.skipped == {"excluded": 3}
 
 
 def test_a_path_that_is_listed_counts_only_if_it_is_included(here):
     options = SourceOptions(inputs=("-",), include=("*.png",))
-    images = Source(options, stdin=io.BytesIO(b"a.jpg\nb.png\n"))
+    images = Source(options, stdin=io.BytesIO(b"a.jpg\nb.png\n")).stream()
     assert names(images) == ["b.png"]
     assert images.skipped == {"not_included": 1}
 

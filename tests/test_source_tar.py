@@ -5,7 +5,7 @@ import os
 import tarfile
 import tracemalloc
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 import pyarrow
@@ -14,6 +14,7 @@ import pytest
 from blip2cap.decode.read import read
 from blip2cap.errors import ImageError, InputError
 from blip2cap.options import DecodeOptions, SourceOptions
+from blip2cap.records import ImageRef
 from blip2cap.source.inputs import Source
 from tests.archives import ZEROS, header, make_tar, member, pax
 from tests.commands import TINY, invoke, names_below, read_rows
@@ -58,7 +59,7 @@ def source(*inputs: str, **options) -> Source:
     return Source(SourceOptions(inputs=inputs, **options))
 
 
-def contents(images: Source) -> dict[str, bytes | str]:
+def contents(images: Iterable[ImageRef]) -> dict[str, bytes | str]:
     """Read everything: bytes, or the code of what is wrong."""
     found: dict[str, bytes | str] = {}
     for ref in images:
@@ -73,10 +74,11 @@ def contents(images: Source) -> dict[str, bytes | str]:
 def test_members_come_in_order_under_the_name_of_their_tar(name):
     compress(name, make_tar(Path("x.plain"), A_FEW).read_bytes())
     images = source(name)
+    stream = images.stream()
     expected = {f"{name}#{member}": data for member, data in A_FEW.items()}
-    assert list(contents(images).items()) == list(expected.items())
+    assert list(contents(stream).items()) == list(expected.items())
     assert contents(images) == expected
-    assert not images.skipped
+    assert not stream.skipped
     assert images.repeatable == (name == "x.tar")
     assert images.root == os.getcwd()
 
@@ -95,7 +97,7 @@ def test_members_of_a_plain_tar_are_not_read_by_the_walk():
 def test_what_is_no_image_by_its_name_is_passed_over_and_counted():
     names = ["000.jpg", "000.txt", "000.json", "000.cls", ".hidden.jpg", "._000.jpg", ".git/a.jpg", "./b.JPG"]
     make_tar(Path("x.tar"), dict.fromkeys(names, b"x"))
-    images = source("x.tar")
+    images = source("x.tar").stream()
     assert list(contents(images)) == ["x.tar#000.jpg", "x.tar#./b.JPG"]
     assert images.skipped == {"other_suffix": 3, "hidden": 3}
 
@@ -105,14 +107,14 @@ def test_what_is_no_image_by_its_name_is_passed_over_and_counted():
 def test_a_link_or_a_device_with_the_name_of_an_image_is_a_failed_row(name, kind):
     parts = member("etc.jpg", kind=kind, link="/etc/passwd"), member("b.jpg", b"good"), member("no.txt", kind=kind)
     compress(name, b"".join(parts) + 2 * ZEROS)
-    images = source(name)
+    images = source(name).stream()
     assert contents(images) == {f"{name}#etc.jpg": "not_regular", f"{name}#b.jpg": b"good"}
     assert images.skipped == {"other_suffix": 1}
 
 
 def test_folders_are_neither_rows_nor_counted():
     write("x.tar", member("a.jpg/", kind=tarfile.DIRTYPE) + member("a.jpg/b.jpg", b"x") + 2 * ZEROS)
-    images = source("x.tar")
+    images = source("x.tar").stream()
     assert contents(images) == {"x.tar#a.jpg/b.jpg": b"x"}
     assert not images.skipped
 
@@ -150,7 +152,7 @@ def test_nul_in_a_name_is_written_as_an_escape():
 @pytest.mark.parametrize("name", ["x.tar", "x.tar.gz"])
 def test_of_members_with_one_name_the_first_is_taken_and_the_others_are_counted(name):
     compress(name, member("a.jpg", b"one") + member("a.jpg", b"two") + member("b.jpg", b"three") + 2 * ZEROS)
-    images = source(name)
+    images = source(name).stream()
     assert contents(images) == {f"{name}#a.jpg": b"one", f"{name}#b.jpg": b"three"}
     assert images.skipped == {"duplicate": 1}
 
@@ -180,7 +182,7 @@ def test_a_tar_cut_at_any_byte_gives_what_came_before_and_says_that_it_is_cut(co
             continue
         if compressed and cut < 560:
             continue  # the first header may be whole or not
-        images = source("x.tar")
+        images = source("x.tar").stream()
         found = list(contents(images).items())
         good = [item for item in found if item[1] != "truncated"]
         assert good == whole[: len(good)]
@@ -194,7 +196,7 @@ def test_a_tar_cut_at_any_byte_gives_what_came_before_and_says_that_it_is_cut(co
 def test_a_damaged_header_in_the_middle_ends_the_tar_and_is_told(name):
     parts = [member(f"{number}.jpg", b"x") for number in range(4)]
     parts[2] = b"?" + parts[2][1:]
-    images = source(compress(name, b"".join(parts) + 2 * ZEROS))
+    images = source(compress(name, b"".join(parts) + 2 * ZEROS)).stream()
     assert contents(images) == {f"{name}#0.jpg": b"x", f"{name}#1.jpg": b"x"}
     assert images.skipped == {"unreadable_archive": 1}
     assert images.damaged == [f"{name}: not read to its end: it has no end mark, or a damaged header"]
@@ -206,16 +208,17 @@ def test_damage_inside_a_compressed_stream_ends_the_tar_and_is_told():
     )
     content[100_000:100_100] = bytes(100)
     write("x.tar.gz", bytes(content))
-    images = source("x.tar.gz")
+    images = source("x.tar.gz").stream()
     contents(images)
     assert images.skipped == {"unreadable_archive": 1}
 
 
-def test_the_tar_after_a_damaged_one_is_read_and_counts_begin_anew_with_each_walk():
+def test_the_tar_after_a_damaged_one_is_read_and_each_stream_has_its_own_counts():
     write("x.tar", member("a.jpg", b"x"))
     write("x.tar.gz", gzip.compress(member("b.jpg", b"y") + 2 * ZEROS))
-    images = source("x.tar", "x.tar.gz")
+    archives = source("x.tar", "x.tar.gz")
     for _ in range(2):
+        images = archives.stream()
         assert contents(images) == {"x.tar#a.jpg": b"x", "x.tar.gz#b.jpg": b"y"}
         assert (images.skipped, len(images.damaged)) == ({"unreadable_archive": 1}, 1)
 
@@ -230,7 +233,7 @@ def test_a_file_called_tar_that_is_none_is_refused_at_once(content):
 
 
 def test_an_empty_tar_has_no_image():
-    images = source(write("x.tar", 20 * ZEROS))
+    images = source(write("x.tar", 20 * ZEROS)).stream()
     assert contents(images) == {}
     assert not images.skipped
 
@@ -240,7 +243,7 @@ def test_a_folder_called_tar_is_a_folder():
     assert contents(source("folder.tar")) == {}
 
 
-def peak_of(images: Source) -> tuple[dict[str, bytes | str], float]:
+def peak_of(images: Iterable[ImageRef]) -> tuple[dict[str, bytes | str], float]:
     """Read everything; return it with the most memory that it took, in MB."""
     tracemalloc.start()
     try:
@@ -271,7 +274,7 @@ HOSTILE: dict[str, tuple[bytes, dict[str, bytes | str]]] = {
 def test_a_header_that_lies_costs_a_row_or_the_rest_of_its_tar_and_no_memory(name, what):
     lie, expected = HOSTILE[what]
     compress(name, member("good.jpg", b"good") + lie + member("after.jpg", b"after") + 2 * ZEROS)
-    images = source(name)
+    images = source(name).stream()
     found, peak = peak_of(images)
     wanted = {f"{name}#good.jpg": b"good"} | {f"{name}#{key}": value for key, value in expected.items()}
     assert {key: found[key] for key in wanted if key in found} == wanted
@@ -297,7 +300,7 @@ def test_a_sparse_member_is_not_made_whole(name):
     old = old[:148] + b"%06o\0 " % (sum(old[:148]) + 8 * 32 + sum(old[156:])) + old[156:]
     body = b"1\n999999999\n1\n".ljust(512, b"\0") + b"x".ljust(512, b"\0")
     compress(name, sparse + member("pax.jpg", body) + old + member("after.jpg", b"x") + 2 * ZEROS)
-    images = source(name)
+    images = source(name).stream()
     found, peak = peak_of(images)
     assert found[f"{name}#pax.jpg"] == "unsupported"
     assert found.get(f"{name}#old.jpg", "unsupported") == "unsupported"
@@ -307,7 +310,7 @@ def test_a_sparse_member_is_not_made_whole(name):
 
 def test_memory_does_not_grow_with_the_number_of_members():
     write("x.tar", b"".join(member(f"{number}.txt") for number in range(4_000)) + 2 * ZEROS)
-    images = source("x.tar")
+    images = source("x.tar").stream()
     found, peak = peak_of(images)
     assert (found, images.skipped) == ({}, Counter(other_suffix=4_000))
     assert peak < 1

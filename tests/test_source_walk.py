@@ -35,8 +35,9 @@ def deep(here):
 
 def test_folders_may_lie_deeper_than_python_recurses(deep):
     images = source("imgs")
-    assert names(images) == [ref.name for ref in images.unordered()] == [deep]
-    assert images.skipped == {}
+    streams = images.stream(), images.stream(ordered=False)
+    assert [names(stream) for stream in streams] == [[deep], [deep]]
+    assert [stream.skipped for stream in streams] == [{}, {}]
 
 
 def test_a_link_up_from_the_depth_is_still_a_loop(here):
@@ -45,7 +46,7 @@ def test_a_link_up_from_the_depth_is_still_a_loop(here):
         path += "/d"
     touch(f"{path}/a.jpg")
     os.symlink(os.path.abspath("imgs/d/d"), f"{path}/up")
-    images = source("imgs")
+    images = source("imgs").stream()
     assert names(images) == [f"{path.removeprefix('imgs/')}/a.jpg"]
     assert images.skipped == {"link_loop": 1}
 
@@ -54,7 +55,7 @@ def test_two_folders_that_link_to_each_other_end(here):
     touch("imgs/a/x.jpg", "imgs/b/y.jpg")
     os.symlink("../b", "imgs/a/other")
     os.symlink("../a", "imgs/b/other")
-    images = source("imgs")
+    images = source("imgs").stream()
     assert names(images) == ["a/other/y.jpg", "a/x.jpg", "b/other/x.jpg", "b/y.jpg"]
     assert images.skipped == {"link_loop": 2}
 
@@ -63,16 +64,16 @@ def test_any_order_has_the_same_images_and_counts_as_the_order_of_bytes(here):
     touch("imgs/b.jpg", "imgs/a/z.jpg", "imgs/a/.y.jpg", "imgs/c/d/x.txt", "imgs/c/w.png", "more/v.gif", "imgs/é.jpg")
     os.symlink("..", "imgs/a/up")
     for images in (source("imgs"), source("imgs", "more", "imgs/b.jpg", exclude=("c/d/",))):
-        in_order, counts = names(images), dict(images.skipped)
-        assert sorted(ref.name for ref in images.unordered()) == sorted(in_order)
-        assert images.skipped == counts
-        assert sum(counts.values()) >= 3
+        ordered, unordered = images.stream(), images.stream(ordered=False)
+        assert sorted(names(unordered)) == sorted(names(ordered))
+        assert unordered.skipped == ordered.skipped
+        assert ordered.skipped.total() >= 3
 
 
 def test_with_a_limit_it_is_the_first_images_that_are_counted(here):
     touch(*(f"imgs/{name}.jpg" for name in "qwertzuiop"))
     images = source("imgs", limit=3)
-    assert [ref.name for ref in images.unordered()] == names(images) == ["e.jpg", "i.jpg", "o.jpg"]
+    assert names(images.stream(ordered=False)) == names(images) == ["e.jpg", "i.jpg", "o.jpg"]
 
 
 def test_a_folder_that_cannot_be_listed_is_counted_in_any_order(here, monkeypatch):
@@ -85,19 +86,18 @@ def test_a_folder_that_cannot_be_listed_is_counted_in_any_order(here, monkeypatc
         return scandir(path)
 
     monkeypatch.setattr(os, "scandir", guarded)
-    images = source("imgs")
-    assert [ref.name for ref in images.unordered()] == ["b/y.jpg"]
+    images = source("imgs").stream(ordered=False)
+    assert names(images) == ["b/y.jpg"]
     assert images.skipped == {"unreadable_folder": 1}
 
 
 def test_a_folder_that_goes_while_it_is_walked_is_counted_and_the_walk_goes_on(here):
     touch("imgs/a.jpg", "imgs/b/c.jpg", "imgs/d.jpg")
-    images = source("imgs")
-    refs = iter(images)
-    assert next(refs).name == "a.jpg"
+    images = source("imgs").stream()
+    assert next(images).name == "a.jpg"
     os.unlink("imgs/b/c.jpg")
     os.rmdir("imgs/b")
-    assert [ref.name for ref in refs] == ["d.jpg"]
+    assert names(images) == ["d.jpg"]
     assert images.skipped == {"unreadable_folder": 1}
 
 
@@ -113,14 +113,14 @@ def test_only_folders_are_looked_up_in_the_file_system(here, monkeypatch):
 
     monkeypatch.setattr(os, "stat", noted)
     assert len(list(images)) == 3
-    assert looked_up == ["imgs", "imgs/", "imgs/d/"]
+    assert looked_up == ["imgs/", "imgs/d/"]
 
 
 def peak_of(images: Source, in_order: bool) -> int:
     """Walk, and return the most bytes that were held at a time."""
     tracemalloc.start()
     try:
-        for _ in images if in_order else images.unordered():
+        for _ in images.stream(ordered=in_order):
             pass
         return tracemalloc.get_traced_memory()[1]
     finally:

@@ -6,7 +6,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
@@ -50,7 +50,7 @@ def content(ref: ImageRef) -> bytes | str:
         return error.code
 
 
-def contents(images: Source) -> dict[str, bytes | str]:
+def contents(images: Iterable[ImageRef]) -> dict[str, bytes | str]:
     return {ref.name: content(ref) for ref in images}
 
 
@@ -59,9 +59,10 @@ def test_a_remote_folder_is_walked_like_a_local_one(bucket):
     for name in names:
         bucket(f"/bucket/imgs/{name}", name.encode())
     images = source("memory://bucket/imgs/")
+    stream = images.stream()
     expected = ["B.jpg", "a/y/x.PNG", "a/z.jpg", "a-b.jpg", "a.jpg", "b.jpg", "é.jpg"]
-    assert list(contents(images).items()) == [(name, name.encode()) for name in expected]
-    assert images.skipped == {"hidden": 2, "other_suffix": 1}
+    assert list(contents(stream).items()) == [(name, name.encode()) for name in expected]
+    assert stream.skipped == {"hidden": 2, "other_suffix": 1}
     assert images.root == "memory://bucket/imgs"
     assert not images.repeatable
 
@@ -76,7 +77,9 @@ def test_what_reads_remote_inputs_is_imported_only_for_them(here):
 def test_several_remote_inputs_keep_their_names_as_given(bucket):
     for name in ("imgs/a.jpg", "more/b.jpg", "c.scan"):
         bucket(f"/bucket/{name}", b"x")
-    images = source("memory://bucket/imgs", "memory://bucket/more/", "memory://bucket/c.scan", "memory://bucket/imgs")
+    images = source(
+        "memory://bucket/imgs", "memory://bucket/more/", "memory://bucket/c.scan", "memory://bucket/imgs"
+    ).stream()
     assert list(contents(images)) == [f"memory://bucket/{name}" for name in ("imgs/a.jpg", "more/b.jpg", "c.scan")]
     assert images.skipped == {"duplicate": 1}
 
@@ -92,7 +95,7 @@ def test_a_folder_that_cannot_be_listed_is_counted_and_the_walk_goes_on(bucket, 
         return ls(self, path, **settings)
 
     monkeypatch.setattr(MemoryFileSystem, "ls", guarded)
-    images = source("memory://b")
+    images = source("memory://b").stream()
     assert contents(images) == {"open/y.jpg": b"y"}
     assert images.skipped == {"unreadable_folder": 1}
 
@@ -101,14 +104,14 @@ def test_a_folder_that_cannot_be_listed_is_counted_and_the_walk_goes_on(bucket, 
 def test_a_remote_tar_is_streamed(bucket, mode):
     members = {"a.jpg": b"one", "notes.txt": bytes(100_000), "b/c.jpg": b"two"}
     bucket("/b/x.tar", make_tar(Path("x.tar"), members, mode).read_bytes())
-    images = source("memory://b/x.tar")
+    images = source("memory://b/x.tar").stream()
     assert contents(images) == {"memory://b/x.tar#a.jpg": b"one", "memory://b/x.tar#b/c.jpg": b"two"}
     assert images.skipped == {"other_suffix": 1}
 
 
 def test_a_remote_tar_that_is_none_is_counted_and_told(bucket):
     bucket("/b/x.tar", b"hello")
-    images = source("memory://b/x.tar")
+    images = source("memory://b/x.tar").stream()
     assert contents(images) == {}
     assert images.skipped == {"unreadable_archive": 1}
     assert images.damaged[0].startswith("memory://b/x.tar: not read to its end: ")
@@ -391,7 +394,7 @@ def test_a_bucket_is_walked_and_read(s3):
     for name, data in objects.items():
         s3.pipe_file(f"bucket/imgs/{name}", data)
     s3.pipe_file("bucket/x.tar", make_tar(Path("x.tar"), {"a.jpg": b"x"}).read_bytes())
-    images = source("s3://bucket/imgs/")
+    images = source("s3://bucket/imgs/").stream()
     assert contents(images) == {"a/z.jpg": b"z", "a.jpg": b"", "b.jpg": b"b", "d e#f?.jpg": b"odd"}
     assert images.skipped == {"hidden": 1, "other_suffix": 1}
     assert contents(source("s3://bucket/x.tar", "s3://bucket/imgs/b.jpg")) == {

@@ -13,6 +13,7 @@ import bisect
 import functools
 import itertools
 import threading
+from collections import Counter
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -53,8 +54,8 @@ class ParquetTable:
         source = self.path if self.open_remote is None else self.open_remote()
         return ParquetFile(source, buffer_size=_BUFFER, pre_buffer=False, memory_map=False)
 
-    def refs(self) -> Iterator[ImageRef]:
-        """Yield every row, without reading it."""
+    def refs(self, skipped: Counter[str], damaged: list[str]) -> Iterator[ImageRef]:
+        """Yield every row without reading it; none is skipped."""
         rows = _Rows(self)
         for number in range(self.num_rows):
             yield ImageRef(path=self.path, name=f"{self.path}#{number}", load=functools.partial(rows.load, number))
