@@ -8,12 +8,9 @@ Not covered: writing; chains of fsspec (`zip::s3://...`), whose last link may be
 from __future__ import annotations
 
 import re
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from blip2cap.errors import ImageError, InputError
-
-if TYPE_CHECKING:
-    import aiohttp
 
 _URL = re.compile(r"([a-z][a-z0-9+.-]*)://", re.IGNORECASE)
 _BACK_ENDS = {
@@ -29,10 +26,8 @@ _BACK_ENDS = {
 """Scheme -> the package that serves it."""
 _IN_EXTRA = ("s3fs", "gcsfs")
 
-_CONNECT_S, _READ_S, _TOTAL_S = 10.0, 20.0, 60.0
-"""How long a server may take to answer, to send its next bytes, and for all of one file."""
-_NUM_REDIRECTS = 5
-_BLOCK = 1 << 16
+TIMEOUT_S = 60.0
+"""Longest time to read one object, in seconds."""
 
 
 def scheme(path: str) -> str:
@@ -82,7 +77,7 @@ def say_why(error: Exception) -> tuple[str, str]:
         case FileNotFoundError() | NotADirectoryError():
             return "vanished", "no such object"
         case TimeoutError():
-            return "timeout", f"not read within {_TOTAL_S:g} s"
+            return "timeout", f"not read within {TIMEOUT_S:g} s"
         case PermissionError():
             return "permission", "no permission to read it"
     name = type(error).__name__
@@ -99,10 +94,10 @@ def read(url: str, num_bytes: int | None, max_bytes: int) -> bytes:
         system, path = connect(url)
         if num_bytes is None:
             num_bytes = int(system.info(path)["size"] or 0)
-        _check_size(num_bytes, max_bytes)
+        check_size(num_bytes, max_bytes)
         if num_bytes == 0:
             return b""
-        limit = {"timeout": _TOTAL_S} if system.async_impl else {}
+        limit = {"timeout": TIMEOUT_S} if system.async_impl else {}
         data: bytes = system.cat_file(path, start=0, end=num_bytes, **limit)
         return data
     except ImageError:
@@ -113,79 +108,7 @@ def read(url: str, num_bytes: int | None, max_bytes: int) -> bytes:
         raise ImageError(*say_why(error)) from error
 
 
-def read_http(url: str, max_bytes: int) -> bytes:
-    """Read one file from a web server, within limits of size and time. Raises ImageError."""
-    import asyncio
-
-    try:
-        import aiohttp
-    except ImportError as error:
-        raise ImageError("unsupported", 'http needs an extra: pip install "blip2cap[remote]"') from error
-    try:
-        return asyncio.run(_get(url, max_bytes))
-    except ImageError:
-        raise
-    except TimeoutError as error:
-        raise ImageError("timeout", f"the server took too long: at most {_TOTAL_S:g} s for a file") from error
-    except aiohttp.ClientPayloadError as error:
-        raise ImageError("truncated", "the server ended before the file did") from error
-    except (aiohttp.ClientError, OSError, ValueError) as error:
-        raise ImageError("corrupt", f"cannot be read: {type(error).__name__}: {shown(str(error))}") from error
-
-
-async def _get(url: str, max_bytes: int) -> bytes:
-    import asyncio
-
-    import aiohttp
-
-    timeout = aiohttp.ClientTimeout(total=_TOTAL_S, sock_connect=_CONNECT_S, sock_read=_READ_S)
-    # Identity: a compressed answer would be larger than it says.
-    headers = {"Accept-Encoding": "identity", "User-Agent": "blip2cap"}
-    async with (
-        asyncio.timeout(_TOTAL_S),
-        aiohttp.ClientSession(timeout=timeout, headers=headers, trust_env=True, auto_decompress=False) as session,
-    ):
-        for _ in range(_NUM_REDIRECTS + 1):
-            async with session.get(url, allow_redirects=False) as response:
-                if response.status in (301, 302, 303, 307, 308):
-                    url = _follow(url, response.headers.get("Location", ""))
-                    continue
-                _check_status(response.status)
-                return await _body(response, max_bytes)
-    raise ImageError("corrupt", f"more than {_NUM_REDIRECTS} redirects")
-
-
-async def _body(response: aiohttp.ClientResponse, max_bytes: int) -> bytes:
-    _check_size(response.content_length or 0, max_bytes)
-    data = bytearray()
-    async for block in response.content.iter_chunked(_BLOCK):
-        data += block
-        _check_size(len(data), max_bytes)
-    return bytes(data)
-
-
-def _follow(url: str, location: str) -> str:
-    """Return where a redirect leads: from http to https, or with the same scheme; nowhere else."""
-    from urllib.parse import urljoin, urlsplit
-
-    target = urljoin(url, location)
-    old, new = urlsplit(url).scheme, urlsplit(target).scheme
-    if new != old and (old, new) != ("http", "https"):
-        raise ImageError("permission", f"the server redirects from {old} to {new or 'nowhere'}: not followed")
-    return target
-
-
-def _check_status(status: int) -> None:
-    if status in (404, 410):
-        raise ImageError("vanished", f"the server says {status}")
-    if status in (401, 403, 407, 451):
-        raise ImageError("permission", f"the server says {status}")
-    if status in (408, 504):
-        raise ImageError("timeout", f"the server says {status}")
-    if status != 200:
-        raise ImageError("corrupt", f"cannot be read: the server says {status}")
-
-
-def _check_size(num_bytes: int, max_bytes: int) -> None:
+def check_size(num_bytes: int, max_bytes: int) -> None:
+    """Raise ImageError for more bytes than an image may have."""
     if num_bytes > max_bytes:
         raise ImageError("too_large", f"{num_bytes:,} bytes is more than {max_bytes:,}")

@@ -20,18 +20,26 @@ def read(ref: ImageRef, options: DecodeOptions) -> bytes:
     if ref.error:
         raise ImageError(ref.error, ref.detail)
     if ref.num_bytes is not None:
-        _check_size(ref.num_bytes, options)
+        urls.check_size(ref.num_bytes, options.max_bytes)
     if ref.load is not None:
         data = ref.load()
-        _check_size(len(data), options)
+        urls.check_size(len(data), options.max_bytes)
         return data
     if urls.is_http(ref.path):
         if not options.allow_http:
             raise ImageError("unsupported", "not fetched without --allow-http")
-        return urls.read_http(ref.path, options.max_bytes)
+        return _read_http(ref.path, options.max_bytes)
     if urls.scheme(ref.path):
         return urls.read(ref.path, ref.num_bytes, options.max_bytes)
     return _read_file(ref, options)
+
+
+def _read_http(url: str, max_bytes: int) -> bytes:
+    try:
+        from blip2cap.decode.http import shared_client
+    except ImportError as error:
+        raise ImageError("unsupported", 'http needs an extra: pip install "blip2cap[remote]"') from error
+    return shared_client().get(url, max_bytes)
 
 
 def _read_file(ref: ImageRef, options: DecodeOptions) -> bytes:
@@ -44,7 +52,7 @@ def _read_file(ref: ImageRef, options: DecodeOptions) -> bytes:
             if ref.offset + ref.num_bytes > status.st_size:
                 raise ImageError("truncated", "the archive ends before it does")
             return _read_part(ref.path, ref.offset, ref.num_bytes)
-        _check_size(status.st_size, options)
+        urls.check_size(status.st_size, options.max_bytes)
         with open(ref.path, "rb") as file:
             return file.read()
     except (FileNotFoundError, NotADirectoryError) as error:
@@ -66,8 +74,3 @@ def _read_part(path: str, offset: int, num_bytes: int) -> bytes:
     if num_bytes:
         raise ImageError("truncated", "the archive ends before it does")
     return blocks[0] if len(blocks) == 1 else b"".join(blocks)
-
-
-def _check_size(num_bytes: int, options: DecodeOptions) -> None:
-    if num_bytes > options.max_bytes:
-        raise ImageError("too_large", f"{num_bytes:,} bytes is more than {options.max_bytes:,}")
