@@ -1,8 +1,8 @@
-"""URLs: which are read, through which file system of fsspec, and how what goes wrong is called.
+"""URLs: their fsspec file systems, reading one object, and error codes for the exceptions of back ends.
 
-Covered: s3, gs, hf, az and memory through their back ends, which bring their own credentials; http and https one file
-at a time, with limits on size and time.
-Not covered: writing; chains of fsspec (`zip::s3://...`), whose last link may be a local file.
+Covered: s3, gs, hf, az and memory through their back ends, which find their own credentials.
+Not covered: http and https (`decode/http`); writing; chained URLs of fsspec (`zip::s3://...`), which may end in a local
+file.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ _BACK_ENDS = {
     "abfss": "adlfs",
     "memory": "fsspec",
 }
-"""Scheme -> the package that serves it."""
+"""Scheme -> package of its back end."""
 _IN_EXTRA = ("s3fs", "gcsfs")
 
 TIMEOUT_S = 60.0
@@ -31,29 +31,29 @@ TIMEOUT_S = 60.0
 
 
 def scheme(path: str) -> str:
-    """Return the scheme of a URL in small letters, "" for a path."""
+    """Return the scheme of a URL in lower case, "" for a path."""
     found = _URL.match(path)
     return found[1].lower() if found else ""
 
 
 def is_http(path: str) -> bool:
-    """Whether it is read from a web server."""
+    """Return whether a path is read from a web server."""
     return scheme(path) in ("http", "https")
 
 
 def without_password(url: str) -> str:
-    """Take user and password out of a URL: it becomes the name of a row."""
+    """Remove user and password from a URL, which becomes the name of a row."""
     return re.sub(r"^([a-zA-Z][a-zA-Z0-9+.-]*://)[^/?#]*@", r"\1", url) if is_http(url) else url
 
 
 def shown(text: str) -> str:
-    """Take out of the URLs in a message what opens doors: user, password and the query, where signatures are."""
+    """Remove secrets from the URLs in a message: user, password, and the query, which may hold a signature."""
     text = re.sub(r"(https?://)[^\s/?#]*@", r"\1", text, flags=re.IGNORECASE)
     return re.sub(r"(https?://[^\s?#]*)\?[^\s#]*", r"\1?...", text, flags=re.IGNORECASE)
 
 
 def connect(url: str) -> tuple[Any, str]:
-    """Return the fsspec file system of a URL and the path in it. Raises InputError without a back end for it."""
+    """Return the fsspec file system of a URL and the path in it. Raises InputError if there is no back end for it."""
     import fsspec
 
     name = scheme(url)
@@ -63,7 +63,7 @@ def connect(url: str) -> tuple[Any, str]:
             f"{shown(url)}: {name}:// is not read here. Expected {known} or, with --allow-http, http(s)://."
         )
     try:
-        # Without a cache of listings: it would grow with the number of images.
+        # A cache of listings would grow with the number of images.
         system = fsspec.filesystem(name, use_listings_cache=False)
     except ImportError as error:
         package = '"blip2cap[remote]"' if _BACK_ENDS[name] in _IN_EXTRA else _BACK_ENDS[name]
@@ -71,8 +71,8 @@ def connect(url: str) -> tuple[Any, str]:
     return system, system._strip_protocol(url)
 
 
-def say_why(error: Exception) -> tuple[str, str]:
-    """Turn what a back end raises into a code of `records.FAILURES` and a detail; each has errors of its own."""
+def explain(error: Exception) -> tuple[str, str]:
+    """Convert an exception of a back end, each of which has its own, to a code of `records.FAILURES` and a detail."""
     match error:
         case FileNotFoundError() | NotADirectoryError():
             return "vanished", "no such object"
@@ -89,7 +89,7 @@ def say_why(error: Exception) -> tuple[str, str]:
 
 
 def read(url: str, num_bytes: int | None, max_bytes: int) -> bytes:
-    """Read one object whole; `num_bytes` are asked for if they are known. Raises ImageError."""
+    """Read one object, whose size is `num_bytes` if that is known. Raises ImageError."""
     try:
         system, path = connect(url)
         if num_bytes is None:
@@ -104,8 +104,8 @@ def read(url: str, num_bytes: int | None, max_bytes: int) -> bytes:
         raise
     except InputError as error:
         raise ImageError("unsupported", str(error)) from error
-    except Exception as error:  # back ends have errors of their own, botocore's are not even OSErrors
-        raise ImageError(*say_why(error)) from error
+    except Exception as error:  # back ends have their own exceptions, botocore's are not even OSErrors
+        raise ImageError(*explain(error)) from error
 
 
 def check_size(num_bytes: int, max_bytes: int) -> None:

@@ -1,4 +1,4 @@
-"""ImageRef -> its bytes: of a file, a part of a file, a URL, or what its source holds ready."""
+"""ImageRef -> its bytes: a file, a part of a file, an object behind a URL, or bytes that its source holds."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ def read(ref: ImageRef, options: DecodeOptions) -> bytes:
     """Read the bytes of one input.
 
     Raises ImageError: vanished, permission, not_regular, too_large, truncated, timeout, unsupported, corrupt
-    (unreadable), and whatever the source knew before.
+    (unreadable), and errors that the source has found already.
     """
     if ref.error:
         raise ImageError(ref.error, ref.detail)
@@ -44,7 +44,7 @@ def _read_http(url: str, max_bytes: int) -> bytes:
 
 def _read_file(ref: ImageRef, options: DecodeOptions) -> bytes:
     try:
-        # A FIFO would block open() for ever; devices and sockets are no images either.
+        # open() of a FIFO would block for ever; devices and sockets are no images either.
         status = os.stat(ref.path)
         if not stat.S_ISREG(status.st_mode):
             raise ImageError("not_regular", "not a regular file")
@@ -64,7 +64,7 @@ def _read_file(ref: ImageRef, options: DecodeOptions) -> bytes:
 
 
 def _read_part(path: str, offset: int, num_bytes: int) -> bytes:
-    """Read a part of a file, side by side with other threads: each has a descriptor of its own."""
+    """Read a part of a file, with a descriptor of its own: other threads may read other parts."""
     with open(path, "rb", buffering=0) as file:
         file.seek(offset)
         blocks = []
