@@ -9,15 +9,14 @@ from typing import TYPE_CHECKING, TypeAlias, overload
 
 from PIL import Image
 
-from blip2cap.decode.image import Decoded, decode, resize
-from blip2cap.decode.isolate import Isolation
+from blip2cap.decode.image import Decoded
+from blip2cap.decode.inputs import ImageDecoder
 from blip2cap.decode.read import read
 from blip2cap.engine.run import Engine, RunStats
 from blip2cap.errors import ImageError, UsageError
 from blip2cap.jobs.job import Job, Listener, Outcome
 from blip2cap.jobs.run import run_job
 from blip2cap.models.base import Model
-from blip2cap.models.blip2.resize import choose_resizer
 from blip2cap.models.checkpoint import find
 from blip2cap.models.registry import FAMILIES, load
 from blip2cap.options import (
@@ -249,27 +248,24 @@ class Captioner:
                 f"num_captions={task.generate.num_captions}: this returns one text an image, see caption_folder."
             )
         engine, worklist = self._engine(task, _raise), Worklist(task.labels)
-        with closing(Isolation(self.decode_options, self.model.image_size, choose_resizer())) as isolation:
+        with closing(self.model.image_input.open(self.decode_options)) as decoder:
 
             def items() -> Iterator[DecodedRequest]:
                 for image in images:
-                    ref, decoded = self._decode(image, isolation)
+                    ref, decoded = self._decode(image, decoder)
                     yield from ((request, decoded) for request in worklist.requests((ref,), frozenset()))
 
             return [row.text for row in engine.rows(items())]
 
-    def _decode(self, image: ImageLike, isolation: Isolation) -> tuple[ImageRef, Decoded]:
+    def _decode(self, image: ImageLike, decoder: ImageDecoder) -> tuple[ImageRef, Decoded]:
         """Decode one image, and name it: by its path, or by its pixels, which seed sampling alike in any company."""
         if isinstance(image, Image.Image):
-            decoded = resize(image, self.model.image_size)
+            decoded = decoder.convert(image)
             name = decoded.digest.hex()
             return ImageRef(path=name, name=name), decoded
-        path, options = os.fspath(image), self.decode_options
+        path = os.fspath(image)
         ref = ImageRef(path=path, name=path)
-        data = read(ref, options)
-        if options.isolate:
-            return ref, isolation.decode(data)
-        return ref, decode(data, self.model.image_size, options, choose_resizer())
+        return ref, decoder.decode(read(ref, self.decode_options), isolated=self.decode_options.isolate)
 
 
 class _ProgressListener(Listener):

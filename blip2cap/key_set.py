@@ -1,7 +1,7 @@
-"""A set of keys that costs at most about 20 bytes a key, however long the keys are.
+"""A set of keys that takes about 20 bytes per key, however long the keys are.
 
-Kept of a key are 128 bits of BLAKE2b. Were two keys to share them, the second would be taken for done, and its image
-would get no row; among a hundred million keys the chance of that is below 1 in 10^22.
+It stores 128 bits of BLAKE2b per key. If two keys had the same hash, the second would count as already done, and its
+image would get no row; among a hundred million keys the probability of that is below 1 in 10^22.
 """
 
 from __future__ import annotations
@@ -10,26 +10,26 @@ from collections.abc import Collection, Iterable
 from hashlib import blake2b
 
 _SIZE = 16
-"""Bytes of a digest."""
+"""Length of a digest in bytes."""
 _MEAN = 40
-"""KeySet in a bucket before there are twice as many: fewer cost memory for the buckets, more are slow to search."""
+"""Mean number of keys in a bucket at which the buckets are split: fewer take memory, more are slow to search."""
 
 
 class KeySet:
-    """Strings to be recognised; what they were cannot be read back."""
+    """A set of strings, stored as digests: they cannot be listed."""
 
     def __init__(self, keys: Iterable[str] = ()) -> None:
         self._buckets = [bytearray()]
-        """Digests one after the other, each in the bucket that its first bytes say; a power of 2 in number."""
+        """Concatenated digests; the first bytes of a digest select its bucket. Their number is a power of 2."""
         self._mask = 0
-        """Which bits of those bytes count."""
+        """Bits of those bytes that are used."""
         self._num = 0
         for key in keys:
             self.add(key)
 
     def add(self, key: str) -> bool:
         """Add a key; return whether it is new."""
-        # Said twice, here and below: a call more would be a fifth of the time of a run with nothing left to do.
+        # Duplicated in __contains__: one more call would take a fifth of the time of a run with nothing to do.
         digest = blake2b(key.encode("utf-8", "surrogatepass"), digest_size=_SIZE).digest()
         bucket = self._buckets[int.from_bytes(digest[:4], "little") & self._mask]
         if digest in bucket:
@@ -42,14 +42,14 @@ class KeySet:
 
     def __contains__(self, key: object) -> bool:
         digest = blake2b(str(key).encode("utf-8", "surrogatepass"), digest_size=_SIZE).digest()
-        # One found astride two others is as unlikely as any collision.
+        # A match that spans two digests is as unlikely as a collision.
         return digest in self._buckets[int.from_bytes(digest[:4], "little") & self._mask]
 
     def __len__(self) -> int:
         return self._num
 
     def __eq__(self, other: object) -> bool:
-        """Compare with any collection that holds no key twice."""
+        """Compare with a collection without duplicates."""
         if not isinstance(other, Collection):
             return NotImplemented
         return len(self) == len(other) and all(key in self for key in other)
@@ -57,7 +57,7 @@ class KeySet:
     __hash__ = None  # type: ignore[assignment]
 
     def _split(self) -> None:
-        """Divide every bucket in two, one after the other: all are never there twice."""
+        """Split the buckets in two, one at a time: the set is never in memory twice."""
         num = self._mask + 1
         self._mask += num
         for index in range(num):

@@ -1,19 +1,16 @@
-"""URLs: which are read, through which file system of fsspec, and how what goes wrong is called.
+"""URLs: their fsspec file systems, reading one object, and error codes for the exceptions of back ends.
 
-Covered: s3, gs, hf, az and memory through their back ends, which bring their own credentials; http and https one file
-at a time, with limits on size and time.
-Not covered: writing; chains of fsspec (`zip::s3://...`), whose last link may be a local file.
+Covered: s3, gs, hf, az and memory through their back ends, which find their own credentials.
+Not covered: http and https (`decode/http`); writing; chained URLs of fsspec (`zip::s3://...`), which may end in a local
+file.
 """
 
 from __future__ import annotations
 
 import re
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from blip2cap.errors import ImageError, InputError
-
-if TYPE_CHECKING:
-    import aiohttp
 
 _URL = re.compile(r"([a-z][a-z0-9+.-]*)://", re.IGNORECASE)
 _BACK_ENDS = {
@@ -26,39 +23,37 @@ _BACK_ENDS = {
     "abfss": "adlfs",
     "memory": "fsspec",
 }
-"""Scheme -> the package that serves it."""
+"""Scheme -> package of its back end."""
 _IN_EXTRA = ("s3fs", "gcsfs")
 
-_CONNECT_S, _READ_S, _TOTAL_S = 10.0, 20.0, 60.0
-"""How long a server may take to answer, to send its next bytes, and for all of one file."""
-_NUM_REDIRECTS = 5
-_BLOCK = 1 << 16
+TIMEOUT_S = 60.0
+"""Longest time to read one object, in seconds."""
 
 
 def scheme(path: str) -> str:
-    """Return the scheme of a URL in small letters, "" for a path."""
+    """Return the scheme of a URL in lower case, "" for a path."""
     found = _URL.match(path)
     return found[1].lower() if found else ""
 
 
 def is_http(path: str) -> bool:
-    """Whether it is read from a web server."""
+    """Return whether a path is read from a web server."""
     return scheme(path) in ("http", "https")
 
 
 def without_password(url: str) -> str:
-    """Take user and password out of a URL: it becomes the name of a row."""
+    """Remove user and password from a URL, which becomes the name of a row."""
     return re.sub(r"^([a-zA-Z][a-zA-Z0-9+.-]*://)[^/?#]*@", r"\1", url) if is_http(url) else url
 
 
 def shown(text: str) -> str:
-    """Take out of the URLs in a message what opens doors: user, password and the query, where signatures are."""
+    """Remove secrets from the URLs in a message: user, password, and the query, which may hold a signature."""
     text = re.sub(r"(https?://)[^\s/?#]*@", r"\1", text, flags=re.IGNORECASE)
     return re.sub(r"(https?://[^\s?#]*)\?[^\s#]*", r"\1?...", text, flags=re.IGNORECASE)
 
 
 def connect(url: str) -> tuple[Any, str]:
-    """Return the fsspec file system of a URL and the path in it. Raises InputError without a back end for it."""
+    """Return the fsspec file system of a URL and the path in it. Raises InputError if there is no back end for it."""
     import fsspec
 
     name = scheme(url)
@@ -68,7 +63,7 @@ def connect(url: str) -> tuple[Any, str]:
             f"{shown(url)}: {name}:// is not read here. Expected {known} or, with --allow-http, http(s)://."
         )
     try:
-        # Without a cache of listings: it would grow with the number of images.
+        # A cache of listings would grow with the number of images.
         system = fsspec.filesystem(name, use_listings_cache=False)
     except ImportError as error:
         package = '"blip2cap[remote]"' if _BACK_ENDS[name] in _IN_EXTRA else _BACK_ENDS[name]
@@ -76,13 +71,13 @@ def connect(url: str) -> tuple[Any, str]:
     return system, system._strip_protocol(url)
 
 
-def say_why(error: Exception) -> tuple[str, str]:
-    """Turn what a back end raises into a code of `records.FAILURES` and a detail; each has errors of its own."""
+def explain(error: Exception) -> tuple[str, str]:
+    """Convert an exception of a back end, each of which has its own, to a code of `records.FAILURES` and a detail."""
     match error:
         case FileNotFoundError() | NotADirectoryError():
             return "vanished", "no such object"
         case TimeoutError():
-            return "timeout", f"not read within {_TOTAL_S:g} s"
+            return "timeout", f"not read within {TIMEOUT_S:g} s"
         case PermissionError():
             return "permission", "no permission to read it"
     name = type(error).__name__
@@ -94,98 +89,26 @@ def say_why(error: Exception) -> tuple[str, str]:
 
 
 def read(url: str, num_bytes: int | None, max_bytes: int) -> bytes:
-    """Read one object whole; `num_bytes` are asked for if they are known. Raises ImageError."""
+    """Read one object, whose size is `num_bytes` if that is known. Raises ImageError."""
     try:
         system, path = connect(url)
         if num_bytes is None:
             num_bytes = int(system.info(path)["size"] or 0)
-        _check_size(num_bytes, max_bytes)
+        check_size(num_bytes, max_bytes)
         if num_bytes == 0:
             return b""
-        limit = {"timeout": _TOTAL_S} if system.async_impl else {}
+        limit = {"timeout": TIMEOUT_S} if system.async_impl else {}
         data: bytes = system.cat_file(path, start=0, end=num_bytes, **limit)
         return data
     except ImageError:
         raise
     except InputError as error:
         raise ImageError("unsupported", str(error)) from error
-    except Exception as error:  # back ends have errors of their own, botocore's are not even OSErrors
-        raise ImageError(*say_why(error)) from error
+    except Exception as error:  # back ends have their own exceptions, botocore's are not even OSErrors
+        raise ImageError(*explain(error)) from error
 
 
-def read_http(url: str, max_bytes: int) -> bytes:
-    """Read one file from a web server, within limits of size and time. Raises ImageError."""
-    import asyncio
-
-    try:
-        import aiohttp
-    except ImportError as error:
-        raise ImageError("unsupported", 'http needs an extra: pip install "blip2cap[remote]"') from error
-    try:
-        return asyncio.run(_get(url, max_bytes))
-    except ImageError:
-        raise
-    except TimeoutError as error:
-        raise ImageError("timeout", f"the server took too long: at most {_TOTAL_S:g} s for a file") from error
-    except aiohttp.ClientPayloadError as error:
-        raise ImageError("truncated", "the server ended before the file did") from error
-    except (aiohttp.ClientError, OSError, ValueError) as error:
-        raise ImageError("corrupt", f"cannot be read: {type(error).__name__}: {shown(str(error))}") from error
-
-
-async def _get(url: str, max_bytes: int) -> bytes:
-    import asyncio
-
-    import aiohttp
-
-    timeout = aiohttp.ClientTimeout(total=_TOTAL_S, sock_connect=_CONNECT_S, sock_read=_READ_S)
-    # Identity: a compressed answer would be larger than it says.
-    headers = {"Accept-Encoding": "identity", "User-Agent": "blip2cap"}
-    async with (
-        asyncio.timeout(_TOTAL_S),
-        aiohttp.ClientSession(timeout=timeout, headers=headers, trust_env=True, auto_decompress=False) as session,
-    ):
-        for _ in range(_NUM_REDIRECTS + 1):
-            async with session.get(url, allow_redirects=False) as response:
-                if response.status in (301, 302, 303, 307, 308):
-                    url = _follow(url, response.headers.get("Location", ""))
-                    continue
-                _check_status(response.status)
-                return await _body(response, max_bytes)
-    raise ImageError("corrupt", f"more than {_NUM_REDIRECTS} redirects")
-
-
-async def _body(response: aiohttp.ClientResponse, max_bytes: int) -> bytes:
-    _check_size(response.content_length or 0, max_bytes)
-    data = bytearray()
-    async for block in response.content.iter_chunked(_BLOCK):
-        data += block
-        _check_size(len(data), max_bytes)
-    return bytes(data)
-
-
-def _follow(url: str, location: str) -> str:
-    """Return where a redirect leads: from http to https, or with the same scheme; nowhere else."""
-    from urllib.parse import urljoin, urlsplit
-
-    target = urljoin(url, location)
-    old, new = urlsplit(url).scheme, urlsplit(target).scheme
-    if new != old and (old, new) != ("http", "https"):
-        raise ImageError("permission", f"the server redirects from {old} to {new or 'nowhere'}: not followed")
-    return target
-
-
-def _check_status(status: int) -> None:
-    if status in (404, 410):
-        raise ImageError("vanished", f"the server says {status}")
-    if status in (401, 403, 407, 451):
-        raise ImageError("permission", f"the server says {status}")
-    if status in (408, 504):
-        raise ImageError("timeout", f"the server says {status}")
-    if status != 200:
-        raise ImageError("corrupt", f"cannot be read: the server says {status}")
-
-
-def _check_size(num_bytes: int, max_bytes: int) -> None:
+def check_size(num_bytes: int, max_bytes: int) -> None:
+    """Raise ImageError for more bytes than an image may have."""
     if num_bytes > max_bytes:
         raise ImageError("too_large", f"{num_bytes:,} bytes is more than {max_bytes:,}")

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from blip2cap.decode.image import Pixels
+from blip2cap.decode.inputs import ImageInput, SquareInput
 from blip2cap.errors import ImageError
 from blip2cap.models.base import Checkpoint
 from blip2cap.options import GenerateOptions
@@ -38,7 +39,7 @@ class FakeModel:
         """A prompt that comes back as an ImageError."""
         self.num_steps = num_steps
         """How long a text takes."""
-        self.image_size = 8
+        self.image_input: ImageInput = SquareInput(8)
         self.on_cpu = True
         self.encode_sizes: list[int] = []
         """Images in each call, failed calls too."""

@@ -178,7 +178,7 @@ GOOD_ANSWER = {"width": 90, "height": 70, "shape": [70, 90, 3]}
         ({"width": 1001, "height": 1000, "shape": [SIZE, SIZE, 3]}, True, False),
     ],
 )
-def test_sizes_are_those_that_a_picture_can_have(answer: dict[str, object], to_square: bool, is_good: bool) -> None:
+def test_sizes_are_those_that_an_image_can_have(answer: dict[str, object], to_square: bool, is_good: bool) -> None:
     with nullcontext() if is_good else pytest.raises((ValueError, TypeError)):
         isolate._sizes(GOOD_ANSWER | answer, SIZE, 1_000_000, to_square=to_square)
 

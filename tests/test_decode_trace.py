@@ -126,7 +126,7 @@ def test_a_file_that_is_not_ours_or_torn_suspects_nobody(path: Path) -> None:
 
 
 def test_a_trace_that_cannot_be_written_says_what_to_do(tmp_path: Path) -> None:
-    with pytest.raises(OutputError, match=r"No such file or directory\. Make room"):
+    with pytest.raises(OutputError, match=r"No such file or directory\. Free disk space"):
         Trace(tmp_path / "gone" / "x").decoding(A).__enter__()
     with pytest.raises(OutputError, match="cannot be read or written"):
         Trace(tmp_path)

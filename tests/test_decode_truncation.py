@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 from PIL import ExifTags, Image
 
-from blip2cap.decode.truncation import is_cut
+from blip2cap.decode.truncation import is_truncated
 from blip2cap.errors import ImageError
 from tests.pictures import encode, open_up, photo
 
@@ -36,7 +36,7 @@ FILES = {
 
 @pytest.mark.parametrize("name", FILES)
 def test_a_whole_file_is_not_cut(name: str) -> None:
-    assert not is_cut(FILES[name]())
+    assert not is_truncated(FILES[name]())
 
 
 @pytest.mark.parametrize("name", FILES)
@@ -63,7 +63,7 @@ def test_wherever_a_file_breaks_off_it_is_truncated_or_all_pixels_are_there(name
     "data", [b"", b"BM", b"\xff\xd8\xff", b"no picture at all", b"\0" * 99, b"RIFF\xff\xff\xff\xffWAVE"]
 )
 def test_what_is_no_picture_is_not_a_part_of_one(data: bytes) -> None:
-    assert not is_cut(data)
+    assert not is_truncated(data)
 
 
 def test_damage_is_no_cut() -> None:
@@ -71,9 +71,9 @@ def test_damage_is_no_cut() -> None:
         data = bytearray(FILES[name]())
         middle = len(data) // 2
         data[middle : middle + 50] = b"\x5a" * 50
-        assert not is_cut(bytes(data)), name
+        assert not is_truncated(bytes(data)), name
 
 
 def test_zeros_after_the_end_do_not_matter() -> None:
     for name in ("JPEG", "PNG", "GIF", "JPEG2000 without a box"):
-        assert not is_cut(FILES[name]() + b"\0" * 100), name
+        assert not is_truncated(FILES[name]() + b"\0" * 100), name

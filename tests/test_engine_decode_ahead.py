@@ -20,7 +20,7 @@ def ref_of(number: int) -> ImageRef:
 
 
 def number_as_width(ref: ImageRef) -> Decoded:
-    return Decoded(pixels_HWC=PIXELS, width=int(ref.name), height=1)
+    return Decoded(content=PIXELS, width=int(ref.name), height=1)
 
 
 def decoded(

@@ -118,7 +118,7 @@ def test_what_is_remembered_of_pictures_is_bounded(monkeypatch: pytest.MonkeyPat
     size, used = BatchSize(64), []
     for number, task in enumerate(tasks(_MOMENTS[-1]), start=1):
         pixels = np.frombuffer(number.to_bytes(192, "little"), dtype=np.uint8).reshape(8, 8, 3)
-        flow.take([(task, Decoded(pixels_HWC=pixels, width=8, height=8))], size)
+        flow.take([(task, Decoded(content=pixels, width=8, height=8))], size)
         flow.advance()
         assert [one.status for one in flow.rows()[1]] == ["ok"]
         if number in _MOMENTS:

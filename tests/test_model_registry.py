@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from blip2cap.decode.inputs import SquareInput
 from blip2cap.errors import ModelError
 from blip2cap.models.base import Checkpoint, Family, Model
 from blip2cap.models.checkpoint import find
@@ -72,7 +73,7 @@ def stub_family(monkeypatch: pytest.MonkeyPatch) -> list[tuple[Checkpoint, Model
         model_type="stub",
         caption_prompt="Describe:",
         vqa_template="{question}",
-        image_size=lambda checkpoint: checkpoint.config["side"],
+        image_input=lambda checkpoint: SquareInput(checkpoint.config["side"]),
         load=load_stub,
     )
     monkeypatch.setitem(FAMILIES, "stub", family)
@@ -87,7 +88,7 @@ def test_a_family_that_is_added_is_found_and_loaded_by_its_own_loader(
     options = ModelOptions(name=str(tmp_path))
     checkpoint = find(options)
     assert checkpoint.family == "stub"
-    assert FAMILIES[checkpoint.family].image_size(checkpoint) == 8
+    assert FAMILIES[checkpoint.family].image_input(checkpoint) == SquareInput(8)
     assert isinstance(load(checkpoint, options), FakeModel)
     assert stub_family == [(checkpoint, options)]
     assert find(ModelOptions(name="tiny")).family == "opt"
@@ -104,4 +105,4 @@ def test_a_loaded_model_knows_its_checkpoint() -> None:
     model = load(checkpoint, options)
     assert model.checkpoint == checkpoint
     assert model.fallback_reason == ""
-    assert model.image_size == FAMILIES[checkpoint.family].image_size(checkpoint)
+    assert model.image_input == FAMILIES[checkpoint.family].image_input(checkpoint)

@@ -16,10 +16,12 @@ import polars
 import pyarrow.parquet as pq
 import pytest
 
+from blip2cap.decode.inputs import BytesInput, ImageInput
 from blip2cap.errors import ImageError
 from blip2cap.jobs.job import Job, Listener, Outcome
 from blip2cap.jobs.run import dry_run, run_job
 from blip2cap.models.base import Checkpoint, Family
+from blip2cap.models.registry import FAMILIES
 from blip2cap.options import BatchOptions, DecodeOptions, ModelOptions, OutputOptions, SourceOptions
 from blip2cap.outputs.open import open_rows
 from blip2cap.outputs.status import read_status
@@ -108,15 +110,21 @@ class Scores:
 
 
 class Scorer:
-    """A stub model: an image's feature is the mean of its pixels, as a share of 255."""
+    """A stub model of a family of its own, which takes the bytes of files; the feature of an image is their number."""
 
+    checkpoint = Checkpoint(name="scorer", folder=Path(), commit="1", family="stub", config={})
+    device: Any = "cpu"
+    dtype: Any = "torch.float32"
     on_cpu = True
-    image_size = 8
-    dtype = "torch.float32"
-    checkpoint = Checkpoint(name="scorer", folder=Path(), commit="1", family="opt", config={})
+    fallback_reason = ""
+    image_input: ImageInput = BytesInput()
 
-    def encode(self, images: Sequence[Any]) -> list[float]:
-        return [float(np.mean(image)) / 255 for image in images]
+    def check(self, options: Any) -> None:
+        raise NotImplementedError
+
+    def encode(self, images: Sequence[bytes]) -> list[float]:
+        assert all(image.startswith(b"\x89PNG") for image in images)
+        return [len(image) / 1000 for image in images]
 
     def wait(self) -> None:
         pass
@@ -125,8 +133,19 @@ class Scorer:
         raise NotImplementedError
 
 
+STUB = Family(
+    name="stub",
+    model_type="stub",
+    caption_prompt="",
+    vqa_template="{question}",
+    image_input=lambda checkpoint: BytesInput(),
+    load=lambda checkpoint, options: Scorer(),
+)
+
+
 @pytest.fixture(autouse=True)
-def _known() -> Iterator[None]:
+def _known(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    monkeypatch.setitem(FAMILIES, "stub", STUB)
     with registered("score", TaskEntry(schema_of=lambda settings: SCHEMA)):
         yield
 
@@ -219,7 +238,7 @@ def test_equal_pictures_are_scored_once_and_the_question_is_what_differs(images:
     encoded: list[int] = []
 
     class Counting(Scorer):
-        def encode(self, images: Sequence[Any]) -> list[float]:
+        def encode(self, images: Sequence[bytes]) -> list[float]:
             encoded.append(len(images))
             return super().encode(images)
 
@@ -237,3 +256,13 @@ def test_an_unfinished_part_of_it_is_one_open_file_of_rows(images: Path) -> None
     assert plan is not None
     with closing(Part(plan.store, plan, 7, again=True)) as part:
         assert (part.num_missing, len(part.finished)) == (2, 0)
+
+
+def test_a_family_is_found_by_the_type_in_its_config_and_its_own_loader_is_called(images: Path, here: Path) -> None:
+    folder = here / "model"
+    folder.mkdir()
+    (folder / "config.json").write_text('{"model_type": "stub"}')
+    (folder / "model.safetensors").touch()
+    outcome = run_job(replace(job(images, "scores.jsonl"), model=ModelOptions(name=str(folder))))
+    assert (outcome.num_ok, dict(outcome.failed)) == (2 * NUM_IMAGES, {"not_an_image": 2})
+    assert {row.width for row in open_rows("scores.jsonl") if row.status == "ok"} == {16}

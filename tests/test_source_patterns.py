@@ -129,7 +129,7 @@ def test_a_pattern_that_matches_nothing_is_refused_at_once(here, flag, pattern):
 
 def test_taking_back_without_anything_to_take_back_from_is_refused(here):
     touch("imgs/a.jpg")
-    with pytest.raises(UsageError, match=r"--exclude !a.jpg: `!` takes back what other patterns match"):
+    with pytest.raises(UsageError, match=r"--exclude !a.jpg: `!` re-includes what other patterns match"):
         source("imgs", exclude=("!a.jpg", "!b.jpg"))
 
 

@@ -1,13 +1,9 @@
 from __future__ import annotations
 
-import gzip
 import logging
 import subprocess
 import sys
-import threading
-import time
 from collections.abc import Callable, Iterable, Iterator
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import fsspec
@@ -16,7 +12,6 @@ import pyarrow.parquet as pq
 import pytest
 from fsspec.implementations.memory import MemoryFileSystem
 
-from blip2cap import urls
 from blip2cap.decode.read import read
 from blip2cap.errors import ImageError, InputError
 from blip2cap.options import DecodeOptions, SourceOptions
@@ -234,140 +229,6 @@ def test_a_remote_folder_of_a_plan_may_be_written_with_a_slash_or_without(bucket
     assert invoke("caption", "memory://b/imgs", *flags).exit_code == 0
     assert invoke("caption", "memory://b/imgs/", *flags).exit_code == 0
     assert invoke("caption", "memory://b", *flags).exit_code == 5
-
-
-class Pages(BaseHTTPRequestHandler):
-    """A web server that behaves as badly as its paths say."""
-
-    def log_message(self, format: str, *args: object) -> None:
-        """Say nothing."""
-
-    def answer(self, status: int, body: bytes = b"", **headers: str) -> None:
-        """Send one answer."""
-        self.send_response(status)
-        for name, value in ({"Content_Length": str(len(body))} | headers).items():
-            self.send_header(name.replace("_", "-"), value)
-        self.end_headers()
-        self.wfile.write(body)
-
-    def do_GET(self) -> None:
-        path = self.path.split("?")[0]
-        try:
-            if path == "/good.jpg":
-                self.answer(200, b"good")
-            elif path == "/agent":
-                self.answer(200, self.headers["Accept-Encoding"].encode())
-            elif path == "/huge.jpg":
-                self.answer(200, Content_Length=str(1 << 40))
-            elif path == "/endless.jpg":
-                self.send_response(200)
-                self.end_headers()
-                while True:
-                    self.wfile.write(bytes(1000))
-            elif path == "/gzip.jpg":
-                self.answer(200, gzip.compress(bytes(5_000_000)), Content_Encoding="gzip")
-            elif path == "/short.jpg":
-                self.answer(200, b"half", Content_Length="8")
-            elif path == "/silent.jpg":
-                self.server.hold.wait(10)  # type: ignore[attr-defined]
-            elif path == "/drip.jpg":
-                self.send_response(200)
-                self.end_headers()
-                while not self.server.hold.wait(0.02):  # type: ignore[attr-defined]
-                    self.wfile.write(b"x")
-            elif path.startswith("/to/"):
-                self.answer(302, Location=path.removeprefix("/to/"))
-            elif path == "/round.jpg":
-                self.answer(302, Location="/round.jpg")
-            else:
-                self.answer(int(path.strip("/")))
-        except (BrokenPipeError, ConnectionResetError):
-            pass  # the client has had enough, as it should
-
-
-@pytest.fixture
-def server(monkeypatch) -> Iterator[str]:
-    """The address of a web server."""
-    for name in ("http_proxy", "HTTP_PROXY", "all_proxy", "ALL_PROXY"):
-        monkeypatch.delenv(name, raising=False)
-    with ThreadingHTTPServer(("127.0.0.1", 0), Pages) as http:
-        http.hold = threading.Event()  # type: ignore[attr-defined]
-        thread = threading.Thread(target=http.serve_forever, kwargs={"poll_interval": 0.01})
-        thread.start()
-        yield f"127.0.0.1:{http.server_port}"
-        http.hold.set()  # type: ignore[attr-defined]
-        http.shutdown()
-        thread.join()
-
-
-def fetch(url: str) -> bytes | str:
-    (ref,) = source(url)
-    return content(ref)
-
-
-@pytest.mark.parametrize(
-    ("path", "expected"),
-    [
-        ("good.jpg", b"good"),
-        ("good.jpg?size=large&sign=abc", b"good"),
-        ("agent", b"identity"),
-        ("404", "vanished"),
-        ("410", "vanished"),
-        ("401", "permission"),
-        ("403", "permission"),
-        ("504", "timeout"),
-        ("500", "corrupt"),
-        ("206", "corrupt"),
-        ("huge.jpg", "too_large"),
-        ("endless.jpg", "too_large"),
-        ("short.jpg", "truncated"),
-        ("to//good.jpg", b"good"),
-        ("round.jpg", "corrupt"),
-        ("to/file:///etc/passwd", "permission"),
-        ("to/ftp://127.0.0.1/x.jpg", "permission"),
-        ("to/", "corrupt"),
-    ],
-)
-def test_a_web_server_is_believed_nothing(server, path, expected):
-    assert fetch(f"http://{server}/{path}") == expected
-
-
-def test_an_answer_is_not_decompressed(server):
-    data = fetch(f"http://{server}/gzip.jpg")
-    assert isinstance(data, bytes)
-    assert gzip.decompress(data) == bytes(5_000_000)
-
-
-@pytest.mark.parametrize(("path", "limit"), [("silent.jpg", "_READ_S"), ("drip.jpg", "_TOTAL_S")])
-def test_a_slow_server_is_left(server, monkeypatch, path, limit):
-    monkeypatch.setattr(urls, limit, 0.3)
-    started = time.monotonic()
-    assert fetch(f"http://{server}/{path}") == "timeout"
-    assert time.monotonic() - started < 9  # it would go on for ever
-
-
-def test_a_redirect_leads_from_http_to_https_and_never_back():
-    assert urls._follow("http://x.org/a", "https://x.org/a") == "https://x.org/a"
-    for location in ("http://x.org/a", "data:image/png;base64,AA", "javascript:1"):
-        with pytest.raises(ImageError, match="not followed"):
-            urls._follow("https://x.org/a", location)
-
-
-def test_no_server_at_all_is_a_failed_row(server):
-    assert fetch("http://127.0.0.1:1/a.jpg") == "corrupt"
-
-
-def test_web_servers_are_asked_only_if_that_is_allowed_and_no_message_holds_a_secret(server, here, scenes):
-    url = f"http://user:secret@{server}/404?signature=secret"
-    refused = invoke("caption", url, *TINY)
-    assert refused.exit_code == 2
-    assert f"http://{server}/404?...: nothing is fetched from web servers without --allow-http" in refused.stderr
-    allowed = invoke("caption", url, *TINY, "--allow-http")
-    assert allowed.exit_code == 3
-    assert f"http://{server}/404?...: vanished: the server says 404" in allowed.stderr
-    assert "secret" not in refused.stderr + allowed.stderr
-    (row,) = read_rows(here / "captions.jsonl")
-    assert row["file_name"] == f"http://{server}/404?signature=secret"
 
 
 @pytest.fixture

@@ -1,1 +1,1 @@
-"""The bytes of one image -> RGB pixels as the model takes them, or what is wrong with it."""
+"""ImageRef -> bytes -> the form in which the model takes images, or an ImageError."""

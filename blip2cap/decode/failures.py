@@ -1,4 +1,4 @@
-"""What Pillow raises on bad input -> ImageError; the one place where that is done."""
+"""Exceptions of Pillow -> ImageError; the only place where they are converted."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from PIL import Image, UnidentifiedImageError
 
 from blip2cap.decode.formats import formats
-from blip2cap.decode.truncation import is_cut
+from blip2cap.decode.truncation import is_truncated
 from blip2cap.errors import ImageError
 
 _HEIC_BRANDS = (b"heic", b"heix", b"hevc", b"hevx", b"heim", b"heis", b"mif1", b"msf1")
@@ -17,7 +17,7 @@ _HEIC_BRANDS = (b"heic", b"heix", b"hevc", b"hevx", b"heim", b"heis", b"mif1", b
 
 @contextmanager
 def our_errors(data: bytes) -> Iterator[None]:
-    """Raise ImageError for whatever Pillow says of these bytes; MemoryError passes."""
+    """Convert the exceptions that Pillow raises for these bytes to ImageError; MemoryError passes."""
     try:
         yield
     except (ImageError, MemoryError):
@@ -35,9 +35,9 @@ def our_errors(data: bytes) -> Iterator[None]:
 
 
 def _code_of(message: str, data: bytes) -> str:
-    if "out of memory" in message:  # what a codec in C calls it
+    if "out of memory" in message:  # the message of a codec in C
         return "out_of_memory"
-    return "truncated" if "truncated" in message or is_cut(data) else "corrupt"
+    return "truncated" if "truncated" in message or is_truncated(data) else "corrupt"
 
 
 def _unidentified(data: bytes) -> ImageError:
@@ -46,7 +46,7 @@ def _unidentified(data: bytes) -> ImageError:
     is_heic = data[4:8] == b"ftyp" and data[8:12] in _HEIC_BRANDS
     if is_heic and "HEIF" not in formats():
         return ImageError("unsupported", 'HEIC needs an extra: pip install "blip2cap[heif]"')
-    if is_cut(data):
+    if is_truncated(data):
         return ImageError("truncated", "the file ends before its image does")
     if is_heic:
         return ImageError("corrupt", "the HEIC file is damaged")

@@ -1,4 +1,4 @@
-"""Which formats Pillow may try, and what it takes to have its decoders keep quiet."""
+"""Image formats that Pillow may try, with their decoders silenced."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ from functools import cache
 from PIL import _imaging
 
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "DIB", "TIFF", "AVIF", "JPEG2000", "PPM")
-"""What Pillow may try, decided by content. MPO files arrive through JPEG."""
+"""Formats that Pillow may try; the content decides. MPO files are opened as JPEG."""
 
 
 @cache
 def formats() -> tuple[str, ...]:
-    """Return what Pillow may try: FORMATS, and HEIF if pillow-heif is installed."""
+    """Return FORMATS, and HEIF if pillow-heif is installed."""
     _silence_decoders()
     try:
         from pillow_heif import register_heif_opener
@@ -26,16 +26,16 @@ def formats() -> tuple[str, ...]:
 
 
 def _silence_decoders() -> None:
-    """Have nothing printed about a damaged file: its row says what is wrong with it.
+    """Stop decoders from printing about damaged files: the row of an image says what is wrong with it.
 
-    libtiff prints on descriptor 2, from C, a line for every bad scan line. Its handlers are settings of the whole
-    process, but of the copy of libtiff that Pillow has loaded: nobody else uses that.
+    libtiff prints a line to descriptor 2, from C, for every bad scan line. Its handlers are settings of the whole
+    process, but of the copy of libtiff that only Pillow uses.
     """
-    pillow = ctypes.CDLL(_imaging.__file__)  # what it is linked with is found through it
+    pillow = ctypes.CDLL(_imaging.__file__)  # also finds the symbols of the libraries that it is linked with
     for name in ("TIFFSetErrorHandler", "TIFFSetWarningHandler"):
         with contextlib.suppress(AttributeError):  # a Pillow without libtiff
             setter = getattr(pillow, name)
             setter.argtypes, setter.restype = (ctypes.c_void_p,), ctypes.c_void_p
             setter(None)
-    # Without any handler, logging would print Pillow's errors by itself; one that the caller has set gets them still.
+    # Without a handler, logging would print Pillow's errors; a handler of the caller still gets them.
     logging.getLogger("PIL").addHandler(logging.NullHandler())

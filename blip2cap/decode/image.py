@@ -1,11 +1,11 @@
 """Image files as people have them -> RGB uint8 pixels at the model's size.
 
-For plain RGB files the pixels equal those of transformers' Pillow image processor bit for bit: bicubic, straight to the
-square, aspect not kept. Everything else is first made into the RGB picture that a viewer would show. The one exception
-is a large JPEG, which libjpeg hands out reduced unless the options say `exact`.
+For plain RGB files the pixels equal those of transformers' Pillow image processor bit for bit: bicubic, resized to a
+square without keeping the aspect ratio. Other files are first converted to the RGB image that a viewer would show. The
+one exception is a large JPEG, which libjpeg decodes at a reduced size unless the options say `exact`.
 
-Covered: EXIF orientation, transparency (on white), palettes, CMYK, 16-bit and float grey, first frame of animations.
-HEIC needs the extra `heif`.
+Covered: EXIF orientation, transparency (on white), palettes, CMYK, 16-bit and float greyscale, the first frame of
+animations. HEIC needs the extra `heif`.
 Not covered: vector formats (they would start Ghostscript).
 """
 
@@ -19,6 +19,7 @@ import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -38,104 +39,133 @@ _TURNS: dict[int | None, Image.Transpose] = {
     7: Image.Transpose.TRANSVERSE,
     8: Image.Transpose.ROTATE_90,
 }
-"""EXIF orientation -> what brings the picture upright."""
+"""EXIF orientation -> transposition that makes the image upright."""
 
 _SIDEWAYS = {_TURNS[orientation] for orientation in (5, 6, 7, 8)}
-"""Those that swap width and height."""
+"""Transpositions that swap width and height."""
 
 _MARGIN = 2
-"""How many times the model's size a JPEG keeps, at the least, in both directions when it is read reduced."""
+"""A JPEG decoded at a reduced size is at least this many times the model's size, in width and in height."""
 
 _RESIZER_PIXELS = 50_000_000
-"""Larger pictures are resized in place by Pillow: another resizer needs a copy of all pixels."""
+"""Larger images are resized by Pillow: another resizer would need a copy of all pixels."""
 
 Pixels = npt.NDArray[np.uint8]
 Resizer = Callable[[Pixels, int], Pixels]
-"""RGB [H, W, 3] and a size -> the square, bicubic."""
+"""RGB [H, W, 3] and a size -> RGB [size, size, 3], bicubic."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Decoded:
     """One image as the model takes it."""
 
-    pixels_HWC: Pixels
-    """uint8 RGB, square at the model's size."""
+    content: Any
+    """Input of the model: pixels (uint8 RGB [size, size, 3]), or the bytes of the file; any contiguous buffer."""
     width: int
-    """Of the image in pixels as displayed."""
+    """Width of the image as displayed, in pixels."""
     height: int
     digest: bytes = field(init=False, repr=False)
-    """Of the pixels: equal pictures have equal digests."""
+    """Hash of the content: equal images have equal digests."""
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "digest", hashlib.sha256(self.pixels_HWC.data).digest()[:16])
+        object.__setattr__(self, "digest", hashlib.sha256(self.content).digest()[:16])
+
+    @property
+    def pixels_HWC(self) -> Pixels:  # noqa: N802  the suffix names the axes
+        """Content as pixels."""
+        pixels_HWC: Pixels = self.content
+        return pixels_HWC
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Unpacked:
-    """One image after everything that needs Pillow: the square, or what a resizer makes the square of."""
+    """One image after the steps that need Pillow; it may still have to be resized."""
 
     pixels_HWC: Pixels
-    """uint8 RGB, upright."""
+    """uint8 RGB, upright; [0, 0, 3] if only the header was read."""
     width: int
-    """Of the image in pixels as displayed."""
+    """Width of the image as displayed, in pixels."""
     height: int
 
 
 def decode(data: bytes, size: int, options: DecodeOptions, resizer: Resizer | None = None) -> Decoded:
     """Decode the bytes of an image file to `size` x `size` RGB. Raises ImageError.
 
-    `resizer` is a faster way to make pictures smaller than Pillow's, which may differ by a level or two; in exact mode
-    it is not used.
+    `resizer` makes images smaller faster than Pillow, with pixels that may differ by a level or two; exact mode does
+    not use it.
     """
     return finish(unpack(data, size, options, to_square=resizer is None), size, resizer)
 
 
 def unpack(data: bytes, size: int, options: DecodeOptions, *, to_square: bool) -> Unpacked:
-    """Do all of decode() that reads what strangers have written; finish() does the rest. Raises ImageError.
+    """Do the part of decode() that handles untrusted data; finish() does the rest. Raises ImageError.
 
-    `to_square`: the picture is resized here in any case; else only in exact mode, or where Pillow does it better.
+    With `to_square` the image is always resized here; else only in exact mode, or where Pillow does it better.
     """
     to_square = to_square or options.mode == "exact"
-    with (
-        our_errors(data),
-        _own_limits(options.max_pixels),
-        Image.open(io.BytesIO(data), formats=formats()) as image,
-    ):
-        _check_size(image, options)
+    with _opened(data, options) as image:
         if image.format in ("JPEG", "MPO"):
-            # All at once: every block of 64 KiB, Pillow's default, would wait for the interpreter's lock again.
+            # In one block: each block, of 64 KiB by default, would acquire the interpreter's lock again.
             image.decodermaxblock = len(data)
             if options.mode == "fast":
                 return _unpack_reduced(image, size, to_square=to_square)
         return _unpack(image, size, to_square=to_square)
 
 
+def read_header(data: bytes, options: DecodeOptions) -> Unpacked:
+    """Read the size of an image, and no pixels. Raises ImageError.
+
+    An orientation that the file holds after its pixels, as some PNG files do, is not seen.
+    """
+    with _opened(data, options) as image:
+        width, height = image.size
+        if image.format != "TIFF" and _transposition(image) in _SIDEWAYS:  # Pillow turns TIFF files by itself
+            width, height = height, width
+        return Unpacked(pixels_HWC=np.empty((0, 0, 3), dtype=np.uint8), width=width, height=height)
+
+
+@contextmanager
+def _opened(data: bytes, options: DecodeOptions) -> Iterator[ImageFile.ImageFile]:
+    """Open an image and check its size; errors in the block become ImageError."""
+    with (
+        our_errors(data),
+        _own_limits(options.max_pixels),
+        Image.open(io.BytesIO(data), formats=formats()) as image,
+    ):
+        if image.width * image.height > options.max_pixels:
+            raise ImageError("too_large", f"{image.width}x{image.height} is more than {options.max_pixels:,} pixels")
+        if image.width * image.height == 0:
+            raise ImageError("corrupt", f"{image.width}x{image.height} has no pixels")
+        yield image
+
+
 def finish(image: Unpacked, size: int, resizer: Resizer | None) -> Decoded:
-    """Resize what is not the square yet."""
+    """Resize to the square if unpack() has not done it."""
     pixels_HWC = image.pixels_HWC
     if pixels_HWC.shape[:2] != (size, size):
-        assert resizer is not None, "without a resizer, unpack() makes the square"
+        assert resizer is not None, "without a resizer, unpack() returns the square"
         pixels_HWC = resizer(pixels_HWC, size)
-    return Decoded(pixels_HWC=pixels_HWC, width=image.width, height=image.height)
+    return Decoded(content=pixels_HWC, width=image.width, height=image.height)
 
 
 def resize(image: Image.Image, size: int) -> Decoded:
-    """Bring an open picture to the model's size, upright and in RGB. Raises ImageError, as it may not be read yet."""
+    """Convert an open Pillow image to `size` x `size` RGB, upright. Raises ImageError: its file may not be read yet."""
     with our_errors(b""):
         return finish(_unpack(image, size, to_square=True), size, None)
 
 
 def _unpack_reduced(image: ImageFile.ImageFile, size: int, *, to_square: bool) -> Unpacked:
-    """Let libjpeg reduce a JPEG by 2, 4 or 8 while it decodes; one that would come too small is decoded in full."""
+    """Decode a JPEG at 1/2, 1/4 or 1/8 of its size; one that would become too small is decoded in full."""
     width, height = image.size
     _, box = image.draft(None, (_MARGIN * size, _MARGIN * size)) or ("", None)
     if image.size == (width, height):
         return _unpack(image, size, to_square=to_square)
-    turn = _turn_of(image)
+    image.load()
+    turn = _transposition(image)
     rgb = to_rgb(image)
     if turn is None and box == (0, 0, *image.size):
         return Unpacked(pixels_HWC=_pixels(rgb, size, to_square=to_square), width=width, height=height)
-    # The box leaves out what the last column and row show beyond the picture when its size is no multiple.
+    # If the size is no multiple of the factor, the last column and row reach beyond the image: the box cuts that off.
     small = rgb.resize((size, size), Image.Resampling.BICUBIC, box)
     if turn is not None:
         small = small.transpose(turn)
@@ -145,10 +175,8 @@ def _unpack_reduced(image: ImageFile.ImageFile, size: int, *, to_square: bool) -
 
 
 def _unpack(image: Image.Image, size: int, *, to_square: bool) -> Unpacked:
-    turn = _turn_of(image)
-    upright = to_rgb(image if turn is None else image.transpose(turn))
-    pixels_HWC = _pixels(upright, size, to_square=to_square)
-    return Unpacked(pixels_HWC=pixels_HWC, width=upright.width, height=upright.height)
+    rgb = upright_rgb(image)
+    return Unpacked(pixels_HWC=_pixels(rgb, size, to_square=to_square), width=rgb.width, height=rgb.height)
 
 
 def _pixels(rgb: Image.Image, size: int, *, to_square: bool) -> Pixels:
@@ -157,15 +185,22 @@ def _pixels(rgb: Image.Image, size: int, *, to_square: bool) -> Pixels:
     return np.array(rgb)
 
 
+def upright_rgb(image: Image.Image) -> Image.Image:
+    """Return the RGB image that a viewer would show, turned upright."""
+    image.load()  # the orientation may come after the pixels
+    turn = _transposition(image)
+    return to_rgb(image if turn is None else image.transpose(turn))
+
+
 def to_rgb(image: Image.Image) -> Image.Image:
-    """Make the RGB picture that a viewer would show: transparency on white, deep grey scaled, not clipped."""
+    """Convert to the RGB that a viewer would show: transparency on white; 16-bit greyscale is scaled, not clipped."""
     if image.mode == "RGB" and "transparency" not in image.info:
         return image
     if image.mode in ("I", "F") or image.mode.startswith("I;16"):
         return _scale_grey(image)
     if image.has_transparency_data:
         colour = image.info.get("transparency")
-        if isinstance(colour, tuple) and max(colour) > 255:  # of 16 bits, where Pillow keeps the upper 8 of each pixel
+        if isinstance(colour, tuple) and max(colour) > 255:  # 16 bits, while Pillow keeps the upper 8 of each pixel
             image.info["transparency"] = tuple(value >> 8 for value in colour)
         layers = image.convert("RGBA")
         white = Image.new("RGBA", image.size, "white")
@@ -173,19 +208,19 @@ def to_rgb(image: Image.Image) -> Image.Image:
     return image.convert("RGB")
 
 
-def _turn_of(image: Image.Image) -> Image.Transpose | None:
-    """Load a picture and say how to turn it; damaged EXIF says nothing, the picture is good all the same."""
-    image.load()
+def _transposition(image: Image.Image) -> Image.Transpose | None:
+    """Return the transposition that makes an image upright; damaged EXIF data is ignored."""
     try:
-        return _TURNS.get(image.getexif().get(ExifTags.Base.Orientation))
+        # Not image.getexif(): that of PNG would decode the pixels.
+        return _TURNS.get(Image.Image.getexif(image).get(ExifTags.Base.Orientation))
     except (OSError, ValueError, SyntaxError, IndexError, KeyError, TypeError, struct.error):
         return None
 
 
 def _scale_grey(image: Image.Image) -> Image.Image:
-    """Map 16-bit values by their full range and float values by the range they use, 0..1 taken as it is.
+    """Scale 16-bit values by their full range, and float values by the range that they use unless that is within 0..1.
 
-    A value that means transparency becomes white.
+    The transparent value, if there is one, becomes white.
     """
     values = np.asarray(image, dtype=np.float64)
     values = np.nan_to_num(values, nan=0.0, posinf=0.0, neginf=0.0)
@@ -202,9 +237,9 @@ def _scale_grey(image: Image.Image) -> Image.Image:
 
 
 class _OwnLimits:
-    """While any thread decodes, our pixel limit stands in place of Pillow's, and Pillow's warnings are silent.
+    """Raises Pillow's pixel limit to ours and silences its warnings, while any thread decodes.
 
-    Both are settings of the whole process: the first thread to come changes them, the last to go puts them back.
+    Both are settings of the whole process: the first thread to enter changes them, the last to leave restores them.
     """
 
     def __init__(self) -> None:
@@ -231,11 +266,3 @@ class _OwnLimits:
 
 
 _own_limits = _OwnLimits()
-
-
-def _check_size(image: Image.Image, options: DecodeOptions) -> None:
-    pixels = image.width * image.height
-    if pixels > options.max_pixels:
-        raise ImageError("too_large", f"{image.width}x{image.height} is more than {options.max_pixels:,} pixels")
-    if pixels == 0:
-        raise ImageError("corrupt", f"{image.width}x{image.height} has no pixels")

@@ -1,8 +1,8 @@
-"""Decoding in processes of their own: what crashes, hangs or eats memory there costs one image.
+"""Decoding in separate processes: a crash, a hang or too much memory there costs one image.
 
-The parent reads files and resizes where it can do that faster; the worker, `decode/worker.py`, does all that reads what
-strangers have written. Its answers are checked, as a file may have taken it over. Workers are started afresh, never
-forked: this process may hold a GPU.
+This process reads files, and resizes where it is faster at that; the worker, `decode/worker.py`, handles the untrusted
+data. Its responses are checked, as a malicious file may have taken it over. Workers are new processes, never forked:
+this process may use a GPU.
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ from typing import Any
 import numpy as np
 
 from blip2cap.decode.image import Decoded, Resizer, Unpacked, finish
+from blip2cap.decode.threads import limit_myself
 from blip2cap.decode.worker import ANSWER, MOST_DETAIL, REQUEST
 from blip2cap.errors import ImageError, UsageError
 from blip2cap.options import DecodeOptions
@@ -29,12 +30,12 @@ from blip2cap.records import FAILURES
 
 PROGRAM = "from blip2cap.decode.worker import main; main()"
 _START_S = 60.0
-"""How long a worker may take to import what it needs, on a machine that does much else."""
+"""Time limit for a worker to start and import, in seconds; generous, for machines under load."""
 _LEAST_S = 1.0
-"""What decoding gets however long reading took: between the two, the whole run may have been stopped."""
+"""Minimum time for decoding, in seconds, however long reading took: the run may have been paused between the two."""
 _MOST_JSON = 1 << 20
 _ENVIRONMENT = {
-    # Threads would each take address space from the limit. A worker is one of many as it is.
+    # Each thread takes address space, which is limited; and there are many workers.
     "OMP_NUM_THREADS": "1",
     "OPENBLAS_NUM_THREADS": "1",
     "MALLOC_ARENA_MAX": "1",
@@ -42,7 +43,7 @@ _ENVIRONMENT = {
 
 
 class Isolation:
-    """Workers, as many as threads decode at a time; to be closed."""
+    """Pool of workers, one for each thread that decodes; to be closed."""
 
     def __init__(self, options: DecodeOptions, size: int, resizer: Resizer | None) -> None:
         self.options, self.size, self.resizer = options, size, resizer
@@ -52,22 +53,30 @@ class Isolation:
         self._closed = False
 
     def decode(self, data: bytes, *, read_s: float = 0.0) -> Decoded:
-        """Do what `image.decode` does, with the same pixels. Raises ImageError, also for what ends or stops a worker.
+        """Do the same as `image.decode`, with the same pixels. Raises ImageError, also if a worker crashes or hangs.
 
         `read_s` is the part of the time limit that reading took. Raises UsageError if no worker can be started.
         """
+        return finish(self._request(data, self.size, read_s), self.size, self.resizer)
+
+    def read_header(self, data: bytes, *, read_s: float = 0.0) -> Unpacked:
+        """Do the same as `image.read_header`. Raises like decode()."""
+        return self._request(data, 0, read_s)
+
+    def _request(self, data: bytes, size: int, read_s: float) -> Unpacked:
+        limit_myself()  # starting a process may take long, which is no fault of the image
         worker = self._take()
         try:
-            image = worker.decode(data, self.size, max(_LEAST_S, self.options.timeout_s - read_s))
+            image = worker.unpack(data, size, max(_LEAST_S, self.options.timeout_s - read_s))
         except ImageError as error:
-            # After these, a worker is dead, or not as it was.
+            # After these errors a worker is dead or in an unknown state.
             self._give_back(worker, fit=error.code not in ("decoder_crashed", "timeout", "out_of_memory"))
             raise
         except BaseException:
             self._give_back(worker, fit=False)
             raise
         self._give_back(worker, fit=True)
-        return finish(image, self.size, self.resizer)
+        return image
 
     def _take(self) -> _Worker:
         with self._lock:
@@ -77,7 +86,7 @@ class Isolation:
         with self._lock:
             self._busy.add(worker)
             if self._closed:
-                worker.kill()  # nobody wants to know any more
+                worker.kill()  # the image is not needed any more
         return worker
 
     def _give_back(self, worker: _Worker, *, fit: bool) -> None:
@@ -89,12 +98,12 @@ class Isolation:
         worker.end()
 
     def close(self) -> None:
-        """End the workers; an image that one is about fails."""
+        """End the workers; images in flight fail."""
         with self._lock:
             self._closed = True
             idle, self._idle = self._idle, []
             for worker in self._busy:
-                worker.kill()  # the thread that waits for it does the rest
+                worker.kill()  # the thread that waits for it ends it
         for worker in idle:
             worker.end()
 
@@ -107,8 +116,8 @@ class _Worker:
         self._socket, theirs = socket.socketpair()
         lifeline, self._lifeline = os.pipe()
         settings = json.dumps({**asdict(options), "to_square": to_square})
-        # With the path of this process, as multiprocessing does it: nothing is imported from the current folder, which
-        # may hold anything, unless this process does so too.
+        # With the import path of this process, like multiprocessing: nothing is imported from the current folder, which
+        # may hold any file, unless this process does so too.
         code = f"import sys; sys.path[:] = {sys.path!r}; {program}"
         try:
             self._process = subprocess.Popen(
@@ -118,7 +127,7 @@ class _Worker:
                 stderr=subprocess.PIPE,
                 pass_fds=(theirs.fileno(), lifeline),
                 env=os.environ | _ENVIRONMENT,
-                process_group=0,  # signals from the terminal are not for it
+                process_group=0,  # no signals from the terminal
             )
         except OSError as error:
             self._socket.close()
@@ -136,8 +145,8 @@ class _Worker:
                 said = stderr.read().decode(errors="replace").strip().splitlines()
                 raise _not_started(said[-1] if said else str(error)) from error
 
-    def decode(self, data: bytes, size: int, timeout_s: float) -> Unpacked:
-        """Have one image decoded. Raises ImageError."""
+    def unpack(self, data: bytes, size: int, timeout_s: float) -> Unpacked:
+        """Request one image; size 0 asks for its header only. Raises ImageError."""
         try:
             deadline = time.monotonic() + timeout_s
             self._socket.settimeout(timeout_s)
@@ -148,7 +157,7 @@ class _Worker:
                 raise _error(answer)
             width, height, shape = _sizes(answer, size, self._max_pixels, to_square=self._to_square)
             pixels_HWC = np.empty(shape, dtype=np.uint8)
-            self._read_into(pixels_HWC.data.cast("B"), deadline)
+            self._read_into(pixels_HWC.reshape(-1).data, deadline)
             return Unpacked(pixels_HWC=pixels_HWC, width=width, height=height)
         except TimeoutError as error:
             raise ImageError("timeout", f"it takes more than {timeout_s:g} s to decode") from error
@@ -167,7 +176,7 @@ class _Worker:
         return answer
 
     def _read_into(self, view: memoryview, deadline: float) -> None:
-        """Fill a buffer by the deadline, which holds for all of it: a byte now and then would come for ever."""
+        """Fill a buffer by the deadline; a limit for each read would let single bytes arrive for ever."""
         deadline = max(deadline, time.monotonic() + _LEAST_S)
         while view:
             left_s = deadline - time.monotonic()
@@ -176,7 +185,7 @@ class _Worker:
             self._socket.settimeout(left_s)
             num_read = self._socket.recv_into(view)
             if num_read == 0:
-                raise ConnectionResetError("the other side has gone")
+                raise ConnectionResetError("the other side has closed the socket")
             view = view[num_read:]
 
     def _how_it_ended(self) -> str:
@@ -186,20 +195,20 @@ class _Worker:
         return "gave no sensible answer"
 
     def kill(self) -> None:
-        """Have it end, whatever it does."""
+        """Kill the process."""
         self._process.kill()
 
     def end(self) -> None:
-        """Kill it, and let go of what belongs to it."""
+        """Kill the process and release its resources."""
         self.kill()
-        with contextlib.suppress(subprocess.TimeoutExpired):  # one in the hands of a disk that hangs
+        with contextlib.suppress(subprocess.TimeoutExpired):  # it may be blocked in the kernel
             self._process.wait(_LEAST_S)
         self._socket.close()
         os.close(self._lifeline)
 
 
 def _error(answer: dict[str, Any]) -> ImageError:
-    """Return what a worker says is wrong with an image. Raises ValueError or TypeError for what no worker says."""
+    """Return the error that a worker reports. Raises ValueError or TypeError for a malformed one."""
     code, detail = answer["error"], answer["detail"]
     if code not in FAILURES or not isinstance(detail, str) or len(detail) > MOST_DETAIL:
         raise ValueError("no error of ours")
@@ -207,15 +216,17 @@ def _error(answer: dict[str, Any]) -> ImageError:
 
 
 def _sizes(answer: dict[str, Any], size: int, max_pixels: int, *, to_square: bool) -> tuple[int, int, list[int]]:
-    """Return width, height and shape of the pixels to come. Raises ValueError or TypeError for what cannot be."""
+    """Return width, height and the shape of the pixels that follow. Raises ValueError or TypeError if impossible."""
     width, height, shape = answer["width"], answer["height"], answer["shape"]
     rows, columns, channels = shape
     # By type: True is an int as well.
-    if any(type(each) is not int or each <= 0 for each in (width, height, *shape)) or width * height > max_pixels:
-        raise ValueError("no size of a picture")
-    # Not made the square here, it is at least as large, and no larger than the picture: a JPEG may come reduced.
-    is_picture = not to_square and size <= rows <= height and size <= columns <= width
-    if channels != 3 or not (is_picture or rows == columns == size):
+    if any(type(each) is not int for each in (width, height, *shape)):
+        raise TypeError("not integers")
+    if width <= 0 or height <= 0 or width * height > max_pixels:
+        raise ValueError("no size of an image")
+    # Before resizing, it is at least the square and at most the image: a JPEG may be decoded at a reduced size.
+    is_unresized = 0 < size <= rows <= height and size <= columns <= width and not to_square
+    if channels != 3 or not (is_unresized or rows == columns == size):
         raise ValueError("no shape of its pixels")
     return width, height, shape
 

@@ -1,4 +1,4 @@
-"""ImageRef -> its bytes: of a file, a part of a file, a URL, or what its source holds ready."""
+"""ImageRef -> its bytes: a file, a part of a file, an object behind a URL, or bytes that its source holds."""
 
 from __future__ import annotations
 
@@ -15,28 +15,36 @@ def read(ref: ImageRef, options: DecodeOptions) -> bytes:
     """Read the bytes of one input.
 
     Raises ImageError: vanished, permission, not_regular, too_large, truncated, timeout, unsupported, corrupt
-    (unreadable), and whatever the source knew before.
+    (unreadable), and errors that the source has found already.
     """
     if ref.error:
         raise ImageError(ref.error, ref.detail)
     if ref.num_bytes is not None:
-        _check_size(ref.num_bytes, options)
+        urls.check_size(ref.num_bytes, options.max_bytes)
     if ref.load is not None:
         data = ref.load()
-        _check_size(len(data), options)
+        urls.check_size(len(data), options.max_bytes)
         return data
     if urls.is_http(ref.path):
         if not options.allow_http:
             raise ImageError("unsupported", "not fetched without --allow-http")
-        return urls.read_http(ref.path, options.max_bytes)
+        return _read_http(ref.path, options.max_bytes)
     if urls.scheme(ref.path):
         return urls.read(ref.path, ref.num_bytes, options.max_bytes)
     return _read_file(ref, options)
 
 
+def _read_http(url: str, max_bytes: int) -> bytes:
+    try:
+        from blip2cap.decode.http import shared_client
+    except ImportError as error:
+        raise ImageError("unsupported", 'http needs an extra: pip install "blip2cap[remote]"') from error
+    return shared_client().get(url, max_bytes)
+
+
 def _read_file(ref: ImageRef, options: DecodeOptions) -> bytes:
     try:
-        # A FIFO would block open() for ever; devices and sockets are no images either.
+        # open() of a FIFO would block for ever; devices and sockets are no images either.
         status = os.stat(ref.path)
         if not stat.S_ISREG(status.st_mode):
             raise ImageError("not_regular", "not a regular file")
@@ -44,7 +52,7 @@ def _read_file(ref: ImageRef, options: DecodeOptions) -> bytes:
             if ref.offset + ref.num_bytes > status.st_size:
                 raise ImageError("truncated", "the archive ends before it does")
             return _read_part(ref.path, ref.offset, ref.num_bytes)
-        _check_size(status.st_size, options)
+        urls.check_size(status.st_size, options.max_bytes)
         with open(ref.path, "rb") as file:
             return file.read()
     except (FileNotFoundError, NotADirectoryError) as error:
@@ -56,7 +64,7 @@ def _read_file(ref: ImageRef, options: DecodeOptions) -> bytes:
 
 
 def _read_part(path: str, offset: int, num_bytes: int) -> bytes:
-    """Read a part of a file, side by side with other threads: each has a descriptor of its own."""
+    """Read a part of a file, with a descriptor of its own: other threads may read other parts."""
     with open(path, "rb", buffering=0) as file:
         file.seek(offset)
         blocks = []
@@ -66,8 +74,3 @@ def _read_part(path: str, offset: int, num_bytes: int) -> bytes:
     if num_bytes:
         raise ImageError("truncated", "the archive ends before it does")
     return blocks[0] if len(blocks) == 1 else b"".join(blocks)
-
-
-def _check_size(num_bytes: int, options: DecodeOptions) -> None:
-    if num_bytes > options.max_bytes:
-        raise ImageError("too_large", f"{num_bytes:,} bytes is more than {options.max_bytes:,}")

@@ -1,7 +1,7 @@
-"""Threads that do jobs one after the other, and can do without one of them: a job that hangs is given up.
+"""A pool of threads that abandons calls that hang.
 
-No thread can be ended from outside. One whose job takes too long is left behind with it, as a daemon, so that the
-process can end without it; another takes its place.
+A thread cannot be ended from outside. One whose call takes too long is abandoned, and a new thread replaces it; threads
+are daemons, so that the process can exit without them.
 """
 
 from __future__ import annotations
@@ -16,46 +16,46 @@ Result = TypeVar("Result")
 
 _current = threading.local()
 _CLOSE_S = 2.0
-"""How long jobs that run are waited for at the end."""
+"""Longest time, in seconds, that close() waits for running calls."""
 
 
 class Call(Generic[Result]):
-    """One thing to do, and what came of it."""
+    """A function to call, and its result or exception."""
 
-    def __init__(self, do: Callable[[], Result]) -> None:
-        self._do = do
+    def __init__(self, function: Callable[[], Result]) -> None:
+        self._function = function
         self._done = threading.Event()
         self._lock = threading.Lock()
         self._result: Result | None = None
         self._error: BaseException | None = None
         self.waited_s = 0.0
-        """How long it has been waited for since it began."""
+        """Seconds that others have waited for it since it started."""
         self.limits_itself = False
-        """Whether it will come to its end in any case, however long it is waited for."""
+        """Whether it has a time limit of its own, so that it must not be abandoned."""
 
     def wait(self, timeout_s: float) -> bool:
-        """Whether it is done now, or within the time given."""
+        """Wait for the call to finish; return whether it has."""
         return self._done.wait(timeout_s)
 
     def result(self) -> Result:
-        """Return its result, or raise what it raised; it must be done."""
+        """Return the result, or raise the exception; the call must have finished."""
         assert self._done.is_set()
         if self._error is not None:
             raise self._error
         return self._result  # type: ignore[return-value]
 
     def run(self) -> None:
-        """Do it, and keep what comes of it."""
-        _current.job = self
+        """Call the function, and store its result or exception."""
+        _current.call = self
         try:
-            self.end(self._do(), None)
+            self.finish(self._function(), None)
         except BaseException as error:
-            self.end(None, error)
+            self.finish(None, error)
         finally:
-            del _current.job
+            del _current.call
 
-    def end(self, result: Result | None, error: BaseException | None) -> None:
-        """Say what came of it; what comes later, from a thread that was given up, is not heard."""
+    def finish(self, result: Result | None, error: BaseException | None) -> None:
+        """Set the outcome, unless it is set: that of an abandoned thread comes later and is ignored."""
         with self._lock:
             if not self._done.is_set():
                 self._result, self._error = result, error
@@ -63,21 +63,21 @@ class Call(Generic[Result]):
 
 
 def limit_myself() -> None:
-    """Called inside a job: from here on it sees to its time by itself. Outside of one it means nothing."""
-    if (job := getattr(_current, "job", None)) is not None:
-        job.limits_itself = True
+    """Declare that the call in this thread now has a time limit of its own; without effect in other threads."""
+    if (call := getattr(_current, "call", None)) is not None:
+        call.limits_itself = True
 
 
 class Threads(Generic[Result]):
-    """Does jobs in a number of threads; to be closed."""
+    """Runs calls in a number of threads; to be closed."""
 
     def __init__(self, num_threads: int, name: str) -> None:
         self._name = name
-        self._jobs: queue.SimpleQueue[Call[Result] | None] = queue.SimpleQueue()
+        self._calls: queue.SimpleQueue[Call[Result] | None] = queue.SimpleQueue()
         self._closed = threading.Event()
         self._lock = threading.Lock()
         self._running: dict[threading.Thread, Call[Result] | None] = {}
-        """What each thread does; one that was given up is not here."""
+        """Thread -> its current call; without abandoned threads."""
         for _ in range(num_threads):
             self._start()
 
@@ -88,44 +88,44 @@ class Threads(Generic[Result]):
 
     def _work(self) -> None:
         me = threading.current_thread()
-        while (job := self._jobs.get()) is not None and not self._closed.is_set():
-            self._running[me] = job
-            job.run()
-            del job  # its pixels are not kept until the next one comes
+        while (call := self._calls.get()) is not None and not self._closed.is_set():
+            self._running[me] = call
+            call.run()
+            del call  # its pixels must not stay in memory until the next call
             with self._lock:
                 if me not in self._running:
                     return
                 self._running[me] = None
 
-    def submit(self, do: Callable[[], Result]) -> Call[Result]:
-        """Have something done when its turn comes."""
-        job = Call(do)
-        self._jobs.put(job)
-        return job
+    def submit(self, function: Callable[[], Result]) -> Call[Result]:
+        """Queue a call."""
+        call = Call(function)
+        self._calls.put(call)
+        return call
 
     def waited(self, seconds: float, limit_s: float, instead: Callable[[], Result]) -> None:
-        """Note that somebody has waited in vain; a job that took longer than the limit gets another result instead.
+        """Add waiting time to all running calls; abandon those that exceed the limit, with the result of `instead`.
 
-        Only such time counts: none in which nobody minded, or the whole process was stopped.
+        Only waiting time counts: not the time in which no result was needed, or the whole process was paused.
         """
-        for thread, job in [*self._running.items()]:
-            if job is None or job.limits_itself:
+        for thread, call in [*self._running.items()]:
+            if call is None or call.limits_itself:
                 continue
-            job.waited_s += seconds
-            if job.waited_s >= limit_s:
+            call.waited_s += seconds
+            if call.waited_s >= limit_s:
                 with self._lock:
-                    if self._running[thread] is not job:
-                        continue  # it has come to its end just now
+                    if self._running[thread] is not call:
+                        continue  # it has finished in the meantime
                     del self._running[thread]
-                job.end(instead(), None)
+                call.finish(instead(), None)
                 self._start()
 
     def close(self) -> None:
-        """Begin no more jobs, and wait for those that run; a thread that still hangs is left behind."""
+        """Start no more calls, and wait for the running ones; threads that hang are abandoned."""
         self._closed.set()
         threads = [*self._running]
         for _ in threads:
-            self._jobs.put(None)
+            self._calls.put(None)
         deadline = time.monotonic() + _CLOSE_S
         for thread in threads:
             thread.join(max(0.0, deadline - time.monotonic()))

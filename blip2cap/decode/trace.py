@@ -1,9 +1,9 @@
-"""Which images are being decoded right now, in a small file beside the output: it survives the death of the process.
+"""The images that are being decoded, in a small file beside the output that survives a crash of the process.
 
-A decoder in C that crashes takes the whole run with it. The next run finds here which images it may have been.
+A decoder in C that crashes ends the whole run. The next run finds in this file which images may be the cause.
 
 Each image has a slot while it is decoded: the hash of its name, or zeros. A slot is written without waiting for the
-disk: what a process has written, the kernel has. A power cut may lose it, but no decoder is to blame for that.
+disk: the kernel has the data even if the process dies. A power cut may lose it, but is not caused by a decoder.
 """
 
 from __future__ import annotations
@@ -23,14 +23,14 @@ _EMPTY = bytes(_DIGEST_BYTES)
 
 
 def trace_path(out: Path) -> Path:
-    """Where the trace of an output lies."""
+    """Return the path of the trace of an output."""
     return out.with_name(f"{out.name}.decoding")
 
 
 class Trace:
-    """The images that are being decoded, and those that were when an earlier run died; to be closed.
+    """The images that are being decoded, and those that were when an earlier run crashed; to be closed.
 
-    Its file is made when the first image comes. Raises OutputError if it cannot be written.
+    The file is created for the first image. Raises OutputError if it cannot be read or written.
     """
 
     def __init__(self, path: Path) -> None:
@@ -49,15 +49,15 @@ class Trace:
         digests = (content[at : at + _DIGEST_BYTES] for at in range(0, len(content), _DIGEST_BYTES))
         self._suspects = {digest for digest in digests if digest != _EMPTY and len(digest) == _DIGEST_BYTES}
         self.num_suspects = len(self._suspects)
-        """How many images were being decoded when an earlier run died."""
+        """Number of images that were being decoded when an earlier run crashed."""
 
     def suspects(self, ref: ImageRef) -> bool:
-        """Whether an earlier run died while it decoded this image."""
+        """Return whether an earlier run crashed while it decoded this image."""
         return bool(self._suspects) and _digest(ref) in self._suspects
 
     @contextmanager
     def decoding(self, ref: ImageRef) -> Iterator[None]:
-        """Note an image while it is decoded."""
+        """Record an image while it is decoded."""
         digest, slot = _digest(ref), self._take_slot()
         self._write(slot, digest)
         try:
@@ -67,13 +67,13 @@ class Trace:
             self._free.append(slot)
 
     def forget(self) -> None:
-        """Suspect no image any more: all have been seen."""
+        """Clear all suspects: they have been decoded, isolated."""
         self._suspects.clear()
 
     def close(self) -> None:
-        """Remove the file, unless there are images that are still suspected."""
+        """Remove the file, unless suspects remain."""
         with self._lock:
-            self._closed = True  # a thread that was left behind must not begin it anew
+            self._closed = True  # an abandoned thread must not create the file again
             if self._file is not None:
                 os.close(self._file)
                 self._file = None
@@ -84,7 +84,7 @@ class Trace:
                 raise self._failed(error) from error
 
     def _take_slot(self) -> int:
-        """Return a slot that no image has; a decoder that never returns keeps its own."""
+        """Return a free slot; a decoder that never returns keeps its own."""
         with self._lock:
             if self._file is None and not self._closed:
                 self._open()
@@ -94,7 +94,7 @@ class Trace:
             return self._free.pop()
 
     def _open(self) -> None:
-        """Begin with what is known: it must not be lost when this run dies as well."""
+        """Create the file with the known suspects, which must not be lost if this run crashes too."""
         known = sorted(self._suspects)
         self._num_slots = len(known)
         try:
@@ -104,7 +104,7 @@ class Trace:
             raise self._failed(error) from error
 
     def _write(self, slot: int, digest: bytes) -> None:
-        with self._lock:  # not between this and close() may the number of the file come to mean another one
+        with self._lock:  # close() in between could give the descriptor to another file
             if self._file is None:
                 return
             try:
@@ -114,7 +114,7 @@ class Trace:
 
     def _failed(self, error: OSError) -> OutputError:
         return OutputError(
-            f"{self.path} cannot be read or written: {error.strerror}. Make room or repair the disk, "
+            f"{self.path} cannot be read or written: {error.strerror}. Free disk space or repair the disk, "
             "or use another --out."
         )
 

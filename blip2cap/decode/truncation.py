@@ -1,7 +1,7 @@
-"""Whether a file that cannot be decoded is only a part of one: it says how long it is, or how it ends.
+"""Detects truncated files: by the length that they state, or a missing end mark.
 
-Asked after decoding has failed, to tell an upload or a copy that broke off from damage. A file that has been damaged
-where it says its length may look cut.
+Used after decoding has failed, to tell an interrupted upload or copy from damage. A file whose stated length is damaged
+may look truncated.
 """
 
 from __future__ import annotations
@@ -10,19 +10,19 @@ import struct
 
 _BOXES_OF_JPEG2000 = b"\0\0\0\x0cjP  \r\n\x87\n"
 _TIFF_BYTES = {1: 1, 2: 1, 3: 2, 4: 4, 5: 8, 6: 1, 7: 1, 8: 2, 9: 4, 10: 8, 11: 4, 12: 8}
-"""Type of a TIFF tag -> length of one value."""
-_WHOLE_HEADER = 12
-"""So many bytes tell every format; the start of one, in a shorter file, is no image yet."""
+"""Type of a TIFF tag -> length of one value in bytes."""
+_MIN_BYTES = 12
+"""Bytes that identify every format; a shorter file is not recognised as an image."""
 
 
-def is_cut(data: bytes) -> bool:
-    """Whether there should be more of it, by its own account."""
-    if len(data) < _WHOLE_HEADER:
+def is_truncated(data: bytes) -> bool:
+    """Return whether a file ends before its own end mark or stated length."""
+    if len(data) < _MIN_BYTES:
         return False
     if data.startswith(b"\xff\xd8\xff"):
-        return _is_cut_jpeg(data)
+        return _is_truncated_jpeg(data)
     if data.startswith(b"\x89PNG\r\n\x1a\n"):
-        return _is_cut_png(data)
+        return _is_truncated_png(data)
     if data.startswith(b"RIFF") and data[8:12] == b"WEBP":
         return 8 + int.from_bytes(data[4:8], "little") > len(data)
     if data.startswith((b"GIF87a", b"GIF89a")):
@@ -30,16 +30,16 @@ def is_cut(data: bytes) -> bool:
     if data.startswith(b"BM"):
         return int.from_bytes(data[2:6], "little") > len(data)
     if data.startswith((b"II*\0", b"MM\0*")):
-        return _is_cut_tiff(data, "<" if data.startswith(b"II") else ">")
+        return _is_truncated_tiff(data, "<" if data.startswith(b"II") else ">")
     if data.startswith(b"\xff\x4f\xff\x51"):
         return not _ends_codestream(data)
     if data.startswith(_BOXES_OF_JPEG2000):
-        return _is_cut_in_a_box(data) or not _ends_codestream(data)
-    return data[4:8] == b"ftyp" and _is_cut_in_a_box(data)
+        return _is_truncated_in_a_box(data) or not _ends_codestream(data)
+    return data[4:8] == b"ftyp" and _is_truncated_in_a_box(data)
 
 
-def _is_cut_jpeg(data: bytes) -> bool:
-    """Walk the segments to the pixels; after those only the end of the image is looked for."""
+def _is_truncated_jpeg(data: bytes) -> bool:
+    """Walk the segments up to the pixels, then search for the end of the image."""
     at = 2
     while at + 4 <= len(data):
         marker, length = struct.unpack_from(">HH", data, at)
@@ -54,7 +54,7 @@ def _is_cut_jpeg(data: bytes) -> bool:
     return True
 
 
-def _is_cut_png(data: bytes) -> bool:
+def _is_truncated_png(data: bytes) -> bool:
     at = 8
     while at + 12 <= len(data):
         if data[at + 4 : at + 8] == b"IEND":
@@ -63,8 +63,8 @@ def _is_cut_png(data: bytes) -> bool:
     return True
 
 
-def _is_cut_tiff(data: bytes, order: str) -> bool:
-    """Look whether the first directory is there with all its values; libtiff finds out about the pixels."""
+def _is_truncated_tiff(data: bytes, order: str) -> bool:
+    """Check that the first directory and all its values are present; libtiff checks the pixels."""
     (at,) = struct.unpack_from(f"{order}I", data, 4)
     if at + 2 > len(data):
         return True
@@ -74,20 +74,20 @@ def _is_cut_tiff(data: bytes, order: str) -> bool:
     for entry in range(at + 2, at + 2 + 12 * num_entries, 12):
         kind, count, where = struct.unpack_from(f"{order}xxHII", data, entry)
         num_bytes = _TIFF_BYTES.get(kind, 0) * count
-        if num_bytes > 4 and where + num_bytes > len(data):  # shorter values are in the entry itself
+        if num_bytes > 4 and where + num_bytes > len(data):  # shorter values are stored in the entry
             return True
     return False
 
 
-def _is_cut_in_a_box(data: bytes) -> bool:
-    """Walk the outermost boxes of an AVIF, HEIC or JP2 file."""
+def _is_truncated_in_a_box(data: bytes) -> bool:
+    """Walk the top-level boxes of an AVIF, HEIC or JP2 file."""
     at = 0
     while at + 8 <= len(data):
         length = int.from_bytes(data[at : at + 4], "big")
         if length == 1:
             length = int.from_bytes(data[at + 8 : at + 16], "big")
         if length == 0:
-            return False  # to the end of the file, wherever that is
+            return False  # it extends to the end of the file
         if length < 8:
             return False  # damaged
         at += length

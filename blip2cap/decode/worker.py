@@ -1,10 +1,10 @@
-"""The process that decodes for another one: reads requests from a socket, answers with pixels or with what is wrong.
+"""A process that decodes for its parent: reads requests from a socket, responds with pixels or an error.
 
-A request is the model's size and the bytes of a file, an answer a JSON object and the pixels. Nothing is unpickled: a
-decoder that strangers have taken over could send anything.
+A request is a size and the bytes of a file, a response a JSON object and the pixels. Nothing is unpickled: a decoder
+that a malicious file has taken over could send anything.
 
-It ends with its parent, however that ends: between two images it reads the end of the socket; in the middle of one,
-on Linux, a signal comes by way of a pipe whose other end only the parent holds.
+It exits when its parent does, for whatever reason: between two images it reads the end of the socket; during one, on
+Linux, it gets a signal through a pipe whose other end only the parent holds.
 """
 
 from __future__ import annotations
@@ -24,34 +24,34 @@ from pathlib import Path
 from PIL import AvifImagePlugin
 
 from blip2cap.decode.formats import formats
-from blip2cap.decode.image import unpack
+from blip2cap.decode.image import read_header, unpack
 from blip2cap.errors import ImageError
 from blip2cap.options import DecodeOptions
 
 REQUEST = struct.Struct("!IQ")
-"""Size of the square, length of the file; then the file."""
+"""Size of the square, 0 to read the header only; length of the file; then the file."""
 ANSWER = struct.Struct("!I")
 """Length of a JSON object; then that object: {} from a worker that is ready, {error, detail}, or {width, height, shape}
 before the pixels."""
 MOST_DETAIL = 4000
-"""Characters that are said about what is wrong."""
+"""Maximum length of the detail of an error, in characters."""
 _BLOCK = 1 << 20
 
 
 def main() -> None:
-    """Answer requests until there are no more; called with the numbers of socket and pipe, and what unpack() takes."""
+    """Serve requests until the socket ends. Arguments: descriptors of socket and pipe, and settings as JSON."""
     requests, lifeline = socket.socket(fileno=int(sys.argv[1])), int(sys.argv[2])
     settings = json.loads(sys.argv[3])
     to_square = settings.pop("to_square")
     options = DecodeOptions(**settings)
     _end_with_parent(lifeline)
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the parent, which finishes what it has begun
-    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))  # crashes are what it is for
-    AvifImagePlugin.DEFAULT_MAX_THREADS = 1  # the other cores have workers of their own
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the parent, which completes the images in flight
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))  # crashes are expected here
+    AvifImagePlugin.DEFAULT_MAX_THREADS = 1  # the other cores have their own workers
     formats()
     answer(requests, {})
     devnull = os.open(os.devnull, os.O_RDWR)
-    os.dup2(devnull, 2)  # from here on, what decoders print is about one image
+    os.dup2(devnull, 2)  # what decoders print from here on is about one image
     while head := receive(requests, REQUEST.size):
         size, num_bytes = REQUEST.unpack(head)
         data = receive(requests, num_bytes)
@@ -59,10 +59,10 @@ def main() -> None:
 
 
 def _decode(requests: socket.socket, data: bytes, size: int, options: DecodeOptions, *, to_square: bool) -> None:
-    """Answer one request; whatever is raised is an answer too."""
+    """Respond to one request; any exception is a response too."""
     try:
         with _memory_limit(options.max_memory):
-            image = unpack(data, size, options, to_square=to_square)
+            image = unpack(data, size, options, to_square=to_square) if size else read_header(data, options)
     except ImageError as error:
         answer(requests, {"error": error.code, "detail": error.detail[:MOST_DETAIL]})
     except MemoryError:
@@ -82,7 +82,7 @@ def answer(requests: socket.socket, content: dict[str, object]) -> None:
 
 
 def receive(requests: socket.socket, num_bytes: int) -> bytearray:
-    """Read so many bytes; none if the other side has gone."""
+    """Read `num_bytes`; return b"" if the other side has closed the socket."""
     data = bytearray(num_bytes)
     view = memoryview(data)
     while view:
@@ -94,24 +94,24 @@ def receive(requests: socket.socket, num_bytes: int) -> bytearray:
 
 
 def _end_with_parent(lifeline: int) -> None:
-    """Have the kernel end this process when the other end of a pipe is closed, whatever it is doing then.
+    """Let the kernel end this process when the other end of a pipe is closed, whatever it does at that moment.
 
-    SIGIO, by default, ends a process. Nothing is ever written to the pipe.
+    SIGIO ends a process by default. Nothing is ever written to the pipe.
     """
     signal.signal(signal.SIGIO, signal.SIG_DFL)  # the parent may ignore it
     fcntl.fcntl(lifeline, fcntl.F_SETOWN, os.getpid())
     fcntl.fcntl(lifeline, fcntl.F_SETFL, fcntl.fcntl(lifeline, fcntl.F_GETFL) | os.O_ASYNC | os.O_NONBLOCK)
     with suppress(BlockingIOError):
-        if os.read(lifeline, 1) == b"":  # it has gone before anybody listened
+        if os.read(lifeline, 1) == b"":  # the parent has exited already
             os._exit(0)
 
 
 @contextmanager
 def _memory_limit(num_bytes: int) -> Iterator[None]:
-    """Let this process map so much more than it has now, where the system can count that."""
+    """Limit the memory that this process may map to `num_bytes` more than now, where the system counts it."""
     try:
         statm = Path("/proc/self/statm").read_text(encoding="ascii")
-    except FileNotFoundError:  # macOS, which heeds no such limit anyway
+    except FileNotFoundError:  # macOS, which does not enforce such limits anyway
         yield
         return
     soft, hard = resource.getrlimit(resource.RLIMIT_AS)

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from blip2cap.batch_size import BatchSize
-from blip2cap.decode.image import Decoded, Pixels
+from blip2cap.decode.image import Decoded
 from blip2cap.errors import ImageError
 from blip2cap.models.base import Model
 from blip2cap.records import ImageRef, Prompt
@@ -51,8 +51,8 @@ class _Question:
     prompt: str
     label: str | None
     name: str
-    pixels: Pixels | None
-    """Dropped once they are encoded."""
+    content: Any
+    """The image as the model takes it; dropped once it is encoded."""
     waiting: list[tuple[_Image, int]]
     """Images that wait for the result, with its index in theirs."""
 
@@ -139,7 +139,7 @@ class Flow:
                 prompt=prompt,
                 label=label,
                 name=f"{ref.name}\0{label or ''}".encode("utf-8", "surrogateescape").hex(),
-                pixels=decoded.pixels_HWC,
+                content=decoded.content,
                 waiting=[(image, index)],
             )
 
@@ -149,8 +149,7 @@ class Flow:
             self.model.wait()
         started = time.perf_counter()
         try:
-            pixels = [questions[0].pixels for questions in images]
-            features = self.model.encode([each for each in pixels if each is not None])
+            features = self.model.encode([questions[0].content for questions in images])
             prompts = [
                 Prompt(image=number, text=question.prompt, name=question.name, question=question.label)
                 for number, questions in enumerate(images)
@@ -165,7 +164,7 @@ class Flow:
                 size.measured(len(images), time.perf_counter() - started)
             for ticket, question in zip(tickets, (each for questions in images for each in questions), strict=True):
                 self.tickets[ticket] = self.in_flight[question.key] = question
-                question.pixels = None
+                question.content = None
             return
         # Outside `except`: there the error would still hold every tensor of the batch that did not fit.
         if len(images) > 1:

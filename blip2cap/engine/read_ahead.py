@@ -8,13 +8,12 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager, nullcontext
 from typing import Protocol
 
-from blip2cap.decode.image import Decoded, decode
-from blip2cap.decode.isolate import Isolation
+from blip2cap.decode.image import Decoded
+from blip2cap.decode.inputs import ImageInput
 from blip2cap.decode.read import read
 from blip2cap.decode.threads import limit_myself
 from blip2cap.engine.decode_ahead import DecodeAhead, in_batches
 from blip2cap.engine.flow import DecodedRequest
-from blip2cap.models.blip2.resize import choose_resizer
 from blip2cap.options import BatchOptions, DecodeOptions
 from blip2cap.records import ImageRef
 from blip2cap.tasks.base import Request
@@ -40,16 +39,16 @@ class ReadAhead:
         self,
         requests: Iterable[Request],
         options: DecodeOptions,
-        image_size: int,
+        image_input: ImageInput,
         batch: BatchOptions,
         trace: DecodeTrace | None = None,
     ) -> None:
-        self.options, self.image_size, self.trace = options, image_size, trace
+        self.options, self.trace = options, trace
         self.size = batch.images()
         """Number of images in a batch."""
         self._turn = threading.Event()
         self._turn.set()
-        self._isolation = Isolation(options, image_size, choose_resizer())
+        self._decoder = image_input.open(options)
         self._ahead = DecodeAhead(
             requests,
             lambda request: request.ref,
@@ -64,11 +63,11 @@ class ReadAhead:
         data = read(ref, self.options)
         read_s = time.monotonic() - started
         self._turn.wait()
-        if self.options.isolate or (self.trace is not None and self.trace.suspects(ref)):
+        isolated = self.options.isolate or (self.trace is not None and self.trace.suspects(ref))
+        if isolated:
             limit_myself()  # starting a process may take long, which is no fault of the image
-            return self._isolation.decode(data, read_s=read_s)
-        with self.trace.decoding(ref) if self.trace is not None else nullcontext():
-            return decode(data, self.image_size, self.options, choose_resizer())
+        with nullcontext() if isolated or self.trace is None else self.trace.decoding(ref):
+            return self._decoder.decode(data, isolated=isolated, read_s=read_s)
 
     def batches(self, *, on_cpu: bool, stopped: Callable[[], bool]) -> Iterator[list[DecodedRequest]]:
         """Yield batches; a short or empty one says that there are no more for now.
@@ -90,5 +89,5 @@ class ReadAhead:
     def close(self) -> None:
         """End the processes and the threads."""
         self._turn.set()
-        self._isolation.close()
+        self._decoder.close()
         self._ahead.close()

@@ -92,7 +92,7 @@ class Engine:
 
     def read_ahead(self, requests: Iterable[Request], trace: DecodeTrace | None = None) -> ReadAhead:
         """Begin to read and decode the images of requests."""
-        return ReadAhead(requests, self.decode, self.model.image_size, self.batch, trace)
+        return ReadAhead(requests, self.decode, self.model.image_input, self.batch, trace)
 
     def row_batches(
         self, images: ReadAhead, stats: RunStats, stopped: Callable[[], bool] = lambda: False

@@ -8,11 +8,12 @@ from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
+from blip2cap.decode.inputs import ImageInput
 from blip2cap.errors import InputError, UsageError
 from blip2cap.jobs.job import Count, Job, Listener, no_image
-from blip2cap.models.base import Checkpoint
+from blip2cap.models.base import Checkpoint, Model
 from blip2cap.models.checkpoint import find
-from blip2cap.models.registry import load
+from blip2cap.models.registry import FAMILIES, load
 from blip2cap.options import Kind
 from blip2cap.outputs.open import files_of
 from blip2cap.source.inputs import Source
@@ -29,7 +30,7 @@ class Context:
     """With what the family of the model decides."""
     source: Source
     checkpoint: Checkpoint
-    model: Any = None
+    model: Model | None = None
     """A model that is loaded already; None: it is loaded when the first image is known."""
     listener: Listener
     stopped: Callable[[], bool]
@@ -49,12 +50,19 @@ class Context:
         """Everything that changes a result or a name, but for the dtype."""
         return self.job.settings(self.source) | self.job.model_settings(self.checkpoint)
 
+    @property
+    def image_input(self) -> ImageInput:
+        """Form in which the model takes images."""
+        if self.model is not None:
+            return self.model.image_input
+        return FAMILIES[self.checkpoint.family].image_input(self.checkpoint)
+
     def announce_model(self) -> None:
         """Say that a model is being loaded, unless it is loaded already."""
         if self.model is None:
             self.listener.say(f"loading {self.checkpoint.name} ...")
 
-    def load_model(self, dtype: str) -> Any:
+    def load_model(self, dtype: str) -> Model:
         """Load the model, say how it computes, and check it against the task. This imports torch."""
         model = self.model
         if model is None:
@@ -70,7 +78,7 @@ class Context:
         return model
 
     @contextmanager
-    def running(self, model: Any, count: Count | None) -> Iterator[Engine]:
+    def running(self, model: Model, count: Count | None) -> Iterator[Engine]:
         """Give the engine of the part of a run that a stop does not cut short; the listener is told of both ends."""
         from blip2cap.engine.run import Engine
 
@@ -85,7 +93,7 @@ class Context:
 
 
 def make_context(
-    job: Job, *, listener: Listener | None, stopped: Callable[[], bool], model: Any, source: Source
+    job: Job, *, listener: Listener | None, stopped: Callable[[], bool], model: Model | None, source: Source
 ) -> Context:
     """Find the checkpoint of a job, or that of a loaded model. Raises ModelError or UsageError."""
     checkpoint: Checkpoint = find(job.model) if model is None else model.checkpoint
@@ -114,6 +122,6 @@ def open_source(job: Job) -> Source:
     return source
 
 
-def dtype_name(model: Any) -> str:
+def dtype_name(model: Model) -> str:
     """Return the dtype of a model as settings name it."""
     return str(model.dtype).removeprefix("torch.")

@@ -20,6 +20,7 @@ from blip2cap.jobs.context import Context, make_context
 from blip2cap.jobs.job import DryRun, Job, Listener, Outcome, Parts, no_image
 from blip2cap.jobs.part_queue import PartQueue
 from blip2cap.jobs.run import count_requests
+from blip2cap.models.base import Model
 from blip2cap.outputs.parts.counts import Counts, done_parts, read_counts, total
 from blip2cap.outputs.parts.part import sweep
 from blip2cap.outputs.parts.plan import PART_SIZE, PartsPlan, check_ref, labels_setting, make_plan, read_plan
@@ -40,7 +41,7 @@ release."""
 
 
 def run_parts_job(
-    job: Job, source: Source, *, listener: Listener | None, stopped: Callable[[], bool], model: Any
+    job: Job, source: Source, *, listener: Listener | None, stopped: Callable[[], bool], model: Model | None
 ) -> Outcome:
     """Run a job whose output is a folder of parts. Raises Blip2CapError."""
     store = open_store(job.output.out)

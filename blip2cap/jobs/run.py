@@ -13,6 +13,7 @@ from blip2cap.errors import InputError
 from blip2cap.jobs.context import Context, dtype_name, make_context, open_source
 from blip2cap.jobs.job import Count, DryRun, Job, Listener, Outcome, no_image
 from blip2cap.key_set import KeySet
+from blip2cap.models.base import Model
 from blip2cap.options import Kind
 from blip2cap.outputs.base import Output
 from blip2cap.outputs.journal import Journal
@@ -31,7 +32,7 @@ def run_job(
     *,
     listener: Listener | None = None,
     stopped: Callable[[], bool] = lambda: False,
-    model: Any = None,
+    model: Model | None = None,
     stdout: BinaryIO | None = None,
 ) -> Outcome:
     """Run a job to its end, or until `stopped` says so; then what is in the model is finished first.
@@ -94,7 +95,7 @@ def _make_rows(
     from blip2cap.engine.read_ahead import ReadAhead  # imports torch
     from blip2cap.engine.run import run
 
-    with closing(ReadAhead(requests, job.decode, context.checkpoint.image_size, job.batch, trace)) as images_ahead:
+    with closing(ReadAhead(requests, job.decode, context.image_input, job.batch, trace)) as images_ahead:
         model = context.load_model(dtype)
         with context.running(model, _counter(job, context.source, output)) as engine:
             output.begin({**context.settings, "dtype": dtype_name(model)})

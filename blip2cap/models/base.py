@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol, TypeAlias
 
+from blip2cap.decode.inputs import ImageInput
 from blip2cap.errors import ImageError, ModelError
 from blip2cap.options import GenerateOptions, ModelOptions
 from blip2cap.records import Generated, Prompt
@@ -76,14 +77,14 @@ class Model(Protocol):
     """Reason why texts are generated in a slower way than this family's own; empty if they are not."""
 
     @property
-    def image_size(self) -> int:
-        """Side of the square input in pixels."""
+    def image_input(self) -> ImageInput:
+        """Form in which it takes images."""
 
     def check(self, options: GenerateOptions) -> None:
         """Raise UsageError for options that no prompt can be generated with."""
 
     def encode(self, images: Sequence[Any]) -> Any:
-        """Run the vision encoder on decoded images. Raises MemoryError if they do not fit."""
+        """Run the vision encoder on images in its form. Raises MemoryError if they do not fit."""
 
     def wait(self) -> None:
         """Wait until the device has finished the work it was given."""
@@ -105,8 +106,8 @@ class Family:
     """Beginning of a caption unless --prompt is given."""
     vqa_template: str
     """Template of a question unless --template is given."""
-    image_size: Callable[[Checkpoint], int]
-    """Side of the square input in pixels."""
+    image_input: Callable[[Checkpoint], ImageInput]
+    """Form in which images are taken, known before the model is loaded."""
     load: Callable[[Checkpoint, ModelOptions], Model]
     """Load a checkpoint. Raises ModelError or UsageError."""
 

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 from typing import Any
 
+from blip2cap.decode.inputs import ImageInput, SquareInput
 from blip2cap.errors import ModelError
 from blip2cap.models.base import HINT, Checkpoint, Family, Model, text_type
 from blip2cap.options import ModelOptions
 
 
-def _square_size(checkpoint: Checkpoint) -> int:
-    return checkpoint.image_size
+def _square(checkpoint: Checkpoint) -> ImageInput:
+    from blip2cap.models.blip2.resize import choose_resizer
+
+    return SquareInput(checkpoint.image_size, choose_resizer)
 
 
 def _load_blip2(checkpoint: Checkpoint, options: ModelOptions) -> Model:
@@ -27,7 +30,7 @@ _ALL = (
         text_types=("opt",),
         caption_prompt="",
         vqa_template="Question: {question} Answer:",
-        image_size=_square_size,
+        image_input=_square,
         load=_load_blip2,
     ),
     Family(
@@ -36,7 +39,7 @@ _ALL = (
         text_types=("t5",),
         caption_prompt="",
         vqa_template="Question: {question} Short answer:",
-        image_size=_square_size,
+        image_input=_square,
         load=_load_blip2,
     ),
     # Tuned on instructions: needs one for a caption, and takes the bare question, as its authors' examples do.
@@ -46,7 +49,7 @@ _ALL = (
         text_types=("t5", "llama"),
         caption_prompt="A short image description.",
         vqa_template="{question}",
-        image_size=_square_size,
+        image_input=_square,
         load=_load_blip2,
     ),
 )

@@ -1,1 +1,1 @@
-"""Which images there are: folders, files, lists of paths."""
+"""Inputs (folders, files, archives, tables, URLs, lists of paths) -> ImageRef."""

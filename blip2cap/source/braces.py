@@ -1,4 +1,4 @@
-"""`shards/{000..099}.tar` and `{a,b}.tar` -> the names they stand for, as a shell would write them."""
+"""Brace expansion: `shards/{000..099}.tar` and `{a,b}.tar` -> the names that they stand for."""
 
 from __future__ import annotations
 
@@ -8,13 +8,13 @@ import re
 from blip2cap.errors import InputError
 
 _BRACES = re.compile(r"\{(\d+)\.\.(\d+)\}|\{([^{}]*,[^{}]*)\}")
-_MOST = 1_000_000
+_MAX_NAMES = 1_000_000
 
 
 def expand(given: str) -> list[str]:
-    """Return every name, the last braces running fastest; numbers keep their leading zeros.
+    """Return all names in order, the last braces varying fastest; numbers keep their leading zeros.
 
-    Other braces stay as they are. Raises InputError for more than a million names.
+    Other braces remain as they are: they may be part of a name. Raises InputError for more than a million names.
     """
     parts: list[list[str]] = []
     end, count = 0, 1
@@ -22,8 +22,8 @@ def expand(given: str) -> list[str]:
         first, last, words = found.groups()
         size = words.count(",") + 1 if words is not None else abs(int(last) - int(first)) + 1
         count *= size
-        if count > _MOST:
-            raise InputError(f"{given}: stands for more than {_MOST:,} names. Give fewer, or a folder.")
+        if count > _MAX_NAMES:
+            raise InputError(f"{given}: stands for more than {_MAX_NAMES:,} names. Give fewer, or a folder.")
         parts += [[given[end : found.start()]], words.split(",") if words is not None else _numbers(first, last)]
         end = found.end()
     return ["".join(names) for names in itertools.product(*parts, [given[end:]])]

@@ -1,7 +1,6 @@
-"""Remote folders -> ImageRef, level by level in the order of the names' bytes, as a local walk has it.
+"""Remote folders -> ImageRef, level by level in byte order of the names, like a local walk.
 
-One level is listed at a time, and is in memory as a whole: a hundred million objects in one folder need a list of
-their own, `--files-from`.
+The listing of one level is in memory as a whole: for a hundred million objects in one folder use `--files-from`.
 """
 
 from __future__ import annotations
@@ -15,20 +14,20 @@ from blip2cap import urls
 from blip2cap.errors import InputError
 from blip2cap.records import ImageRef
 
-_NUM_LOOKED_UP = 16
-"""Objects that are looked for at a time."""
+_NUM_THREADS = 16
+"""Number of objects looked up at once."""
 
 
 def look_up(urls: list[str]) -> dict[str, str]:
-    """Return for each URL whether it is a `file` or a `directory`. Raises InputError for one that is neither.
+    """Return `file` or `directory` for each URL. Raises InputError for one that does not exist.
 
-    Web servers are not asked.
+    Web servers are not asked: their URLs are files.
     """
     if not urls:
         return {}
     from concurrent.futures import ThreadPoolExecutor
 
-    with ThreadPoolExecutor(_NUM_LOOKED_UP, thread_name_prefix="look_up") as pool:
+    with ThreadPoolExecutor(_NUM_THREADS, thread_name_prefix="look_up") as pool:
         return dict(zip(urls, pool.map(_kind, urls), strict=True))
 
 
@@ -38,15 +37,15 @@ def _kind(url: str) -> str:
     system, path = urls.connect(url)
     try:
         return str(system.info(path)["type"])
-    except Exception as error:  # back ends have errors of their own
-        code, detail = urls.say_why(error)
+    except Exception as error:  # back ends have their own exceptions
+        code, detail = urls.explain(error)
         if code == "vanished":
             detail = "no such object, and no folder with anything in it"
         raise InputError(f"{urls.shown(url)}: {detail}. Check the URL, and that your credentials reach it.") from error
 
 
 def open_url(url: str) -> Any:
-    """Open an object to be read from any place; reads ahead in large blocks."""
+    """Open an object for random access; it is read ahead in large blocks."""
     system, path = urls.connect(url)
     return system.open(path, "rb", cache_type="readahead")
 
@@ -63,14 +62,14 @@ def _walk(
 ) -> Iterator[ImageRef]:
     try:
         entries = system.ls(folder, detail=True)
-    except Exception:  # back ends have errors of their own
+    except Exception:  # back ends have their own exceptions
         skipped["unreadable_folder"] += 1
         return
     for entry in sorted(entries, key=lambda entry: os.fsencode(entry["name"])):
         path = entry["name"].rstrip("/")
         name = path.rsplit("/", 1)[-1]
         if path.strip("/") == folder.strip("/"):
-            continue  # the object that stands for the folder itself
+            continue  # an object that represents the folder itself
         if name.startswith("."):
             skipped["hidden"] += 1
         elif entry["type"] == "directory":

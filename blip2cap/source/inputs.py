@@ -56,8 +56,6 @@ class Source:
             self._open_archive(given)
         if options.image_column is not None and not any(map(_is_parquet, self.inputs)):
             raise InputError(f"--image-column {options.image_column}: no .parquet file is among the inputs.")
-        self.skipped: Counter[str] = Counter()
-        self.damaged: list[str] = []
 
     def _is_folder(self, given: str) -> bool:
         if given in self.remote:
@@ -107,20 +105,6 @@ class Source:
         keeps the order, which decides which images are within it.
         """
         return ImageStream(self, ordered=ordered or self.options.limit is not None)
-
-    def __iter__(self) -> Iterator[ImageRef]:
-        return self._counted_here(self.stream())
-
-    def unordered(self) -> Iterator[ImageRef]:
-        """Stream the images in any order."""
-        return self._counted_here(self.stream(ordered=False))
-
-    def _counted_here(self, stream: ImageStream) -> ImageStream:
-        """Let a stream count in this object."""
-        self.skipped.clear()
-        self.damaged.clear()
-        stream.skipped, stream.damaged = self.skipped, self.damaged
-        return stream
 
 
 class ImageStream(Iterator[ImageRef]):

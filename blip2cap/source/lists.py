@@ -11,13 +11,13 @@ from typing import BinaryIO
 
 
 def split(stream: BinaryIO, separator: bytes) -> Iterator[bytes]:
-    """Split a stream as it arrives, past Python's buffer.
+    """Yield the parts of a stream as they arrive, bypassing Python's buffer.
 
-    A thread that waits inside the buffer holds a lock that the interpreter wants when it ends.
+    A thread that waits inside the buffer holds a lock that the interpreter needs when it exits.
     """
     rest = b""
     read: Callable[[int], bytes] = stream.read
-    with contextlib.suppress(io.UnsupportedOperation):  # a stream in memory has no descriptor
+    with contextlib.suppress(io.UnsupportedOperation):  # an in-memory stream has no descriptor
         read = functools.partial(os.read, stream.fileno())
     while chunk := read(65536):
         *whole, rest = (rest + chunk).split(separator)

@@ -1,10 +1,10 @@
-"""Parquet files with image bytes -> ImageRef, one for each row.
+"""Parquet files with image bytes -> ImageRef, one per row.
 
-Names come from the number of rows alone. The bytes are read when a decode thread asks for a row, a few rows at a time
-and of one column: rows that are finished are not read, and no row group is in memory as a whole.
+Listing reads no rows: a name is the number of its row. The bytes are read when a decode thread needs a row, a few rows
+of one column at a time: rows already done are not read, and no row group is in memory as a whole.
 
-Covered: binary columns, and structs of `bytes` and `path` as Hugging Face datasets have them.
-Not covered: lists of images in one row; images that a row only names.
+Covered: binary columns, and structs of `bytes` and `path` as in Hugging Face datasets.
+Not covered: lists of images in one row; rows with only the path of an image.
 """
 
 from __future__ import annotations
@@ -21,14 +21,14 @@ from blip2cap.errors import ImageError, InputError
 from blip2cap.records import ImageRef
 from blip2cap.urls import shown
 
-_ROWS_AT_ONCE = 16
+_BATCH_ROWS = 16
 _NUM_WAITING = 64
-"""Rows that were read and not asked for yet: threads ask out of order, if only by as many as there are threads."""
+"""Rows that are kept until they are needed: threads need them out of order, by at most the number of threads."""
 _BUFFER = 1 << 20
 
 
 class ParquetTable:
-    """One file. Raises InputError when it is made of a file that cannot be read, or has no column of images."""
+    """One file. The constructor raises InputError if it cannot be read, or has no column of images."""
 
     def __init__(self, path: str, column: str | None, open_remote: Callable[[], Any] | None = None) -> None:
         self.path = path
@@ -39,15 +39,15 @@ class ParquetTable:
                 metadata = file.metadata
                 self.num_rows: int = metadata.num_rows
                 sizes = [metadata.row_group(index).num_rows for index in range(metadata.num_row_groups)]
-        except Exception as error:  # pyarrow's own, and those of remote back ends
+        except Exception as error:  # pyarrow and remote back ends have their own exceptions
             raise InputError(f"{path}: cannot be read as a Parquet file: {shown(str(error))}") from error
         self.column = _choose(path, schema, column)
         self.group_starts = [0, *itertools.accumulate(sizes)]
 
     def open(self) -> Any:
-        """Open the file, to be closed.
+        """Open the file; the caller closes it.
 
-        Buffered: otherwise the column of a whole row group is read into memory at once.
+        It is buffered: otherwise the column of a whole row group would be read into memory at once.
         """
         from pyarrow.parquet import ParquetFile
 
@@ -62,7 +62,7 @@ class ParquetTable:
 
 
 class _Rows:
-    """Reads rows as they are asked for, by several threads, in about their order."""
+    """Reads rows for several threads, which need them roughly in order."""
 
     def __init__(self, table: ParquetTable) -> None:
         self.table = table
@@ -70,46 +70,46 @@ class _Rows:
         self.file: Any = None
         self.batches: Iterator[Any] = iter(())
         self.next_row = table.num_rows
-        """The first row of the next batch."""
+        """First row of the next batch."""
         self.waiting: dict[int, Any] = {}
-        """Rows that were read and not asked for yet."""
+        """Rows that were read and are not needed yet."""
         self.broken: dict[int, str] = {}
-        """Row groups that cannot be read to their end, and why."""
+        """Unreadable row groups -> error message."""
 
     def load(self, number: int) -> bytes:
         """Return the bytes of one row. Raises ImageError."""
         with self.lock:
             if number not in self.waiting:
-                self._read_on(number)
+                self._read_up_to(number)
             value = self.waiting.pop(number)
         return _bytes_of(value)
 
-    def _read_on(self, number: int) -> None:
-        """Read batches up to this row; from the start of its row group if that is ahead, or if it has gone by."""
+    def _read_up_to(self, number: int) -> None:
+        """Read batches up to a row; start at its row group if that is further on, or if the row was read before."""
         group = self._group(number)
         if group in self.broken:
             raise ImageError("corrupt", self.broken[group])
         start = self.table.group_starts[group]
         try:
             if not self.next_row <= number or start > self.next_row + _NUM_WAITING:
-                self._begin(group)
+                self._start_at(group)
             while self.next_row <= number:
                 self._keep(next(self.batches))
-        except Exception as error:  # pyarrow's own, and those of remote back ends
+        except Exception as error:  # pyarrow and remote back ends have their own exceptions
             at, self.next_row = self._group(min(self.next_row, number)), self.table.num_rows
             self.broken[at] = f"the Parquet file cannot be read here: {type(error).__name__}: {shown(str(error))}"
             if at == group:
                 raise ImageError("corrupt", self.broken[group]) from error
-            self._read_on(number)
+            self._read_up_to(number)
 
     def _group(self, number: int) -> int:
         return bisect.bisect_right(self.table.group_starts, number) - 1
 
-    def _begin(self, group: int) -> None:
+    def _start_at(self, group: int) -> None:
         if self.file is None:
             self.file = self.table.open()
         groups = range(group, len(self.table.group_starts) - 1)
-        self.batches = self.file.iter_batches(_ROWS_AT_ONCE, groups, [self.table.column], use_threads=False)
+        self.batches = self.file.iter_batches(_BATCH_ROWS, groups, [self.table.column], use_threads=False)
         self.next_row = self.table.group_starts[group]
 
     def _keep(self, batch: Any) -> None:
@@ -121,7 +121,7 @@ class _Rows:
 
 
 def _choose(path: str, schema: Any, wanted: str | None) -> str:
-    """Return the column of images: the one that is wanted, or the only one that can hold some."""
+    """Return the column of images: the one that is given, or the only one that can hold images."""
     fitting = [field.name for field in schema if _fits(field.type)]
     columns = ", ".join(f"{field.name} ({_type_name(field.type)})" for field in schema) or "none"
     if wanted is not None and wanted not in fitting:

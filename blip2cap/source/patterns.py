@@ -1,4 +1,4 @@
-"""--include and --exclude: patterns as in .gitignore -> whether a path is wanted."""
+"""--include and --exclude: patterns as in .gitignore select paths."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ _HELP = "Expected one as in .gitignore: '*.png', 'pets/', 'drafts/**/old-*', '!k
 class Patterns:
     """The patterns of one run.
 
-    Raises UsageError for a pattern that could match nothing, and where pathspec is missing.
+    The constructor raises UsageError for a pattern that cannot match anything, and if pathspec is not installed.
     """
 
     def __init__(self, options: SourceOptions) -> None:
@@ -23,50 +23,50 @@ class Patterns:
 
     @property
     def any(self) -> bool:
-        """Whether there are any."""
+        """Whether patterns were given."""
         return self._include is not None or self._exclude is not None
 
     def excludes(self, path: str) -> bool:
-        """Say whether a path is excluded; that of a folder ends with `/`, and nothing below it can be had back."""
+        """Return whether a path is excluded; that of a folder ends with `/`, and excludes everything below it."""
         return _matches(self._exclude, path)
 
     def reason_against(self, path: str, *, folders_too: bool = False) -> str:
-        """Say why an image is passed over, as it is counted; "" if it is wanted.
+        """Return the reason to skip an image, under which it is counted; "" if it is included.
 
-        With `folders_too` the folders on the way to it are looked at as well: no walk has done it.
+        With `folders_too` its parent folders are checked as well, which a walk has done already.
         """
-        ends = [place for place, letter in enumerate(path) if letter == "/"] if folders_too and self.any else []
+        ends = [at for at, character in enumerate(path) if character == "/"] if folders_too and self.any else []
         if any(self.excludes(path[: end + 1]) for end in ends) or self.excludes(path):
             return "excluded"
         return "not_included" if self._include is not None and not _matches(self._include, path) else ""
 
 
 def _matches(spec: Any, path: str) -> bool:
-    # The wildcards of pathspec stop at a newline. No pattern holds one, so it may as well be something else.
+    # The wildcards of pathspec do not match newlines. No pattern holds one, so another character serves as well.
     return spec is not None and bool(spec.match_file(path.replace("\n", "\r")))
 
 
 def _compile(flag: str, patterns: tuple[str, ...]) -> Any:
-    """Return a pathspec of these, None if there are none."""
+    """Return a pathspec, or None without patterns."""
     if not patterns:
         return None
     try:
         from pathspec import GitIgnoreSpec
     except ImportError as error:
         raise UsageError(f"{flag}: pathspec is not installed. Run: pip install pathspec") from error
-    kinds = [_kind(GitIgnoreSpec, flag, pattern) for pattern in patterns]
-    if not any(kinds):
-        raise UsageError(f"{flag} {patterns[0]}: `!` takes back what other patterns match, and there is no other.")
-    # The other backends, which pathspec prefers where they are installed, take no names that are not UTF-8.
+    matching = [_matches_paths(GitIgnoreSpec, flag, pattern) for pattern in patterns]
+    if not any(matching):
+        raise UsageError(f"{flag} {patterns[0]}: `!` re-includes what other patterns match, and there is no other.")
+    # The other backends, which pathspec prefers if they are installed, accept only names in UTF-8.
     return GitIgnoreSpec.from_lines(patterns, backend="simple")
 
 
-def _kind(spec: Any, flag: str, pattern: str) -> bool:
-    """Say whether a pattern matches (True) or takes back (False). Raises UsageError if it does neither."""
+def _matches_paths(spec: Any, flag: str, pattern: str) -> bool:
+    """Return whether a pattern matches paths, or (`!`) re-includes them. Raises UsageError if it does neither."""
     try:
         (compiled,) = spec.from_lines([pattern], backend="simple").patterns
     except (ValueError, re.error) as error:
         raise UsageError(f"{flag} {pattern}: not a pattern. {_HELP}") from error
-    if compiled.include is None or "\n" in pattern:  # a comment, nothing but spaces, or two lines
+    if compiled.include is None or "\n" in pattern:  # a comment, only spaces, or two lines
         raise UsageError(f"{flag} {pattern}: matches nothing. {_HELP}")
     return bool(compiled.include)

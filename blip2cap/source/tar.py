@@ -1,9 +1,9 @@
 """Tar archives (WebDataset) -> ImageRef, in the order of the members; nothing is ever extracted to disk.
 
-A local tar that is not compressed is read for its headers only: decode threads read the members later, side by side.
-A compressed or remote one is streamed once, and the bytes of a member travel with its reference.
+Of a local, uncompressed tar only the headers are read: decode threads read the members later, concurrently. A
+compressed or remote one is streamed once, and the bytes of a member travel with its reference.
 
-Covered: gzip, bzip2, xz and zstd, told by content; long and odd names; archives cut or damaged in the middle.
+Covered: gzip, bzip2, xz and zstd, recognised by content; long and unusual names; truncated and damaged archives.
 Not covered: sparse members; archives in archives.
 """
 
@@ -25,10 +25,10 @@ from blip2cap.records import Held, ImageRef
 SUFFIXES = (".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tbz2", ".tbz", ".tar.xz", ".txz", ".tar.zst", ".tzst")
 
 _BLOCK = 1 << 20
-_MOST_HEADER = 1 << 20
-"""Bytes that the headers of one member may take, with long names and extended ones."""
+_MAX_HEADER = 1 << 20
+"""Maximum length of the headers of one member in bytes, with long names and extended headers."""
 _END = bytes(tarfile.BLOCKSIZE)
-"""A block of zeros ends an archive; one without has been cut."""
+"""The block of zeros at the end of an archive; without it, the archive is truncated."""
 
 
 class _DamagedError(Exception):
@@ -36,7 +36,7 @@ class _DamagedError(Exception):
 
 
 class TarArchive:
-    """One archive. Raises InputError when it is made of a local file that is no tar."""
+    """One archive. The constructor raises InputError for a local file that is no tar."""
 
     def __init__(
         self, path: str, suffixes: frozenset[str], max_bytes: int, open_remote: Callable[[], Any] | None = None
@@ -44,7 +44,7 @@ class TarArchive:
         self.path, self.suffixes, self.max_bytes = path, suffixes, max_bytes
         self.open_remote = open_remote
         self.streamed = True
-        """Whether bytes come past once, and cannot be read later from where they are."""
+        """Whether its members can only be read in order, while it is listed."""
         if open_remote is None:
             try:
                 with closing(self._open()) as tape:
@@ -61,11 +61,11 @@ class TarArchive:
             return _Tape(open(self.path, "rb") if self.open_remote is None else self.open_remote())
         except _DamagedError:
             raise
-        except Exception as error:  # remote back ends have errors of their own
-            raise _DamagedError(_say(error)) from error
+        except Exception as error:  # remote back ends have their own exceptions
+            raise _DamagedError(_message(error)) from error
 
     def refs(self, skipped: Counter[str], damaged: list[str]) -> Iterator[ImageRef]:
-        """Yield the images; what comes after damage is counted as one `unreadable_archive`, and explained."""
+        """Yield the images; damage ends the archive, is counted as `unreadable_archive` and described in `damaged`."""
         try:
             with closing(self._open()) as tape:
                 for member in _members(tape, self.path):
@@ -108,31 +108,30 @@ def _headers(tape: _Tape, name: str) -> tarfile.TarFile:
     try:
         return tarfile.TarFile(name=os.fspath(name), fileobj=tape, encoding="utf-8")  # type: ignore[arg-type]
     except (tarfile.TarError, RecursionError, ValueError) as error:
-        raise _DamagedError(_say(error)) from error
+        raise _DamagedError(_message(error)) from error
 
 
 def _members(tape: _Tape, name: str) -> Iterator[tarfile.TarInfo]:
     """Yield the members of an archive.
 
-    `tarfile` takes an invalid header for the end, keeps every member that it has seen, believes any size that a header
-    claims for a name, and goes in circles where one is negative. Here, damage raises _DamagedError, and memory is
-    bounded.
+    `tarfile` takes an invalid header for the end, keeps all members in memory, trusts the length of a name in a header,
+    and loops for ever on a negative size. Here damage raises _DamagedError, and memory is bounded.
     """
     tar = _headers(tape, name)
     last = -1
     while True:
         try:
-            tape.allowance = _MOST_HEADER
+            tape.allowance = _MAX_HEADER
             member = tar.next()
         except (tarfile.TarError, RecursionError, ValueError) as error:
-            raise _DamagedError(_say(error)) from error
+            raise _DamagedError(_message(error)) from error
         tar.members.clear()  # type: ignore[attr-defined]
         tar.pax_headers = {}
         if member is None:
             if tape.last != _END:
                 raise _DamagedError("it has no end mark, or a damaged header")
             if tape.compressed:
-                tape.read_up_to(_BLOCK)  # to the check sum, which comes after the padding
+                tape.read_up_to(_BLOCK)  # up to the checksum, which follows the padding
             return
         if member.size < 0 or member.offset <= last:
             raise _DamagedError("a header claims a size below zero")
@@ -141,36 +140,36 @@ def _members(tape: _Tape, name: str) -> Iterator[tarfile.TarInfo]:
 
 
 class _Tape:
-    """An archive, decompressed, as `tarfile` reads its headers: forwards, and no more for a member than is allowed.
+    """A decompressed archive that `tarfile` reads headers from: forwards only, with a limit per member.
 
-    Raises _DamagedError for whatever file, decompressor or network raise.
+    Converts all exceptions of file, decompressor and network to _DamagedError.
     """
 
     def __init__(self, raw: Any) -> None:
         self.raw = self.stream = raw
         self.position = 0
-        self.allowance = _MOST_HEADER
+        self.allowance = _MAX_HEADER
         self.last = b""
-        """The header block that was read last."""
+        """The last header block that was read."""
         try:
             magic = raw.read(6)
             raw.seek(0)
             self.stream = _decompressed(raw, magic)
         except Exception as error:
             raw.close()
-            raise _DamagedError(_say(error)) from error
+            raise _DamagedError(_message(error)) from error
         self.compressed = self.stream is not raw
 
     def read(self, size: int) -> bytes:
         """Read a piece of a header."""
         self.allowance -= size
         if size < 0 or self.allowance < 0:
-            raise _DamagedError(f"a header of more than {_MOST_HEADER:,} bytes")
+            raise _DamagedError(f"a header of more than {_MAX_HEADER:,} bytes")
         self.last = self.read_up_to(size)
         return self.last
 
     def read_up_to(self, size: int) -> bytes:
-        """Read so many bytes, or what is left."""
+        """Read `size` bytes, or fewer at the end."""
         blocks = []
         while size and (block := self._read(min(size, _BLOCK))):
             blocks.append(block)
@@ -180,8 +179,8 @@ class _Tape:
     def _read(self, size: int) -> bytes:
         try:
             block: bytes = self.stream.read(size)
-        except Exception as error:  # decompressors and back ends have errors of their own
-            raise _DamagedError(_say(error)) from error
+        except Exception as error:  # decompressors and back ends have their own exceptions
+            raise _DamagedError(_message(error)) from error
         self.position += len(block)
         return block
 
@@ -190,21 +189,21 @@ class _Tape:
         return self.position
 
     def seek(self, position: int) -> None:
-        """Go forward, by reading where there is no other way."""
+        """Go forward, by reading if the archive is compressed."""
         if position < self.position:
             raise _DamagedError("a header points back")
         if not self.compressed:
             try:
                 self.stream.seek(position)
             except Exception as error:
-                raise _DamagedError(_say(error)) from error
+                raise _DamagedError(_message(error)) from error
             self.position = position
         while self.position < position:
             if not self._read(min(position - self.position, _BLOCK)):
                 raise _DamagedError("it ends in the middle")
 
     def close(self) -> None:
-        """Let go of the file."""
+        """Close the file."""
         if self.compressed:
             self.stream.close()
         self.raw.close()
@@ -224,7 +223,7 @@ def _decompressed(raw: Any, magic: bytes) -> Any:
     return raw
 
 
-def _say(error: Exception) -> str:
-    """Say what is wrong, in the words of the library."""
+def _message(error: Exception) -> str:
+    """Return the message of an exception."""
     text = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
     return text or type(error).__name__

@@ -1,7 +1,7 @@
-"""A folder -> ImageRef, streamed: of each folder on the way its names are kept, as bytes, and nothing of other files.
+"""A folder -> ImageRef, streamed: only the names of images and folders in the open folders are in memory, as bytes.
 
-Covered: any depth, links and loops of links, folders of a million files, names that are not UTF-8. What is no regular
-file (a FIFO, a device) but is named like an image is yielded, never opened: reading it makes its failed row.
+Covered: any depth, symbolic links and loops of them, folders of a million files, names that are not UTF-8. A special
+file (a FIFO, a device) that is named like an image is yielded but not opened: it becomes a failed row when it is read.
 """
 
 from __future__ import annotations
@@ -21,36 +21,36 @@ IMAGE_SUFFIXES = frozenset(
         *(".tif", ".tiff", ".avif", ".heic", ".heif", ".ppm", ".pgm", ".pbm", ".pnm"),
     }
 )
-"""What a walk takes for an image; the content decides later. A file that is named itself is always tried."""
+"""Suffixes of images in a folder; the content decides later. A file given as INPUT is always tried."""
 _NAME = re.compile(rb"[^\0]+")
 _SUFFIXES = frozenset(map(os.fsencode, IMAGE_SUFFIXES))
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class _Folder:
-    """A folder on the way."""
+    """A folder that is being walked."""
 
     path: str
-    """Where it is, with `/` at the end."""
+    """Path with `/` at the end."""
     below: str
-    """The same, relative to the folder that is walked; "" for that one."""
+    """Path relative to the input folder, with `/` at the end; "" for the input folder itself."""
     identity: tuple[int, int]
-    """Device and inode: a folder that lies in itself is a loop of links."""
+    """Device and inode: a folder inside itself is a loop of links."""
     parent: _Folder | None
 
 
 class Walk:
-    """The images below one folder; what is passed over is counted in `skipped`, by reason."""
+    """The images below one folder; skipped entries are counted in `skipped` by reason."""
 
     def __init__(self, folder: str, prefix: str, skipped: Counter[str], patterns: Patterns) -> None:
         self.folder = f"{folder.rstrip('/')}/"
         self.prefix = prefix
-        """What the names begin with."""
+        """Prefix of all names."""
         self.skipped = skipped
         self.patterns = patterns if patterns.any else None
 
     def in_order(self) -> Iterator[ImageRef]:
-        """Yield them sorted by the bytes of their names, files and folders of one level together."""
+        """Yield the images in byte order of the names, files and folders of one level together."""
         levels = []
         if (root := self._open(self.folder, "", None)) is not None and (names := self._sorted(root)) is not None:
             levels = [(root, *names)]
@@ -66,7 +66,7 @@ class Walk:
                 levels.pop()
 
     def as_listed(self) -> Iterator[ImageRef]:
-        """Yield them as the file system lists them, which needs no memory for names: to count them."""
+        """Yield the images in the order of the file system, which takes no memory for names."""
         root = self._open(self.folder, "", None)
         folders = [] if root is None else [root]
         while folders:
@@ -89,7 +89,7 @@ class Walk:
         return self._open(f"{folder.path}{decoded}/", f"{folder.below}{decoded}/", folder)
 
     def _open(self, path: str, below: str, parent: _Folder | None) -> _Folder | None:
-        """Look at a folder; None, and counted, if it cannot be looked at or holds itself."""
+        """Look up a folder; return None, and count it, if it is unreadable or a loop."""
         try:
             status = os.stat(path)
         except OSError:
@@ -105,7 +105,7 @@ class Walk:
         return _Folder(path=path, below=below, identity=identity, parent=parent)
 
     def _sorted(self, folder: _Folder) -> tuple[Iterator[bytes], set[bytes]] | None:
-        """List what is to be done in a folder, and which of it are folders; None, and counted, if it cannot be read."""
+        """List the images and folders in a folder, and which are folders; return None, and count it, if unreadable."""
         names: list[bytes] = []
         folders: set[bytes] = set()
         try:
@@ -117,13 +117,13 @@ class Walk:
             self.skipped["unreadable_folder"] += 1
             return None
         names.sort(reverse=True)
-        packed = bytearray()  # a third of the memory, for as long as the folder is worked through
+        packed = bytearray()  # a third of the memory, until the folder is finished
         while names:
             packed += names.pop() + b"\0"
         return (match[0] for match in _NAME.finditer(packed)), folders
 
     def _entries(self, folder: _Folder) -> Iterator[tuple[bytes, bool]]:
-        """Yield names with whether they are folders, without those that are passed over. Raises OSError."""
+        """Yield the name of each entry that is not skipped, and whether it is a folder. Raises OSError."""
         with os.scandir(os.fsencode(folder.path)) as listing:
             for entry in listing:
                 name = entry.name
@@ -143,7 +143,7 @@ class Walk:
 
 
 def _is_folder(entry: os.DirEntry[bytes]) -> bool:
-    """Ask what the listing has said; only of a link, the file system."""
+    """Return whether an entry is a folder; only a link has to be looked up."""
     try:
         return entry.is_dir()
     except OSError:

@@ -16,9 +16,11 @@ import torch
 from transformers import PreTrainedTokenizerBase
 
 from blip2cap.decode.image import Pixels
+from blip2cap.decode.inputs import ImageInput, SquareInput
 from blip2cap.errors import UsageError
 from blip2cap.models.base import Checkpoint, Model, Result
 from blip2cap.models.blip2.decoders import fallback_reason, make_decoder
+from blip2cap.models.blip2.resize import choose_resizer
 from blip2cap.models.blip2.sampling import end_ids
 from blip2cap.models.blip2.stream import TextRow, Tokens
 from blip2cap.models.blip2.text_session import TextSession
@@ -65,6 +67,11 @@ class Blip2(Model):
         self._ends = frozenset(end_ids(network.language_model.generation_config))
         self._staging = torch.empty(0, dtype=torch.uint8)
         self._staged: torch.cuda.Event | None = None
+
+    @property
+    def image_input(self) -> ImageInput:
+        """A square of RGB pixels."""
+        return SquareInput(self.image_size, choose_resizer)
 
     @property
     def image_size(self) -> int:

@@ -1,0 +1,148 @@
+"""URL of a web server -> bytes, through one pool of connections for the whole process.
+
+Covered: limits on size and time; redirects; connections that stay open between images; calls from many threads.
+Not covered: failed requests are not retried; nothing is cached, and no cookie goes from one image to the next.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import atexit
+import os
+import threading
+from urllib.parse import urljoin, urlsplit
+
+import aiohttp
+
+from blip2cap.errors import ImageError
+from blip2cap.urls import TIMEOUT_S, check_size, shown
+
+CONNECT_S, READ_S = 10.0, 20.0
+"""Longest time to connect, and to wait for the next bytes."""
+_CLOSE_S = 2.0
+_NUM_REDIRECTS = 5
+_BLOCK = 1 << 16
+# Identity: a compressed response would be larger than its Content-Length.
+_HEADERS = {"Accept-Encoding": "identity", "User-Agent": "blip2cap"}
+_STATUS_ERRORS = {
+    **dict.fromkeys((404, 410), "vanished"),
+    **dict.fromkeys((401, 403, 407, 451), "permission"),
+    **dict.fromkeys((408, 504), "timeout"),
+}
+
+
+class HttpClient:
+    """A pool of connections, and a thread with the event loop that serves it; to be closed.
+
+    `get` may be called from any number of threads.
+    """
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._thread: threading.Thread | None = None
+
+    def get(self, url: str, max_bytes: int) -> bytes:
+        """Read one file. Raises ImageError."""
+        try:
+            with self._lock:
+                if self._thread is None:
+                    self._start()
+            reading = asyncio.run_coroutine_threadsafe(self._read(url, max_bytes), self._loop)
+            try:
+                return reading.result()
+            finally:
+                reading.cancel()  # does nothing, unless Ctrl-C has ended the wait
+        except TimeoutError as error:
+            raise ImageError("timeout", f"the server took too long: at most {TIMEOUT_S:g} s for a file") from error
+        except aiohttp.ClientPayloadError as error:
+            raise ImageError("truncated", "the server ended before the file did") from error
+        except (aiohttp.ClientError, OSError, ValueError) as error:
+            raise ImageError("corrupt", f"cannot be read: {type(error).__name__}: {shown(str(error))}") from error
+
+    def close(self) -> None:
+        """Cancel the requests in flight, close the connections, end the thread."""
+        with self._lock:
+            if self._thread is not None:
+                self._loop.call_soon_threadsafe(self._closed.set)
+                self._thread.join(_CLOSE_S)
+                self._thread = None
+
+    def _start(self) -> None:
+        # With a factory, the loop is not made the current one of this thread.
+        runner = asyncio.Runner(loop_factory=asyncio.new_event_loop)
+        self._loop = runner.get_loop()
+        self._closed = asyncio.Event()
+        opened = threading.Event()
+
+        async def serve() -> None:
+            async with aiohttp.TCPConnector(limit=0) as self._connector:
+                opened.set()
+                await self._closed.wait()
+
+        def run() -> None:
+            with runner:  # its end cancels the requests in flight
+                runner.run(serve())
+
+        self._thread = threading.Thread(target=run, name="http", daemon=True)
+        self._thread.start()
+        opened.wait()
+
+    async def _read(self, url: str, max_bytes: int) -> bytes:
+        timeout = aiohttp.ClientTimeout(total=TIMEOUT_S, sock_connect=CONNECT_S, sock_read=READ_S)
+        async with (
+            asyncio.timeout(TIMEOUT_S),
+            # A session for each image: it holds the cookies that a chain of redirects may need.
+            aiohttp.ClientSession(
+                connector=self._connector,
+                connector_owner=False,
+                timeout=timeout,
+                headers=_HEADERS,
+                trust_env=True,
+                auto_decompress=False,
+            ) as session,
+        ):
+            for _ in range(_NUM_REDIRECTS + 1):
+                async with session.get(url, allow_redirects=False) as response:
+                    if response.status in (301, 302, 303, 307, 308):
+                        url = redirected(url, response.headers.get("Location", ""))
+                        continue
+                    return await _body(response, max_bytes)
+        raise ImageError("corrupt", f"more than {_NUM_REDIRECTS} redirects")
+
+
+async def _body(response: aiohttp.ClientResponse, max_bytes: int) -> bytes:
+    if response.status in _STATUS_ERRORS:
+        raise ImageError(_STATUS_ERRORS[response.status], f"the server says {response.status}")
+    if response.status != 200:
+        raise ImageError("corrupt", f"cannot be read: the server says {response.status}")
+    check_size(response.content_length or 0, max_bytes)
+    data = bytearray()
+    async for block in response.content.iter_chunked(_BLOCK):
+        data += block
+        check_size(len(data), max_bytes)
+    return bytes(data)
+
+
+def redirected(url: str, location: str) -> str:
+    """Return the target of a redirect, with the same scheme or from http to https. Raises ImageError for others."""
+    target = urljoin(url, location)
+    old, new = urlsplit(url).scheme, urlsplit(target).scheme
+    if new != old and (old, new) != ("http", "https"):
+        raise ImageError("permission", f"the server redirects from {old} to {new or 'nowhere'}: not followed")
+    return target
+
+
+_clients: dict[int, HttpClient] = {}
+"""Process id -> client. A forked child has the connections of its parent, but not the thread that serves them."""
+
+
+def shared_client() -> HttpClient:
+    """Return the client of this process, which is closed when the process ends."""
+    pid = os.getpid()
+    return _clients.get(pid) or _clients.setdefault(pid, HttpClient())  # atomic: of two threads one wins
+
+
+@atexit.register
+def _close() -> None:
+    if (client := _clients.get(os.getpid())) is not None:
+        client.close()
