@@ -39,6 +39,13 @@ def _clean_errors() -> Iterator[None]:
 class Commands(TyperGroup):
     """The commands. Usage errors may repeat arguments, which are data: their messages are cleaned."""
 
+    def get_help_option(self, ctx: Any) -> Any:
+        """Return the option --help. Without a default, typer imports pydantic to convert it: 0.1 s for every help."""
+        option = super().get_help_option(ctx)
+        if option is not None:
+            option.default = False
+        return option
+
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
         """Parse the arguments before the command."""
         if not args:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import inspect
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Collection
 from dataclasses import dataclass, is_dataclass
 from operator import getitem
 from pathlib import Path
@@ -72,7 +72,7 @@ def with_options(
         for each in given:
             if is_dataclass(each.annotation):
                 fields[each.name] = {}
-                for field, parameter in _parameters_of(each.annotation):
+                for field, parameter in _parameters_of(hints[each.name]):
                     name = parameter.name
                     unknown.discard(name)
                     if name not in without and (name in only or not only):
@@ -96,14 +96,17 @@ def with_options(
     return decorate
 
 
-def _parameters_of(options: Any) -> Iterator[tuple[str, inspect.Parameter]]:
-    """Yield the fields of a dataclass that have a flag, each with its parameter, which is named after the flag."""
+@functools.cache
+def _parameters_of(options: Any) -> list[tuple[str, inspect.Parameter]]:
+    """Return the fields of a dataclass that have a flag, each with its parameter, which is named after the flag."""
     types = get_type_hints(options)
+    parameters = []
     for each, its_flag in flags_of(options):
         once = types[each.name] != tuple[str, ...]
         kind, default = (types[each.name], each.default) if once else (list[str] | None, None)
         name = its_flag.long_name.replace("-", "_") or each.name
-        yield each.name, _parameter(name, kind, _typer_option(its_flag, once=once), default)
+        parameters.append((each.name, _parameter(name, kind, _typer_option(its_flag, once=once), default)))
+    return parameters
 
 
 class PanelCommand(TyperCommand):

@@ -106,6 +106,9 @@ class Source:
         """
         return ImageStream(self, ordered=ordered or self.options.limit is not None)
 
+    def __iter__(self) -> ImageStream:
+        return self.stream()
+
 
 class ImageStream(Iterator[ImageRef]):
     """One walk through the inputs of a source, and what it skipped so far."""
