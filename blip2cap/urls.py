@@ -60,7 +60,7 @@ def connect(url: str) -> tuple[Any, str]:
     if name not in _BACK_ENDS:
         known = ", ".join(f"{each}://" for each in _BACK_ENDS)
         raise InputError(
-            f"{shown(url)}: {name}:// is not read here. Expected {known} or, with --allow-http, http(s)://."
+            f"{shown(url)}: {name}:// is not supported. Expected {known} or, with --allow-http, http(s)://."
         )
     try:
         # A cache of listings would grow with the number of images.

@@ -153,7 +153,7 @@ def test_web_servers_are_asked_only_if_that_is_allowed_and_no_message_holds_a_se
     assert f"http://{server}/404?...: nothing is fetched from web servers without --allow-http" in refused.stderr
     allowed = invoke("caption", url, *TINY, "--allow-http")
     assert allowed.exit_code == 3
-    assert f"http://{server}/404?...: vanished: the server says 404" in allowed.stderr
+    assert f"http://{server}/404?...: vanished: the server responded with 404" in allowed.stderr
     assert "secret" not in refused.stderr + allowed.stderr
     (row,) = read_rows(here / "captions.jsonl")
     assert row["file_name"] == f"http://{server}/404?signature=secret"

@@ -10,6 +10,7 @@ import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing, nullcontext
+from functools import cache
 from pathlib import Path
 
 import psutil
@@ -29,6 +30,7 @@ SIZE = 32
 ROOT = Path(__file__).parent.parent
 
 
+@cache
 def files() -> dict[str, bytes]:
     """Make one file of every kind that is decoded in a way of its own."""
     exif = Image.Exif()
@@ -119,7 +121,7 @@ def test_what_is_wrong_with_an_image_is_said_in_the_same_words() -> None:
         (crashing.SEGFAULT, "was ended by SIGSEGV"),
         (crashing.KILLED, "was ended by SIGKILL"),
         (crashing.EXIT, "ended with code 7"),
-        (crashing.NONSENSE, "gave no sensible answer"),
+        (crashing.NONSENSE, "sent no valid response"),
     ],
 )
 def test_a_crash_costs_its_image_only_and_the_worker_is_replaced(isolation: Isolation, width: int, said: str) -> None:
@@ -146,7 +148,7 @@ def test_a_worker_that_was_taken_over_is_not_believed(
     isolation: Isolation, monkeypatch: pytest.MonkeyPatch, width: int
 ) -> None:
     monkeypatch.setattr(isolate, "_LEAST_S", 0.2)  # it is waited for
-    said = "decoder_crashed: the process that decoded it gave no sensible answer"
+    said = "decoder_crashed: the process that decoded it sent no valid response"
     assert failure(isolation, width) == said
     assert not isolation._idle
     assert is_fine(isolation)

@@ -147,8 +147,8 @@ def test_lines_of_a_list_may_be_urls(bucket):
     ("given", "reason"),
     [
         ("memory://b/gone/", r"memory://b/gone/: no such object, and no folder"),
-        ("ftp://x/y", r"ftp:// is not read here. Expected s3://"),
-        ("file:///etc", r"file:// is not read here"),
+        ("ftp://x/y", r"ftp:// is not supported. Expected s3://"),
+        ("file:///etc", r"file:// is not supported"),
         ("gs://b/x", r"needs a back end. Run: pip install \"blip2cap\[remote\]\""),
         ("abfs://b/x", r"needs a back end. Run: pip install adlfs"),
         ("https://x.org/a.tar", r"only images are read from web servers"),

@@ -50,4 +50,4 @@ def _unidentified(data: bytes) -> ImageError:
         return ImageError("truncated", "the file ends before its image does")
     if is_heic:
         return ImageError("corrupt", "the HEIC file is damaged")
-    return ImageError("not_an_image", "its content is no image format that is read here")
+    return ImageError("not_an_image", "its content is not a supported image format")

@@ -55,7 +55,7 @@ class HttpClient:
         except TimeoutError as error:
             raise ImageError("timeout", f"the server took too long: at most {TIMEOUT_S:g} s for a file") from error
         except aiohttp.ClientPayloadError as error:
-            raise ImageError("truncated", "the server ended before the file did") from error
+            raise ImageError("truncated", "the connection ended before the file did") from error
         except (aiohttp.ClientError, OSError, ValueError) as error:
             raise ImageError("corrupt", f"cannot be read: {type(error).__name__}: {shown(str(error))}") from error
 
@@ -112,9 +112,9 @@ class HttpClient:
 
 async def _body(response: aiohttp.ClientResponse, max_bytes: int) -> bytes:
     if response.status in _STATUS_ERRORS:
-        raise ImageError(_STATUS_ERRORS[response.status], f"the server says {response.status}")
+        raise ImageError(_STATUS_ERRORS[response.status], f"the server responded with {response.status}")
     if response.status != 200:
-        raise ImageError("corrupt", f"cannot be read: the server says {response.status}")
+        raise ImageError("corrupt", f"cannot be read: the server responded with {response.status}")
     check_size(response.content_length or 0, max_bytes)
     data = bytearray()
     async for block in response.content.iter_chunked(_BLOCK):

@@ -192,7 +192,7 @@ class _Worker:
         with contextlib.suppress(subprocess.TimeoutExpired):
             code = self._process.wait(_LEAST_S)
             return f"was ended by {signal.Signals(-code).name}" if code < 0 else f"ended with code {code}"
-        return "gave no sensible answer"
+        return "sent no valid response"
 
     def kill(self) -> None:
         """Kill the process."""
