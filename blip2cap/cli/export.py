@@ -13,9 +13,9 @@ import typer
 from blip2cap.cli.guard import handle_errors
 from blip2cap.cli.terminal import clean, say, write_out
 from blip2cap.errors import UsageError
-from blip2cap.outputs.export.engine import ExportCounts, export
 from blip2cap.outputs.export.item import Item, Items
 from blip2cap.outputs.export.options import APPLY, EXISTING, ExportOptions, parse_affixes
+from blip2cap.outputs.export.run import ExportCounts, export
 from blip2cap.outputs.export.writer import COLLISION, MISSING_IMAGE, NOT_TEXT, OUTSIDE, UNNAMEABLE
 from blip2cap.outputs.open import find_plan, paths_of, read_manifest
 from blip2cap.outputs.read import Results
@@ -112,7 +112,7 @@ def run_export(
     settings = manifest.settings if manifest else {}
     from blip2cap.outputs.export.formats import make_writer  # late: what writes every format takes time to import
 
-    writer = make_writer(options, _root(images, str(settings.get("input_root", ""))), settings)
+    writer = make_writer(options, _root(images, str(settings.get("input_root", ""))), manifest)
     _keep_inputs(writer.out, extension, results)
     names = _Names(quiet=quiet)
     items = Items(options, writer.root)
