@@ -86,7 +86,7 @@ def test_what_is_left_out_is_named_and_the_exit_code_is_3(captioned: Path) -> No
     assert result.exit_code == 3
     lines = result.stderr.splitlines()
     assert lines[0] == "a.jpg: collision: another image would have the same name there"
-    assert lines[2] == "gone\\x1b[31m.jpg: missing_image: the image is not there, or cannot be read"
+    assert lines[2] == "gone\\x1b[31m.jpg: missing_image: the image does not exist, or cannot be read"
     assert lines[20:] == [
         "... and 13 more are left out.",
         "kohya, meta_cap.json: 0 written, 1 collision, 32 missing image",
