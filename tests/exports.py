@@ -6,17 +6,34 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from blip2cap.outputs.export.engine import ExportCounts, export
 from blip2cap.outputs.export.formats import make_writer
 from blip2cap.outputs.export.item import Item, Items
 from blip2cap.outputs.export.options import ExportOptions
+from blip2cap.outputs.export.run import ExportCounts, export
+from blip2cap.outputs.files import OS_FILES, Files, OsFiles
 from blip2cap.outputs.journal import manifest_path
 from blip2cap.outputs.manifest import Manifest
 from blip2cap.outputs.open import open_rows
 from blip2cap.records import ImageRef
 from blip2cap.rows import Row
+from tests.files import Killed
 from tests.pictures import photo
 from tests.rows import text_row
+
+
+class CrashAtSync(OsFiles):
+    """Files of a process that crashes when it syncs its nth file, after writing it."""
+
+    def __init__(self, num_before: int = 0) -> None:
+        self.num_before = num_before
+
+    def fsync(self, file: int) -> None:
+        """Crash, or sync."""
+        if self.num_before == 0:
+            raise Killed
+        self.num_before -= 1
+        super().fsync(file)
+
 
 HOSTILE = [
     "a cat",
@@ -78,13 +95,20 @@ def run(folder: Path, rows: Iterable[Row], to: str, *, root: Path | None = None,
 
 
 def run_named(
-    folder: Path, rows: Iterable[Row], to: str, *, root: Path | None = None, dry_run: bool = False, **options: Any
+    folder: Path,
+    rows: Iterable[Row],
+    to: str,
+    *,
+    root: Path | None = None,
+    dry_run: bool = False,
+    files: Files = OS_FILES,
+    **options: Any,
 ) -> tuple[ExportCounts, dict[str, str]]:
     """Export rows; return, too, which images were left out, and why."""
     path = write_results(folder / "results.jsonl", rows)
     given: dict[str, Any] = {name: str(value) if name == "out" else value for name, value in options.items()}
     asked = ExportOptions(to=to, **given)
-    writer = make_writer(asked, str(root or ""), {"model": "tiny"})
+    writer = make_writer(asked, str(root or ""), Manifest(settings={"model": "tiny"}, created="now"), files)
     names: dict[str, str] = {}
 
     def note(item: Item, reason: str) -> None:

@@ -10,6 +10,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from blip2cap.outputs.manifest import Manifest
+from blip2cap.outputs.open import read_manifest
 from blip2cap.outputs.parquet import ParquetSink
 from blip2cap.outputs.parts.part import Part
 from blip2cap.outputs.parts.plan import make_plan
@@ -85,7 +87,7 @@ def test_what_is_left_out_is_named_and_the_exit_code_is_3(captioned: Path) -> No
     assert result.exit_code == 3
     lines = result.stderr.splitlines()
     assert lines[0] == "a.jpg: collision: another image would have the same name there"
-    assert lines[2] == "gone\\x1b[31m.jpg: missing_image: the image is not there, or cannot be read"
+    assert lines[2] == "gone\\x1b[31m.jpg: missing_image: the image does not exist, or cannot be read"
     assert lines[20:] == [
         "... and 13 more are left out.",
         "kohya, meta_cap.json: 0 written, 1 collision, 32 missing image",
@@ -126,6 +128,42 @@ def test_rows_come_from_standard_input_parts_and_parquet_too(captioned: Path) ->
         read = csv.DictReader(io.StringIO((captioned / f"x{out}").read_text()))
         assert [row["text"] for row in read] == ["one", "two"]
         assert "sub/b.jpg" in invoke("show", given, stdin=content).stdout
+
+
+@pytest.mark.parametrize(
+    ("command", "out"),
+    [
+        (("caption", "imgs"), "captions.jsonl"),
+        (("caption", "imgs", "--num-captions", "2", "--num-beams", "2", "--loop-guard"), "captions.parquet"),
+        (("vqa", "imgs", "-q", "where is it?", "-q", "is it day or night?"), "captions/"),
+    ],
+    ids=["captions", "several", "answers"],
+)
+def test_exported_parquet_carries_the_manifest_and_is_an_output_like_any_other(
+    here: Path, command: tuple[str, ...], out: str
+) -> None:
+    draw_scenes(here / "imgs", 2)
+    (here / "imgs/bad.jpg").write_bytes(b"")
+    num_ok = 4 if command[0] == "vqa" else 2
+    assert invoke(*command, *TINY, "-o", out).exit_code == 3
+    assert invoke("export", out, "--to", "parquet", "-o", "d.parquet").exit_code == 0
+    metadata, original = pq.read_schema(here / "d.parquet").metadata, read_manifest(out)
+    manifest = Manifest.from_json(metadata[b"blip2cap"])
+    assert original is not None
+    assert (manifest.settings, manifest.created) == (original.settings, original.created)
+    assert manifest.counts == {"ok": num_ok, "failed": {}}
+    result = invoke("status", "d.parquet", "--json")
+    facts = json.loads(result.stdout)
+    assert (result.exit_code, facts["rows_ok"], facts["rows_failed"]) == (0, num_ok, 0)
+    if out != "captions/":  # the plan of a folder has settings of its own
+        again = invoke(*command, *TINY, "-o", "d.parquet", "--dry-run")
+        assert "1 of 3 images to do" in again.stderr
+
+
+def test_exported_parquet_of_rows_without_a_manifest_has_none(captioned: Path) -> None:
+    (captioned / "captions.jsonl.run.json").unlink()
+    assert invoke("export", "captions.jsonl", "--to", "parquet", "-o", "d.parquet").exit_code == 0
+    assert b"blip2cap" not in (pq.read_schema(captioned / "d.parquet").metadata or {})
 
 
 @pytest.mark.parametrize("out", ["captions.parquet", "captions/"])

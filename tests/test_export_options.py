@@ -6,9 +6,9 @@ from typing import Any
 import pytest
 
 from blip2cap.errors import UsageError
+from blip2cap.outputs.export.first_pass import NameHashes
 from blip2cap.outputs.export.item import Items
 from blip2cap.outputs.export.options import ExportOptions, parse_affixes
-from blip2cap.outputs.export.survey import NameHashes
 from tests.exports import caption
 
 
@@ -62,7 +62,7 @@ def test_the_longest_folder_that_holds_an_image_decides(name: str, text: str) ->
 
 
 @pytest.mark.parametrize(
-    ("name", "place", "landing"),
+    ("name", "path_in_root", "path_in_out"),
     [
         ("a/b.jpg", "a/b.jpg", "a/b.jpg"),
         ("./a/../b.jpg", "b.jpg", "b.jpg"),
@@ -73,9 +73,11 @@ def test_the_longest_folder_that_holds_an_image_decides(name: str, text: str) ->
         ("//data/a.jpg", "", "data/a.jpg"),
     ],
 )
-def test_an_image_has_a_place_in_the_tree_or_a_name_that_stays_below_any_folder(name, place, landing) -> None:
+def test_an_image_has_a_place_in_the_tree_or_a_name_that_stays_below_any_folder(
+    name, path_in_root, path_in_out
+) -> None:
     item = Items(ExportOptions(to="txt"), "/data/imgs").item(caption(name), 1)
-    assert (item.place, item.landing) == (place, landing)
+    assert (item.path_in_root, item.path_in_out) == (path_in_root, path_in_out)
 
 
 WRONG: dict[str, dict[str, Any]] = {
@@ -115,4 +117,4 @@ def test_repeated_names_are_found_among_many() -> None:
 
 def test_a_missing_folder_of_images_is_no_place(tmp_path: Path) -> None:
     item = Items(ExportOptions(to="txt"), "").item(caption("../b.jpg"), 1)
-    assert (item.image, item.place, item.landing, item.has_image) == ("", "", "", False)
+    assert (item.image_path, item.path_in_root, item.path_in_out, item.has_image) == ("", "", "", False)

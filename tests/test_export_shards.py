@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 
 from blip2cap.errors import UsageError
-from blip2cap.outputs.export.shards import Shards
-from tests.exports import HOSTILE, caption, failure, make_images, names_in, run, run_named
+from tests.exports import HOSTILE, CrashAtSync, caption, failure, make_images, names_in, run, run_named
+from tests.files import Killed
 
 
 def samples(shard: Path) -> list[dict[str, bytes]]:
@@ -114,18 +114,11 @@ def test_a_folder_with_archives_is_refused(tmp_path: Path) -> None:
     assert names_in(tmp_path / "wds") == ["mine.tar"]
 
 
-def test_a_crash_leaves_whole_shards_only(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_crash_leaves_whole_shards_only(tmp_path: Path) -> None:
     names = [f"{number}.jpg" for number in range(5)]
     root = make_images(tmp_path / "imgs", *names)
-    add = Shards._add
-
-    def crash(writer: Shards, name: str, content: bytes) -> None:
-        if name == "3.txt":
-            raise RuntimeError("power")
-        add(writer, name, content)
-
-    monkeypatch.setattr(Shards, "_add", crash)
-    with pytest.raises(RuntimeError, match="power"):
-        run(tmp_path, map(caption, names), "webdataset", root=root, out=tmp_path / "wds", shard_size=2)
+    files = CrashAtSync(2)  # the first shard and its name
+    with pytest.raises(Killed):
+        run(tmp_path, map(caption, names), "webdataset", root=root, out=tmp_path / "wds", shard_size=2, files=files)
     assert names_in(tmp_path / "wds") == ["00000.tar"]
     assert len(samples(tmp_path / "wds/00000.tar")) == 2

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import errno
 import os
 import stat
 import xml.etree.ElementTree as ElementTree
@@ -8,9 +9,8 @@ from pathlib import Path
 import pytest
 
 from blip2cap.errors import OutputError, UsageError
-from blip2cap.outputs.export import sidecars
-from blip2cap.outputs.export.atomic import WholeFile
-from tests.exports import HOSTILE, answer, caption, failure, make_images, names_in, run, run_named
+from tests.exports import HOSTILE, CrashAtSync, answer, caption, failure, make_images, names_in, run, run_named
+from tests.files import Failing, Killed
 
 DESCRIPTION = "{http://purl.org/dc/elements/1.1/}description"
 LI = "{http://www.w3.org/1999/02/22-rdf-syntax-ns#}li"
@@ -193,36 +193,29 @@ def test_a_dry_run_counts_the_same_and_writes_nothing(tmp_path: Path) -> None:
     assert dry == run(tmp_path, rows, "txt", out=tmp_path / "out")
 
 
-def test_a_crash_leaves_whole_files_only(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    class Breaks(WholeFile):
-        def rename(self) -> None:
-            if self.path.endswith("2.txt"):
-                self.file.write(b"half")
-                self.file.flush()
-                raise RuntimeError("power")
-            super().rename()
-
-    monkeypatch.setattr("blip2cap.outputs.export.atomic.WholeFile", Breaks)
+def test_a_crash_leaves_whole_files_only(tmp_path: Path) -> None:
     rows = [caption(f"{number}.jpg") for number in range(4)]
-    with pytest.raises(RuntimeError, match="power"):
-        run(tmp_path, rows, "txt", out=tmp_path / "out")
+    with pytest.raises(Killed):
+        run(tmp_path, rows, "txt", out=tmp_path / "out", files=CrashAtSync(2))
     assert names_in(tmp_path / "out") == ["0.txt", "1.txt"]
     assert {path.read_bytes() for path in (tmp_path / "out").iterdir()} == {b"a cat"}
 
 
-def test_a_place_that_cannot_be_written_is_an_output_error_with_its_name(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_an_image_with_the_longest_name_has_a_sidecar(tmp_path: Path) -> None:
+    name = "x" * 251
+    run(tmp_path, [caption(f"{name}.jpg")], "txt", out=tmp_path / "out")
+    assert names_in(tmp_path / "out") == [f"{name}.txt"]
+
+
+def test_a_place_that_cannot_be_written_is_an_output_error_with_its_name(tmp_path: Path) -> None:
     (tmp_path / "out/cat.txt").mkdir(parents=True)
     with pytest.raises(OutputError, match=r"out/cat\.txt cannot be written: Is a directory"):
         run(tmp_path, [caption("cat.jpg")], "txt", out=tmp_path / "out", existing="overwrite")
-
-    def full(path: str, content: bytes) -> None:
-        raise OSError(28, "No space left on device", path)
-
-    monkeypatch.setattr(sidecars, "write_whole", full)
-    with pytest.raises(OutputError, match=r"dog\.txt cannot be written: No space left"):
-        run(tmp_path, [caption("dog.jpg")], "txt", out=tmp_path / "out")
+    for operation in ("open", "write", "fsync", "close", "replace"):
+        files = Failing(0, errno.ENOSPC, only=operation)
+        with pytest.raises(OutputError, match=r"dog\.txt cannot be written: No space left"):
+            run(tmp_path, [caption("dog.jpg")], "txt", out=tmp_path / "out", files=files)
+    assert names_in(tmp_path / "out") == []
 
 
 def test_files_have_the_rights_that_other_new_files_have(tmp_path: Path) -> None:

@@ -1,7 +1,11 @@
 from __future__ import annotations
 
 import csv
+import errno
 import json
+import os
+import re
+import stat
 from pathlib import Path
 
 import pandas
@@ -11,9 +15,11 @@ import pytest
 
 from blip2cap.errors import OutputError, UsageError
 from blip2cap.outputs.export import tables
+from blip2cap.outputs.files import OsFiles
 from blip2cap.outputs.open import open_rows
 from blip2cap.rows import Row
-from tests.exports import HOSTILE, answer, caption, failure, names_in, run
+from tests.exports import HOSTILE, answer, caption, failure, make_images, names_in, run
+from tests.files import Counting, Failing
 from tests.rows import text_row
 
 NAMES = ["=cmd.jpg", "-x.jpg", "plain,name.jpg", *(f"{number}.jpg" for number in range(len(HOSTILE) - 3))]
@@ -68,7 +74,7 @@ def test_several_captions_are_json_in_one_cell(tmp_path: Path) -> None:
 def test_rows_that_are_ok_come_back_as_they_were(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, to: str, rows: list[Row]
 ) -> None:
-    monkeypatch.setattr(tables, "_BATCH", 4)  # more than one row group
+    monkeypatch.setattr(tables, "ROW_GROUP", 4)  # more than one row group
     out = tmp_path / f"out.{to}"
     run(tmp_path, [*rows, *(failure("bad.jpg", **_kind(rows)) for _ in range(2))], to, out=out)
     assert list(open_rows(str(out))) == [row for row in rows if row.status == "ok"]
@@ -123,18 +129,52 @@ def test_a_folder_that_is_missing_is_an_output_error(tmp_path: Path) -> None:
             run(tmp_path, ROWS, to, out=tmp_path / "missing" / f"o.{to}")
 
 
-@pytest.mark.parametrize("to", ["csv", "parquet", "jsonl", "coco"])
-def test_a_full_disk_is_an_output_error_and_leaves_nothing(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, to: str
-) -> None:
+class FullDisk(OsFiles):
+    """Files on a disk that takes no more than a few bytes."""
+
+    def __init__(self) -> None:
+        self.num_free = 1_000
+
+    def write(self, file: int, data: bytes | memoryview) -> int:
+        """Write as long as there is space."""
+        if not self.num_free:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        taken = super().write(file, memoryview(data)[: self.num_free])
+        self.num_free -= taken
+        return taken
+
+
+@pytest.mark.parametrize("to", ["csv", "parquet", "jsonl", "coco", "webdataset"])
+def test_a_full_disk_is_an_output_error_and_leaves_nothing(tmp_path: Path, to: str) -> None:
     (tmp_path / "out").mkdir()
-    opened = open
-
-    def full(descriptor: int, mode: str) -> object:
-        return opened("/dev/full", "w+b", buffering=0)
-
-    monkeypatch.setattr("blip2cap.outputs.export.atomic.open", full, raising=False)
-    with pytest.raises(OutputError, match=rf"o\.{to} cannot be written: No space left on device"):
-        run(tmp_path, ROWS * 50 if to != "coco" else ROWS, to, out=tmp_path / "out" / f"o.{to}")
-    monkeypatch.undo()
+    rows, root = ROWS * 50 if to != "coco" else ROWS, make_images(tmp_path / "imgs", "0.jpg")
+    rows, name = ([caption("0.jpg", "long " * 9000)], "out/00000.tar") if to == "webdataset" else (rows, f"out/o.{to}")
+    out = tmp_path / ("out" if to == "webdataset" else name)
+    with pytest.raises(OutputError, match=rf"{re.escape(name)} cannot be written: No space left on device"):
+        run(tmp_path, rows, to, root=root, out=out, files=FullDisk())
     assert names_in(tmp_path / "out") == []
+
+
+@pytest.mark.parametrize("to", ["csv", "parquet"])
+def test_any_file_operation_of_an_export_may_fail(tmp_path: Path, to: str) -> None:
+    counting = Counting()
+    run(tmp_path, ROWS, to, out=tmp_path / "well", files=counting)
+    assert {"open", "write", "fsync", "close", "replace"} <= {*counting.names}
+    (tmp_path / "out").mkdir()
+    for at, name in enumerate(counting.names):
+        (tmp_path / "out/there").write_text("before")
+        with pytest.raises(OutputError, match=r"there cannot be written: Input/output error"):
+            run(tmp_path, ROWS, to, out=tmp_path / "out/there", existing="overwrite", files=Failing(at, errno.EIO))
+        whole = (tmp_path / "out/there").read_bytes()
+        renamed = at > counting.names.index("replace")
+        assert (whole == (tmp_path / "well").read_bytes()) == renamed, name
+        assert (whole == b"before") != renamed
+        assert names_in(tmp_path / "out") == ["there"]
+
+
+def test_a_file_keeps_its_permissions_when_it_is_replaced(tmp_path: Path) -> None:
+    (tmp_path / "o.csv").touch()
+    (tmp_path / "o.csv").chmod(0o600)
+    run(tmp_path, ROWS, "csv", out=tmp_path / "o.csv", existing="overwrite")
+    assert stat.S_IMODE((tmp_path / "o.csv").stat().st_mode) == 0o600
+    assert len(read_csv(tmp_path / "o.csv")) == len(ROWS)

@@ -113,7 +113,7 @@ def test_imports_point_down_and_light_modules_stay_light():
         ("errors", "import blip2cap.options", "blip2cap.options is not below it"),
         ("source.walk", "from blip2cap.decode import read", "blip2cap.decode.read is not below it"),
         (
-            "models.checkpoint",
+            "models.base",
             "def f():\n    import blip2cap.models.blip2.load",
             "blip2cap.models.blip2.load is not below",
         ),
@@ -143,7 +143,7 @@ def test_a_bad_import_is_found(module, source, complaint):
     [
         ("outputs.journal", "import torchless\nfrom blip2cap.outputs.manifest import Manifest\nimport blip2cap.errors"),
         ("outputs.manifest", "from blip2cap import __version__"),
-        ("models.blip2.model", "import torch\nfrom blip2cap.models.checkpoint import TINY"),
+        ("models.blip2.model", "import torch\nfrom blip2cap.models.base import Checkpoint"),
         ("cli.caption", "def f():\n    import torch\n    from blip2cap.jobs.run import run_job"),
         ("cli.caption", "if TYPE_CHECKING:\n    from blip2cap.jobs.run import run_job"),
     ],

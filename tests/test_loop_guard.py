@@ -1,4 +1,4 @@
-"""Session that went wrong are made once more, flagged, and depend on nothing beside them."""
+"""Texts with a fault are generated once more and flagged, whatever else is in the batch."""
 
 from __future__ import annotations
 
@@ -225,7 +225,7 @@ def test_equal_pictures_share_the_second_text_and_the_flag(folder: Path, tmp_pat
 
 
 def guarded(capacity: int) -> tuple[GuardedSession, Speaker]:
-    """Session that take a step each, but for `long` ones; what `bad` images have said of them loops."""
+    """Open a guarded session: `long` texts take many steps, all others one; texts about `bad` images loop."""
 
     def says(prompt: Prompt, features: str, copy: int, blocked: bool) -> str:
         return LOOP if features == "bad" and not blocked else "a dog"
@@ -267,6 +267,30 @@ def test_a_lone_second_try_does_not_wait_for_ever() -> None:
         assert num_others <= 2 * 16
         ask(texts, "good", "")
     assert num_others >= 2 * 16 - 1
+
+
+def test_a_lone_second_try_joins_those_that_run() -> None:
+    texts, model = guarded(32)
+    (first,) = ask(texts, "bad", "")
+    model.num_steps = lambda prompt: 1_000 if prompt.text == "long" else 2
+    assert texts.advance() == []
+    model.num_steps = lambda prompt: 1_000 if prompt.text == "long" else 1
+    ask(texts, "good", "long")
+    (joining,) = ask(texts, "bad", "")
+    assert {ticket for ticket, _ in texts.advance()} == {first, joining}
+
+
+def test_the_idle_second_session_is_freed_when_memory_runs_out() -> None:
+    texts, model = guarded(8)
+    ask(texts, "bad", "")
+    texts.advance()
+    second = weakref.ref(model.opened.pop())
+    texts.advance()
+    assert second() is not None
+    model.opened[0].capacity = 4
+    texts.advance()
+    gc.collect()
+    assert second() is None
 
 
 def test_features_go_with_the_text_that_needed_them(folder: Path) -> None:

@@ -148,10 +148,10 @@ def test_a_finished_journal_costs_about_twenty_bytes_a_row(tmp_path: Path) -> No
 def test_several_inputs_are_told_apart_without_their_names(tmp_path: Path) -> None:
     listing, number = tmp_path / "list.txt", 20_000
     listing.write_text("".join(f"{'a' * 100}/{index:09}.jpg\n" for index in range(number)))
-    source = Source(SourceOptions(files_from=(str(listing), str(listing))))
+    stream = Source(SourceOptions(files_from=(str(listing), str(listing)))).stream()
     tracemalloc.start()
-    assert sum(1 for _ in source) == number
+    assert sum(1 for _ in stream) == number
     _, peak = tracemalloc.get_traced_memory()
     tracemalloc.stop()
-    assert source.skipped == {"duplicate": number}
+    assert stream.skipped == {"duplicate": number}
     assert peak < 25 * number + 1_500_000  # a block of the list, in pieces

@@ -15,7 +15,7 @@ from transformers import AutoTokenizer, Blip2ForConditionalGeneration
 from blip2cap.models.registry import FAMILIES
 from blip2cap.records import Generated, Prompt
 from blip2cap.tiny.scenes import PLACES, TRAINING_SEEDS, Question, Scene, draw
-from blip2cap.train.accuracy import _differing_words, _score, measure
+from blip2cap.train.accuracy import differing_words, measure, score
 from blip2cap.train.data import IGNORED, DataOptions, SceneBatches, patch_hints
 from blip2cap.train.loop import TrainOptions, learning_rate_at, train
 from blip2cap.train.tiny import IMAGE_SIZE, PATCH_SIZE
@@ -178,12 +178,12 @@ def test_scores_count_exact_texts_and_how_far_the_others_are_off() -> None:
         (Question(type="count", text="", answer="two"), "one"),
     ]
     captions = [("a red car", "a red car"), ("a red car", "a blue car"), ("a red car", "two red cars at night")]
-    accuracy = _score(captions, captions[:1], questions)
+    accuracy = score(captions, captions[:1], questions)
     assert accuracy.captions_exact == pytest.approx(1 / 3, abs=1e-4)
     assert accuracy.prompted_captions_exact == 1.0
     assert accuracy.wrong_captions_by_words == {1: 1, 4: 1}
     assert accuracy.answers_exact == accuracy.by_answer["two"] == 0.5
-    assert _differing_words("a b c", "a c") == 1
+    assert differing_words("a b c", "a c") == 1
 
 
 def test_questions_are_put_the_way_opt_is_asked() -> None:

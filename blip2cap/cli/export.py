@@ -13,24 +13,24 @@ import typer
 from blip2cap.cli.guard import handle_errors
 from blip2cap.cli.terminal import clean, say, write_out
 from blip2cap.errors import UsageError
-from blip2cap.outputs.export.engine import ExportCounts, export
 from blip2cap.outputs.export.item import Item, Items
 from blip2cap.outputs.export.options import APPLY, EXISTING, ExportOptions, parse_affixes
+from blip2cap.outputs.export.run import ExportCounts, export
 from blip2cap.outputs.export.writer import COLLISION, MISSING_IMAGE, NOT_TEXT, OUTSIDE, UNNAMEABLE
 from blip2cap.outputs.open import files_of, find_plan, open_rows, read_manifest
 from blip2cap.outputs.read import Results
 from blip2cap.source.walk import IMAGE_SUFFIXES
 
-_LEFT_OUT = 3
-_NAMED = 20
-_SAY = {
+_SOME_LEFT_OUT = 3
+_MAX_PRINTED = 20
+_MEANINGS = {
     COLLISION: "another image would have the same name there",
-    MISSING_IMAGE: "the image is not there, or cannot be read",
-    OUTSIDE: "it is not below the folder that its name is to be relative to",
-    UNNAMEABLE: "its name is not valid UTF-8, which the format wants",
-    NOT_TEXT: "what is there is no UTF-8 text to add to",
+    MISSING_IMAGE: "the image does not exist, or cannot be read",
+    OUTSIDE: "it is not below the folder that names are relative to",
+    UNNAMEABLE: "its name is not valid UTF-8, which the format requires",
+    NOT_TEXT: "the existing file is not UTF-8 text",
 }
-"""Reasons that an exit code of 3 stands for."""
+"""Reasons that lead to exit code 3, with their meaning."""
 
 
 def _option(*flags: str, **settings: Any) -> Any:
@@ -41,51 +41,57 @@ def _option(*flags: str, **settings: Any) -> Any:
 def run_export(
     results: Annotated[
         str,
-        typer.Argument(metavar="RESULTS", help="What caption or vqa wrote: .jsonl, .parquet, a folder; `-` is stdin."),
+        typer.Argument(metavar="RESULTS", help="Output of caption or vqa: .jsonl, .parquet or a folder; `-` is stdin."),
     ],
     to: Annotated[str, _option("--to", metavar="FORMAT", help=f"{', '.join(APPLY)}.")],
     out: Annotated[
         str | None,
-        _option("-o", "--out", metavar="PATH", help="Where to. Left out: beside the images (txt, xmp, imagefolder)."),
+        _option(
+            "-o",
+            "--out",
+            metavar="PATH",
+            help="Output file or folder. Default: beside the images (txt, xmp, imagefolder).",
+        ),
     ] = None,
     images: Annotated[
         str | None,
         _option(
-            "--images", metavar="DIR", help="What the names of images are relative to. Left out: where they were read."
+            "--images", metavar="DIR", help="Folder that the names of images are relative to. Default: that of the run."
         ),
     ] = None,
     existing: Annotated[
         str,
-        typer.Option(
-            "--existing", metavar="WHAT", help=f"What to do with files that are there: {', '.join(EXISTING)}."
-        ),
+        typer.Option("--existing", metavar="ACTION", help=f"Action for existing files: {', '.join(EXISTING)}."),
     ] = "skip",
     separator: Annotated[
         str | None,
-        _option("--separator", metavar="TEXT", help="Between the captions that append and prepend join: `, `."),
+        _option("--separator", metavar="TEXT", help="Text between joined captions (append, prepend). Default: `, `."),
     ] = None,
     prefix: Annotated[
         list[str] | None,
-        _option("--prefix", metavar="TEXT", help="Put before every text; FOLDER/=TEXT below FOLDER only. Repeats."),
+        _option(
+            "--prefix", metavar="TEXT", help="Text before every caption, or FOLDER/=TEXT: below FOLDER. Repeatable."
+        ),
     ] = None,
     suffix: Annotated[
-        list[str] | None, _option("--suffix", metavar="TEXT", help="Put after every text; also FOLDER/=TEXT. Repeats.")
+        list[str] | None,
+        _option("--suffix", metavar="TEXT", help="Text after every caption, or FOLDER/=TEXT."),
     ] = None,
     question: Annotated[
         str | None, _option("--question", metavar="TEXT", help="Only answers to this question.")
     ] = None,
     extension: Annotated[
-        str | None, _option("--extension", metavar="EXT", help="txt: of the files, .txt unless given.")
+        str | None, _option("--extension", metavar="EXT", help="txt: extension of the files. Default: .txt.")
     ] = None,
     column: Annotated[
-        str | None, _option("--column", metavar="NAME", help="imagefolder, csv: the column with the text.")
+        str | None, _option("--column", metavar="NAME", help="imagefolder, csv: name of the column with the text.")
     ] = None,
     full_path: Annotated[bool, typer.Option("--full-path", help="kohya: absolute paths as keys.")] = False,
     results_only: Annotated[
-        bool, typer.Option("--results", help="coco: the form that evaluations read, without the images.")
+        bool, typer.Option("--results", help="coco: the results format of evaluations, without the list of images.")
     ] = False,
     shard_size: Annotated[
-        int | None, _option("--shard-size", metavar="N", help="webdataset: images in one archive, 10000 unless given.")
+        int | None, _option("--shard-size", metavar="N", help="webdataset: images in one archive. Default: 10000.")
     ] = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Count what would be written; write nothing.")] = False,
     quiet: Annotated[bool, typer.Option("--quiet", help="Errors only.")] = False,
@@ -106,31 +112,31 @@ def run_export(
         results_only=results_only,
         shard_size=shard_size,
     )
-    parts = _count_parts(results)  # before the rows are looked for: more may come
+    parts = _count_parts(results)  # before the rows are read: a run may add parts meanwhile
     rows = open_rows(results)
     manifest = read_manifest(results)
     settings = manifest.settings if manifest else {}
-    from blip2cap.outputs.export.formats import make_writer  # late: what writes every format takes time to import
+    from blip2cap.outputs.export.formats import make_writer  # late: importing all formats takes time
 
-    writer = make_writer(options, _root(images, str(settings.get("input_root", ""))), settings)
+    writer = make_writer(options, _root(images, str(settings.get("input_root", ""))), manifest)
     _keep_inputs(writer.out, extension, results)
-    names = _Names(quiet=quiet)
+    left_out = _LeftOut(quiet=quiet)
     items = Items(options, writer.root)
-    summary = export(rows, writer, items, dry_run=dry_run, on_left_out=names.add)
-    names.close()
+    counts = export(rows, writer, items, dry_run=dry_run, on_left_out=left_out.add)
+    left_out.close()
     for folder in sorted(items.unmatched) if not quiet else ():
         say(f"{clean(folder)}/: has a --prefix or --suffix, and no image in it")
-    facts = _facts(options, writer.out, rows, summary, dry_run=dry_run) | parts
+    facts = _facts(options, writer.out, rows, counts, dry_run=dry_run) | parts
     if as_json:
         write_out(json.dumps(facts) + "\n")
     elif not quiet:
         _say_summary(facts, rows)
-    if any(reason in _SAY for reason in summary.left_out) or _are_missing(parts):
-        raise typer.Exit(_LEFT_OUT)
+    if any(reason in _MEANINGS for reason in counts.left_out) or _are_missing(parts):
+        raise typer.Exit(_SOME_LEFT_OUT)
 
 
 def _count_parts(results: str) -> dict[str, int]:
-    """Count the parts of a folder that has a plan; nothing of other outputs."""
+    """Count the parts of a folder with a plan; return nothing for other outputs."""
     plan = find_plan(results) if os.path.isdir(results) else None
     if plan is None:
         return {}
@@ -144,7 +150,7 @@ def _are_missing(facts: Mapping[str, Any]) -> bool:
 
 
 def _root(images: str | None, input_root: str) -> str:
-    """Return the folder of the images, "" if nobody knows it. Raises UsageError if it is gone."""
+    """Return the folder of the images, "" if it is not known. Raises UsageError if --images does not exist."""
     if images is not None:
         if not os.path.isdir(images):
             raise UsageError(f"--images {images}: no such folder. Paths are relative to {os.getcwd()}.")
@@ -153,7 +159,7 @@ def _root(images: str | None, input_root: str) -> str:
 
 
 def _keep_inputs(out: str, extension: str | None, results: str) -> None:
-    """Raise UsageError if images or results would be written over, or taken for results later."""
+    """Raise UsageError if --out would overwrite images or results, or be read as results later."""
     for flag, name in (("--extension", extension), ("--out", "" if os.path.isdir(out) else out)):
         if name and os.path.splitext(f"x{name}")[1].lower() in IMAGE_SUFFIXES:
             raise UsageError(f"{flag} {name}: the name of an image, and images are never written. Choose another.")
@@ -163,7 +169,7 @@ def _keep_inputs(out: str, extension: str | None, results: str) -> None:
 
 
 def _is_in(out: str, path: Path) -> bool:
-    """Whether a name is that of a file, or is in a folder, be it by way of links; the file need not be there."""
+    """Return whether `out` is the file `path`, or in the folder `path`, also through links; neither need exist."""
     if os.path.exists(out) and path.exists() and path.samefile(out):
         return True
     folder, name = os.path.split(os.path.abspath(out))
@@ -171,35 +177,35 @@ def _is_in(out: str, path: Path) -> bool:
     return any(one.is_relative_to(os.path.realpath(path)) for one in names)
 
 
-class _Names:
-    """Names what is left out; after the first few only the number."""
+class _LeftOut:
+    """Prints the rows that are left out; after the first few only their number."""
 
     def __init__(self, *, quiet: bool) -> None:
-        self.limit = 0 if quiet else _NAMED
+        self.limit = 0 if quiet else _MAX_PRINTED
         self.count = 0
 
     def add(self, item: Item, reason: str) -> None:
-        """Say which row is left out, and why."""
-        if reason in _SAY:
+        """Print one row and the reason."""
+        if reason in _MEANINGS:
             self.count += 1
             if self.count <= self.limit:
-                say(f"{clean(item.row.file_name)}: {reason}: {_SAY[reason]}")
+                say(f"{clean(item.row.file_name)}: {reason}: {_MEANINGS[reason]}")
 
     def close(self) -> None:
-        """Say how many were not named."""
+        """Print the number of rows that were not printed."""
         if self.count > self.limit > 0:
             say(f"... and {self.count - self.limit} more are left out.")
 
 
-def _facts(options: ExportOptions, out: str, rows: Results, summary: ExportCounts, *, dry_run: bool) -> dict[str, Any]:
+def _facts(options: ExportOptions, out: str, rows: Results, counts: ExportCounts, *, dry_run: bool) -> dict[str, Any]:
     return {
         "to": options.to,
         "out": out,
-        "rows": summary.num_rows,
-        "to_write" if dry_run else "written": summary.num_written,
-        "failed": summary.num_failed,
-        "other_questions": summary.num_other_questions,
-        "left_out": dict(summary.left_out),
+        "rows": counts.num_rows,
+        "to_write" if dry_run else "written": counts.num_written,
+        "failed": counts.num_failed,
+        "other_questions": counts.num_other_questions,
+        "left_out": dict(counts.left_out),
         "torn_bytes": rows.torn_bytes,
         "dry_run": dry_run,
     }

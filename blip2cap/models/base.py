@@ -6,12 +6,14 @@ import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol, TypeAlias
+from typing import TYPE_CHECKING, Any, Protocol, TypeAlias
 
-from blip2cap.decode.inputs import ImageInput
 from blip2cap.errors import ImageError, ModelError
 from blip2cap.options import GenerateOptions, ModelOptions
 from blip2cap.records import Generated, Prompt
+
+if TYPE_CHECKING:
+    from blip2cap.decode.inputs import ImageInput
 
 Result: TypeAlias = list[Generated] | ImageError
 """Texts, best first, or the reason why there are none."""

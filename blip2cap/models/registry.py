@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from blip2cap.decode.inputs import ImageInput, SquareInput
 from blip2cap.errors import ModelError
 from blip2cap.models.base import HINT, Checkpoint, Family, Model, text_type
 from blip2cap.options import ModelOptions
 
+if TYPE_CHECKING:
+    from blip2cap.decode.inputs import ImageInput
+
 
 def _square(checkpoint: Checkpoint) -> ImageInput:
+    from blip2cap.decode.inputs import SquareInput
     from blip2cap.models.blip2.resize import choose_resizer
 
     return SquareInput(checkpoint.image_size, choose_resizer)

@@ -1,6 +1,6 @@
-"""The operations on files that outputs are made of, as an argument: a test can make any of them fail.
+"""The file operations of outputs, behind a protocol, so that a test can make any of them fail; the one atomic write.
 
-An EINTR that comes this far is an error like any other: where a signal may interrupt a call, Python itself goes on.
+Python retries calls that a signal interrupts (EINTR), so an EINTR that is raised nevertheless is treated as any error.
 """
 
 from __future__ import annotations
@@ -8,108 +8,110 @@ from __future__ import annotations
 import contextlib
 import errno
 import fcntl
+import io
 import os
+import secrets
 import stat
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Protocol
+from typing import Any, BinaryIO, Protocol, cast
 
 _BLOCK = 1 << 20
 
 
 class Files(Protocol):
-    """What outputs ask of the operating system; every method may raise OSError."""
+    """The operations that outputs use; every method may raise OSError."""
 
     def open(self, path: Path, flags: int) -> int:
         """Open a file or a folder; no child process inherits it."""
 
     def read(self, file: int, num_bytes: int) -> bytes:
-        """Read on, at most so much; nothing at the end."""
+        """Read up to `num_bytes`; return b"" at end of file."""
 
     def write(self, file: int, data: bytes | memoryview) -> int:
-        """Write, and say how much of it was taken."""
+        """Write all or a part; return the number of bytes that were written."""
 
     def fdatasync(self, file: int) -> None:
-        """Wait until the disk has what was written, and its length."""
+        """Wait until content and length are on the disk."""
 
     def fsync(self, file: int) -> None:
-        """Wait until the disk has everything about a file, or the names in a folder."""
+        """Wait until a file with its metadata, or the names in a folder, are on the disk."""
 
     def ftruncate(self, file: int, length: int) -> None:
-        """Cut a file."""
+        """Truncate a file."""
 
     def lock(self, file: int) -> None:
         """Lock an open file. Raises BlockingIOError if it is locked."""
 
     def close(self, file: int) -> None:
-        """Close it; its lock is gone."""
+        """Close a file, which releases its lock."""
 
     def fstat(self, file: int) -> os.stat_result:
-        """Say what an open file is."""
+        """Return the metadata of an open file."""
 
     def fchmod(self, file: int, mode: int) -> None:
-        """Say who may read and write an open file."""
+        """Set the permissions of an open file."""
 
     def stat(self, path: Path) -> os.stat_result:
-        """Say what a name leads to."""
+        """Return the metadata of the file that a path leads to."""
 
     def replace(self, source: Path, target: Path) -> None:
-        """Rename a file; what had the name before is gone."""
+        """Rename a file; an existing target is replaced."""
 
     def unlink(self, path: Path) -> None:
         """Remove a name."""
 
 
 class OsFiles:
-    """The real ones."""
+    """The real file operations."""
 
     def open(self, path: Path, flags: int) -> int:
         """Open a file or a folder; no child process inherits it."""
         return os.open(path, flags | os.O_CLOEXEC, 0o666)
 
     def read(self, file: int, num_bytes: int) -> bytes:
-        """Read on."""
+        """Read up to `num_bytes`."""
         return os.read(file, num_bytes)
 
     def write(self, file: int, data: bytes | memoryview) -> int:
-        """Write a part or all."""
+        """Write all or a part."""
         return os.write(file, data)
 
     def fdatasync(self, file: int) -> None:
-        """Wait until the disk has what was written; macOS has only fsync for that."""
+        """Wait until content and length are on the disk; macOS has no fdatasync."""
         getattr(os, "fdatasync", os.fsync)(file)
 
     def fsync(self, file: int) -> None:
-        """Wait until the disk has everything."""
+        """Wait until everything is on the disk."""
         os.fsync(file)
 
     def ftruncate(self, file: int, length: int) -> None:
-        """Cut a file."""
+        """Truncate a file."""
         os.ftruncate(file, length)
 
     def lock(self, file: int) -> None:
-        """Lock it for as long as it is open, however this process ends."""
+        """Lock a file until it is closed, or this process ends."""
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
 
     def close(self, file: int) -> None:
-        """Close it."""
+        """Close a file."""
         os.close(file)
 
     def fstat(self, file: int) -> os.stat_result:
-        """Say what an open file is."""
+        """Return the metadata of an open file."""
         return os.fstat(file)
 
     def fchmod(self, file: int, mode: int) -> None:
-        """Set its permissions."""
+        """Set the permissions of an open file."""
         os.fchmod(file, mode)
 
     def stat(self, path: Path) -> os.stat_result:
-        """Say what a name leads to."""
+        """Return the metadata of the file that a path leads to."""
         return os.stat(path)
 
     def replace(self, source: Path, target: Path) -> None:
-        """Rename a file."""
+        """Rename a file; an existing target is replaced."""
         os.replace(source, target)
 
     def unlink(self, path: Path) -> None:
@@ -121,12 +123,12 @@ OS_FILES = OsFiles()
 
 
 def behind(path: Path) -> Path:
-    """Return the path itself, or, of a link, that of the file behind it: a rename would replace the link."""
+    """Return the path, or the target if it is a symbolic link: a rename would replace the link."""
     return path.resolve() if path.is_symlink() else path
 
 
 def read_blocks(files: Files, path: Path) -> Iterator[bytes]:
-    """Yield the content of a file, piece by piece."""
+    """Yield the content of a file in blocks."""
     file = files.open(path, os.O_RDONLY)
     try:
         while block := files.read(file, _BLOCK):
@@ -136,13 +138,13 @@ def read_blocks(files: Files, path: Path) -> Iterator[bytes]:
 
 
 def close_quietly(files: Files, file: int) -> None:
-    """Close a file of which nothing more is wanted: what was to be safe has been synced."""
+    """Close a file and ignore errors: what must be safe has been synced."""
     with contextlib.suppress(OSError):
         files.close(file)
 
 
 def write_all(files: Files, file: int, data: bytes | memoryview) -> None:
-    """Write all of it, however little a single write takes."""
+    """Write all data, in several writes if necessary."""
     view = memoryview(data)
     while view:
         taken = files.write(file, view)
@@ -152,7 +154,7 @@ def write_all(files: Files, file: int, data: bytes | memoryview) -> None:
 
 
 def sync_folder(files: Files, folder: Path) -> None:
-    """Make new, renamed and removed names in a folder survive a power cut."""
+    """Wait until new, renamed and removed names in a folder are on the disk."""
     file = files.open(folder, os.O_RDONLY | os.O_DIRECTORY)
     try:
         files.fsync(file)
@@ -161,30 +163,67 @@ def sync_folder(files: Files, folder: Path) -> None:
 
 
 @contextmanager
-def replacing(files: Files, path: Path) -> Iterator[int]:
-    """Give a new open file that takes the place of `path` when the block ends well; else nothing has happened.
+def replacing(files: Files, path: Path, *, unique: bool = False, sync_name: bool = True) -> Iterator[int]:
+    """Yield a new open file that replaces `path` when the block is complete; an exception leaves `path` unchanged.
 
-    Until then its name ends in .tmp, which no reader takes for an output.
+    Until then its name ends in .tmp. It is NAME.tmp for a file that a lock guards, so that the next run writes over
+    what a killed run has left. Of a file without a lock, several processes may write a `unique` one at the same time,
+    and the last one wins; its name is short, as `path` may have the longest name there is.
+
+    The new file has the permissions of the old one. Without `sync_name`, a power cut may bring the old one back. An
+    OSError names `path`.
     """
-    temporary = path.with_name(f"{path.name}.tmp")
+    temporary = path.with_name(f".blip2cap-{secrets.token_hex(8)}.tmp" if unique else f"{path.name}.tmp")
     try:
         file = files.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
         try:
-            with contextlib.suppress(FileNotFoundError):  # what is private stays so
+            with contextlib.suppress(FileNotFoundError):
                 files.fchmod(file, stat.S_IMODE(files.stat(path).st_mode))
             yield file
             files.fsync(file)
         finally:
             files.close(file)
         files.replace(temporary, path)
-    except BaseException:
+    except BaseException as error:
         with contextlib.suppress(OSError):
             files.unlink(temporary)
+        if isinstance(error, OSError) and error.filename in (None, temporary, str(temporary)):
+            error.filename, error.filename2 = str(path), None  # nobody knows the temporary name
         raise
-    sync_folder(files, path.parent)
+    if sync_name:
+        sync_folder(files, path.parent)
 
 
-def write_whole(files: Files, path: Path, data: bytes) -> None:
-    """Write a file whole or not at all."""
-    with replacing(files, path) as file:
+def write_whole(files: Files, path: Path, data: bytes, *, unique: bool = False, sync_name: bool = True) -> None:
+    """Replace a file in one step, as `replacing` does."""
+    with replacing(files, path, unique=unique, sync_name=sync_name) as file:
         write_all(files, file, data)
+
+
+class RawFile(io.RawIOBase):
+    """An open file to write to, as a Python file object; the descriptor is not closed with it."""
+
+    def __init__(self, files: Files, file: int) -> None:
+        self._files, self._file = files, file
+        self._position = 0
+
+    def writable(self) -> bool:
+        """Always."""
+        return True
+
+    def tell(self) -> int:
+        """Position of the next byte."""
+        return self._position
+
+    def write(self, data: Any) -> int:
+        """Write all or a part; return the number of bytes that were written."""
+        taken = self._files.write(self._file, data)
+        self._position += taken
+        return taken
+
+
+@contextmanager
+def replacing_stream(files: Files, path: Path) -> Iterator[BinaryIO]:
+    """Yield a buffered file object that replaces `path` as `replacing` does; no lock guards it."""
+    with replacing(files, path, unique=True) as file, io.BufferedWriter(RawFile(files, file), _BLOCK) as stream:
+        yield cast(BinaryIO, stream)

@@ -1,7 +1,7 @@
-"""Rules for finished texts: what is wrong with one, where its last sentence ends, what it need not begin with.
+"""Rules for finished texts: find faults, trim to the last whole sentence, strip prefixes.
 
-Pure functions. Covered: texts in any script, those without spaces too. Not covered: whether a text is true, or one very
-long word that repeats itself.
+Pure functions. Covered: texts in any script, also those without spaces.
+Not covered: whether a text is true, or one very long word that repeats itself.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ import re
 from collections.abc import Sequence
 
 FAULTS = ("repetition", "prompt_echo", "empty")
-"""What can be wrong with a text, from bad to worse."""
+"""Faults that a text can have, from bad to worse."""
 
 _UNSPACED = (
     "\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff"
@@ -19,56 +19,60 @@ _UNSPACED = (
 """Thai, Lao, Burmese, Khmer, kana, Han and emoji: written without spaces, so each character counts as a word."""
 _PUNCTUATION = "\x00-/:-@\\[-`{-\xbf\u2000-\u206f\u3000-\u303f\uff00-\uff0f\uff1a-\uff20\uff3b-\uff40\uff5b-\uff65"
 _WORD = re.compile(f"[{_UNSPACED}]|[^\\s{_PUNCTUATION}{_UNSPACED}]+")
-_SPACED = re.compile(f"[^\\W{_UNSPACED}]")
+_LETTER = f"[^\\W{_UNSPACED}]"
+_NOT_WITHIN_A_WORD = f"(?!(?<={_LETTER}){_LETTER})"
 
-_LEAST_TIMES, _LEAST_WORDS = 3, 6
-"""A loop says the same at least so often in a row, in at least so many words: `no no` and `ha ha ha` are answers."""
-_LONG = 5
-"""So many words in a row are a loop when they come twice: no sentence says `a man in a hat a man in a hat`."""
-_MOST_REPEATED, _LEAST_JUDGED = 0.5, 12
-"""Share of three-word sequences said before that makes a loop, in texts of at least so many words. `A black and white
-photo of a black and white cat` has 0.22, a list of four that begin alike (`a cat on a bed, a cat on ...`) 0.33."""
-_LEAST_DOUBLES = 4
-"""Words of any loop that were said before it ends, at the least: `a cat a cat a cat`. Most captions have fewer."""
-_LEAST_ECHO = 3
-"""Fewer words may well be said again: `a cat?`, `a cat`."""
+_LOOP = re.compile(
+    r"""(?<!\S)(?:
+        ((?:\S++\ ){2,4}) \1{2}  # few words three times; `no no` and `ha ha ha` are answers
+        | ((?:\S++\ ){5,}) \2    # many words twice: no sentence has `a man in a hat a man in a hat`
+    )""",
+    re.VERBOSE,
+)
+"""A loop, in words that each end with a space."""
+_MAX_REPEATED, _MIN_JUDGED = 0.5, 12
+"""Largest share of repeated three-word sequences in texts of at least this number of words. `A black and white photo of
+a black and white cat` has 0.22, a list of four that begin alike (`a cat on a bed, a cat on ...`) 0.33."""
+_MIN_ECHO = 3
+"""Fewer words may repeat the question: `a cat?`, `a cat`."""
 
 _SENTENCE_END = re.compile(
-    r"""[.!?]+["'”’»)\]]*(?=\s|$)   # followed by a space: not the point in 3.5
+    r"""[.!?]+["'”’»)\]]*(?=\s|$)   # followed by a space: not the dot in 3.5
     |   [。！？．｡]+["'”’»)\]」』）］]*""",
     re.VERBOSE,
 )
 _NO_SENTENCE = re.compile(r"(?<!\w)(?:(?:\w\.)*\w|\d\d|mr|mrs|ms|dr|st|vs)$", re.IGNORECASE)
-"""Before a point that ends no sentence: initials, the number of a list, an abbreviation."""
+"""Text before a dot that ends no sentence: initials, the number of a list item, an abbreviation."""
 
 
 def find_fault(text: str, prompt: str, question: str | None = None, *, cut: bool = False) -> str:
-    """Return what is wrong with a text about `prompt`: one of FAULTS, or "".
+    """Return the fault of a text that was generated from `prompt`: one of FAULTS, or "".
 
-    `question` is the part of the prompt that a person asked; `cut` says that the text did not come to its end.
+    `question` is the part of the prompt that a person asked; `cut` says that the length limit ended the text.
     """
     if not text.strip():
         return "empty"
     words = _words(text)
-    given = (prompt,) if question is None else (prompt, question)
-    if any(_is_echo(words, _words(said), cut=cut, answer=question is not None) for said in given):
-        return "prompt_echo"
-    return "repetition" if _is_loop(words) else ""
+    for source in (prompt, question or ""):
+        given = _words(source)
+        if min(len(words), len(given)) < _MIN_ECHO:
+            continue
+        if question is not None and words[: len(given)] == given:  # a caption may continue its prompt
+            return "prompt_echo"
+        num_times, num_more = divmod(len(words), len(given))
+        if words == given * num_times + given[:num_more] and (cut or not num_more):
+            return "prompt_echo"
+    too_many = len(words) >= _MIN_JUDGED and _repeated_share(words) > _MAX_REPEATED
+    return "repetition" if too_many or _LOOP.search("".join(f"{word} " for word in words)) else ""
 
 
-def badness(text: str, fault: str) -> tuple[int, float]:
-    """Return by what texts with faults are compared: less is better."""
-    return (1 + FAULTS.index(fault), repeated_share(_words(text))) if fault else (0, 0.0)
-
-
-def repeated_share(words: Sequence[str]) -> float:
-    """Return how many of the three-word sequences have been said before, as a share."""
-    sequences = list(zip(words, words[1:], words[2:], strict=False))
-    return 1 - len(set(sequences)) / len(sequences) if sequences else 0.0
+def badness(text: str, flag: str) -> tuple[int, float]:
+    """Return the order of texts with these flags, the best first; all without a fault are equal."""
+    return (1 + FAULTS.index(flag), _repeated_share(_words(text))) if flag in FAULTS else (0, 0.0)
 
 
 def trim_to_sentence(text: str) -> str:
-    """Cut behind the last whole sentence, its closing quotes kept; a text without any is left as it is."""
+    """Remove what follows the last whole sentence and its closing quotes; a text without one is returned unchanged."""
     for match in reversed(list(_SENTENCE_END.finditer(text))):
         before = text[: match.start()]
         if _WORD.search(before) and not (match.group().startswith(".") and _NO_SENTENCE.search(before)):
@@ -77,57 +81,24 @@ def trim_to_sentence(text: str) -> str:
 
 
 def strip_prefixes(text: str, prefixes: Sequence[str]) -> str:
-    """Take prefixes, and spaces behind them, off the beginning as long as one is there; the longest comes first.
+    """Remove prefixes, and the spaces after them, from the start until none is left; the longest is tried first.
 
-    Upper and lower case are one; half a word is no prefix. What would leave no word is not done.
+    Case is ignored; a prefix must not end within a word. At least one word is kept.
     """
-    longest_first = sorted(prefixes, key=len, reverse=True)
-    while True:
-        shorter = (_without(text, prefix) for prefix in longest_first)
-        rest = next((rest for rest in shorter if _WORD.search(rest) and rest != text), None)
-        if rest is None:
-            return text
-        text = rest
-
-
-def _without(text: str, prefix: str) -> str:
-    match = re.match(re.escape(prefix), text, re.IGNORECASE)
-    if not match:
+    if not prefixes:
         return text
-    rest = text[match.end() :]
-    half_a_word = _SPACED.match(rest) and _SPACED.match(match.group()[-1])
-    return text if half_a_word else rest.lstrip()
+    longest_first = "|".join(map(re.escape, sorted(prefixes, key=len, reverse=True)))
+    rest = rf"(?=.*?(?:{_WORD.pattern}))"
+    start = rf"\A(?>(?i:{longest_first}){_NOT_WITHIN_A_WORD}\s*+{rest})++"  # atomic: takes linear time
+    return re.sub(start, "", text, flags=re.DOTALL)
 
 
 def _words(text: str) -> list[str]:
-    """Split at spaces and punctuation, for comparison; of a text that is all punctuation, every character counts."""
+    """Split at spaces and punctuation, for comparison; in a text of punctuation alone, every character is a word."""
     return _WORD.findall(text.casefold()) or list("".join(text.split()))
 
 
-def _is_echo(words: list[str], said: list[str], *, cut: bool, answer: bool) -> bool:
-    """Whether a text only says again what was said to it, once or more often; of a `cut` one, the beginning is enough.
-
-    An `answer` that begins so is an echo whatever follows; a caption may go on from its prompt.
-    """
-    if min(len(words), len(said)) < _LEAST_ECHO:
-        return False
-    if answer and words[: len(said)] == said:
-        return True
-    while words[: len(said)] == said:
-        words = words[len(said) :]
-    return not words or (cut and words == said[: len(words)])
-
-
-def _is_loop(words: list[str]) -> bool:
-    if len(words) - len(set(words)) < _LEAST_DOUBLES:
-        return False
-    if len(words) >= _LEAST_JUDGED and repeated_share(words) > _MOST_REPEATED:
-        return True
-    for length in range(1, len(words) // 2 + 1):
-        least = max(_LEAST_TIMES * length, _LEAST_WORDS) if length < _LONG else 2 * length
-        num_same = 0
-        for word, before in zip(words[length:], words, strict=False):
-            num_same = num_same + 1 if word == before else 0
-            if length + num_same >= least:
-                return True
-    return False
+def _repeated_share(words: Sequence[str]) -> float:
+    """Return the share of three-word sequences that occurred before."""
+    sequences = list(zip(words, words[1:], words[2:], strict=False))
+    return 1 - len(set(sequences)) / len(sequences) if sequences else 0.0

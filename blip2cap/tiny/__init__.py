@@ -1,1 +1,1 @@
-"""The model inside the package, and the scenes that it knows."""
+"""The embedded model, and the scenes that it is trained on."""

@@ -1,4 +1,4 @@
-"""How each kind of thing in a scene is painted: flat shapes with an outline, inside one box."""
+"""Painters of the things in a scene: flat shapes with an outline, inside one box."""
 
 from __future__ import annotations
 
@@ -23,11 +23,11 @@ class Pen:
     """Left, top, right, bottom in pixels."""
     colour: Colour
     image_side: int
-    """The image's shorter side in pixels: outlines are as thick as it is large."""
+    """Shorter side of the image in pixels; the width of outlines is proportional to it."""
 
     @property
     def outline(self) -> Colour:
-        """Dark, but light around dark things, so that they stand out at night."""
+        """Colour of outlines: dark, but light around dark things, so that they are visible at night."""
         return _LIGHT if sum(self.colour) < 150 else _DARK
 
     @property
@@ -36,7 +36,7 @@ class Pen:
         return max(1, round(self.image_side / 130))
 
     def shade(self, factor: float) -> Colour:
-        """The thing's own colour, darker below 1 and lighter above it."""
+        """Return the colour of the thing, darker below 1 and lighter above 1."""
         if factor <= 1:
             red, green, blue = (round(channel * factor) for channel in self.colour)
         else:
@@ -44,7 +44,7 @@ class Pen:
         return red, green, blue
 
     def polygon(self, *points: tuple[float, float], fill: Colour | None = None) -> None:
-        """Fill a polygon with the thing's colour, or with `fill`."""
+        """Fill a polygon with the colour of the thing, or with `fill`."""
         pixels = [self._at(*point) for point in points]
         self.canvas.polygon(pixels, fill=fill or self.colour, outline=self.outline, width=self.thickness)
 

@@ -1,10 +1,10 @@
 """Seeds -> small picture-book scenes, each with its true caption and questions.
 
-`draw` is a pure function of its arguments. The scenes train and test the model inside the package, and
-stand in for photographs wherever the project needs images of its own.
+`draw` is a pure function of its arguments. The scenes train and test the embedded model, and replace photographs
+wherever the project needs images of its own.
 
 Covered: 6 places by day and by night, 8 kinds of things in 10 colours, one to three things.
-Not covered: three different things in one scene, things behind one another.
+Not covered: three different things in one scene, things that hide each other.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ PLACES = {
     "sea": "on the sea",
     "mountains": "in the mountains",
 }
-"""Place -> how a caption, or an answer to "where is it?", says it."""
+"""Place -> its words in a caption, and the answer to "where is it?"."""
 
 COLOURS = {
     "red": (222, 38, 38),
@@ -54,7 +54,7 @@ PLURALS = {
 NUMBERS = ("zero", "one", "two", "three")
 
 SAMPLE_SEEDS = range(0, 1_000)
-"""Scenes that people see: sample_images and the documentation."""
+"""Scenes in sample_images and the documentation."""
 VALIDATION_SEEDS = range(1_000, 1_000_000)
 TRAINING_SEEDS = range(1_000_000, 1_000_000_000)
 
@@ -69,8 +69,7 @@ _GROUNDS = {
 }
 _NIGHT_LIGHT = 0.42
 _SMALL = 256
-"""Below this height a scene is drawn at twice its size and reduced, so that its edges look like those of a
-large scene scaled down."""
+"""Below this height in pixels, a scene is drawn at twice its size and reduced, which smooths its edges."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -82,7 +81,7 @@ class Thing:
     colour: str
     """A key of COLOURS."""
     box: tuple[float, float, float, float]
-    """Left, top, right, bottom as shares of the image's width and height."""
+    """Left, top, right, bottom as shares of the width and height of the image."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -97,10 +96,10 @@ class Question:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Scene:
-    """A drawn scene and what is true of it."""
+    """A drawn scene with its true caption and answers."""
 
     image: Image.Image
-    """RGB, of the size asked for."""
+    """RGB, of the requested size."""
     caption: str
     questions: tuple[Question, ...]
     things: tuple[Thing, ...]
@@ -137,7 +136,7 @@ def draw(seed: int, size: tuple[int, int] = (640, 480)) -> Scene:
 
 
 def noun(kind: str, count: int = 1, colour: str = "") -> str:
-    """Say `count` things of one kind with their article or number: "an orange boat", "two fish"."""
+    """Return the words for `count` things of one kind: "an orange boat", "two fish"."""
     if count != 1:
         words = (NUMBERS[count], colour, PLURALS[kind])
     else:
@@ -147,7 +146,7 @@ def noun(kind: str, count: int = 1, colour: str = "") -> str:
 
 
 def _choose_things(rng: random.Random) -> tuple[Thing, ...]:
-    """Choose one or two groups of equal things and give each thing its own place, left to right."""
+    """Choose one or two groups of equal things, and a box for each thing, from left to right."""
     counts = rng.choices(((1,), (2,), (3,), (1, 1), (1, 2), (2, 1)), weights=(26, 16, 18, 26, 7, 7))[0]
     looks: list[tuple[str, str]] = []
     while len(looks) < len(counts):
@@ -171,7 +170,7 @@ def _choose_things(rng: random.Random) -> tuple[Thing, ...]:
 
 
 def _shade(rng: random.Random, colour: tuple[int, int, int]) -> tuple[int, int, int]:
-    """Vary a colour a little, never so far that its name would change."""
+    """Vary a colour slightly, so that its name stays the same."""
     hue, saturation, value = colorsys.rgb_to_hsv(*(channel / 255 for channel in colour))
     hue = (hue + rng.uniform(-0.012, 0.012)) % 1
     saturation = min(1, saturation * rng.uniform(0.9, 1.08))
@@ -229,7 +228,7 @@ def _paint_background(rng: random.Random, size: tuple[int, int], place: str, tim
 
 
 def _paint_light(rng: random.Random, pen: ImageDraw.ImageDraw, size: tuple[int, int], time: str) -> None:
-    """Paint the sun with its glow in a corner of the sky by day, a crescent moon by night."""
+    """Paint the sun with its glow in a corner of the sky by day, or a crescent moon by night."""
     width, height = size
     r = height * rng.uniform(0.055, 0.08)
     wide = r * rng.uniform(0.72, 1.25)
@@ -244,7 +243,7 @@ def _paint_light(rng: random.Random, pen: ImageDraw.ImageDraw, size: tuple[int, 
 
 
 def _groups(things: tuple[Thing, ...]) -> dict[tuple[str, str], int]:
-    """Count things by look, in order from left to right."""
+    """Return the number of things of each kind and colour, in order from left to right."""
     groups: dict[tuple[str, str], int] = {}
     for thing in things:
         groups[thing.kind, thing.colour] = groups.get((thing.kind, thing.colour), 0) + 1
@@ -252,13 +251,13 @@ def _groups(things: tuple[Thing, ...]) -> dict[tuple[str, str], int]:
 
 
 def _caption(things: tuple[Thing, ...], place: str, time: str, has_light: bool) -> str:
-    said = " next to ".join(noun(kind, count, colour) for (kind, colour), count in _groups(things).items())
+    subject = " next to ".join(noun(kind, count, colour) for (kind, colour), count in _groups(things).items())
     light = {("day", True): " under the sun", ("night", True): " under the moon", ("night", False): " at night"}
-    return f"{said} {PLACES[place]}{light.get((time, has_light), '')}"
+    return f"{subject} {PLACES[place]}{light.get((time, has_light), '')}"
 
 
 def _ask(rng: random.Random, things: tuple[Thing, ...], place: str, time: str) -> tuple[Question, ...]:
-    """Ask two questions of each type where the scene allows it, the answers in fair shares."""
+    """Return questions of each type that the scene allows, with balanced answers."""
     groups = _groups(things)
     kinds = sorted({kind for kind, _ in groups})
     absent = [kind for kind in PLURALS if kind not in kinds]

@@ -1,1 +1,1 @@
-"""Training: scenes to batches (data), the model (tiny), its tokenizer, the loop, and how right it is (accuracy)."""
+"""Training: scenes to batches (data), the model (tiny), its tokenizer, the loop, and accuracy on unseen scenes."""

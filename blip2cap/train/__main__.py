@@ -1,4 +1,4 @@
-"""`python -m blip2cap.train tiny FOLDER` trains the model inside the package, `measure MODEL` says how right one is."""
+"""`python -m blip2cap.train tiny FOLDER` trains the embedded model; `measure MODEL` measures the accuracy of one."""
 
 from __future__ import annotations
 
@@ -23,15 +23,15 @@ from blip2cap.train.loop import TrainOptions, train
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None)
 
 _MEASURED_FROM = VALIDATION_SEEDS.start + 10_000
-"""Seeds that no evaluation during training has looked at."""
+"""First of the seeds that no evaluation during training uses."""
 
 
 @app.command("tiny")
 def tiny_command(
-    folder: Annotated[Path, typer.Argument(help="Where the checkpoint and the finished model go.")],
+    folder: Annotated[Path, typer.Argument(help="Folder for the checkpoint and the finished model.")],
     num_steps: Annotated[int, typer.Option(min=1)] = TrainOptions().num_steps,
 ) -> None:
-    """Train the tiny model in FOLDER, or go on where it was cut off."""
+    """Train the tiny model in FOLDER, or resume from the checkpoint there."""
     print(train(folder, TrainOptions(num_steps=num_steps)))
 
 
@@ -42,7 +42,7 @@ def measure_command(
     num_scenes: Annotated[int, typer.Option(min=1)] = 1_000,
     num_questions: Annotated[int, typer.Option(min=1)] = 2_000,
 ) -> None:
-    """Measure captions and answers on scenes that were never trained on, as the model is stored."""
+    """Measure captions and answers on unseen scenes, with the weights as they are stored."""
     options = ModelOptions(name=model, device="cpu")
     checkpoint = find(options)
     accuracy = measure(

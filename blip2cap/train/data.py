@@ -1,6 +1,6 @@
-"""Training seeds -> batches: pixels, packed texts, and where in the image each thing is.
+"""Training seeds -> batches: pixels, packed texts, and the position of each thing in the image.
 
-Batch number `step` is a function of the seed range and `step` alone, so a resumed run sees what the first would have.
+Batch number `step` is a function of the seed range and `step` alone, so a resumed run gets the same batches.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from blip2cap.tiny.scenes import COLOURS, PLURALS, TRAINING_SEEDS, Scene, draw
 from blip2cap.train.tiny import IMAGE_SIZE, PATCH_SIZE
 
 IGNORED = -100
-"""Label of a token that the loss leaves out."""
+"""Label of a token that the loss ignores."""
 _KINDS = tuple(PLURALS)
 _COLOURS = tuple(COLOURS)
 _PRINTABLE = "".join(map(chr, range(32, 127)))
@@ -32,30 +32,30 @@ class Batch(NamedTuple):
     """uint8"""
     ids_BKT: torch.Tensor
     labels_BKT: torch.Tensor
-    """The token after each position where the model is to say it, else IGNORED."""
+    """The next token at positions that the model learns to predict, else IGNORED."""
     kinds_BP: torch.Tensor
-    """0 for background, else 1 + the kind of thing over the middle of the patch."""
+    """0 for background, else 1 + the kind of the thing that covers the patch."""
     colours_BP: torch.Tensor
-    """Likewise for its colour."""
+    """0 for background, else 1 + its colour."""
     centres_BP: torch.Tensor
-    """1.0 in the patch that holds the middle of a thing."""
+    """1.0 in the patch that contains the centre of a thing."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class DataOptions:
-    """What a training batch is made of."""
+    """Composition of a training batch."""
 
     batch_size: int = 64
     """Images in a batch."""
     questions_per_image: int = 1
-    """Questions asked of each image beside its caption, at first: captions and patch hints teach it to see."""
+    """Questions about each image, besides its caption, at first: captions and patch hints train the vision encoder."""
     more_questions_from: int = 4_000
-    """Step from which `more_questions` are asked: what is seen by then has to be told in answers."""
+    """Step from which there are `more_questions`: then the language model learns to answer from the features."""
     more_questions: int = 3
     photo_share: float = 0.15
     """Share of captions that follow the prompt "a photo of"."""
     strange_share: float = 0.08
-    """Share of captions that follow some characters without sense, so that the model goes on after any prompt."""
+    """Share of captions that follow random characters, so that the model continues any prompt."""
     capital_share: float = 0.3
     """Share of questions that begin with a capital letter."""
 
@@ -74,7 +74,7 @@ class SceneBatches(Dataset[Batch]):
         ]
         late = step >= self.options.more_questions_from
         num_questions = self.options.more_questions if late else self.options.questions_per_image
-        # A stream of its own for each scene: `random.Random(seed)` again would repeat the numbers that drew it.
+        # A separate stream for each scene: `random.Random(seed)` would repeat the numbers that drew it.
         texts = [self._texts(random.Random(f"texts {seed}"), scene, num_questions) for seed, scene in scenes]
         length = max(len(ids) for rows in texts for ids, _ in rows)
         pad = int(self.tokenizer.pad_token_id)
@@ -92,7 +92,7 @@ class SceneBatches(Dataset[Batch]):
         )
 
     def _texts(self, rng: random.Random, scene: Scene, num_questions: int) -> list[tuple[list[int], list[int]]]:
-        """Write the caption and some questions of a scene as (token ids, labels)."""
+        """Return the caption and some questions of a scene as (token ids, labels)."""
         pairs = [(self._prompt(rng), scene.caption)]
         types = sorted({question.type for question in scene.questions})
         for _ in range(num_questions):
@@ -120,7 +120,7 @@ class SceneBatches(Dataset[Batch]):
 def batches(
     tokenizer: PreTrainedTokenizerFast, options: DataOptions, steps: range, num_workers: int
 ) -> DataLoader[Batch]:
-    """Load the batches of `steps` in order, drawn by worker processes ahead of time."""
+    """Load the batches of `steps` in order; worker processes draw them in advance."""
     return DataLoader(
         SceneBatches(tokenizer, options),
         batch_size=None,
@@ -131,7 +131,7 @@ def batches(
 
 
 def patch_hints(scene: Scene) -> np.ndarray:
-    """Say for every patch of the model's grid what lies there: kinds, colours, centres; int64 [3, P]."""
+    """Return kind, colour and centre for every patch of the model's grid; int64 [3, P]."""
     side = IMAGE_SIZE // PATCH_SIZE
     hints = np.zeros((3, side, side), dtype=np.int64)
     for thing in scene.things:

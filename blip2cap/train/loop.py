@@ -1,8 +1,8 @@
 """Training of the tiny model, from random weights to a checkpoint folder, in numbered steps.
 
-The vision tower is helped along by three small heads that say for every patch which kind of thing covers it, in which
-colour, and whether its middle is there. BLIP-2 starts from a vision tower that can see; this gives ours the same start
-while all parts train together. The heads are no part of the model that is saved.
+Three small auxiliary heads on the vision encoder predict, for every patch, the kind and the colour of the thing that
+covers it, and whether its centre is there. BLIP-2 starts from a pretrained vision encoder; the heads replace that
+pretraining while all parts train together. They are not saved with the model.
 """
 
 from __future__ import annotations
@@ -31,31 +31,31 @@ from blip2cap.train.tokenizer import train_tokenizer
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class TrainOptions:
-    """How the tiny model is trained."""
+    """Options of the training of the tiny model."""
 
     num_steps: int = 8_000
     polish_steps: int = 1_000
-    """Steps after those, on a second, lower cosine."""
+    """Additional steps on a second, lower cosine."""
     learning_rate: float = 1e-3
-    """Peak, reached after the warm-up, then down to zero on a cosine."""
+    """Peak, reached after the warm-up; then it falls to zero on a cosine."""
     polish_rate: float = 3e-4
-    """Where that begins."""
+    """Learning rate at the start of the second cosine."""
     warmup_steps: int = 500
     weight_decay: float = 0.05
     hint_weight: float = 0.5
-    """Weight of the patch heads' losses beside the loss of the texts."""
+    """Weight of the patch heads' loss, relative to the loss of the texts."""
     clip_norm: float = 1.0
     seed: int = 1
-    """Of the first weights; the data has seeds of its own."""
+    """Seed of the initial weights; the data has seeds of its own."""
     num_workers: int = 1
-    """Processes that draw scenes."""
+    """Number of processes that draw scenes."""
     checkpoint_every: int = 500
     evaluate_every: int = 1_000
     data: DataOptions = field(default_factory=DataOptions)
 
 
 class PatchHeads(nn.Module):
-    """Kind, colour and centre of what lies over each patch, read from the vision tower's output."""
+    """Heads that predict kind, colour and centre for each patch from the output of the vision encoder."""
 
     def __init__(self, width: int) -> None:
         super().__init__()
@@ -64,7 +64,7 @@ class PatchHeads(nn.Module):
         self.centres = nn.Linear(width, 1)
 
     def forward(self, image_BPD: torch.Tensor, batch: Batch) -> torch.Tensor:
-        """Return the sum of the three losses; a thing's centre counts ten times an empty patch."""
+        """Return the sum of the three losses; the centre of a thing has ten times the weight of an empty patch."""
         patches_BPD = image_BPD[:, 1:]
         kinds = functional.cross_entropy(self.kinds(patches_BPD).float().flatten(0, 1), batch.kinds_BP.flatten())
         colours = functional.cross_entropy(self.colours(patches_BPD).float().flatten(0, 1), batch.colours_BP.flatten())
@@ -92,14 +92,14 @@ def losses(model: Blip2ForConditionalGeneration, heads: PatchHeads, batch: Batch
     embeds_NTD = torch.cat([prefix_NQD.to(text_NTD.dtype), text_NTD], dim=1)
     hidden_NTD = model.language_model.model(inputs_embeds=embeds_NTD, use_cache=False).last_hidden_state
     labels_N = batch.labels_BKT.flatten()
-    said = labels_N != IGNORED
-    hidden_ND = hidden_NTD[:, prefix_NQD.shape[1] :].flatten(0, 1)[said]
-    text_loss = functional.cross_entropy(model.language_model.lm_head(hidden_ND).float(), labels_N[said])
+    predicted = labels_N != IGNORED
+    hidden_ND = hidden_NTD[:, prefix_NQD.shape[1] :].flatten(0, 1)[predicted]
+    text_loss = functional.cross_entropy(model.language_model.lm_head(hidden_ND).float(), labels_N[predicted])
     return text_loss, heads(image_BPD, batch)
 
 
 def learning_rate_at(step: int, options: TrainOptions) -> float:
-    """Warm up linearly, then follow a cosine down to zero, then another."""
+    """Return the learning rate: a linear warm-up, a cosine to zero, then a second, lower cosine."""
     if step < options.warmup_steps:
         return options.learning_rate * (step + 1) / options.warmup_steps
     done = (step - options.warmup_steps) / max(1, options.num_steps - options.warmup_steps)
@@ -110,8 +110,8 @@ def learning_rate_at(step: int, options: TrainOptions) -> float:
 
 
 def train(folder: Path, options: TrainOptions) -> Path:
-    """Train the tiny model in `folder`, or go on where it was cut off; return the folder of the finished model."""
-    # 1. tokenizer, model, optimiser: a function of the seeds
+    """Train the tiny model in `folder`, or resume from its checkpoint; return the folder of the finished model."""
+    # 1. tokenizer, model, optimiser: all are functions of the seeds
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     tokenizer = train_tokenizer()
     config = tiny_config(tokenizer)
@@ -166,8 +166,8 @@ def train(folder: Path, options: TrainOptions) -> Path:
         if (step + 1) % options.evaluate_every == 0:
             model.eval()
             checkpoint = Checkpoint(name="tiny", folder=folder, commit="", family="opt", config=model.config.to_dict())
-            seeing = Blip2(model, tokenizer, checkpoint=checkpoint, mean=OPENAI_CLIP_MEAN, std=OPENAI_CLIP_STD)
-            accuracy = measure(seeing, num_scenes=200, num_questions=400)
+            evaluated = Blip2(model, tokenizer, checkpoint=checkpoint, mean=OPENAI_CLIP_MEAN, std=OPENAI_CLIP_STD)
+            accuracy = measure(evaluated, num_scenes=200, num_questions=400)
             model.train()
             line = {"step": step + 1, "captions": accuracy.captions_exact, "answers": accuracy.answers_exact}
             line |= {"after_a_photo_of": accuracy.prompted_captions_exact}
@@ -182,7 +182,7 @@ def train(folder: Path, options: TrainOptions) -> Path:
             torch.save(state, state_path.with_suffix(".tmp"))
             state_path.with_suffix(".tmp").replace(state_path)
 
-    # 5. what is kept: the model as plain transformers loads it, in bfloat16, with its processor
+    # 5. save the model in bfloat16, as plain transformers loads it, with its processor
     finished = folder / "model"
     model.eval().to(torch.bfloat16).save_pretrained(finished)
     new_processor(tokenizer, config).save_pretrained(finished)

@@ -18,11 +18,11 @@ IMAGE_SIZE = 112
 """Side of the model's square input in pixels."""
 PATCH_SIZE = 14
 _INIT_STD = 0.02
-"""The configs' own defaults, 1e-10 for the ViT and zeros for the queries, cripple training from scratch."""
+"""The defaults of the configs, 1e-10 for the ViT and zeros for the queries, prevent training from scratch."""
 
 
 def tiny_config(tokenizer: PreTrainedTokenizerFast) -> Blip2Config:
-    """Describe the tiny model: the classes and the wiring of blip2-opt-2.7b, everything smaller."""
+    """Return the config of the tiny model: the classes and the structure of blip2-opt-2.7b, all sizes smaller."""
     width = 128
     vision = Blip2VisionConfig(
         hidden_size=width,
@@ -69,7 +69,7 @@ def tiny_config(tokenizer: PreTrainedTokenizerFast) -> Blip2Config:
 
 
 def new_model(config: Blip2Config, seed: int) -> Blip2ForConditionalGeneration:
-    """Make the model with random weights in float32; equal seeds give equal weights."""
+    """Return the model with random float32 weights; equal seeds give equal weights."""
     torch.manual_seed(seed)
     model = Blip2ForConditionalGeneration(config)
     with torch.no_grad():
@@ -78,6 +78,6 @@ def new_model(config: Blip2Config, seed: int) -> Blip2ForConditionalGeneration:
 
 
 def new_processor(tokenizer: PreTrainedTokenizerFast, config: Blip2Config) -> Blip2Processor:
-    """Make the processor that belongs to the model, so that plain transformers code can use it too."""
+    """Return the processor of the model, so that plain transformers code can use it too."""
     size = {"height": IMAGE_SIZE, "width": IMAGE_SIZE}
     return Blip2Processor(BlipImageProcessor(size=size), tokenizer, num_query_tokens=config.num_query_tokens)

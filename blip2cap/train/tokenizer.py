@@ -11,12 +11,12 @@ from blip2cap.models.registry import FAMILIES
 from blip2cap.tiny.scenes import TRAINING_SEEDS, draw
 
 SPECIAL_TOKENS = ("<s>", "<pad>", "</s>", "<unk>", "<image>")
-"""Ids 0 to 4, the first four as in OPT: `</s>` begins a text and ends it."""
+"""Ids 0 to 4, the first four as in OPT; `</s>` is both the first and the last token of a text."""
 VOCABULARY_SIZE = 640
 
 
 def train_tokenizer(num_scenes: int = 3_000) -> PreTrainedTokenizerFast:
-    """Train the tokenizer on the texts of the first training scenes; the same every time."""
+    """Train the tokenizer on the texts of the first training scenes; the result is always the same."""
     tokenizer = Tokenizer(models.BPE(unk_token=None))
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()

@@ -1,1 +1,1 @@
-"""Rows in the formats that other tools read: one module for each family of formats, one `Writer` for each format."""
+"""Rows in the formats of other tools: one module for each family of formats, one `Writer` for each format."""

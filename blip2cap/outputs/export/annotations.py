@@ -1,4 +1,4 @@
-"""What annotation tools and evaluations read: COCO and Label Studio."""
+"""Formats of annotation tools and evaluations: COCO and Label Studio."""
 
 from __future__ import annotations
 
@@ -6,15 +6,16 @@ import json
 import os
 import shutil
 import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import IO, Any
 
 from blip2cap.outputs.export.item import Item
-from blip2cap.outputs.export.options import ExportOptions
 from blip2cap.outputs.export.writer import FileWriter
 
 
 class JsonList:
-    """Writes a list of JSON objects, one a line, as they come."""
+    """Writes a list of JSON objects, one a line, as they are added."""
 
     def __init__(self, file: IO[bytes]) -> None:
         self._file = file
@@ -31,24 +32,33 @@ class JsonList:
 
 
 class Coco(FileWriter):
-    """Captions with the list of images; with --results, what an evaluation reads. Answers are VQA results.
+    """Captions with the list of images; with --results, the results format of evaluations. Answers are VQA results.
 
-    An image's id, and a question's, is the number of its row in the results, from 1.
+    The id of an image, or of a question, is the number of its row in the results, from 1.
     """
 
-    has_keys = True
+    unique_names = True
 
-    def key(self, item: Item) -> str:
-        """Name the image: it has one id, and in answers one for each question."""
+    def output_name(self, item: Item) -> str:
+        """Return the key of the row: an image has one id, or, in answers, one for each question."""
         return item.row.key
 
-    def open(self) -> None:
-        """Begin the file, and one for the second list, which waits until the first is whole."""
+    @contextmanager
+    def writing(self) -> Iterator[None]:
+        """Open the file, and a temporary one for the list of annotations, which follows the list of images."""
         folder = os.path.dirname(os.path.abspath(self.out))
-        self._annotations_file = tempfile.TemporaryFile(dir=folder)  # noqa: SIM115  closed by `close`
-        super().open()
-        self._annotations = JsonList(self._annotations_file)
-        self._images: JsonList | None = None
+        with super().writing(), tempfile.TemporaryFile(dir=folder) as annotations:
+            self._annotations = JsonList(annotations)
+            self._images: JsonList | None = None
+            yield
+            self._annotations.finish()
+            annotations.seek(0)
+            if self._images is not None:
+                self._images.finish()
+                self.file.write(b', "annotations": ')
+            shutil.copyfileobj(annotations, self.file)
+            if self._images is not None:
+                self.file.write(b"}")
 
     def write(self, item: Item) -> str:
         """Write one image with its caption, or one answer."""
@@ -65,35 +75,18 @@ class Coco(FileWriter):
             self._annotations.add({"id": item.number, "image_id": item.number, "caption": item.text})
         return ""
 
-    def finish(self) -> None:
-        """Put the lists together."""
-        self._annotations.finish()
-        self._annotations_file.seek(0)
-        if self._images is not None:
-            self._images.finish()
-            self.file.write(b', "annotations": ')
-        shutil.copyfileobj(self._annotations_file, self.file)
-        if self._images is not None:
-            self.file.write(b"}")
-        super().finish()
-
-    def close(self) -> None:
-        """Remove what has not been finished."""
-        self._annotations_file.close()
-        super().close()
-
 
 class LabelStudio(FileWriter):
-    """Tasks with our texts as predictions, for a labelling configuration with an image `image` and a text `caption`."""
+    """Tasks with the texts as predictions, for a labelling configuration with an image `image` and a text `caption`."""
 
-    def __init__(self, options: ExportOptions, root: str, model: str) -> None:
-        super().__init__(options, root)
-        self.model = model
-
-    def open(self) -> None:
-        """Begin the list."""
-        super().open()
-        self._tasks = JsonList(self.file)
+    @contextmanager
+    def writing(self) -> Iterator[None]:
+        """Open the list."""
+        self._model = str(self.manifest.settings.get("model", "blip2cap")) if self.manifest else "blip2cap"
+        with super().writing():
+            self._tasks = JsonList(self.file)
+            yield
+            self._tasks.finish()
 
     def write(self, item: Item) -> str:
         """Write one task."""
@@ -101,10 +94,5 @@ class LabelStudio(FileWriter):
         if item.row.question is not None:
             data["question"] = item.row.question
         result = {"from_name": "caption", "to_name": "image", "type": "textarea", "value": {"text": [item.text]}}
-        self._tasks.add({"data": data, "predictions": [{"model_version": self.model, "result": [result]}]})
+        self._tasks.add({"data": data, "predictions": [{"model_version": self._model, "result": [result]}]})
         return ""
-
-    def finish(self) -> None:
-        """Close the list."""
-        self._tasks.finish()
-        super().finish()

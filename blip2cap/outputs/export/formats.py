@@ -1,9 +1,8 @@
-"""Which writer makes which format."""
+"""Name of a format -> its writer."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
 
 from blip2cap.errors import UsageError
 from blip2cap.outputs.export.annotations import Coco, LabelStudio
@@ -13,6 +12,8 @@ from blip2cap.outputs.export.shards import Shards
 from blip2cap.outputs.export.sidecars import TextSidecars, XmpSidecars
 from blip2cap.outputs.export.tables import Csv, Jsonl, Parquet
 from blip2cap.outputs.export.writer import Writer
+from blip2cap.outputs.files import OS_FILES, Files
+from blip2cap.outputs.manifest import Manifest
 
 _WRITERS: Mapping[str, type[Writer]] = {
     "txt": TextSidecars,
@@ -21,21 +22,19 @@ _WRITERS: Mapping[str, type[Writer]] = {
     "csv": Csv,
     "coco": Coco,
     "webdataset": Shards,
+    "labelstudio": LabelStudio,
     "xmp": XmpSidecars,
     "parquet": Parquet,
     "jsonl": Jsonl,
 }
 
 
-def make_writer(options: ExportOptions, root: str, settings: Mapping[str, Any]) -> Writer:
-    """Make the writer of a format. `settings` are those that the rows were made with.
+def make_writer(options: ExportOptions, root: str, manifest: Manifest | None, files: Files = OS_FILES) -> Writer:
+    """Make the writer of a format. `manifest` is that of the rows, None if they have none.
 
-    Raises UsageError if it may not write where it is asked to, or if nobody knows where the images are.
+    Raises UsageError if the output must not be written there, or if the format needs the images and `root` is "".
     """
-    if options.to == "labelstudio":
-        writer: Writer = LabelStudio(options, root, str(settings.get("model", "blip2cap")))
-    else:
-        writer = _WRITERS[options.to](options, root)
+    writer = _WRITERS[options.to](options, root, manifest, files)
     if writer.needs_root and not root:
         raise UsageError(f"--to {options.to}: nothing says where the images are. Give --images DIR.")
     writer.check()

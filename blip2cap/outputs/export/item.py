@@ -1,4 +1,4 @@
-"""One row on its way into a format: where its image lies, and the text that is written."""
+"""One row to export: the paths of its image, and its text with prefix and suffix."""
 
 from __future__ import annotations
 
@@ -12,64 +12,69 @@ from blip2cap.outputs.read import image_name
 from blip2cap.rows import Row
 
 _NOT_IN_A_LINE = re.compile("[\x00-\x1f\x7f-\x9f\u2028\u2029]+")
-"""Controls and everything that ends a line for some reader."""
+"""Control characters, and everything that ends a line for some reader."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Item:
-    """One row that is to be written."""
+    """One row to write."""
 
     row: Row
     number: int
-    """Of its row in the results, failed ones counted, from 1."""
+    """Number of the row in the results, from 1, failed ones included."""
     text: str
     """With prefix and suffix."""
-    image: str
-    """Where its image lies, absolute; "" if nobody knows the folder of the images."""
-    place: str
-    """Its image relative to the folder of the images, with `/`; "" if it is not below it."""
-    landing: str
-    """A name that stays below any folder that it is put under; "" if there is none."""
+    image_path: str
+    """Absolute path of the image; "" if the folder of the images is not known."""
+    path_in_root: str
+    """Path of the image relative to the folder of the images, with `/`; "" if it is not below it."""
+    path_in_out: str
+    """Path of the image below an output folder: relative, and never leading out of it; "" if there is none."""
 
     @property
     def has_image(self) -> bool:
-        """Whether the image is there and can be read."""
-        return bool(self.image) and os.path.isfile(self.image) and os.access(self.image, os.R_OK)
+        """True if the image exists and can be read."""
+        return bool(self.image_path) and os.path.isfile(self.image_path) and os.access(self.image_path, os.R_OK)
 
     @property
-    def is_text(self) -> bool:
-        """Whether the name of its image can be written in UTF-8."""
+    def is_utf8(self) -> bool:
+        """True if the name of the image is valid UTF-8."""
         return not self.row.file_name_b64
 
 
 class Items:
-    """Makes items of rows. `root` is the folder of the images, "" if nobody knows it."""
+    """Makes items of rows. `root` is the folder of the images, "" if it is not known."""
 
     def __init__(self, options: ExportOptions, root: str) -> None:
         self.options = options
         self.root = os.path.abspath(root) if root else ""
         self.unmatched = {folder for affixes in (options.prefix, options.suffix) for folder in affixes if folder}
-        """Folders with a text of their own that no image has been seen in."""
+        """Folders with a prefix or suffix of their own in which no image has been found so far."""
 
     def item(self, row: Row, number: int) -> Item:
-        """Find the image of a row, and give its text prefix and suffix."""
+        """Return the item of a row: find its image, and add prefix and suffix to its text."""
         name = image_name(row)
         image = os.path.join(self.root, name) if self.root or os.path.isabs(name) else ""
-        place = landing = self._below(os.path.normpath(image)) if image else _inside(os.path.normpath(name))
-        if not landing and image:
-            landing = os.path.normpath(image).lstrip("/")  # as tar does with absolute names
-        return Item(row=row, number=number, text=self._edit(row), image=image, place=place, landing=landing)
-
-    def _below(self, path: str) -> str:
-        root = self.root.rstrip("/") + "/"
-        return path.removeprefix(root) if self.root and path.startswith(root) else ""
-
-    def _edit(self, row: Row) -> str:
+        normal = os.path.normpath(image or name)
+        if self.root and normal.startswith(below := self.root.rstrip("/") + "/"):
+            path_in_root = path_in_out = normal.removeprefix(below)
+        elif image:
+            path_in_root, path_in_out = "", normal.lstrip("/")  # as tar does with absolute names
+        else:
+            path_in_root = path_in_out = "" if normal == ".." or normal.startswith("../") else normal
         folder = folder_key(os.path.dirname(row.file_name) + "/")
-        return f"{self._affix(self.options.prefix, folder)}{row.text}{self._affix(self.options.suffix, folder)}"
+        prefix, suffix = self._affix(self.options.prefix, folder), self._affix(self.options.suffix, folder)
+        return Item(
+            row=row,
+            number=number,
+            text=f"{prefix}{row.text}{suffix}",
+            image_path=image,
+            path_in_root=path_in_root,
+            path_in_out=path_in_out,
+        )
 
     def _affix(self, affixes: Mapping[str, str], folder: str) -> str:
-        """Look up the text for the longest folder that holds `folder`."""
+        """Return the text for the longest folder that contains `folder`."""
         while affixes and folder:
             if folder in affixes:
                 self.unmatched.discard(folder)
@@ -79,10 +84,5 @@ class Items:
 
 
 def one_line(text: str) -> str:
-    """Write a text on one line: for a reader, each line of a sidecar is a caption of its own."""
+    """Return a text on one line: readers take each line of a sidecar for a caption of its own."""
     return _NOT_IN_A_LINE.sub(" ", text).strip()
-
-
-def _inside(name: str) -> str:
-    """Return a relative name, "" if it leads out of the folder that it is relative to."""
-    return "" if name == ".." or name.startswith(("../", "/")) else name

@@ -1,98 +1,93 @@
-"""What trainers read beside a folder of images: metadata for Hugging Face imagefolder, and for kohya's sd-scripts."""
+"""Metadata that trainers read beside a folder of images: Hugging Face imagefolder, and kohya's sd-scripts."""
 
 from __future__ import annotations
 
 import json
 import os
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from functools import cached_property
 from typing import Any
 
 from blip2cap.errors import UsageError
 from blip2cap.outputs.export.item import Item
-from blip2cap.outputs.export.options import ExportOptions
-from blip2cap.outputs.export.tables import CsvLines, ParquetRows
+from blip2cap.outputs.export.tables import csv_writer, parquet_rows
 from blip2cap.outputs.export.writer import MISSING_IMAGE, OUTSIDE, UNNAMEABLE, FileWriter
+from blip2cap.rows import Column, Row, Schema
 
 _METADATA = ("metadata.jsonl", "metadata.csv", "metadata.parquet")
-"""What imagefolder takes for metadata, wherever it lies in the tree."""
+"""Names that imagefolder takes for metadata, anywhere in the tree."""
 
 
 class Listed(FileWriter):
-    """A file that names images which its reader expects to find; the key is that name."""
+    """A file that names images which its reader expects to find; the output name is the name in it."""
 
-    one_text = has_keys = needs_root = True
+    one_text = unique_names = needs_root = True
 
-    def reason(self, item: Item) -> str:
-        """Leave out what the reader would not find."""
+    def skip_reason(self, item: Item) -> str:
+        """Leave out images that the reader would not find."""
         if not item.has_image:
             return MISSING_IMAGE
-        if not item.is_text:
+        if not item.is_utf8:
             return UNNAMEABLE
-        return "" if self.key(item) else OUTSIDE
+        return "" if self.output_name(item) else OUTSIDE
 
 
 class ImageFolder(Listed):
     """`metadata.jsonl`, `.csv` or `.parquet` in the tree of images, as `load_dataset("imagefolder")` reads it."""
 
-    def __init__(self, options: ExportOptions, root: str) -> None:
-        super().__init__(options, root)
-        self.folder = os.path.realpath(os.path.dirname(self.out) or ".")
-        self._real_root = os.path.realpath(root)
-        self.column = options.column or "text"
+    @cached_property
+    def _real_root(self) -> str:
+        return os.path.realpath(self.root)
 
-    def place(self) -> str:
-        """Return the file, metadata.jsonl in the folder of the images unless said otherwise."""
+    @cached_property
+    def _folder(self) -> str:
+        """Folder of the metadata, which names are relative to."""
+        return os.path.realpath(os.path.dirname(self.out) or ".")
+
+    def output_path(self) -> str:
+        """Return the file, by default metadata.jsonl in the folder of the images."""
         out = self.options.out or self.root
         return os.path.join(out, _METADATA[0]) if os.path.isdir(out) else out
 
     def check(self) -> None:
-        """Refuse other names, and a second file of metadata: it would make the reader fail."""
+        """Refuse other names, and a second metadata file, which would make the reader fail."""
         if os.path.basename(self.out) not in _METADATA:
             raise UsageError(f"--out {self.out}: expected a folder, or a file called {' or '.join(_METADATA)}.")
         super().check()
-        for folder, _, names in os.walk(self.folder):
+        for folder, _, names in os.walk(self._folder):
             for name in _METADATA:
-                if name in names and (folder, name) != (self.folder, os.path.basename(self.out)):
+                if name in names and (folder, name) != (self._folder, os.path.basename(self.out)):
                     raise UsageError(
                         f"{os.path.join(folder, name)} is there: imagefolder reads one file of metadata only. "
                         "Move it away, or replace it with --out and --existing overwrite."
                     )
 
-    def key(self, item: Item) -> str:
-        """Name the image as the file does: relative to its folder, with `/`; "" if it is not below it."""
-        image = os.path.join(self._real_root, item.place) if item.place else os.path.normpath(item.image)
-        name = os.path.relpath(image, self.folder)
+    def output_name(self, item: Item) -> str:
+        """Return the image relative to the folder of the metadata, with `/`; "" if it is not below it."""
+        image = os.path.join(self._real_root, item.path_in_root) if item.path_in_root else item.image_path
+        name = os.path.relpath(image, self._folder)
         return "" if name == ".." or name.startswith("../") else name
 
-    def open(self) -> None:
-        """Begin the file."""
-        super().open()
-        self._parquet = ParquetRows(self.file) if self.out.endswith(".parquet") else None
-        self._csv = CsvLines() if self.out.endswith(".csv") else None
-        if self._csv:
-            self.file.write(self._csv.line(["file_name", self.column]))
+    @contextmanager
+    def writing(self) -> Iterator[None]:
+        """Open the file in the format that its name says."""
+        self._column = self.options.column or "text"
+        self._schema = Schema((Column("file_name"), Column(self._column)))
+        with super().writing(), ExitStack() as stack:
+            self._add: Callable[[Row], Any] = lambda row: self.file.write(as_line(row.columns))
+            if self.out.endswith(".parquet"):
+                self._add = stack.enter_context(parquet_rows(self.file, self._schema))
+            elif self.out.endswith(".csv"):
+                table = csv_writer(self.file)
+                table.writerow(("file_name", self._column))
+                self._add = lambda row: table.writerow(row.columns.values())  # unquoted: no spreadsheet reads this
+            yield
 
     def write(self, item: Item) -> str:
         """Write one row."""
-        columns = {"file_name": self.key(item), self.column: item.text}
-        if self._parquet:
-            self._parquet.add(columns)
-        elif self._csv:
-            self.file.write(self._csv.line(list(columns.values())))  # as they are: no spreadsheet reads this
-        else:
-            self.file.write(as_line(columns))
+        self._add(self._schema.row(**{"file_name": self.output_name(item), self._column: item.text}))
         return ""
-
-    def finish(self) -> None:
-        """Give the file its name."""
-        if self._parquet:
-            self._parquet.finish({"file_name": "", self.column: ""})
-        super().finish()
-
-    def close(self) -> None:
-        """Remove what has not been finished."""
-        if self._parquet:
-            self._parquet.close()
-        super().close()
 
 
 class Kohya(Listed):
@@ -101,46 +96,42 @@ class Kohya(Listed):
     default_out = "meta_cap.json"
 
     def check(self) -> None:
-        """Refuse endings that the reader would not know what to do with."""
+        """Refuse extensions that the reader does not know."""
         if not self.out.endswith((".json", ".jsonl")):
             raise UsageError(f"--out {self.out}: must end in .json, or in .jsonl for a line for each image.")
         super().check()
 
     @property
-    def _as_lines(self) -> bool:
+    def _is_jsonl(self) -> bool:
         return self.out.endswith(".jsonl")
 
-    @property
-    def _by_path(self) -> bool:
-        return self._as_lines or self.options.full_path
+    def output_name(self, item: Item) -> str:
+        """Return the key that sd-scripts expects: the full path, or the path below the images without its suffix."""
+        if self._is_jsonl or self.options.full_path:
+            return os.path.normpath(item.image_path)
+        return os.path.splitext(item.path_in_root)[0]
 
-    def key(self, item: Item) -> str:
-        """Name the image as sd-scripts does: by its path, or by its place without suffix; "" if it has none."""
-        return os.path.normpath(item.image) if self._by_path else os.path.splitext(item.place)[0]
-
-    def open(self) -> None:
-        """Begin the file."""
-        super().open()
-        self._num_written = 0
+    @contextmanager
+    def writing(self) -> Iterator[None]:
+        """Open the file."""
+        self._is_empty = True
+        with super().writing():
+            yield
+            if not self._is_jsonl:
+                self.file.write(b"{}" if self._is_empty else b"\n}")
 
     def write(self, item: Item) -> str:
         """Write one entry."""
-        if self._as_lines:
+        if self._is_jsonl:
             size = [item.row.width, item.row.height]
-            self.file.write(as_line({"image_path": self.key(item), "caption": item.text, "image_size": size}))
+            self.file.write(as_line({"image_path": self.output_name(item), "caption": item.text, "image_size": size}))
         else:
-            entry = json.dumps({self.key(item): {"caption": item.text}}, indent=2)
-            self.file.write((",\n" if self._num_written else "{\n").encode() + entry[2:-2].encode())
-        self._num_written += 1
+            entry = json.dumps({self.output_name(item): {"caption": item.text}}, indent=2)
+            self.file.write((b"{\n" if self._is_empty else b",\n") + entry[2:-2].encode())
+        self._is_empty = False
         return ""
 
-    def finish(self) -> None:
-        """Close the object."""
-        if not self._as_lines:
-            self.file.write(b"\n}" if self._num_written else b"{}")
-        super().finish()
 
-
-def as_line(columns: dict[str, Any]) -> bytes:
-    """Write one line of JSON; all but ASCII is escaped, and so nothing in it ends a line for any reader."""
+def as_line(columns: Mapping[str, Any]) -> bytes:
+    """Return one line of JSON; all but ASCII is escaped, so that no reader finds another line end in it."""
     return json.dumps(columns).encode() + b"\n"

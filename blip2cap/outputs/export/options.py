@@ -1,10 +1,9 @@
-"""What an export is asked for, checked: which options mean something to which format."""
+"""The options of an export, checked: each has an effect in some formats only."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any
 
 from blip2cap.errors import UsageError
 
@@ -25,33 +24,35 @@ APPLY = {
     "parquet": (),
     "jsonl": (),
 }
-"""Formats, and the options that mean something to each, beyond those of all."""
+"""Format -> the options that have an effect in it, beyond those of all formats."""
 _FLAGS = {"results_only": "--results"}
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ExportOptions:
-    """What to write, and how. None and empty: not given."""
+    """Options of an export. None or empty: not given."""
 
     to: str
     out: str | None = None
     existing: str = "skip"
     question: str | None = None
-    """Only answers to this one."""
+    """Only answers to this question are exported."""
     prefix: Mapping[str, str] = field(default_factory=dict)
-    """Folder -> what the texts of its images begin with; "" is every folder, the longest that matches wins."""
+    """Folder -> text before the captions of its images; "" stands for all folders; the longest match wins."""
     suffix: Mapping[str, str] = field(default_factory=dict)
+    """Folder -> text after the captions of its images."""
     separator: str | None = None
-    """Between an existing caption and ours."""
+    """Text between an existing caption and the new one."""
     extension: str | None = None
-    """Of sidecars, with its dot."""
+    """Extension of sidecars, with its dot."""
     column: str | None = None
-    """What the column with the caption is called."""
+    """Name of the column with the caption."""
     full_path: bool = False
     """Kohya: keys are absolute paths."""
     results_only: bool = False
-    """COCO: the results of an evaluation, without the list of images."""
+    """COCO: the results format of evaluations, without the list of images."""
     shard_size: int | None = None
+    """Webdataset: images in one archive."""
 
     def __post_init__(self) -> None:
         if self.to not in APPLY:
@@ -74,13 +75,23 @@ class ExportOptions:
             raise UsageError(f"--column {self.column}: the name is taken. Choose another one.")
         if self.shard_size is not None and self.shard_size < 1:
             raise UsageError(f"--shard-size {self.shard_size}: must be 1 or more. Leave it out for {SHARD_SIZE}.")
-        _check_text(self)
+        texts = {
+            "--separator": self.separator or "",
+            "--column": self.column or "",
+            "--prefix": "".join(self.prefix.values()),
+            "--suffix": "".join(self.suffix.values()),
+        }
+        for flag, text in texts.items():
+            try:
+                text.encode()
+            except UnicodeEncodeError as error:
+                raise UsageError(f"{flag} {text!r}: not valid UTF-8.") from error
 
 
 def parse_affixes(flag: str, values: tuple[str, ...]) -> dict[str, str]:
-    """Read values of --prefix or --suffix: `TEXT` for all images, `FOLDER/=TEXT` for those below FOLDER.
+    """Parse values of --prefix or --suffix: `TEXT` for all images, `FOLDER/=TEXT` for those below FOLDER.
 
-    It is FOLDER/=TEXT if what comes before the first `=` ends with `/`. `=TEXT` is TEXT for all, whatever it holds.
+    It is FOLDER/=TEXT if the part before the first `=` ends with `/`. `=TEXT` is TEXT for all, whatever it holds.
     """
     affixes: dict[str, str] = {}
     for value in values:
@@ -95,16 +106,6 @@ def parse_affixes(flag: str, values: tuple[str, ...]) -> dict[str, str]:
 
 
 def folder_key(folder: str) -> str:
-    """Write a folder in one way: without `.`, doubled slashes and the slash at its end; "" is where all are."""
+    """Normalise a folder: without `.`, double slashes and the final slash; "" is the top folder."""
     parts = [part for part in folder.split("/") if part not in ("", ".")]
     return ("/" if folder.startswith("/") else "") + "/".join(parts)
-
-
-def _check_text(options: ExportOptions) -> None:
-    texts: dict[str, Any] = {"--separator": options.separator, "--column": options.column}
-    texts |= {"--prefix": "".join(options.prefix.values()), "--suffix": "".join(options.suffix.values())}
-    for flag, text in texts.items():
-        try:
-            (text or "").encode()
-        except UnicodeEncodeError as error:
-            raise UsageError(f"{flag} {text!r}: not valid UTF-8.") from error

@@ -1,6 +1,6 @@
 """Images with their captions in tar files, as webdataset reads them.
 
-Members of one sample follow each other and share their name up to the first dot of its last part, which is the key.
+The members of one sample follow each other and share its key: their name up to the first dot after the last slash.
 """
 
 from __future__ import annotations
@@ -9,22 +9,19 @@ import io
 import json
 import os
 import tarfile
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
 
 from blip2cap.errors import UsageError
-from blip2cap.outputs.export.atomic import WholeFile
 from blip2cap.outputs.export.item import Item
 from blip2cap.outputs.export.options import SHARD_SIZE
 from blip2cap.outputs.export.writer import MISSING_IMAGE, OUTSIDE, Writer
-
-
-def member_key(name: str) -> str:
-    """Return the name of an image without its suffix; a dot that would end the key early becomes `%2E`."""
-    folder, base = os.path.split(os.path.splitext(name)[0])
-    return os.path.join(folder, base.replace(".", "%2E"))
+from blip2cap.outputs.files import replacing_stream
 
 
 class Shards(Writer):
-    """`--out` is a folder of 00000.tar, 00001.tar and so on; images are copied as they are on the disk."""
+    """`--out` is a folder of 00000.tar, 00001.tar and so on; images are copied unchanged."""
 
     def check(self) -> None:
         """Refuse a folder with archives in it: shards of two exports would be read as one."""
@@ -33,59 +30,48 @@ class Shards(Writer):
         if os.path.isdir(self.out) and any(name.endswith(".tar") for name in os.listdir(self.out)):
             raise UsageError(f"--out {self.out}: holds .tar files already. Use another folder, or remove them.")
 
-    def key(self, item: Item) -> str:
-        """Name the sample."""
-        return member_key(item.landing) if item.landing else ""
+    def output_name(self, item: Item) -> str:
+        """Return the key: the path without its suffix; a dot that would end the key early becomes `%2E`."""
+        folder, base = os.path.split(os.path.splitext(item.path_in_out)[0])
+        return os.path.join(folder, base.replace(".", "%2E"))
 
-    def reason(self, item: Item) -> str:
-        """Leave out what has no image or no name."""
+    def skip_reason(self, item: Item) -> str:
+        """Leave out items without an image or a key."""
         if not item.has_image:
             return MISSING_IMAGE
-        return "" if item.landing else OUTSIDE
+        return "" if item.path_in_out else OUTSIDE
 
-    def open(self) -> None:
-        """Make the folder; a shard is begun when there is a sample for it."""
+    @contextmanager
+    def writing(self) -> Iterator[None]:
+        """Make the folder; a shard is opened with its first sample."""
         os.makedirs(self.out, exist_ok=True)
         self._num_shards = self._num_samples = 0
-        self._whole: WholeFile | None = None
+        with ExitStack() as self._shard:
+            yield
 
     def write(self, item: Item) -> str:
         """Write one sample: image, text, and the row as JSON."""
         try:
-            with open(item.image, "rb") as file:
+            with open(item.image_path, "rb") as file:
                 image = file.read()
         except OSError:
-            return MISSING_IMAGE  # it has gone since
-        if self._whole is None:
-            self._whole = WholeFile(os.path.join(self.out, f"{self._num_shards:05}.tar"))
-            self._tar = tarfile.open(fileobj=self._whole.file, mode="w", format=tarfile.GNU_FORMAT)  # noqa: SIM115
-        key, suffix = member_key(item.landing), os.path.splitext(item.image)[1].lower()
+            return MISSING_IMAGE  # it was removed after the check
+        if self._num_samples == 0:
+            path = Path(self.out, f"{self._num_shards:05}.tar")
+            stream = self._shard.enter_context(replacing_stream(self.files, path))
+            tar = tarfile.open(fileobj=stream, mode="w", format=tarfile.GNU_FORMAT)  # noqa: SIM115  `_shard` closes it
+            self._tar = self._shard.enter_context(tar)
+        key, suffix = self.output_name(item), os.path.splitext(item.image_path)[1].lower()
         self._add(key + (".image" if suffix in ("", ".txt", ".json") else suffix), image)
         self._add(f"{key}.txt", item.text.encode())
         self._add(f"{key}.json", json.dumps(item.row.as_dict()).encode())
         self._num_samples += 1
         if self._num_samples == (self.options.shard_size or SHARD_SIZE):
-            self._end_shard()
+            self._shard.close()
+            self._num_shards, self._num_samples = self._num_shards + 1, 0
         return ""
 
-    def finish(self) -> None:
-        """End the last shard."""
-        self._end_shard()
-
-    def close(self) -> None:
-        """Remove the shard that has not been finished."""
-        if self._whole is not None:
-            self._whole.discard()
-
     def _add(self, name: str, content: bytes) -> None:
-        member = tarfile.TarInfo(name)  # of nobody, at no time: equal samples make equal archives
+        member = tarfile.TarInfo(name)  # without owner and time: equal samples make equal archives
         member.size = len(content)
         self._tar.addfile(member, io.BytesIO(content))
-
-    def _end_shard(self) -> None:
-        if self._whole is not None:
-            self._tar.close()
-            self._whole.commit()
-            self._whole = None
-            self._num_shards += 1
-            self._num_samples = 0

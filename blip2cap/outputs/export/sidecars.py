@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import os
 import re
+from pathlib import Path
 from xml.sax.saxutils import escape
 
 from blip2cap.errors import UsageError
-from blip2cap.outputs.export.atomic import write_whole
 from blip2cap.outputs.export.item import Item, one_line
 from blip2cap.outputs.export.options import SEPARATOR, ExportOptions
 from blip2cap.outputs.export.writer import EMPTY, EXISTING, MISSING_IMAGE, NOT_TEXT, OUTSIDE, Writer
+from blip2cap.outputs.files import OS_FILES, Files, write_whole
+from blip2cap.outputs.manifest import Manifest
 
 _XMP = """\
 <?xml version="1.0" encoding="UTF-8"?>
@@ -27,42 +29,44 @@ _XMP = """\
 </x:xmpmeta>
 """
 _NOT_XML = re.compile("[\ufffe\uffff]")
-"""What XML forbids beyond the controls that `one_line` has taken out."""
+"""Characters that XML forbids, beyond the controls that `one_line` removes."""
 
 
 class Sidecars(Writer):
     """Files named after the images, beside them or in the same folders below --out."""
 
-    extension = ""
-
-    def __init__(self, options: ExportOptions, root: str) -> None:
-        super().__init__(options, root)
+    def __init__(
+        self, options: ExportOptions, root: str, manifest: Manifest | None = None, files: Files = OS_FILES
+    ) -> None:
+        super().__init__(options, root, manifest, files)
         self.needs_root = options.out is None
+        self.extension = options.extension or self.extension
         self._real_out = os.path.realpath(self.out) if self.out else ""
-        self._folders: tuple[str, bool] = ("", False)
+        self._last_folder: tuple[str, bool] = ("", False)
 
-    def place(self) -> str:
+    def output_path(self) -> str:
         """Return the folder, "" for beside the images."""
         return self.options.out or ""
 
     def check(self) -> None:
-        """Refuse what is no folder."""
+        """Refuse an --out that is no folder."""
         if os.path.lexists(self.out) and not os.path.isdir(self.out):
             raise UsageError(f"--out {self.out}: no folder. {self.options.to} is one file for each image.")
 
     def path(self, item: Item) -> str:
-        """Say where the sidecar of an image lies; "" if that is not below --out."""
-        if not self.out:
-            return os.path.splitext(item.image)[0] + self.extension if item.image else ""
-        return os.path.join(self.out, os.path.splitext(item.landing)[0] + self.extension) if item.landing else ""
+        """Return the path of the sidecar of an image, "" if it would not be below --out."""
+        image = item.image_path
+        if self.out:
+            image = os.path.join(self.out, item.path_in_out) if item.path_in_out else ""
+        return os.path.splitext(image)[0] + self.extension if image else ""
 
-    def key(self, item: Item) -> str:
-        """Name the file: `cat.png` and `cat.jpg` have one between them."""
+    def output_name(self, item: Item) -> str:
+        """Return the absolute path of the sidecar, which `cat.png` and `cat.jpg` would share."""
         path = self.path(item)
         return os.path.normpath(os.path.abspath(path)) if path else ""
 
-    def reason(self, item: Item) -> str:
-        """Leave out what has no place, no image beside it, or no text; and what is there already."""
+    def skip_reason(self, item: Item) -> str:
+        """Leave out items without a path, an image beside it or a text, and existing sidecars."""
         path = self.path(item)
         if not self.out and not item.has_image:
             return MISSING_IMAGE
@@ -73,25 +77,25 @@ class Sidecars(Writer):
         return EXISTING if self.options.existing == "skip" and os.path.lexists(path) else ""
 
     def write(self, item: Item) -> str:
-        """Write one sidecar, whole."""
-        path = self.path(item)
+        """Write one sidecar; a name that a power cut removes is written by the next export."""
+        path, content = Path(self.path(item)), self.content(item).encode()
         if self.out:
-            os.makedirs(os.path.dirname(path), exist_ok=True)
-        write_whole(path, self.content(item).encode())
+            path.parent.mkdir(parents=True, exist_ok=True)
+        write_whole(self.files, path, content, unique=True, sync_name=False)
         return ""
 
     def content(self, item: Item) -> str:
-        """Return what stands in the file."""
+        """Return the content of the file."""
         raise NotImplementedError
 
     def _stays_below(self, folder: str) -> bool:
-        """Whether no link on the way leads out of --out. Rows of one folder follow each other."""
+        """Return whether no link in a path leads out of --out; rows of one folder usually follow each other."""
         if not self.out:
             return True
-        if self._folders[0] != folder:
+        if self._last_folder[0] != folder:
             below = os.path.commonpath((self._real_out, os.path.realpath(folder))) == self._real_out
-            self._folders = (folder, below)
-        return self._folders[1]
+            self._last_folder = (folder, below)
+        return self._last_folder[1]
 
 
 class TextSidecars(Sidecars):
@@ -99,56 +103,38 @@ class TextSidecars(Sidecars):
 
     extension = ".txt"
 
-    def __init__(self, options: ExportOptions, root: str) -> None:
-        super().__init__(options, root)
-        self.extension = options.extension or self.extension
-        self.separator = SEPARATOR if options.separator is None else options.separator
-
-    def content(self, item: Item) -> str:
-        """Return the line."""
-        return one_line(item.text)
-
-    def reason(self, item: Item) -> str:
-        """Leave out, too, what cannot be joined with what is there, or has been already."""
-        reason = super().reason(item)
+    def skip_reason(self, item: Item) -> str:
+        """Leave out, too, captions that are joined already, or that cannot be joined with what is not text."""
+        reason = super().skip_reason(item)
         if reason or self.options.existing not in ("append", "prepend"):
             return reason
         try:
-            there = self._there(item)
+            return EXISTING if self.content(item) == self._existing(item) else ""
         except UnicodeDecodeError:
             return NOT_TEXT
-        return EXISTING if there == self._joined(there, item) else ""
 
-    def write(self, item: Item) -> str:
-        """Write one sidecar, joined with what is there if that is wanted."""
-        if self.options.existing not in ("append", "prepend"):
-            return super().write(item)
-        path = self.path(item)
-        if self.out:
-            os.makedirs(os.path.dirname(path), exist_ok=True)
-        write_whole(path, self._joined(self._there(item), item).encode())
-        return ""
+    def content(self, item: Item) -> str:
+        """Return the line, joined with the existing one if asked for; only once, so that an export can be repeated."""
+        text, mode = one_line(item.text), self.options.existing
+        existing = self._existing(item) if mode in ("append", "prepend") else ""
+        separator = SEPARATOR if self.options.separator is None else self.options.separator
+        if not existing or existing == text:
+            return text
+        if mode == "append":
+            return existing if existing.endswith(separator + text) else existing + separator + text
+        return existing if existing.startswith(text + separator) else text + separator + existing
 
-    def _there(self, item: Item) -> str:
-        """Read the caption that is there, "" if there is none."""
+    def _existing(self, item: Item) -> str:
+        """Read the existing caption, "" if there is none."""
         try:
             with open(self.path(item), encoding="utf-8-sig") as file:
                 return one_line(file.read())
         except FileNotFoundError:
             return ""
 
-    def _joined(self, there: str, item: Item) -> str:
-        """Join two captions; once only, so that an export that was cut off can be done again."""
-        ours = self.content(item)
-        if not there or there == ours:
-            return ours
-        if self.options.existing == "append":
-            return there if there.endswith(self.separator + ours) else there + self.separator + ours
-        return there if there.startswith(ours + self.separator) else ours + self.separator + there
-
 
 class XmpSidecars(Sidecars):
-    """`dir/cat.jpg` -> `dir/cat.xmp` with the text as dc:description; the image stays as it is."""
+    """`dir/cat.jpg` -> `dir/cat.xmp` with the text as dc:description; the image is not changed."""
 
     extension = ".xmp"
 

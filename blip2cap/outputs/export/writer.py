@@ -1,14 +1,18 @@
-"""What every format is to an export: one `Writer`, and what most of them have in common."""
+"""The interface of every format: one `Writer`, and what formats of one file share."""
 
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
 from typing import BinaryIO
 
 from blip2cap.errors import UsageError
-from blip2cap.outputs.export.atomic import WholeFile
 from blip2cap.outputs.export.item import Item
 from blip2cap.outputs.export.options import ExportOptions
+from blip2cap.outputs.files import OS_FILES, Files, replacing_stream
+from blip2cap.outputs.manifest import Manifest
 
 COLLISION = "collision"
 EMPTY = "empty"
@@ -20,82 +24,74 @@ UNNAMEABLE = "unnameable"
 
 
 class Writer:
-    """One format. An export asks for the key of every item, opens, has each written unless there is a reason, finishes.
+    """One format. Within `writing`, an export calls `write` for every item that has no `skip_reason`.
 
-    `open`, `write` and `finish` raise OSError for what cannot be written.
+    `writing` and `write` raise OSError if something cannot be written.
     """
 
     one_text = True
-    """It holds one text for an image: answers to several questions do not fit."""
-    has_keys = True
-    """No two items may have the same `key`."""
+    """The format holds one text for an image: answers to several questions do not fit."""
+    unique_names = True
+    """No two items may have the same `output_name`."""
     needs_root = True
-    """It needs to know where the images are."""
+    """The folder of the images has to be known."""
     default_out: str | None = None
-    """None: --out has to be given, unless `out` says otherwise."""
+    """Default of --out; None: it has to be given, unless `output_path` is overridden."""
+    needs_count = False
+    """`num_items` has to be known before `writing`."""
+    num_items = 0
+    """Number of rows that are ok and wanted."""
+    extension = ""
+    """Extension of sidecars, in formats that have them."""
 
-    def __init__(self, options: ExportOptions, root: str) -> None:
-        self.options = options
-        self.root = root
-        self.out = self.place()
+    def __init__(
+        self, options: ExportOptions, root: str, manifest: Manifest | None = None, files: Files = OS_FILES
+    ) -> None:
+        self.options, self.root, self.manifest, self.files = options, root, manifest, files
+        self.out = self.output_path()
 
-    def place(self) -> str:
-        """Say where the export goes."""
+    def output_path(self) -> str:
+        """Return the file or folder to write."""
         if self.options.out is None and self.default_out is None:
             raise UsageError(f"--to {self.options.to}: nothing says where to write. Give --out PATH.")
         return self.options.out or self.default_out or ""
 
     def check(self) -> None:
-        """Raise UsageError for a place that must not be written to; before anything is."""
+        """Raise UsageError, before anything is written, if the output must not be written there."""
 
-    def key(self, item: Item) -> str:
-        """Name what no other item may be, and no image; "" where nothing can collide."""
+    def output_name(self, item: Item) -> str:
+        """Return the name of an item in the output, which no other item and no image may have; "" if it has none."""
         return ""
 
-    def reason(self, item: Item) -> str:
-        """Say why an item is left out, "" if it is to be written."""
+    def skip_reason(self, item: Item) -> str:
+        """Return the reason to leave out an item, "" if it is to be written."""
         return ""
 
-    def open(self) -> None:
-        """Prepare to write."""
+    @contextmanager
+    def writing(self) -> Iterator[None]:
+        """Open the output for the block, and finish it after the block; an exception removes what is not finished."""
+        yield
 
     def write(self, item: Item) -> str:
-        """Write one item; return why that could not be, or ""."""
+        """Write one item; return the reason if that was not possible, else ""."""
         raise NotImplementedError
-
-    def finish(self) -> None:
-        """All items have been written."""
-
-    def close(self) -> None:
-        """Let go of everything that `open` has made; what has not been finished is removed."""
 
 
 class FileWriter(Writer):
-    """A format that is one file, there when it is complete."""
+    """A format that is one file, which appears when it is complete."""
 
-    one_text = has_keys = needs_root = False
-    whole: WholeFile
+    one_text = unique_names = needs_root = False
+    file: BinaryIO
 
     def check(self) -> None:
-        """Refuse to replace a file unless told to."""
+        """Refuse to replace a file without --existing overwrite."""
         if os.path.isdir(self.out):
             raise UsageError(f"--out {self.out}: a folder. Expected the name of a file.")
         if self.options.existing != "overwrite" and os.path.lexists(self.out):
             raise UsageError(f"{self.out} exists. Use another --out, or --existing overwrite.")
 
-    def open(self) -> None:
-        """Begin the file under a temporary name."""
-        self.whole = WholeFile(self.out)
-
-    @property
-    def file(self) -> BinaryIO:
-        """What to write to."""
-        return self.whole.file
-
-    def finish(self) -> None:
-        """Give the file its name."""
-        self.whole.commit()
-
-    def close(self) -> None:
-        """Remove what has not been finished."""
-        self.whole.discard()
+    @contextmanager
+    def writing(self) -> Iterator[None]:
+        """Open `file` under a temporary name."""
+        with replacing_stream(self.files, Path(self.out)) as self.file:
+            yield

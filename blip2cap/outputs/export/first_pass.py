@@ -1,4 +1,4 @@
-"""A first look at all rows: which names would collide, and which questions there are."""
+"""A first pass over all rows: names in the output that collide, the number of items, and the questions."""
 
 from __future__ import annotations
 
@@ -18,15 +18,15 @@ _NAMED_QUESTIONS = 5
 
 @dataclass(kw_only=True, slots=True)
 class Questions:
-    """Which questions the rows answer, and which of them is wanted."""
+    """The questions that the rows answer, and the one that is wanted."""
 
     wanted: str | None
     seen: list[str] = field(default_factory=list)
     """The first few."""
     num_matching: int = 0
 
-    def matches(self, row: Row) -> bool:
-        """Whether a row is wanted. Raises UsageError for captions, where a question means nothing."""
+    def match(self, row: Row) -> bool:
+        """Return whether a row is wanted. Raises UsageError for captions, which have no question."""
         if self.wanted is not None and row.question is None:
             raise UsageError("--question has no effect on captions; it is for answers. Leave it out.")
         if row.question is not None and row.question not in self.seen and len(self.seen) <= _NAMED_QUESTIONS:
@@ -36,7 +36,7 @@ class Questions:
         return matches
 
     def check(self, *, one_text: bool, to: str) -> None:
-        """Raise UsageError, after all rows, if no question matched, or several did where one text is to be written."""
+        """Raise UsageError, after all rows, if no question matched, or several did and the format holds one text."""
         names = ", ".join(f'"{question}"' for question in self.seen[:_NAMED_QUESTIONS])
         names += ", ..." if len(self.seen) > _NAMED_QUESTIONS else ""
         if self.wanted is not None and self.seen and not self.num_matching:
@@ -48,19 +48,19 @@ class Questions:
 
 
 class NameHashes:
-    """Names, each in 8 bytes: an export may have a hundred million. Two names that are taken for one are left out."""
+    """Hashes of names, 8 bytes each, as an export may have 100 million; two names with one hash count as equal."""
 
     def __init__(self) -> None:
         self._hashes = array("Q")
 
     @staticmethod
-    def hash(key: str) -> int:
+    def hash(name: str) -> int:
         """Return 64 bits of a name."""
-        return int.from_bytes(hashlib.blake2b(os.fsencode(key), digest_size=8).digest(), "big")
+        return int.from_bytes(hashlib.blake2b(os.fsencode(name), digest_size=8).digest(), "big")
 
-    def add(self, key: str) -> None:
+    def add(self, name: str) -> None:
         """Add one name."""
-        self._hashes.append(self.hash(key))
+        self._hashes.append(self.hash(name))
 
     def repeated(self) -> Set[int]:
         """Return the hashes of the names that were added more than once."""
@@ -71,27 +71,29 @@ class NameHashes:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Survey:
-    """What must be known of all rows before the first is written."""
+class Overview:
+    """Facts about all rows that have to be known before the first is written."""
 
+    num_items: int = 0
+    """Rows that are ok and wanted."""
     repeated: Set[int] = frozenset()
+    """Hashes of the names in the output that several items have."""
     images: Set[str] = frozenset()
-    """Images that could be taken for a sidecar by their suffix."""
+    """Images whose own name is that of a sidecar."""
 
-    def collides(self, key: str) -> bool:
-        """Whether two items have this key, or an image is called so."""
-        return key in self.images or (bool(self.repeated) and NameHashes.hash(key) in self.repeated)
+    def collides(self, name: str) -> bool:
+        """Return whether several items, or an item and an image, have this name."""
+        return name in self.images or (bool(self.repeated) and NameHashes.hash(name) in self.repeated)
 
 
-def survey(rows: Iterable[Row], writer: Writer, items: Items, wanted: str | None) -> Survey:
-    """Read all rows once. Raises UsageError if they answer what cannot be written, or not what is wanted."""
-    questions, keys, images = Questions(wanted=wanted), NameHashes(), set()
-    extension = getattr(writer, "extension", None)
+def first_pass(rows: Iterable[Row], writer: Writer, items: Items) -> Overview:
+    """Read all rows once. Raises UsageError if the format cannot hold their answers, or none of them is wanted."""
+    questions, names, images = Questions(wanted=writer.options.question), NameHashes(), set()
     for number, row in enumerate(rows, start=1):
         item = items.item(row, number)
-        if extension and item.image.endswith(extension):
-            images.add(os.path.normpath(item.image))  # failed ones too: they must not be written over
-        if row.status == "ok" and questions.matches(row) and (key := writer.key(item)):
-            keys.add(key)
+        if writer.extension and item.image_path.endswith(writer.extension):
+            images.add(os.path.normpath(item.image_path))  # also of failed rows: no image is overwritten
+        if row.status == "ok" and questions.match(row) and (name := writer.output_name(item)):
+            names.add(name)
     questions.check(one_text=writer.one_text, to=writer.options.to)
-    return Survey(repeated=keys.repeated(), images=images)
+    return Overview(num_items=questions.num_matching, repeated=names.repeated(), images=images)

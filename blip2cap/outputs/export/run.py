@@ -1,0 +1,76 @@
+"""One export: every row is written or left out for a reason, and counted."""
+
+from __future__ import annotations
+
+import os
+from collections import Counter
+from collections.abc import Callable
+from contextlib import nullcontext
+from dataclasses import dataclass, field
+
+from blip2cap.errors import OutputError
+from blip2cap.outputs.export.first_pass import Overview, Questions, first_pass
+from blip2cap.outputs.export.item import Item, Items
+from blip2cap.outputs.export.writer import COLLISION, EXISTING, NOT_TEXT, Writer
+from blip2cap.outputs.read import Results
+
+
+@dataclass(kw_only=True, slots=True)
+class ExportCounts:
+    """Rows of an export, by what was done with them."""
+
+    num_rows: int = 0
+    num_written: int = 0
+    num_failed: int = 0
+    """Rows that are not ok."""
+    num_other_questions: int = 0
+    left_out: Counter[str] = field(default_factory=Counter)
+    """Rows that were left out, by reason."""
+
+
+def export(
+    results: Results,
+    writer: Writer,
+    items: Items,
+    *,
+    dry_run: bool = False,
+    on_left_out: Callable[[Item, str], None] = lambda item, reason: None,
+) -> ExportCounts:
+    """Write all rows that are ok; `dry_run` only counts them.
+
+    Raises OutputError if the output cannot be written, UsageError if it must not be; unfinished files are removed.
+    """
+    questions, counts = Questions(wanted=writer.options.question), ExportCounts()
+    overview = Overview()
+    if writer.unique_names or writer.one_text or writer.needs_count:
+        overview = first_pass(results, writer, items)
+        writer.num_items = overview.num_items
+    try:
+        with nullcontext() if dry_run else writer.writing():
+            for number, row in enumerate(results, start=1):
+                counts.num_rows += 1
+                if row.status != "ok":
+                    counts.num_failed += 1
+                elif not questions.match(row):
+                    counts.num_other_questions += 1
+                else:
+                    item = items.item(row, number)
+                    reason = _skip_reason(writer, item, overview) or ("" if dry_run else writer.write(item))
+                    if reason:
+                        counts.left_out[reason] += 1
+                        on_left_out(item, reason)
+                    else:
+                        counts.num_written += 1
+            questions.check(one_text=writer.one_text, to=writer.options.to)
+    except OSError as error:
+        path = os.fsencode(error.filename or writer.out).decode("utf-8", "backslashreplace")
+        make = "Make its folder first, or use" if isinstance(error, FileNotFoundError) else "Use"
+        raise OutputError(f"{path} cannot be written: {error.strerror}. {make} another --out.") from error
+    return counts
+
+
+def _skip_reason(writer: Writer, item: Item, overview: Overview) -> str:
+    reason = writer.skip_reason(item)
+    if reason in ("", EXISTING, NOT_TEXT) and (name := writer.output_name(item)) and overview.collides(name):
+        return COLLISION  # also if the file exists: nothing says which of the images it belongs to
+    return reason
