@@ -2,74 +2,129 @@
 
 from __future__ import annotations
 
+import ast
 import json
+import os
 import re
-import subprocess
-import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from typer.testing import CliRunner
 
-from blip2cap.cli import app
+from benchmarks.model_memory import memory_of, short_table, table
+from blip2cap.models.checkpoint import KNOWN, TINY, find
+from blip2cap.options import ModelOptions
 from blip2cap.records import FAILURES
+from tests.checkpoints import make_checkpoint
+from tests.commands import invoke
+from tests.doc_blocks import (
+    PAGES,
+    ROOT,
+    command_blocks,
+    comparable,
+    folder_of_a_page,
+    python_blocks,
+    run_commands,
+    run_python,
+)
 
-ROOT = Path(__file__).parent.parent
-README = (ROOT / "README.md").read_text(encoding="utf-8")
-PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")), ROOT / "sample_images" / "README.md"]
-GUIDES = README + "".join((ROOT / "docs" / name).read_text(encoding="utf-8") for name in ("inputs.md", "outputs.md"))
-"""What shows commands."""
+TEXTS = {os.path.relpath(page, ROOT): page.read_text(encoding="utf-8") for page in PAGES}
+README = TEXTS["README.md"]
+COMMANDS = ("caption", "vqa", "show", "status", "export", "bench")
+PACKAGE = ROOT / "blip2cap"
 
 
-def blocks(language: str) -> list[str]:
-    return re.findall(rf"```{language}\n(.*?)```", README, flags=re.DOTALL)
+def pages_with(found: object) -> pytest.MarkDecorator:
+    """Run a test for each page in which `found` finds something."""
+    pages = [page for page in PAGES if found(page)]  # type: ignore[operator]
+    assert pages
+    return pytest.mark.parametrize("page", pages, ids=lambda page: os.path.relpath(page, ROOT))
 
 
-def test_readme_names_the_two_commands_of_a_fresh_clone_first() -> None:
-    assert blocks("")[0].split("\n") == ["make demo", "make test", ""]
+def slug(heading: str) -> str:
+    """Name the place that a heading can be linked by, as GitHub does."""
+    return re.sub(r"[^\w\- ]", "", heading.lower()).strip().replace(" ", "-")
+
+
+def messages(source: str) -> set[str]:
+    """Return every text of a module with `...` for what is filled in."""
+    found = set()
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.JoinedStr):
+            parts = [part.value if isinstance(part, ast.Constant) else "..." for part in node.values]
+            found.add(re.sub(r"(\.\.\.)+", "...", "".join(map(str, parts))))
+        elif isinstance(node, ast.Constant) and isinstance(node.value, str):
+            found.add(node.value)
+    return found
+
+
+def test_readme_begins_with_the_two_commands_of_a_fresh_clone():
+    first = re.search(r"```\n(.*?)```", README, flags=re.DOTALL)
+    assert first is not None
+    assert first[1].split("\n") == ["make demo", "make test", ""]
+
+
+@pytest.mark.parametrize("page", TEXTS)
+def test_targets_of_make_exist(page):
     makefile = (ROOT / "Makefile").read_text(encoding="utf-8")
-    for target in re.findall(r"make ([a-z-]+)", README):
-        assert re.search(rf"^{target}:", makefile, flags=re.MULTILINE), target
+    for target in re.findall(r"`make ([a-z-]+)|^make ([a-z-]+)", TEXTS[page], flags=re.MULTILINE):
+        assert re.search(rf"^{''.join(target)}:", makefile, flags=re.MULTILINE), target
 
 
-def test_the_python_of_readme_runs_and_prints_what_is_expected(monkeypatch: pytest.MonkeyPatch) -> None:
-    (code,) = blocks("python")
-    result = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
-    lines = result.stdout.splitlines()
-    assert lines[0] == "['two orange flowers next to a white umbrella in a field']"
-    assert lines[1] == "['white']"
-    assert len(lines) == 2 + 14
+@pages_with(command_blocks)
+def test_commands_of_a_page_print_what_it_shows(page):
+    with folder_of_a_page():
+        for block in command_blocks(page):
+            assert comparable(run_commands(block)) == comparable(block)
 
 
-def test_options_that_pages_use_exist() -> None:
-    helps = {
-        command: CliRunner().invoke(app, [command, "--help"], env={"COLUMNS": "200"}).output
-        for command in ("caption", "vqa", "show", "export", "status")
-    }
-    for command, rest in re.findall(r"blip2cap (caption|vqa|show|export|status)\b([^\n|#`]*)", GUIDES):
-        for flag in re.findall(r"(?<=\s)-{1,2}[a-z0-9][a-z-]*", rest):
-            assert re.search(rf"{flag}\b", helps[command]), f"{command} {flag}"
+@pages_with(python_blocks)
+def test_python_of_a_page_prints_what_it_shows(page):
+    names: dict[str, object] = {}
+    with folder_of_a_page():
+        for code, printed in python_blocks(page):
+            assert run_python(code, names) == printed
 
 
-def test_output_shown_in_readme_is_what_the_commands_print(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.chdir(ROOT)
-    shown = [json.loads(line) for line in re.findall(r"^\{\"file_name.*\}$", README, flags=re.MULTILINE)]
-    assert shown
-    for row in shown:
-        question = ["-q", row["question"]] if "question" in row else []
-        command = "vqa" if question else "caption"
-        arguments = [command, "sample_images", "-m", "tiny", "-o", str(tmp_path / f"{len(question)}.jsonl"), *question]
-        assert CliRunner().invoke(app, [*arguments, "--device", "cpu"]).exit_code == 0
-        rows = [json.loads(line) for line in (tmp_path / f"{len(question)}.jsonl").read_text().splitlines()]
-        assert row in rows
+def test_settings_that_a_page_shows_as_a_file_are_known():
+    (settings,) = re.findall(r"```toml\n(.*?)```", TEXTS["docs/quickstart.md"], flags=re.DOTALL)
+    with folder_of_a_page():
+        Path("settings.toml").write_text(settings, encoding="utf-8")
+        assert invoke("caption", "sample_images", "--config", "settings.toml", "--dry-run").exit_code == 0
 
 
-def test_every_failure_that_can_happen_is_explained() -> None:
-    assert all(f"`{code}`" in README for code in FAILURES)
+def test_options_that_pages_name_exist():
+    env = {"COLUMNS": "200"}
+    helps = {command: invoke(command, "--help", env=env).output for command in COMMANDS}
+    for page, text in TEXTS.items():
+        if page.startswith("benchmarks"):
+            continue  # its scripts have options of their own
+        for command, rest in re.findall(rf"blip2cap ({'|'.join(COMMANDS)})\b([^\n|#`]*)", text):
+            for flag in re.findall(r"(?<=\s)-{1,2}[a-z0-9][a-z-]*", rest):
+                assert re.search(rf"{flag}\b", helps[command]), f"{page}: {command} {flag}"
+        elsewhere = re.sub(r"^.*(pip|find|tar|git|make|#SBATCH|nvidia).*$", "", text, flags=re.MULTILINE)
+        for flag in re.findall(r"(?<=`)--[a-z][a-z-]*", elsewhere):
+            assert any(re.search(rf"{flag}\b", printed) for printed in helps.values()), f"{page}: {flag}"
 
 
-def test_every_promise_has_tests_that_exist() -> None:
-    promises = (ROOT / "docs" / "promises.md").read_text(encoding="utf-8")
+def test_every_failure_that_can_happen_is_explained():
+    assert all(f"`{code}`" in TEXTS["docs/outputs.md"] for code in FAILURES)
+
+
+def test_messages_that_are_explained_are_in_the_source():
+    quoted = re.findall(r"^### `(.*)`$", TEXTS["docs/troubleshooting.md"], flags=re.MULTILINE)
+    assert len(quoted) == 10
+    known = {text for path in PACKAGE.rglob("*.py") for text in messages(path.read_text(encoding="utf-8"))}
+    for message in quoted:
+        assert any(message in text for text in known), message
+
+
+def test_a_message_is_found_with_its_values_left_out():
+    assert "...: ... is gone. Use ..." in messages('f"{path}: {a}{b} is " f"gone. Use {flag}"')
+
+
+def test_every_promise_has_tests_that_exist():
+    promises = TEXTS["docs/promises.md"]
     assert all("test_" in line for line in promises.splitlines() if line.startswith("| ") and "| promise |" not in line)
     named = re.findall(r"\[`(test_\w+)`\]\(\.\./(tests/\w+\.py)\)", promises)
     assert len(named) > 20
@@ -77,7 +132,68 @@ def test_every_promise_has_tests_that_exist() -> None:
         assert f"def {name}(" in (ROOT / file).read_text(encoding="utf-8"), name
 
 
-@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
-def test_links_lead_somewhere(page: Path) -> None:
-    for target in re.findall(r"\]\((?!https?:)([^)#]+)\)", page.read_text(encoding="utf-8")):
-        assert (page.parent / target).exists(), target
+@pytest.mark.parametrize("page", TEXTS)
+def test_links_lead_somewhere(page):
+    for target in re.findall(r"\]\((?!https?:)([^)]+)\)", TEXTS[page]):
+        path, _, anchor = target.partition("#")
+        there = (ROOT / page).parent / path if path else ROOT / page
+        assert there.exists(), target
+        if anchor:
+            headings = re.findall(r"^#+ (.*)$", there.read_text(encoding="utf-8"), flags=re.MULTILINE)
+            assert anchor in map(slug, headings), target
+
+
+def test_every_page_can_be_reached_from_readme():
+    reached, pending = set(), [ROOT / "README.md"]
+    while pending:
+        page = pending.pop()
+        if page not in reached:
+            reached.add(page)
+            links = re.findall(r"\]\((?!https?:)([^)#]+\.md)", page.read_text(encoding="utf-8"))
+            pending += [Path(os.path.normpath(page.parent / link)) for link in links]
+    assert set(PAGES) - reached == set()
+
+
+def test_architecture_has_every_package():
+    page = TEXTS["docs/architecture.md"]
+    names = {path.stem for path in PACKAGE.iterdir() if path.suffix == ".py" or (path / "__init__.py").exists()}
+    missing = {name for name in names if not name.startswith("__") and not re.search(rf"`{name}/?`", page)}
+    assert missing == set()
+    for name in re.findall(r"`([a-z_]+/[a-z_0-9/]*(?:\.py)?)`", page):
+        assert (PACKAGE / name).exists() or (ROOT / name).exists(), name
+
+
+def test_tables_of_memory_show_the_figures_that_were_computed():
+    models = json.loads((ROOT / "benchmarks" / "results" / "model_memory.json").read_text(encoding="utf-8"))["models"]
+    assert {name.removeprefix("Salesforce/") for name in models} == {path.stem for path in KNOWN.glob("*.json")}
+    assert "\n".join(table(models)) in TEXTS["docs/models.md"]
+    assert "\n".join(short_table(models)) in README
+
+
+@pytest.mark.long
+def test_memory_is_computed_from_the_configurations():
+    models = json.loads((ROOT / "benchmarks" / "results" / "model_memory.json").read_text(encoding="utf-8"))["models"]
+    name = "Salesforce/blip2-opt-2.7b"
+    assert memory_of(find(ModelOptions(name=name, random_weights=True))) == models[name]
+
+
+def test_memory_of_weights_is_that_of_the_file_they_are_stored_in():
+    with open(TINY / "model.safetensors", "rb") as file:
+        header = json.loads(file.read(int.from_bytes(file.read(8), "little")))
+    stored = max(tensor["data_offsets"][1] for name, tensor in header.items() if name != "__metadata__")
+    memory = memory_of(find(ModelOptions(name="tiny", random_weights=True)))
+    assert memory["weights"]["bfloat16"] == stored
+    assert stored < memory["weights"]["float32"]
+    assert memory["weights"]["nf4"] < memory["weights"]["int8"] < memory["weights"]["bfloat16"]
+
+
+def test_memory_counts_the_output_layer_of_flan_t5(tmp_path):
+    tied = find(ModelOptions(name=str(make_checkpoint(tmp_path, "t5")), random_weights=True))
+    text = tied.config["text_config"]
+    untied = replace(tied, config=tied.config | {"text_config": text | {"tie_word_embeddings": False}})
+    more = memory_of(untied)["parameters"] - memory_of(tied)["parameters"]
+    assert more == text["vocab_size"] * text["d_model"]
+
+
+def test_the_package_says_that_it_has_types():
+    assert (PACKAGE / "py.typed").is_file()
