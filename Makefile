@@ -3,31 +3,51 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo test test-fast test-long check lint types format train-tiny measure-tiny bench-cpu bench-gpu samples clean
+WORKERS ?= 2
+# Processes that tests run in; each takes the next test when it is done with one.
+PARALLEL = -n $(WORKERS) --dist worksteal
+# For test-oldest and test-newest, whose other packages come from the index: PyPI's own builds bring CUDA, several GB.
+TORCH ?= torch==2.13.0
+
+.PHONY: help demo test test-fast test-long test-oldest test-newest mutate check lint types format train-tiny measure-tiny bench-cpu bench-gpu samples clean
+
+help:  ## List these targets.
+	@awk -F ':.*## ' '/^[a-z -]+:.*## / {printf "%-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 demo: $(VENV)/.ready  ## Caption sample_images with the model inside the package and show the rows.
 	$(BIN)/blip2cap caption sample_images --model tiny --overwrite
 	$(BIN)/blip2cap show captions.jsonl
 
 test: $(VENV)/.ready  ## All tests that need no GPU.
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest $(PARALLEL)
 
 test-fast: $(VENV)/.ready  ## Without those that take seconds.
-	$(BIN)/python -m pytest -m "not slow and not long"
+	$(BIN)/python -m pytest $(PARALLEL) -m "not slow and not long"
 
 test-long: $(VENV)/.ready  ## Those that take minutes: kill loops, races, a million files.
-	$(BIN)/python -m pytest -m long
+	$(BIN)/python -m pytest $(PARALLEL) -m long
 
-check: lint types test  ## What CI runs.
+test-oldest: .venv-oldest/.ready  ## All tests with the lowest versions that pyproject.toml allows, but for torch (see TORCH).
+	.venv-oldest/bin/python -m pytest $(PARALLEL)
 
-lint: $(VENV)/.ready
+test-newest: .venv-newest/.ready  ## All tests with the newest versions that there are, but for torch (see TORCH).
+	.venv-newest/bin/python -m pytest $(PARALLEL)
+
+mutate: $(VENV)/.ready  ## Break engine, outputs and decoding line by line; list what no test notices (ONLY="blip2cap.engine.flow*"; hours for all).
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --group mutation
+	$(BIN)/python -m mutmut run $(ONLY)
+	$(BIN)/python -m mutmut results
+
+check: lint types test  ## Lint, types and tests: before every commit.
+
+lint: $(VENV)/.ready  ## Style and format.
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 
-types: $(VENV)/.ready
+types: $(VENV)/.ready  ## Types, strictly.
 	$(BIN)/mypy
 
-format: $(VENV)/.ready
+format: $(VENV)/.ready  ## Repair style and format.
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
@@ -54,5 +74,13 @@ $(VENV)/.ready: pyproject.toml constraints.txt
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable . --group dev
 	touch $@
 
-clean:
-	rm -rf $(VENV) .mypy_cache .pytest_cache .ruff_cache .hypothesis
+.venv-oldest/.ready: RESOLUTION = lowest-direct
+.venv-newest/.ready: RESOLUTION = highest
+.venv-oldest/.ready .venv-newest/.ready: pyproject.toml
+	$(PYTHON) -m venv $(@D)
+	$(@D)/bin/python -m pip install --quiet --disable-pip-version-check "$(TORCH)" uv
+	$(@D)/bin/uv pip install --quiet --python $(@D)/bin/python --resolution $(RESOLUTION) "$(TORCH)" --editable . --group dev
+	touch $@
+
+clean:  ## Remove the environments and caches.
+	rm -rf mutants $(VENV) .venv-oldest .venv-newest .mypy_cache .pytest_cache .ruff_cache .hypothesis

@@ -8,18 +8,19 @@ import json
 import os
 import struct
 import subprocess
-import sys
 import termios
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 from typer.testing import CliRunner, Result
 
 from blip2cap.cli import app
 from blip2cap.tiny.scenes import draw
+from tests.zygote import Command, the_zygote
 
+Process: TypeAlias = Command | subprocess.Popen[bytes]
 TINY = ("--model", "tiny", "--dtype", "float32")
 """In float32, where a text does not depend on how many are made at once; `auto` may be bfloat16."""
 
@@ -40,18 +41,17 @@ def invoke(*args: str | Path, stdin: bytes = b"", env: dict[str, str] | None = N
     return result
 
 
-def start(*args: str | Path, cwd: Path, **settings: Any) -> subprocess.Popen[bytes]:
+def start(*args: str | Path, cwd: Path, **settings: Any) -> Command:
     """Start a command in a process of its own, with stdout and stderr in pipes."""
-    pipes: dict[str, Any] = {"stdin": subprocess.DEVNULL, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
-    return subprocess.Popen([sys.executable, "-m", "blip2cap", *map(str, args)], cwd=cwd, **(pipes | settings))
+    return the_zygote().open(*args, cwd=cwd, **settings)
 
 
-def finish(process: subprocess.Popen[bytes]) -> tuple[bytes, bytes]:
+def finish(process: Process) -> tuple[bytes, bytes]:
     """Wait for a process; return what it printed to stdout and stderr."""
     return process.communicate()
 
 
-def wait_until(condition: Callable[[], bool], process: subprocess.Popen[bytes]) -> None:
+def wait_until(condition: Callable[[], bool], process: Process) -> None:
     """Wait until `condition` holds; fails if the process ends before."""
     while not condition():
         assert process.poll() is None, finish(process)

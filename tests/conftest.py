@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import functools
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
 from tests.commands import draw_scenes
-from tests.zygote import Zygote
+from tests.zygote import Zygote, the_zygote
 
 # Both are read when torch and huggingface_hub are imported, which no fixture comes before.
 os.environ["OMP_NUM_THREADS"] = "1"
@@ -34,10 +34,9 @@ def scenes(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="session")
-def zygote() -> Iterator[Zygote]:
-    """A process that starts commands in no time, with a stand-in for the model."""
-    with Zygote() as process:
-        yield process
+def zygote() -> Zygote:
+    """A process that starts commands in no time."""
+    return the_zygote()
 
 
 @pytest.fixture

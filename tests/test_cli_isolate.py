@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import os
 import signal
-import subprocess
-import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -16,20 +14,20 @@ import pytest
 from tests import crashing
 from tests.commands import TINY, draw_scenes, environment, finish, invoke, num_lines, read_rows, wait_until
 from tests.pictures import encode, photo
+from tests.zygote import Command, the_zygote
 
 ROOT = Path(__file__).parent.parent
 NUM_GOOD = 6
 
 
-def start(*args: str, cwd: Path, **settings: Any) -> subprocess.Popen[bytes]:
-    """Start blip2cap with a bad decoder."""
+def start(*args: str, cwd: Path, **settings: Any) -> Command:
+    """Start blip2cap with a bad decoder, which its decoding processes import from this repository."""
     python_path = os.pathsep.join(filter(None, (str(ROOT), os.environ.get("PYTHONPATH"))))
-    pipes: dict[str, Any] = {"stdin": subprocess.DEVNULL, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
-    command = [sys.executable, "-m", "tests.crashing", *args]
-    return subprocess.Popen(command, cwd=cwd, env=environment(PYTHONPATH=python_path), **(pipes | settings))
+    env = environment(PYTHONPATH=python_path)
+    return the_zygote().open(*args, cwd=cwd, program="tests.crashing", env=env, **settings)
 
 
-def run(*args: str, cwd: Path) -> tuple[int, str]:
+def run(*args: str, cwd: Path) -> tuple[int | None, str]:
     """Run blip2cap with a bad decoder; return its exit code and what it said."""
     process = start(*args, cwd=cwd)
     _, stderr = finish(process)

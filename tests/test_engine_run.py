@@ -124,6 +124,14 @@ def test_an_image_that_never_fits_is_a_failed_row_and_its_neighbours_are_not(fol
     assert do(folder_with_white, FakeModel())[0] == [row for row in rows if row.status == "ok"]
 
 
+def test_batches_after_an_image_that_never_fits_are_as_large_as_before_it(tmp_path: Path) -> None:
+    folder = draw_scenes(tmp_path, 23, size=(32, 24))
+    Image.new("RGB", (32, 24), "white").save(folder / "!.png")
+    model = FakeModel(never_fits=is_white)
+    do(folder, model, batch_size=None)
+    assert model.encode_sizes == [8, 4, 2, 1, 1, 2, 4, 8, 8]
+
+
 def test_bad_images_are_no_obstacle_to_halving(folder_with_bad_ones: Path) -> None:
     rows, summary = do(folder_with_bad_ones, FakeModel(max_images=1), batch_size=16)
     assert rows == do(folder_with_bad_ones, FakeModel())[0]

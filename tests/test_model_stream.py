@@ -262,6 +262,57 @@ def test_a_long_prompt_that_fits_alone_is_written_and_many_run_together_again() 
     assert max(decoder.num_rows[-40:]) >= 4
 
 
+class Tight(CountingDecoder):
+    """Notes which texts each prefill begins, by their lengths; some prefills have no memory."""
+
+    def __init__(self, *failing: int) -> None:
+        super().__init__()
+        self.failing = failing
+        """Numbers of the prefills that raise MemoryError."""
+        self.begun: list[list[int]] = []
+
+    def prefill(
+        self,
+        image_IQD: torch.Tensor,
+        image_of_N: torch.Tensor,
+        prompts: Sequence[torch.Tensor],
+        cache: Cache,
+        first_row: int,
+        num_beams: int = 1,
+    ) -> torch.Tensor:
+        self.begun.append([int(ids[0]) for ids_NT in prompts for ids in ids_NT])
+        self.never = self.begun[-1][0] if len(self.begun) - 1 in self.failing else None
+        return super().prefill(image_IQD, image_of_N, prompts, cache, first_row, num_beams)
+
+
+def test_after_memory_ran_out_the_number_of_texts_doubles_whenever_all_have_ended() -> None:
+    decoder = Tight(0, 1, 2)
+    assert lengths_of(run(decoder, [5] * 40, capacity=16)) == [5] * 40
+    assert decoder.prefills == [16, 8, 4, 2, 4, 8, 16, 10]
+
+
+def test_texts_that_did_not_fit_are_begun_again_in_their_order() -> None:
+    decoder = Tight(0, 1)
+    lengths = [4, 5, 6, 7, 8, 9, 10, 11, 12]
+    assert lengths_of(run(decoder, lengths, capacity=8)) == lengths
+    assert decoder.begun[:3] == [lengths[:8], lengths[:4], lengths[:2]]
+
+
+def test_texts_that_did_not_fit_beside_others_are_begun_in_their_order_when_those_have_ended() -> None:
+    decoder = Tight(1)
+    lengths = [2, 2, 9, 9, 4, 5, 6, 7]
+    assert lengths_of(run(decoder, lengths, capacity=4)) == lengths
+    assert decoder.begun == [[2, 2, 9, 9], [4, 5], [4, 5, 6, 7]]
+
+
+def test_a_text_that_fails_in_the_middle_of_its_samples_takes_the_others_with_it() -> None:
+    """The first sample is done when the second has no memory: one prompt has one result."""
+    decoder = Tight(*range(1, 10))
+    results = run(decoder, [], rows=rows_of([3, 4], copies=2), capacity=1, num_captions=2, temperature=0.01)
+    assert [getattr(results[ticket], "code", None) for ticket in (0, 1)] == ["out_of_memory", "out_of_memory"]
+    assert len(results) == 2
+
+
 def test_a_device_with_room_for_few_is_used_for_as_many() -> None:
     decoder = Memory(5 * 24)
     assert lengths_of(run(decoder, SPREAD, capacity=16)) == SPREAD

@@ -1,24 +1,31 @@
 """Real command lines in processes of their own that start in milliseconds: children of one that has imported it all.
 
-The children have a stand-in for the model. The parent never has a second thread, which a fork would lose.
+A child is a process like any other: it has a terminal or pipes, gets signals and ends with an exit code. It runs the
+model inside the package (`Zygote.open`), or a stand-in for a model (`Zygote.start`). The parent never has a second
+thread, which a fork would lose.
 """
 
 from __future__ import annotations
 
+import atexit
 import contextlib
+import functools
 import gc
-import importlib
 import json
 import os
+import runpy
+import select
 import signal
+import socket
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from types import ModuleType, SimpleNamespace, TracebackType
-from typing import Any
+from types import ModuleType, SimpleNamespace
+from typing import IO, Any
 
 from PIL import Image
 from typer.testing import CliRunner
@@ -29,6 +36,10 @@ from blip2cap.models.checkpoint import TINY
 from blip2cap.options import GenerateOptions
 from blip2cap.records import Generated
 from tests.fakes import FakeModel, FakeSession
+
+_APPEND = os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_NOCTTY
+_MOST_BYTES = 1 << 17
+"""Length of the longest question: arguments and the environment."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -108,41 +119,129 @@ def put_in_place_of_the_model(stub: Stub) -> ModuleType:
     return ready
 
 
+class Command:
+    """A command in a process of its own, with what tests use of `subprocess.Popen`."""
+
+    def __init__(
+        self, zygote: Zygote, process: int, stdin: IO[bytes] | None, stdout: IO[bytes] | None, stderr: IO[bytes] | None
+    ) -> None:
+        self.zygote, self.pid = zygote, process
+        self.stdin, self.stdout, self.stderr = stdin, stdout, stderr
+        self.returncode: int | None = None
+
+    def poll(self) -> int | None:
+        """Return the exit code, less than 0 if a signal has ended the process; None while it runs."""
+        if self.returncode is None and self.zygote.has_ended(self.pid):
+            self.returncode = self.zygote.wait(self.pid)
+        return self.returncode
+
+    def wait(self, timeout: float | None = None) -> int:
+        """Wait until the process ends; raise TimeoutError after `timeout` seconds."""
+        if self.returncode is None:
+            watched = os.pidfd_open(self.pid)
+            try:
+                if not select.select([watched], [], [], timeout)[0]:
+                    raise TimeoutError(f"still runs after {timeout} s")
+            finally:
+                os.close(watched)
+            self.returncode = self.zygote.wait(self.pid)
+        return self.returncode
+
+    def communicate(self) -> tuple[bytes, bytes]:
+        """Close its input, read all that it prints and wait; a stream without a pipe gives nothing."""
+        if self.stdin is not None:
+            self.stdin.close()
+        with ThreadPoolExecutor(2) as pool:
+            stdout, stderr = pool.map(lambda pipe: pipe.read() if pipe else b"", (self.stdout, self.stderr))
+        self.wait()
+        for pipe in (self.stdout, self.stderr):
+            if pipe is not None:
+                pipe.close()
+        return stdout, stderr
+
+    def send_signal(self, number: int) -> None:
+        """Send a signal, unless the process is known to have ended."""
+        if self.poll() is None:
+            os.kill(self.pid, number)
+
+    def kill(self) -> None:
+        """Send SIGKILL."""
+        self.send_signal(signal.SIGKILL)
+
+
 class Zygote:
     """A process that starts commands, as children of its own."""
 
     def __init__(self) -> None:
-        environment = os.environ | {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}
+        self._socket, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         self.process = subprocess.Popen(
-            [sys.executable, "-m", "tests.zygote"],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            text=True,
-            env=environment,
+            [sys.executable, "-m", "tests.zygote", str(theirs.fileno())],
+            pass_fds=[theirs.fileno()],
+            stdin=subprocess.DEVNULL,
+            env=os.environ | {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"},
         )
+        theirs.close()
 
-    def __enter__(self) -> Zygote:
-        return self
+    def close(self) -> None:
+        """End the process."""
+        self._socket.close()
+        self.process.wait()
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.process.communicate()
+    def _ask(self, question: dict[str, Any], descriptors: Sequence[int] = ()) -> int:
+        socket.send_fds(self._socket, [json.dumps(question).encode()], descriptors)
+        answer = self._socket.recv(_MOST_BYTES)
+        assert answer, "the zygote has ended: what it said is above"
+        return int(answer)
 
-    def _ask(self, question: dict[str, Any]) -> int:
-        assert self.process.stdin is not None
-        assert self.process.stdout is not None
-        self.process.stdin.write(json.dumps(question) + "\n")
-        self.process.stdin.flush()
-        return int(self.process.stdout.readline())
+    def open(
+        self,
+        *args: str | Path,
+        cwd: Path,
+        program: str = "blip2cap.__main__",
+        env: Mapping[str, str] | None = None,
+        stdin: int = subprocess.DEVNULL,
+        stdout: int | None = subprocess.PIPE,
+        stderr: int | None = subprocess.PIPE,
+        process_group: int | None = None,
+    ) -> Command:
+        """Start `python -m PROGRAM ARGS`; streams are as for `subprocess.Popen`, except that None is a closed one."""
+        streams = (stdin, stdout, stderr)
+        ours, theirs = zip(*(_stream(which, target) for target, which in enumerate(streams)), strict=True)
+        question = {
+            "args": [os.fsencode(arg).hex() for arg in args],
+            "cwd": str(cwd),
+            "program": program,
+            "env": dict(os.environ if env is None else env),
+            "open": [descriptor is not None for descriptor in theirs],
+            "group": process_group,
+        }
+        opened = [descriptor for descriptor in theirs if descriptor is not None]
+        process = self._ask(question, opened)
+        for descriptor, which in zip(theirs, streams, strict=True):
+            if descriptor is not None and descriptor != which:
+                os.close(descriptor)
+        return Command(self, process, *ours)
 
     def start(
         self, *args: str | Path, cwd: Path, stub: Stub | None = None, said: str = "said", out: str | None = None
     ) -> int:
-        """Start a command; return its process id. What it says goes to the file `said`, stdout too unless to `out`."""
-        arguments = [os.fsencode(arg).hex() for arg in args]
-        streams = {"said": str(cwd / said), "out": str(cwd / (out or said))}
-        return self._ask({"args": arguments, "cwd": str(cwd), "stub": vars(stub or Stub()), **streams})
+        """Start a command with a stand-in for the model; return its process id.
+
+        What it says goes to the file `said`, stdout too unless to `out`.
+        """
+        streams = [os.open(os.devnull, os.O_RDONLY)]
+        streams += [os.open(cwd / name, _APPEND, 0o666) for name in (out or said, said)]
+        question = {
+            "args": [os.fsencode(arg).hex() for arg in args],
+            "cwd": str(cwd),
+            "stub": vars(stub or Stub()),
+            "open": [True] * 3,
+        }
+        try:
+            return self._ask(question, streams)
+        finally:
+            for descriptor in streams:
+                os.close(descriptor)
 
     def wait(self, process: int) -> int:
         """Wait until a command ends; return its exit code, less than 0 if a signal has ended it."""
@@ -161,28 +260,54 @@ class Zygote:
         return self.wait(self.start(*args, cwd=cwd, stub=stub, said=said, out=out))
 
 
-def serve() -> None:
-    """Start and wait as the lines of standard input ask."""
+@functools.cache
+def the_zygote() -> Zygote:
+    """Return the one process that starts commands for all tests; it ends with this one."""
+    zygote = Zygote()
+    atexit.register(zygote.close)
+    return zygote
+
+
+def _stream(which: int | None, target: int) -> tuple[IO[bytes] | None, int | None]:
+    """Return our end of a stream, if it is a pipe, and the descriptor that the command gets."""
+    if which == subprocess.PIPE:
+        reader, writer = os.pipe()
+        return (os.fdopen(writer, "wb"), reader) if target == 0 else (os.fdopen(reader, "rb"), writer)
+    if which == subprocess.DEVNULL:
+        return None, os.open(os.devnull, os.O_RDWR)
+    return None, which
+
+
+def serve(questions: socket.socket) -> None:
+    """Start and wait as the questions ask."""
     # A kill loses nothing that was written, only a power cut does: waiting for the disk would prove nothing here.
     vars(os).update(fsync=_no_wait, fdatasync=_no_wait)
-    importlib.import_module("blip2cap.engine.run")  # with torch
+    from blip2cap.captioner import Captioner
     from blip2cap.cli import app
 
-    CliRunner().invoke(app, ["caption", str(TINY), "--model", "tiny", "--dry-run"])  # imports the rest
+    CliRunner().invoke(app, ["caption", str(TINY), "--model", "tiny", "--dry-run"])
+    Captioner.load("tiny", dtype="float32")  # now the rest is imported
     Image.init()
+    gc.collect()
     gc.freeze()
     num_threads = len(os.listdir("/proc/self/task"))
     assert num_threads == 1, f"{num_threads} threads: what they hold would be held for ever in a child"
-    for line in sys.stdin:
-        question = json.loads(line)
+    while True:
+        message, descriptors, _, _ = socket.recv_fds(questions, _MOST_BYTES, 3)
+        if not message:
+            return
+        question = json.loads(message)
         if "wait" in question:
             answer = os.waitpid(question["wait"], 0)[1]
         else:
             answer = os.fork()
             if not answer:
                 with leaving():
-                    become(app, question)
-        print(answer, flush=True)
+                    questions.close()
+                    become(app, question, descriptors)
+            for descriptor in descriptors:
+                os.close(descriptor)
+        questions.send(str(answer).encode())
 
 
 def _no_wait(descriptor: Any) -> None:
@@ -201,26 +326,39 @@ def leaving() -> Iterator[None]:
         sys.excepthook(*sys.exc_info())
     finally:
         for stream in (sys.stdout, sys.stderr):
-            stream.flush()
+            if stream is not None:
+                stream.flush()
         os._exit(code)
 
 
-def become(app: Any, question: dict[str, Any]) -> None:
+def become(app: Any, question: dict[str, Any], descriptors: list[int]) -> None:
     """Do in a child what a new process would do."""
     for number in (signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1):
         signal.signal(number, signal.SIG_DFL)
     signal.signal(signal.SIGINT, signal.default_int_handler)
+    if question.get("group") is not None:
+        os.setpgid(0, question["group"])
     os.chdir(question["cwd"])
-    for target, name in enumerate((os.devnull, question["out"], question["said"])):
-        how = os.O_WRONLY | os.O_CREAT | os.O_APPEND if target else os.O_RDONLY
-        os.dup2(os.open(name, how | os.O_NOCTTY), target)
-    # Anew, as they decide by what they write to.
-    sys.stdout, sys.stderr = os.fdopen(1, "w"), os.fdopen(2, "w", buffering=1, errors="backslashreplace")
+    for target, is_open in enumerate(question["open"]):
+        if is_open:
+            os.dup2(descriptors[0], target)
+            os.close(descriptors.pop(0))
+        else:
+            os.close(target)
+    # Opened again, as they decide by what they write to.
+    sys.stdin = os.fdopen(0)
+    sys.stdout = os.fdopen(1, "w") if question["open"][1] else None
+    sys.stderr = os.fdopen(2, "w", buffering=1, errors="backslashreplace") if question["open"][2] else None
     arguments = [os.fsdecode(bytes.fromhex(argument)) for argument in question["args"]]
-    sys.modules["blip2cap.models.blip2.load"] = put_in_place_of_the_model(Stub(**question["stub"]))
     sys.argv = ["blip2cap", *arguments]
-    app(arguments)
+    if "stub" in question:
+        sys.modules["blip2cap.models.blip2.load"] = put_in_place_of_the_model(Stub(**question["stub"]))
+        app(arguments)
+        return
+    os.environ.clear()
+    os.environ.update(question["env"])
+    runpy.run_module(question["program"], run_name="__main__", alter_sys=True)
 
 
 if __name__ == "__main__":
-    serve()
+    serve(socket.socket(fileno=int(sys.argv[1])))
