@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from PIL import features
 
 from benchmarks.pictures import LARGE_SIZE, SIZE, photo
 from benchmarks.suite import Section, main
@@ -42,6 +43,7 @@ def photos(size: tuple[int, int], num_files: int, num_rounds: int) -> Callable[[
 
     def run(section: Section) -> None:
         folder = section.pictures.folder
+        section.facts["versions"] = {"libjpeg_turbo": features.version("libjpeg_turbo"), "numpy": np.__version__}
         paths = [photo(folder / f"{size[0]}-{at}.jpg", FIRST_SEED + at, size) for at in range(num_files)]
         for model_size in MODEL_SIZES:
             section.attempt(f"to_{model_size}", compare, paths, size=model_size, num_rounds=num_rounds)

@@ -27,7 +27,7 @@ _NUM_FREE = 1_100_000
 
 
 def million(num_folders: int, *, many: int = 1_000_000, few: int = 10_000) -> Callable[[Section], None]:
-    """Return a section with all files in so many folders."""
+    """Return a section with all files in `num_folders` folders."""
 
     def run(section: Section) -> None:
         facts, timeout_s = section.facts, section.suite.left_s

@@ -51,7 +51,7 @@ class Suite:
         self.clock, self.say = clock, say
         self.ends = clock() + 60 * minutes
         self.found: dict[str, Facts] = {}
-        """What each section has found so far."""
+        """The findings of each section so far."""
 
     def left_s(self) -> float:
         """Return the time for a measurement that starts now. Raises SkipError after the deadline."""

@@ -1,10 +1,10 @@
-"""What an expert makes of transformers in an afternoon; the options and the JSON are those of the plain script.
+"""Transformers as an expert tunes it in an afternoon; the options and the JSON are those of the plain script.
 
 bfloat16 where the device is fast at it; a DataLoader whose workers decode and resize; pinned memory, a static cache,
 which transformers then compiles, and batches of one size on CUDA; prompts padded to one length, on the left for
 decoders; images decoded once for any number of questions, though the whole model still runs for each.
 
-    PYTHONPATH=. python benchmarks/tuned_transformers.py --images ./imgs --model Salesforce/blip2-opt-2.7b
+    python -m benchmarks.tuned_transformers --images ./imgs --model Salesforce/blip2-opt-2.7b
 """
 
 from __future__ import annotations

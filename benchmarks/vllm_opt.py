@@ -4,7 +4,7 @@ Needs an environment of its own with vLLM and Pillow, and a model from the hub o
 itself: --batch-size is only the number of images that are decoded before they are handed over. Written from vLLM's
 documentation: multimodal inputs, offline inference (https://docs.vllm.ai).
 
-    PYTHONPATH=. python benchmarks/vllm_opt.py --images ./imgs --model Salesforce/blip2-opt-2.7b --dtype bfloat16
+    python -m benchmarks.vllm_opt --images ./imgs --model Salesforce/blip2-opt-2.7b --dtype bfloat16
 """
 
 from __future__ import annotations

@@ -12,7 +12,7 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
-from importlib.metadata import PackageNotFoundError, version
+from importlib.metadata import version
 from pathlib import Path
 
 import torch
@@ -69,7 +69,7 @@ class Decoding:
 def describe(device: torch.device, package: Path = _PACKAGE) -> Machine:
     """Describe the machine as a run on `device` sees it, and the commit of the code in `package`."""
     versions = {"blip2cap": blip2cap.__version__}
-    versions |= {name: _version(name) for name in ("torch", "transformers", "Pillow")}
+    versions |= {name: version(name) for name in ("torch", "transformers", "Pillow")}
     gpu, gpu_memory_gb = "", 0.0
     if device.type == "cuda":
         properties = torch.cuda.get_device_properties(device)
@@ -182,13 +182,6 @@ def _best_seconds(work: Callable[[], object], device: torch.device, budget_s: fl
         seconds = time.perf_counter() - started
         best, spent, trials = min(best, seconds / repeats), spent + seconds, trials + 1
     return best
-
-
-def _version(package: str) -> str:
-    try:
-        return version(package)
-    except PackageNotFoundError:
-        return ""
 
 
 def _cpu_name() -> str:

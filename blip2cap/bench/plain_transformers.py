@@ -1,4 +1,4 @@
-"""What people write: transformers' processor and `model.generate`, as its documentation shows them, a batch at a time.
+"""Transformers as people use it: its processor and `model.generate` as its documentation shows them, in batches.
 
 Images are opened with Pillow on the main thread, prompts are padded, and every question is a pass over all the images
 with the whole model. Nothing here is slower than it is out there, and nothing is faster: it is what blip2cap's speed is
