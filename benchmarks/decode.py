@@ -1,31 +1,29 @@
-"""What it costs to make pixels of JPEG files, and what the fast way changes: `python benchmarks/decode.py --out FILE`.
+"""The cost of decoding JPEG files to the model's pixels, and the effect of the fast way.
 
-Covered: CPU time of one thread from a file's path to the model's pixels, exact and fast in turn; how far their pixels
-differ; how many captions of the small model differ.
+    PYTHONPATH=. python benchmarks/decode.py --out benchmarks/results/decode_cpu.json
+
+Covered: CPU time of one thread from a file's path to the model's pixels, exact and fast in turn; the difference of
+their pixels; the number of captions of the small model that differ.
 Not covered: disks (the files are in the page cache), other formats, waiting for the interpreter's lock.
 """
 
 from __future__ import annotations
 
-import argparse
-import json
 import os
-import platform
-import shlex
 import statistics
 import sys
-import tempfile
 import time
-from collections.abc import Sequence
-from datetime import UTC, datetime
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import PIL
-from PIL import Image, features
+from PIL import features
 
-from blip2cap import __version__
+from benchmarks.pictures import LARGE_SIZE, SIZE, photo
+from benchmarks.suite import Section, main
+from blip2cap.bench.images import QUALITY
+from blip2cap.captioner import Captioner
 from blip2cap.decode.image import Decoded, decode
 from blip2cap.decode.read import read
 from blip2cap.models.blip2.resize import choose_resizer
@@ -33,69 +31,28 @@ from blip2cap.options import DecodeOptions
 from blip2cap.records import ImageRef
 from blip2cap.tiny.scenes import draw
 
-KINDS = {"640x480": ((640, 480), 8, 20), "4000x3000": ((4000, 3000), 3, 7)}
-"""Name -> size, number of files, rounds over all of them."""
 MODEL_SIZES = (112, 224, 364)
 MODES = ("exact", "fast")
 FIRST_SEED = 2_000
 """Scenes that neither trained the model nor are shown anywhere."""
-_GRAIN = 5.5
-"""Standard deviation of the noise in levels: at quality 90 the files are as long as those of cameras."""
+NUM_SCENES = 200
 
 
-def main() -> None:
-    """Measure, print and write."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--out", type=Path, help="write the measurements to this JSON file")
-    parser.add_argument("--captions", type=int, default=200, help="scenes to caption both ways; 0 leaves it out")
-    arguments = parser.parse_args()
-    result: dict[str, Any] = {"command": shlex.join(["python", *sys.argv]), **machine(), "decode": []}
-    with tempfile.TemporaryDirectory() as folder:
-        for name, (size, num_files, num_rounds) in KINDS.items():
-            paths = [photo(Path(folder) / f"{name}-{at}.jpg", FIRST_SEED + at, size) for at in range(num_files)]
-            for model_size in MODEL_SIZES:
-                measured = {"image": name, "num_files": num_files, **measure(paths, model_size, num_rounds)}
-                print(json.dumps(measured))
-                result["decode"].append(measured)
-        if arguments.captions:
-            result["captions"] = compare_captions(Path(folder), arguments.captions)
-            print(json.dumps(result["captions"]))
-    if arguments.out:
-        arguments.out.write_text(json.dumps(result, indent=2) + "\n")
+def photos(size: tuple[int, int], num_files: int, num_rounds: int) -> Callable[[Section], None]:
+    """Return a section that decodes photographs of one size for models of several sizes."""
+
+    def run(section: Section) -> None:
+        folder = section.pictures.folder
+        section.facts["versions"] = {"libjpeg_turbo": features.version("libjpeg_turbo"), "numpy": np.__version__}
+        paths = [photo(folder / f"{size[0]}-{at}.jpg", FIRST_SEED + at, size) for at in range(num_files)]
+        for model_size in MODEL_SIZES:
+            section.attempt(f"to_{model_size}", compare, paths, size=model_size, num_rounds=num_rounds)
+
+    return run
 
 
-def machine() -> dict[str, Any]:
-    """Name what was measured on, and with what."""
-    lines = Path("/proc/cpuinfo").read_text().splitlines()
-    cpus = [line.split(":")[1].strip() for line in lines if line.startswith("model name")]
-    return {
-        "date": datetime.now(UTC).date().isoformat(),
-        "machine": {"cpu": cpus[0] if cpus else platform.machine(), "num_cores": os.cpu_count()},
-        "versions": {
-            "blip2cap": __version__,
-            "python": platform.python_version(),
-            "pillow": PIL.__version__,
-            "libjpeg_turbo": features.version("libjpeg_turbo"),
-            "numpy": np.__version__,
-        },
-    }
-
-
-def photo(path: Path, seed: int, size: tuple[int, int]) -> Path:
-    """Save a scene as a camera would have: darker towards the corners, with grain, some of it coarser than a pixel."""
-    width, height = size
-    rng = np.random.default_rng(seed)
-    y, x = np.meshgrid(np.linspace(-1, 1, height), np.linspace(-1, 1, width), indexing="ij")
-    light = 1 - 0.2 * (x**2 + y**2)
-    coarse = rng.normal(0, _GRAIN / 2, (height // 2, width // 2, 3)).repeat(2, 0).repeat(2, 1)
-    grain = rng.normal(0, _GRAIN, (height, width, 1)) + coarse
-    pixels = np.asarray(draw(seed, size).image) * light[:, :, None] + grain
-    Image.fromarray(np.clip(pixels, 0, 255).astype(np.uint8)).save(path, quality=90)
-    return path
-
-
-def measure(paths: Sequence[Path], size: int, num_rounds: int) -> dict[str, Any]:
-    """Return median CPU time an image for both modes, taken in turn, and the difference of their pixels."""
+def compare(paths: Sequence[Path], *, size: int, num_rounds: int) -> dict[str, Any]:
+    """Return the median CPU time for one image in both modes, run in turns, and the difference of their pixels."""
     seconds: dict[str, list[float]] = {mode: [] for mode in MODES}
     for number in range(num_rounds + 1):
         for path in paths:
@@ -109,6 +66,7 @@ def measure(paths: Sequence[Path], size: int, num_rounds: int) -> dict[str, Any]
         [np.abs(np.subtract(*(to_pixels(path, size, mode).pixels_HWC.astype(int) for mode in MODES))) for path in paths]
     )
     return {
+        "num_files": len(paths),
         "mean_file_kb": round(statistics.mean(path.stat().st_size for path in paths) / 1000, 1),
         "model_size": size,
         "exact_cpu_ms": round(median_ms["exact"], 2),
@@ -121,32 +79,33 @@ def measure(paths: Sequence[Path], size: int, num_rounds: int) -> dict[str, Any]
 
 
 def to_pixels(path: Path, size: int, mode: str) -> Decoded:
-    """Do what a run does with one file."""
+    """Read and decode one file as a run does."""
     options = DecodeOptions(mode=mode)
     return decode(read(ImageRef(path=os.fspath(path), name=path.name), options), size, options, choose_resizer())
 
 
-def compare_captions(folder: Path, num_scenes: int) -> dict[str, Any]:
-    """Caption JPEGs of 640x480 with the small model both ways; count what differs and what is right."""
-    from blip2cap import Captioner
-
-    scenes = [draw(FIRST_SEED + at) for at in range(num_scenes)]
-    paths = [folder / f"scene-{at}.jpg" for at in range(num_scenes)]
+def captions(section: Section) -> None:
+    """Caption JPEGs of 640x480 with the small model in both modes; count the differing and the right captions."""
+    scenes = [draw(FIRST_SEED + at) for at in range(NUM_SCENES)]
+    paths = [section.pictures.folder / f"scene-{at}.jpg" for at in range(NUM_SCENES)]
     for scene, path in zip(scenes, paths, strict=True):
-        scene.image.save(path, quality=90)
-    captions: dict[str, list[str]] = {}
+        scene.image.save(path, quality=QUALITY)
+    texts: dict[str, list[str]] = {}
     for mode in MODES:
         captioner = Captioner.load("tiny", device="cpu", dtype="float32", decode=DecodeOptions(mode=mode))
-        captions[mode] = captioner.caption(paths)
-    right = {mode: sum(s.caption == text for s, text in zip(scenes, captions[mode], strict=True)) for mode in MODES}
-    return {
+        texts[mode] = captioner.caption(paths)
+    section.facts |= {
         "model": "tiny",
         "dtype": "float32",
-        "num_scenes": num_scenes,
-        "num_differ": sum(one != other for one, other in zip(captions["exact"], captions["fast"], strict=True)),
-        "num_right": right,
+        "num_scenes": NUM_SCENES,
+        "num_differ": sum(one != other for one, other in zip(texts["exact"], texts["fast"], strict=True)),
+        "num_right": {
+            mode: sum(scene.caption == text for scene, text in zip(scenes, texts[mode], strict=True)) for mode in MODES
+        },
     }
 
 
+SECTIONS = {"640x480": photos(SIZE, 8, 20), "4000x3000": photos(LARGE_SIZE, 3, 7), "captions": captions}
+
 if __name__ == "__main__":
-    main()
+    sys.exit(main(__doc__, SECTIONS, None))

@@ -1,7 +1,7 @@
-"""Whether texts of many lengths side by side cost their mean, or their longest.
+"""The cost of decoding texts of many lengths together, beside texts of their mean length and of the longest.
 
-Each text ends after as many tokens as it is told to, whatever the model says; everything else is a real run of the text
-side. Covered: prefill and steps of BLIP-2. Not covered: the image side, which knows nothing of lengths.
+Each text ends after a given number of tokens, whatever the model generates; everything else is a real run of the
+decoder. Covered: prefill and steps of BLIP-2. Not covered: the vision encoder, which does not depend on lengths.
 """
 
 from __future__ import annotations
@@ -9,10 +9,11 @@ from __future__ import annotations
 import time
 from collections.abc import Sequence
 from math import gcd
+from typing import Any
 
 import torch
 
-from benchmarks.suite import Facts, digits
+from blip2cap.bench.report import digits
 from blip2cap.errors import ImageError
 from blip2cap.models.blip2.model import Blip2
 from blip2cap.models.blip2.search import Greedy
@@ -26,10 +27,10 @@ _STRIDE = 29
 
 
 class GivenLengths(Greedy):
-    """Ends a text after as many tokens as its seed says: greedy text has no other use for one."""
+    """Ends a text after the number of tokens in its seed, which greedy search does not use otherwise."""
 
     def finished(self) -> list[int]:
-        """Return the slots whose texts are as long as they should be."""
+        """Return the slots whose texts have their length."""
         self.read()
         return [slot for slot, text in enumerate(self.texts) if len(text.ids) >= text.start.seed]
 
@@ -39,42 +40,39 @@ class GivenLengths(Greedy):
         return [text.ids[: text.start.seed]]
 
 
-def spread(num_pending: int = NUM_TEXTS) -> list[int]:
-    """Return lengths that lie evenly between the shortest and the longest, mixed; their mean is that of the two."""
-    assert gcd(num_pending, _STRIDE) == 1
-    steps = max(1, num_pending - 1)
-    even = [SHORTEST + round((LONGEST - SHORTEST) * number / steps) for number in range(num_pending)]
-    return [even[number * _STRIDE % num_pending] for number in range(num_pending)]
+def spread() -> list[int]:
+    """Return lengths evenly between the shortest and the longest, mixed; their mean is that of the two."""
+    assert gcd(NUM_TEXTS, _STRIDE) == 1
+    even = [SHORTEST + round((LONGEST - SHORTEST) * number / (NUM_TEXTS - 1)) for number in range(NUM_TEXTS)]
+    return [even[number * _STRIDE % NUM_TEXTS] for number in range(NUM_TEXTS)]
 
 
-def measure_lengths(
-    model: Blip2, features: torch.Tensor, *, num_pending: int = NUM_TEXTS, num_slots: int = NUM_SLOTS
-) -> Facts:
-    """Decode texts of many lengths, and one batch each of texts as long as their mean, and as the longest."""
-    mixed = spread(num_pending)
-    decode_texts(model, features, [2] * num_slots, num_slots)
+def measure_lengths(model: Blip2, features: torch.Tensor) -> dict[str, Any]:
+    """Decode texts of many lengths, and one batch each of texts of their mean length, and of the longest."""
+    mixed = spread()
+    decode_texts(model, features, [2] * NUM_SLOTS)
     found = {
-        "mean": decode_texts(model, features, [(SHORTEST + LONGEST) // 2] * num_slots, num_slots),
-        "spread": decode_texts(model, features, mixed, num_slots),
-        "longest": decode_texts(model, features, [LONGEST] * num_slots, num_slots),
+        "mean": decode_texts(model, features, [(SHORTEST + LONGEST) // 2] * NUM_SLOTS),
+        "spread": decode_texts(model, features, mixed),
+        "longest": decode_texts(model, features, [LONGEST] * NUM_SLOTS),
     }
-    batches = num_pending / num_slots  # texts of one length take so many times what a batch of them takes
+    batches = NUM_TEXTS / NUM_SLOTS
     return {
-        "num_pending": num_pending,
-        "texts_at_once": num_slots,
-        "mean_length": digits(sum(mixed) / num_pending),
+        "num_texts": NUM_TEXTS,
+        "texts_at_once": NUM_SLOTS,
+        "mean_length": digits(sum(mixed) / NUM_TEXTS),
         **found,
         "spread_to_mean": digits(found["spread"]["seconds"] / found["mean"]["seconds"] / batches),
         "spread_to_longest": digits(found["spread"]["seconds"] / found["longest"]["seconds"] / batches),
     }
 
 
-def decode_texts(model: Blip2, features: torch.Tensor, lengths: Sequence[int], num_slots: int) -> Facts:
-    """Decode texts of these lengths about images whose features these are; every text prefills its own."""
+def decode_texts(model: Blip2, features: torch.Tensor, lengths: Sequence[int]) -> dict[str, Any]:
+    """Decode texts of these lengths about the images with these features; every text prefills its own image."""
     options = GenerateOptions(max_new_tokens=LONGEST)
-    texts = model.start_texts(options, capacity=num_slots)
+    texts = model.start_texts(options, capacity=NUM_SLOTS)
     stream = texts.stream
-    assert isinstance(stream, TextStream), "only lean decoders decode texts of many lengths side by side"
+    assert isinstance(stream, TextStream), "only lean decoders decode texts of many lengths together"
     stream.search = GivenLengths(options, (), model.device)
     tokens = Tokens(ids=list(model.tokenizer("").input_ids), qformer_ids=[])
     stream.add(
@@ -85,14 +83,14 @@ def decode_texts(model: Blip2, features: torch.Tensor, lengths: Sequence[int], n
     )
     model.watch.reset()
     model.wait()
-    started, said = time.perf_counter(), dict[int, int]()
+    started, generated = time.perf_counter(), dict[int, int]()
     while texts.num_pending:
         for ticket, result in texts.advance():
             assert not isinstance(result, ImageError), result
-            said[ticket] = result[0].num_tokens + (result[0].finish_reason == "stop")
+            generated[ticket] = result[0].num_tokens + (result[0].finish_reason == "stop")
     model.wait()
     seconds = time.perf_counter() - started
-    assert [said[number] for number in range(len(lengths))] == list(lengths)
+    assert [generated[number] for number in range(len(lengths))] == list(lengths)
     return {
         "seconds": digits(seconds),
         "num_tokens": sum(lengths),

@@ -1,18 +1,18 @@
-"""What an expert makes of transformers in an afternoon; the options and the JSON are those of the plain script.
+"""Transformers as an expert tunes it in an afternoon; the options and the JSON are those of the plain script.
 
 bfloat16 where the device is fast at it; a DataLoader whose workers decode and resize; pinned memory, a static cache,
 which transformers then compiles, and batches of one size on CUDA; prompts padded to one length, on the left for
-decoders; images decoded once however many questions there are, though the whole model still runs for each.
+decoders; images decoded once for any number of questions, though the whole model still runs for each.
 
-    python benchmarks/tuned_transformers.py --images ./imgs --model Salesforce/blip2-opt-2.7b
+    python -m benchmarks.tuned_transformers --images ./imgs --model Salesforce/blip2-opt-2.7b
 """
 
 from __future__ import annotations
 
+import argparse
 import os
 import sys
-import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,16 +20,8 @@ import torch
 from PIL import Image
 from torch.utils.data import DataLoader, Dataset
 
-from blip2cap.bench.plain_transformers import (
-    DTYPES,
-    choose_device,
-    find_images,
-    load,
-    make_prompts,
-    parser,
-    report,
-    synchronise,
-)
+from blip2cap.bench.peer import DTYPES, Peer, choose_device, make_prompts, parser, run
+from blip2cap.bench.plain_transformers import family_of, load
 from blip2cap.models.cpu_features import is_fast_at_bfloat16
 
 
@@ -49,35 +41,35 @@ class Pixels(Dataset):
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Caption a folder, or ask about it; print how long it took as a JSON object."""
+    """Caption a folder, or ask about it; print the times as a JSON object."""
     options = parser(__doc__, dtypes=("auto", *DTYPES))
     options.add_argument("--num-workers", type=int, default=min(8, os.cpu_count() or 1), help="processes that decode")
-    arguments = options.parse_args(argv)
-    paths = find_images(arguments)
-    device = torch.device(choose_device(arguments.device))
+    return run("tuned_transformers", options.parse_args(argv), start)
+
+
+def start(arguments: argparse.Namespace) -> Peer:
+    """Load the model, and tokenise the prompts."""
+    device = choose_device(arguments.device)
     on_gpu = device.type == "cuda"
     dtype = fast_dtype(device) if arguments.dtype == "auto" else getattr(torch, arguments.dtype)
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")  # workers are forks, where its threads would hang
-    start = time.perf_counter()
     processor, model = load(arguments, device, dtype)
-    load_s = time.perf_counter() - start
-    text_inputs = tokenise(processor, model, make_prompts(arguments, model.config), device)
+    text_inputs = tokenise(processor, model, make_prompts(arguments, family_of(model.config)), device)
     num_given = 0 if model.config.text_config.is_encoder_decoder else text_inputs[0]["input_ids"].shape[1]
 
-    def loader(paths: Sequence[Path]) -> DataLoader:
-        return DataLoader(
+    @torch.inference_mode()
+    def generate(paths: Sequence[Path]) -> list[str]:
+        loader = DataLoader(
             Pixels(paths, processor.image_processor),
             batch_size=arguments.batch_size,
             num_workers=arguments.num_workers,
             multiprocessing_context="fork" if arguments.num_workers else None,
             pin_memory=on_gpu,
         )
-
-    @torch.inference_mode()
-    def generate(paths: Sequence[Path]) -> Iterator[list[str]]:
-        for pixels in loader(paths):
+        texts: list[str] = []
+        for pixels in loader:
             num_images = len(pixels)
-            if on_gpu and num_images < arguments.batch_size:  # another size would be compiled anew
+            if on_gpu and num_images < arguments.batch_size:  # another size would be compiled too
                 pixels = torch.cat([pixels, pixels[-1:].expand(arguments.batch_size - num_images, -1, -1, -1)])
             pixels = pixels.to(device, dtype, non_blocking=True)
             for inputs in text_inputs:
@@ -90,16 +82,11 @@ def main(argv: Sequence[str] | None = None) -> int:
                     do_sample=False,
                     cache_implementation="static" if on_gpu else None,
                 )
-                texts = processor.batch_decode(output[:num_images, num_given:], skip_special_tokens=True)
-                yield [text.strip() for text in texts]
+                new = processor.batch_decode(output[:num_images, num_given:], skip_special_tokens=True)
+                texts += [text.strip() for text in new]
+        return texts
 
-    for _ in range(arguments.warmup):
-        list(generate(paths[: arguments.batch_size]))
-    synchronise(device)
-    start = time.perf_counter()
-    texts = [text for batch in generate(paths) for text in batch]
-    report("tuned_transformers", arguments, device, dtype, load_s, time.perf_counter() - start, len(paths), texts)
-    return 0
+    return Peer(generate=generate, device=device, dtype=dtype)
 
 
 def fast_dtype(device: torch.device) -> torch.dtype:

@@ -1,23 +1,24 @@
-"""Jobs that a suite has measured, and the pictures for them. No test asserts a time."""
+"""Jobs that a suite measures, and the pictures for them. No test asserts a time."""
 
 from __future__ import annotations
 
 import json
 from collections import Counter
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from benchmarks import pictures
+from benchmarks import measure, pictures
 from benchmarks.lengths import LONGEST, SHORTEST, spread
-from benchmarks.measure import Job, Measurer
+from benchmarks.measure import Facts, Job
 from benchmarks.pictures import Pictures
-from benchmarks.suite import Facts
 from blip2cap.bench import benchmark
+from blip2cap.bench.stages import Loaded
 from blip2cap.options import ModelOptions
+from blip2cap.stopwatch import Stopwatch
+from tests.benches import loaded_tiny
 from tests.checkpoints import make_checkpoint
-
-TINY: Facts = {"name": "tiny", "device": "cpu", "dtype": "float32"}
 
 
 @pytest.fixture(scope="module")
@@ -25,13 +26,12 @@ def drawn(tmp_path_factory: pytest.TempPathFactory) -> str:
     return Pictures(tmp_path_factory.mktemp("drawn"), num_processes=1).scenes(6)
 
 
-@pytest.fixture(scope="module")
-def measurer() -> Measurer:
-    return Measurer(ModelOptions(**TINY))
+def measured(images: str, **settings: Any) -> Facts:
+    return measure.measure(loaded_tiny(), Job(images=images, **settings))
 
 
-def test_a_job_is_a_real_run_from_files_to_rows(measurer: Measurer, drawn: str) -> None:
-    facts = measurer.measure(Job(images=drawn, warmup=1, batch_size=2, repeats=2, new_tokens=4))
+def test_a_job_is_a_real_run_from_files_to_rows(drawn: str) -> None:
+    facts = measured(drawn, warmup=1, batch_size=2, repeats=2, new_tokens=4)
     assert (facts["images"], facts["rows"]) == (6, 6)
     assert facts["counts"]["vision"] == 3
     assert facts["images_at_once"] == facts["texts_at_once"] == 2
@@ -43,36 +43,39 @@ def test_a_job_is_a_real_run_from_files_to_rows(measurer: Measurer, drawn: str) 
     assert json.loads(json.dumps(facts)) == facts
 
 
-def test_every_question_of_a_job_makes_a_row(measurer: Measurer, drawn: str) -> None:
-    facts = measurer.measure(Job(images=drawn, num_images=2, questions=["is it day or night?", "where is this?"]))
+def test_every_question_of_a_job_makes_a_row(drawn: str) -> None:
+    facts = measured(drawn, num_images=2, questions=["is it day or night?", "where is this?"])
     assert (facts["images"], facts["rows"]) == (2, 4)
 
 
-def test_images_and_texts_at_once_can_differ(measurer: Measurer, drawn: str) -> None:
-    facts = measurer.measure(Job(images=drawn, image_batch=3, capacity=6))
+def test_batch_sizes_of_the_vision_encoder_and_the_decoder_can_differ(drawn: str) -> None:
+    facts = measured(drawn, image_batch=3, capacity=6)
     assert facts["counts"]["vision"] == 2
     assert (facts["images_at_once"], facts["texts_at_once"]) == (3, 6)
 
 
-def test_switches_of_a_job_last_as_long_as_the_job(measurer: Measurer, drawn: str) -> None:
-    model = measurer.model
-    before = model.graphs, model.check_every
-    facts = measurer.measure(Job(images=drawn, num_images=2, check_every=5, decode="exact", threads=1))
+def test_switches_of_a_job_last_as_long_as_the_job(drawn: str) -> None:
+    model = loaded_tiny().model
+    before, watch = (model.watch, model.check_every), Stopwatch()
+    facts = measured(drawn, num_images=2, switches={"watch": watch, "check_every": 5}, decode="exact", threads=1)
     assert facts["rows"] == 2
-    assert (model.graphs, model.check_every) == before
+    assert facts["counts"] == watch.counts
+    assert (model.watch, model.check_every) == before
+    with pytest.raises(AttributeError, match="colour"):
+        measured(drawn, switches={"colour": "red"})
 
 
-def test_jobs_that_cannot_be_done_say_so(measurer: Measurer, drawn: str) -> None:
+def test_jobs_that_cannot_be_done_say_so(drawn: str) -> None:
     with pytest.raises(ValueError, match="must be one of run, stages, lengths"):
-        measurer.measure(Job(images=drawn, what="x"))
+        measured(drawn, what="x")
     with pytest.raises(ValueError, match="has only 6"):
-        measurer.measure(Job(images=drawn, num_images=7))
+        measured(drawn, num_images=7)
 
 
-def test_stages_are_those_of_the_bench_command(measurer: Measurer, drawn: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_stages_are_those_of_the_bench_command(drawn: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(benchmark, "matrix_rate", lambda *args: 1e12)
     monkeypatch.setattr(benchmark, "memory_rate", lambda *args: 1e10)
-    facts = measurer.measure(Job(images=drawn, what="stages", batch_size=2))
+    facts = measured(drawn, what="stages", batch_size=2)
     assert facts["images"]["num_images"] == 6
     assert facts["figures"]["share_of_limit"] > 0
     assert facts["model"]["name"] == "tiny"
@@ -82,8 +85,15 @@ def test_stages_are_those_of_the_bench_command(measurer: Measurer, drawn: str, m
 def test_random_weights_end_no_text(drawn: str, tmp_path: Path) -> None:
     folder = make_checkpoint(tmp_path / "checkpoint", "opt")
     options = ModelOptions(name=str(folder), random_weights=True, device="cpu", dtype="float32")
-    facts = Measurer(options).measure(Job(images=drawn, new_tokens=9))
+    facts = measure.measure(Loaded(options), Job(images=drawn, new_tokens=9))
     assert facts["new_tokens"] == 9
+
+
+def test_jobs_of_the_command_line_print_one_object_each(drawn: str, capsys: pytest.CaptureFixture[str]) -> None:
+    model = {"name": "tiny", "device": "cpu", "dtype": "float32"}
+    job = {"images": drawn, "num_images": 1, "new_tokens": 2}
+    assert measure.main([json.dumps(model), json.dumps(job), json.dumps(job)]) == 0
+    assert [json.loads(line)["rows"] for line in capsys.readouterr().out.splitlines()] == [1, 1]
 
 
 def test_lengths_are_spread_evenly_and_mixed() -> None:
@@ -94,12 +104,12 @@ def test_lengths_are_spread_evenly_and_mixed() -> None:
     assert lengths != sorted(lengths)
 
 
-def test_texts_of_many_lengths_take_steps_for_their_mean(measurer: Measurer, drawn: str) -> None:
-    facts = measurer.measure(Job(images=drawn, what="lengths"))
+def test_texts_of_many_lengths_take_steps_for_their_mean(drawn: str) -> None:
+    facts = measured(drawn, what="lengths")
     steps = {name: facts[name]["num_steps"] for name in ("mean", "spread", "longest")}
     assert facts["mean"]["num_tokens"] * 3 == facts["spread"]["num_tokens"] == 48 * 12
     assert (steps["mean"], steps["longest"]) == (11, 19)
-    # 16 places, 48 texts: what is above the mean is the end, where the last texts run alone.
+    # 16 slots, 48 texts: what is above the mean is the end, where the last texts run alone.
     assert 3 * steps["mean"] <= steps["spread"] <= 3 * steps["mean"] + LONGEST - SHORTEST
 
 
@@ -115,9 +125,8 @@ def test_pictures_all_differ_and_the_first_are_always_the_same(tmp_path: Path, m
 
 
 @pytest.mark.slow
-def test_many_pictures_are_drawn_by_several_processes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(pictures, "_FEW", 2)
+def test_many_pictures_are_drawn_by_several_processes(tmp_path: Path) -> None:
     alone = Pictures(tmp_path / "alone", num_processes=1).scenes(5)
-    together = Pictures(tmp_path / "together", num_processes=2).scenes(5)
+    together = Pictures(tmp_path / "together", num_processes=2, num_few=2).scenes(5)
     contents = [{path.name: path.read_bytes() for path in Path(folder).iterdir()} for folder in (alone, together)]
     assert contents[0] == contents[1]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import sys
 from collections.abc import Callable
@@ -12,9 +11,10 @@ from typing import Any
 
 import pytest
 
+from benchmarks import tuned_transformers, vllm_opt
 from blip2cap.bench import plain_transformers
-from blip2cap.captioner import Captioner
 from blip2cap.options import GenerateOptions
+from tests.benches import tiny_captioner
 from tests.checkpoints import KINDS, make_checkpoint
 
 KEYS = {
@@ -22,17 +22,6 @@ KEYS = {
     *("peak_rss_mb", "versions", "texts"),
 }
 Peer = Callable[..., dict[str, Any]]
-
-
-def script(name: str) -> ModuleType:
-    """Import a script of the folder benchmarks."""
-    path = Path(__file__).parent.parent / "benchmarks" / f"{name}.py"
-    spec = importlib.util.spec_from_file_location(name, path)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
 
 
 @pytest.fixture
@@ -54,7 +43,7 @@ def plain(run: Any, scenes: Path) -> Peer:
 @pytest.fixture
 def tuned(run: Any, scenes: Path, monkeypatch: pytest.MonkeyPatch) -> Peer:
     monkeypatch.setenv("TOKENIZERS_PARALLELISM", "false")
-    return lambda *args: run(script("tuned_transformers"), ("--images", scenes, *args))
+    return lambda *args: run(tuned_transformers, ("--images", scenes, *args))
 
 
 @pytest.fixture(scope="module", params=KINDS)
@@ -68,8 +57,7 @@ def first_three(scenes: Path) -> list[Path]:
 
 def test_the_plain_script_says_what_blip2cap_says(plain: Peer, scenes: Path) -> None:
     result = plain("--model", "tiny", "--limit", 3, "--warmup", 1, "--json")
-    captioner = Captioner.load("tiny", dtype="float32", device="cpu")
-    assert result["texts"] == captioner.caption(first_three(scenes), options=GenerateOptions(max_new_tokens=20))
+    assert result["texts"] == tiny_captioner().caption(first_three(scenes), options=GenerateOptions(max_new_tokens=20))
     assert set(result) == KEYS
     assert (result["peer"], result["images"], result["rows"]) == ("plain_transformers", 3, 3)
     assert (result["dtype"], result["batch_size"]) == ("float32", 16)
@@ -80,9 +68,8 @@ def test_the_plain_script_says_what_blip2cap_says(plain: Peer, scenes: Path) -> 
 
 def test_the_plain_script_takes_prompts_and_beams_as_blip2cap(plain: Peer, scenes: Path) -> None:
     result = plain("--model", "tiny", "--limit", 3, "--prompt", "two", "--num-beams", 3, "--max-new-tokens", 8)
-    captioner = Captioner.load("tiny", dtype="float32", device="cpu")
     options = GenerateOptions(max_new_tokens=8, num_beams=3)
-    assert result["texts"] == captioner.caption(first_three(scenes), prompt="two", options=options)
+    assert result["texts"] == tiny_captioner().caption(first_three(scenes), prompt="two", options=options)
 
 
 @pytest.mark.parametrize("peer", ["plain", "tuned"])
@@ -92,8 +79,7 @@ def test_every_question_is_asked_of_every_image(peer: str, request: pytest.Fixtu
     run_peer = request.getfixturevalue(peer)
     result = run_peer("--model", "tiny", "--limit", 3, "--dtype", "float32", *flags)
     assert (result["images"], result["rows"]) == (3, 6)
-    captioner = Captioner.load("tiny", dtype="float32", device="cpu")
-    assert result["texts"] == captioner.ask(first_three(scenes), questions[0])
+    assert result["texts"] == tiny_captioner().ask(first_three(scenes), questions[0])
 
 
 def test_a_question_alone_is_answered_as_among_others_by_the_tuned_script(tuned: Peer, checkpoint: Path) -> None:
@@ -110,12 +96,12 @@ def test_texts_of_the_plain_script_do_not_depend_on_its_batches(plain: Peer, che
     assert len(set(batched["texts"])) > 1, "the image must matter"
 
 
-@pytest.mark.parametrize("num_workers", [0, 2])
 @pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")
 def test_the_tuned_script_says_what_the_plain_one_says(
-    plain: Peer, tuned: Peer, checkpoint: Path, num_workers: int
+    plain: Peer, tuned: Peer, checkpoint: Path, request: pytest.FixtureRequest
 ) -> None:
     common = ("--model", checkpoint, "--limit", 3, "--max-new-tokens", 6, "--dtype", "float32", "--batch-size", 2)
+    num_workers = 2 if "opt" in request.node.name else 0  # where images are decoded does not depend on the model
     expected, result = plain(*common), tuned(*common, "--num-workers", num_workers, "--warmup", 1)
     assert result["texts"] == expected["texts"]
     assert set(result) == KEYS
@@ -146,7 +132,6 @@ def test_vllm_is_skipped_where_there_is_none(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, here: Path
 ) -> None:
     monkeypatch.setitem(sys.modules, "vllm", None)
-    vllm_opt = script("vllm_opt")
     assert vllm_opt.main(["--images", str(here), "--model", "Salesforce/blip2-opt-2.7b"]) == 0
     output = capsys.readouterr()
     result = json.loads(output.out)

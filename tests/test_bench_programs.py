@@ -1,22 +1,20 @@
-"""The programs that a suite measures: how they are started, and what becomes of those that fail."""
+"""The programs that are measured: how they are started, and what happens to those that fail."""
 
 from __future__ import annotations
 
-import subprocess
+import threading
+from dataclasses import replace
+from multiprocessing import Pipe
 from pathlib import Path
-from typing import Any
 
 import pytest
 
+from benchmarks.measure import Facts, Job, serve
 from benchmarks.pictures import Pictures
-from benchmarks.programs import ProgramError, Programs, environment, flags, why
-from benchmarks.suite import Facts, SkipError
-from blip2cap.bench import baseline
-from blip2cap.bench.plain_transformers import parser as plain_parser
-from blip2cap.cli import SPIN_COUNT
-from blip2cap.options import GenerateOptions
-
-TINY: Facts = {"name": "tiny", "device": "cpu", "dtype": "float32"}
+from benchmarks.programs import Programs
+from blip2cap.bench.programs import ProgramError, SkipError, flags, peak_rss_mb, run_peer, why
+from blip2cap.options import ModelOptions
+from tests.benches import TINY
 
 
 @pytest.fixture(scope="module")
@@ -24,50 +22,17 @@ def drawn(tmp_path_factory: pytest.TempPathFactory) -> str:
     return Pictures(tmp_path_factory.mktemp("drawn"), num_processes=1).scenes(6)
 
 
-def test_peers_run_as_a_user_would_start_them_and_ours_as_the_command_line_does(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    monkeypatch.delenv("OMP_WAIT_POLICY", raising=False)
-    monkeypatch.delenv("GOMP_SPINCOUNT", raising=False)
-    assert environment(ours=True)["GOMP_SPINCOUNT"] == SPIN_COUNT
-    monkeypatch.setenv("GOMP_SPINCOUNT", "5")
-    assert environment(ours=True)["GOMP_SPINCOUNT"] == "5"
-    assert "GOMP_SPINCOUNT" not in environment(ours=False)
-    monkeypatch.delenv("GOMP_SPINCOUNT")
-    monkeypatch.setenv("OMP_WAIT_POLICY", "active")
-    assert "GOMP_SPINCOUNT" not in environment(ours=True)
-
-
-def test_the_plain_script_of_bench_runs_without_what_our_command_line_sets(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-) -> None:
-    given: Facts = {}
-
-    def run(command: list[str], **settings: Any) -> subprocess.CompletedProcess[str]:
-        given.update(settings, command=command)
-        return subprocess.CompletedProcess(command, 1, "", "no")
-
-    monkeypatch.setenv("GOMP_SPINCOUNT", SPIN_COUNT)
-    monkeypatch.setattr(subprocess, "run", run)
-    generate = GenerateOptions(max_new_tokens=7, min_new_tokens=7)
-    baseline.run_plain(
-        tmp_path, 2, num_images=3, model="tiny", random_weights=False, device="cpu", generate=generate, questions=()
-    )
-    assert "PATH" in given["env"]
-    assert "GOMP_SPINCOUNT" not in given["env"]
-    options = plain_parser("").parse_args(given["command"][3:])
-    assert (options.max_new_tokens, options.min_new_tokens) == (7, 7)
-
-
 @pytest.fixture
 def peer_module(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
-    """A script that says what it was given, or what its first option asks for."""
+    """A script that prints what it was given, or does what its first option asks for."""
     (tmp_path / "some_peer.py").write_text(
-        "import json, sys, time\n"
+        "import json, os, sys, time\n"
         "if '--fail=1' in sys.argv: sys.exit('it is\\nimpossible')\n"
         "if '--sleep=1' in sys.argv: time.sleep(60)\n"
         "print('noise')\n"
+        "if '--mute=1' in sys.argv: sys.exit()\n"
         "facts = {'skipped': 'no need'} if '--skip=1' in sys.argv else {'argv': sys.argv[1:], 'versions': {}}\n"
+        "if '--env=1' in sys.argv: facts = {name: os.environ.get(name) for name in ('PATH', 'GOMP_SPINCOUNT')}\n"
         "print(json.dumps(facts))\n"
     )
     monkeypatch.setenv("PYTHONPATH", str(tmp_path))
@@ -79,47 +44,92 @@ def test_a_peer_says_what_it_measured_or_why_it_has_nothing(peer_module: str) ->
     assert programs.peer(peer_module, images="x", limit=3) == {"argv": ["--json", "--images=x", "--limit=3"]}
     with pytest.raises(ProgramError, match=r"^impossible$"):
         programs.peer(peer_module, fail=1)
+    with pytest.raises(ProgramError, match="ended with code 0 and no result"):
+        programs.peer(peer_module, mute=1)
     with pytest.raises(SkipError, match="no need"):
         programs.peer(peer_module, skip=1)
     with pytest.raises(ProgramError, match="no result after 1 s"):
         Programs(lambda: 1.0).peer(peer_module, sleep=1)
 
 
+def test_a_peer_runs_as_a_user_would_start_it(peer_module: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("GOMP_SPINCOUNT", "5")
+    variables = run_peer(peer_module, {"env": 1})
+    assert variables["PATH"]
+    assert variables["GOMP_SPINCOUNT"] is None
+
+
 def test_options_become_flags() -> None:
-    assert flags({"batch_size": 4, "json": True, "question": ["a b", "-c"]}) == [
-        *("--batch-size=4", "--json"),
-        *("--question=a b", "--question=-c"),
-    ]
+    options = {"batch_size": 4, "json": True, "random_weights": False, "question": ["a b", "-c"], "none": ()}
+    assert flags(options) == ["--batch-size=4", "--json", "--question=a b", "--question=-c"]
 
 
 @pytest.mark.parametrize(
     ("code", "stderr", "reason"),
-    [(-9, "", "ended by signal 9: out of memory?"), (1, "a\nb\n", "b"), (2, "", "ended with code 2 and no result")],
+    [
+        (-9, "", "ended by signal 9: out of memory?"),
+        (-6, "x", "ended by signal 6"),
+        (1, "a\nb: c\n", "b: c"),
+        (2, "", "ended with code 2 and no result"),
+    ],
 )
 def test_why_a_program_gave_no_result_is_one_line(code: int, stderr: str, reason: str) -> None:
     assert why(code, stderr) == reason
 
 
+def test_the_peak_memory_of_this_process_is_known() -> None:
+    assert 50 < peak_rss_mb() < 1e5
+
+
+def served(model: ModelOptions, *jobs: Job) -> list[Facts]:
+    """Return the answers of a worker that is a thread."""
+    ours, theirs = Pipe()
+    thread = threading.Thread(target=serve, args=(theirs, model))
+    thread.start()
+    answers: list[Facts] = []
+    for job in jobs:
+        ours.send(job)
+        answers.append(ours.recv())
+    ours.close()
+    thread.join()
+    theirs.close()
+    return answers
+
+
+def test_jobs_are_answered_one_by_one_with_one_model(drawn: str) -> None:
+    answers = served(TINY, *(Job(images=drawn, num_images=number) for number in (2, 7, 3)))
+    assert answers[1] == {"error": f"ValueError: {drawn} has only 6 JPEG files"}
+    assert (answers[0]["rows"], answers[2]["rows"], answers[2]["load_s"]) == (2, 3, answers[0]["load_s"])
+
+
+def test_a_model_that_cannot_be_found_is_the_answer(drawn: str) -> None:
+    (answer,) = served(replace(TINY, name="no such-model/"), Job(images=drawn))
+    assert "no such-model" in answer["error"]
+
+
 @pytest.mark.slow
-def test_ours_is_measured_in_a_process_that_keeps_its_model(drawn: str) -> None:
-    programs = Programs(lambda: 60.0)
+def test_ours_is_measured_in_a_process_that_keeps_its_model(drawn: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("OMP_WAIT_POLICY", raising=False)
+    monkeypatch.delenv("GOMP_SPINCOUNT", raising=False)
+    programs = Programs(lambda: 600.0)
     try:
-        first = programs.ours(TINY, {"images": drawn, "num_images": 2})
+        assert programs.ours(TINY, Job(images=drawn, num_images=2))["rows"] == 2
         worker = programs.worker
-        again = programs.ours(TINY, {"images": drawn, "num_images": 3})
+        assert worker is not None
+        with pytest.raises(ProgramError, match="has only 6 JPEG files"):
+            worker.ask(Job(images=drawn, num_images=7), 600.0)
+        assert programs.ours(TINY, Job(images=drawn, num_images=3))["rows"] == 3
         assert programs.worker is worker
-        assert (first["rows"], again["rows"], again["load_s"]) == (2, 3, first["load_s"])
-        with pytest.raises(ProgramError, match=r"TypeError: .*colour"):
-            programs.ours(TINY, {"images": drawn, "colour": "red"})
+        worker.process.kill()
+        with pytest.raises(ProgramError, match="ended by signal 9"):
+            programs.ours(TINY, Job(images=drawn))
         assert programs.worker is None
-        with pytest.raises(ProgramError, match="no such-model"):
-            programs.ours({"name": "no such-model/"}, {"images": drawn})
     finally:
         programs.close()
 
 
-def test_a_process_that_takes_too_long_is_ended(drawn: str) -> None:
+def test_a_process_that_takes_too_long_is_stopped(drawn: str) -> None:
     programs = Programs(lambda: 0.1)
     with pytest.raises(ProgramError, match="no result after 0 s"):
-        programs.ours(TINY, {"images": drawn})
+        programs.ours(TINY, Job(images=drawn))
     assert programs.worker is None

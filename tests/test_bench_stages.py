@@ -1,4 +1,4 @@
-"""Passes of the model inside the package over a few images, and what is made of them."""
+"""Passes of the model inside the package over a few images, and the figures that follow from them."""
 
 from __future__ import annotations
 
@@ -10,37 +10,34 @@ import numpy as np
 import pytest
 import torch
 
-from blip2cap.bench import baseline, report, sweep
-from blip2cap.bench.baseline import Comparison, Loaded, Peer, compare, run_plain
-from blip2cap.bench.images import copy_small, draw_images, link, parse_size
+from blip2cap.bench import report, stages
+from blip2cap.bench.images import copy_small, draw_images, link
 from blip2cap.bench.machine import Decoding, decoding_rate
-from blip2cap.bench.report import Limit, figures
-from blip2cap.bench.stages import Measured, Pass, Setup, choose_count, measure, median, run_once
+from blip2cap.bench.options import BenchOptions, parse_size
+from blip2cap.bench.programs import PLAIN, run_peer
+from blip2cap.bench.report import Limit, baseline_facts, figures
+from blip2cap.bench.stages import Loaded, Measured, Pass, choose_count, measure, median, run_once, sweep
 from blip2cap.bench.work import count
 from blip2cap.decode.image import decode
 from blip2cap.decode.read import read
 from blip2cap.errors import UsageError
-from blip2cap.models.blip2.load import load
-from blip2cap.models.blip2.model import Blip2
-from blip2cap.models.checkpoint import find
-from blip2cap.options import BatchOptions, DecodeOptions, GenerateOptions, ModelOptions, SourceOptions
-from blip2cap.prompts import Template
+from blip2cap.options import BatchOptions, DecodeOptions, GenerateOptions, SourceOptions
 from blip2cap.records import ImageRef
 from blip2cap.source.inputs import Source
-from blip2cap.tasks.worklist import Worklist
+from tests.benches import TINY, loaded_tiny
 
-TINY = ModelOptions(name="tiny", device="cpu", dtype="float32")
-SETUP = Setup(
+OPTIONS = BenchOptions(
+    model=TINY,
     generate=GenerateOptions(max_new_tokens=4),
     decode=DecodeOptions(num_threads=1),
     batch=BatchOptions(batch_size=2),
-    plan=Worklist(Template("")),
+    repeats=2,
 )
 
 
 @pytest.fixture(scope="module")
-def model() -> Blip2:
-    return load(find(TINY), TINY)
+def loaded() -> Loaded:
+    return loaded_tiny()
 
 
 @pytest.fixture
@@ -52,9 +49,9 @@ def pass_of(**values: Any) -> Pass:
     return Pass(**{"num_images": 10, "seconds": 2.0, "model_s": 1.0, "write_s": 0.1, "num_rows_ok": 10, **values})
 
 
-def test_a_pass_is_a_real_run(model: Blip2, refs: list[ImageRef], tmp_path: Path) -> None:
+def test_a_pass_is_a_real_run(loaded: Loaded, refs: list[ImageRef], tmp_path: Path) -> None:
     bad = ImageRef(path=str(tmp_path / "gone.png"), name="gone.png")
-    done = run_once(model, SETUP, [*refs, bad], tmp_path)
+    done = run_once(loaded, OPTIONS, [*refs, bad], tmp_path)
     assert (done.num_images, done.num_rows_ok, set(done.bad)) == (5, 5, {"gone.png"})
     assert done.images_per_s == 5 / done.seconds
     assert len(done.texts) == 6
@@ -64,14 +61,14 @@ def test_a_pass_is_a_real_run(model: Blip2, refs: list[ImageRef], tmp_path: Path
     assert {"copy", "vision"} <= done.stages.keys() == done.counts.keys()
     assert 0 < sum(done.stages.values()) <= done.model_s <= done.seconds
     assert 1 <= done.images_at_once <= 2
-    again = run_once(model, SETUP, refs[:1], tmp_path)
+    again = run_once(loaded, OPTIONS, refs[:1], tmp_path)
     assert again.counts["vision"] == 1
     assert again.texts == done.texts[:1]
 
 
-def test_every_question_is_a_row(model: Blip2, refs: list[ImageRef], tmp_path: Path) -> None:
-    plan = Worklist(Template("Question: {question} Answer:", question=True), ("what is it?", "where is it?"))
-    done = run_once(model, replace(SETUP, plan=plan), refs[:2], tmp_path)
+def test_every_question_is_a_row(loaded: Loaded, refs: list[ImageRef], tmp_path: Path) -> None:
+    options = replace(OPTIONS, questions=("what is it?", "where is it?"))
+    done = run_once(loaded, options, refs[:2], tmp_path)
     assert (done.num_images, done.num_rows_ok, len(done.texts)) == (2, 4, 4)
 
 
@@ -103,31 +100,30 @@ def test_a_size_that_is_none_is_refused(text: str) -> None:
     assert parse_size("640x480") == (640, 480)
 
 
-def test_the_number_of_images_is_whole_batches(model: Blip2, refs: list[ImageRef], tmp_path: Path) -> None:
-    copies = copy_small(refs, tmp_path, model.image_size, SETUP.decode)
-    number = choose_count(model, SETUP, copies, tmp_path)
+def test_the_number_of_images_is_whole_batches(loaded: Loaded, refs: list[ImageRef], tmp_path: Path) -> None:
+    copies = copy_small(refs, tmp_path, loaded.model.image_size, OPTIONS.decode)
+    number = choose_count(loaded, OPTIONS, copies, tmp_path)
     assert number >= 4
     assert number % 2 == 0
 
 
-def test_passes_are_measured_in_turns(model: Blip2, refs: list[ImageRef], tmp_path: Path) -> None:
-    copies = copy_small(refs[:3], tmp_path, model.image_size, SETUP.decode)
-    decoding, _ = decoding_rate(refs, model.image_size, SETUP.decode)
-    measured = measure(model, SETUP, refs, copies, decoding, tmp_path, repeats=2)
+def test_passes_are_measured_in_turns(loaded: Loaded, refs: list[ImageRef], tmp_path: Path) -> None:
+    copies = copy_small(refs[:3], tmp_path, loaded.model.image_size, OPTIONS.decode)
+    decoding, _ = decoding_rate(refs, loaded.model.image_size, OPTIONS.decode)
+    measured = measure(loaded, OPTIONS, refs, copies, decoding, tmp_path)
     assert [done.num_images for done in measured.whole] == [5, 5]
     assert [done.num_images for done in measured.alone] == [3, 3]
     assert measured.staged in measured.alone
     assert measured.whole[0].texts[:3] == measured.alone[0].texts
-    config = find(TINY).config
-    work = count(config, prompts=[1], new_tokens=4)
+    work = count(loaded.checkpoint.config, prompts=[1], new_tokens=4)
     limit = Limit(work=work, flops_per_s=1e11, bytes_per_s=1e10, images=2, texts=2, new_tokens=4)
-    stages = report.stages(measured, limit, num_threads=1)
-    names = [stage["stage"] for stage in stages]
+    found = report.stages(measured, limit, num_threads=1)
+    names = [stage["stage"] for stage in found]
     assert names[:2] == ["read", "decode"]
     assert names[-2:] == ["rest of the model", "write"]
     assert {"copy", "vision"} <= set(names)
-    assert all(stage["ms"] >= 0 for stage in stages)
-    by_name = {stage["stage"]: stage for stage in stages}
+    assert all(stage["ms"] >= 0 for stage in found)
+    by_name = {stage["stage"]: stage for stage in found}
     assert by_name["vision"]["limit_ms"] > 0
     assert by_name["copy"]["limit_ms"] is None
 
@@ -175,6 +171,7 @@ def test_rate_share_and_overhead_follow_from_the_passes() -> None:
     assert found["limit_images_per_s"] == 20
     assert found["share_of_limit"] == 0.25
     assert found["overhead"] == 0.5  # 10 images took 2 s, of which the model alone needs 1
+    assert figures(measured_of(model_s=2.5), LIMIT, 2)["overhead"] == -0.25, "a model that is slower alone is no 0"
     rest = {stage["stage"]: stage for stage in found["stages"]}
     assert rest["rest of the model"]["ms"] == 25
     assert rest["step"]["note"] == "11 steps of 22.7 ms"
@@ -190,88 +187,59 @@ def test_a_qformer_that_reads_the_prompt_is_a_stage_of_its_own() -> None:
     assert least[1]["vision"] + least[1]["qformer"] == pytest.approx(least[0]["vision"], rel=1e-3)
 
 
-def test_a_sweep_doubles_until_the_images_run_out(model: Blip2, refs: list[ImageRef], tmp_path: Path) -> None:
-    seen: list[sweep.Point] = []
-    points = sweep.sweep(model, SETUP, refs, tmp_path, repeats=1, on_point=seen.append)
-    assert [point.batch_size for point in points] == [1, 2, 4][: len(points)]
+def test_a_sweep_doubles_until_the_images_run_out(loaded: Loaded, refs: list[ImageRef], tmp_path: Path) -> None:
+    points = sweep(loaded, OPTIONS, refs, tmp_path)
+    assert list(points) == [1, 2, 4][: len(points)]
     assert len(points) >= 2
-    assert seen == points
-    assert all(point.lowest <= point.images_per_s <= point.highest for point in points)
+    for size, passes in points.items():
+        assert len(passes) == OPTIONS.repeats
+        assert {done.images_at_once for done in passes} == {size}
+        rates = report.spread(passes)
+        assert rates["min"] <= rates["median"] <= rates["max"]
 
 
-def test_a_sweep_ends_where_more_is_worse(monkeypatch: pytest.MonkeyPatch, model: Blip2, tmp_path: Path) -> None:
+def test_a_sweep_ends_where_more_is_worse(monkeypatch: pytest.MonkeyPatch, loaded: Loaded, tmp_path: Path) -> None:
     rates = {1: 10.0, 2: 100.0, 4: 80.0, 8: 70.0, 16: 60.0}
 
-    def run_once(model: Blip2, setup: Setup, refs: list[ImageRef], folder: Path) -> Pass:
-        assert setup.batch.batch_size is not None
-        return pass_of(num_images=len(refs), seconds=len(refs) / rates[setup.batch.batch_size])
+    def run_once(loaded: Loaded, options: BenchOptions, refs: list[ImageRef], folder: Path) -> Pass:
+        assert options.batch.batch_size is not None
+        return pass_of(num_images=len(refs), seconds=len(refs) / rates[options.batch.batch_size])
 
-    monkeypatch.setattr(sweep, "run_once", run_once)
+    monkeypatch.setattr(stages, "run_once", run_once)
     many = [ImageRef(path="x", name=str(number)) for number in range(1000)]
-    points = sweep.sweep(model, SETUP, many, tmp_path, repeats=3)
-    assert [point.batch_size for point in points] == [1, 2, 4, 8]
+    assert list(sweep(loaded, OPTIONS, many, tmp_path)) == [1, 2, 4, 8]
+    rates[4] = 86.0
+    assert list(sweep(loaded, OPTIONS, many, tmp_path)) == [1, 2, 4, 8, 16]
+    assert list(sweep(loaded, OPTIONS, many[:7], tmp_path)) == [1, 2, 4]
 
 
-def test_a_model_is_loaded_again_after_it_was_let_go() -> None:
-    models: list[Any] = []
-
-    def load_one() -> Any:
-        models.append(object())
-        return models[-1]
-
-    loaded = Loaded(load_one)
-    assert loaded.model is loaded.model
+def test_a_model_is_loaded_once_until_it_is_freed(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(stages, "load", lambda checkpoint, options: object())
+    loaded = Loaded(TINY)
+    first = loaded.model
+    assert loaded.model is first
     loaded.free()
-    assert loaded.model is models[1]
-    assert len(models) == 2
+    assert loaded.model is not first
 
 
 def test_ours_is_compared_with_the_best_of_theirs() -> None:
-    rates = {1: 2.0, 16: 8.0, 64: 0.0}
-    said: list[str] = []
-
-    def plain(batch_size: int) -> Peer:
-        error = "" if rates[batch_size] else "out of memory"
-        return Peer(batch_size=batch_size, images_per_s=rates[batch_size], error=error, texts=("a", "x"))
-
-    comparison = compare(pass_of(seconds=0.5), lambda: pass_of(seconds=0.25), plain, say=said.append)
-    assert (comparison.before, comparison.after, comparison.ours) == (20.0, 40.0, 30.0)
-    facts = report.baseline_facts(comparison, ["a", "b", "c"])
+    good = [{"batch_size": size, "images_per_s": rate, "texts": ["a", "x"]} for size, rate in ((1, 2.0), (16, 8.0))]
+    bad = {"batch_size": 64, "error": "out of memory"}
+    facts = baseline_facts([*good, bad], 20.0, 40.0, ["a", "b", "c"])
+    assert (facts["images_per_s_before"], facts["images_per_s_after"], facts["images_per_s"]) == (20.0, 40.0, 30.0)
     assert (facts["best_batch_size"], facts["ratio"]) == (16, 3.75)
     assert (facts["num_texts_compared"], facts["num_texts_equal"]) == (2, 1)
-    assert "plain transformers, batch size 64: out of memory" in said
-    none = Comparison(peers=(Peer(batch_size=1, error="no"),), before=1, after=1)
-    assert none.best is None
-    assert report.baseline_facts(none, ["a"])["ratio"] is None
+    assert [run["error"] for run in facts["runs"]] == ["", "", "out of memory"]
+    none = baseline_facts([bad], 1, 1, ["a"])
+    assert (none["ratio"], none["best_batch_size"]) == (None, None)
 
 
 @pytest.mark.slow
-def test_the_plain_script_runs_on_the_same_images(refs: list[ImageRef], tmp_path: Path, model: Blip2) -> None:
+def test_the_plain_script_runs_on_the_same_images(loaded: Loaded, refs: list[ImageRef], tmp_path: Path) -> None:
     folder = link(refs[:3], tmp_path / "linked")
-    options: dict[str, Any] = {
-        "num_images": 3,
-        "random_weights": False,
-        "device": "cpu",
-        "generate": SETUP.generate,
-        "questions": (),
-    }
-    peer = run_plain(folder, 2, model="tiny", **options)
-    assert peer.error == ""
-    assert peer.images_per_s > 0
-    assert peer.num_images == 3
-    assert peer.versions["torch"] == torch.__version__
-    assert list(peer.texts) == run_once(model, SETUP, refs[:3], tmp_path).texts
-    assert run_plain(tmp_path / "none", 2, model="tiny", **options).error.endswith("no images in it.")
-
-
-@pytest.mark.parametrize(
-    ("code", "stderr", "reason"),
-    [
-        (-9, "", "ended by signal 9: out of memory?"),
-        (-6, "x", "ended by signal 6"),
-        (1, "a\nb: c\n", "b: c"),
-        (2, "", "ended with code 2 and no result"),
-    ],
-)
-def test_why_a_script_gave_no_result_is_one_line(code: int, stderr: str, reason: str) -> None:
-    assert baseline._reason(code, stderr) == reason
+    options = {"images": folder, "model": "tiny", "device": "cpu", "batch_size": 2, "max_new_tokens": 4, "warmup": 1}
+    peer = run_peer(PLAIN, options)
+    assert peer["images_per_s"] > 0
+    assert peer["images"] == 3
+    assert peer["versions"]["torch"] == torch.__version__
+    assert peer["texts"] == run_once(loaded, OPTIONS, refs[:3], tmp_path).texts

@@ -1,4 +1,4 @@
-"""What a model has to do is counted by hand here, by torch for small models, and known for the real ones."""
+"""The work of a model, counted by hand here, by torch for small models, and known for the real ones."""
 
 from __future__ import annotations
 
@@ -149,16 +149,16 @@ def test_torch_counts_the_same(tmp_path: Path, kind: str) -> None:
     network = AutoModelForImageTextToText.from_pretrained(folder, attn_implementation="eager")
     network.eval().requires_grad_(False)
     work = count(json.loads((folder / "config.json").read_text()), prompts=[2], new_tokens=1)
-    with FlopCounterMode(display=False) as image_side:
+    with FlopCounterMode(display=False) as encoder:
         network.get_image_features(torch.zeros(1, 3, IMAGE_SIZE, IMAGE_SIZE))
     width = 32
     inputs: dict[str, Any] = {"inputs_embeds": torch.zeros(1, 4 + 2, width)}
     inputs |= {"decoder_input_ids": torch.zeros(1, 1, dtype=torch.long)} if kind == "t5" else {"logits_to_keep": 1}
-    with FlopCounterMode(display=False) as text_side:
+    with FlopCounterMode(display=False) as decoder:
         network.language_model(**inputs)
-    assert image_side.get_total_flops() == sum(flops(work)[name] for name in ("vision", "qformer", "projection"))
+    assert encoder.get_total_flops() == sum(flops(work)[name] for name in ("vision", "qformer", "projection"))
     masked = 4 * (6 * 6 - 6 * 7 // 2) * width * 2 if kind == "opt" else 0  # what no token may see is computed too
-    assert text_side.get_total_flops() == flops(work)["prefill"] + masked
+    assert decoder.get_total_flops() == flops(work)["prefill"] + masked
 
 
 def test_a_phase_takes_as_long_as_the_slower_of_computing_and_reading() -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import subprocess
 import sys
 from collections.abc import Callable
@@ -12,14 +11,14 @@ from typing import Any
 
 import pytest
 import typer.main
-from PIL import Image
-from typer.testing import Result
+from typer.testing import CliRunner, Result
 
 from blip2cap import __version__
 from blip2cap.bench import benchmark, stages
-from blip2cap.bench.baseline import Peer
+from blip2cap.bench.programs import ProgramError
 from blip2cap.cli import app
 from blip2cap.models.blip2.model import Blip2
+from tests.benches import load_once
 from tests.commands import TINY, invoke
 
 SMALL = (*TINY, "--device", "cpu", "--dtype", "float32", "--image-size", "64x48", "--num-images", "3", "--repeat", "1")
@@ -29,9 +28,10 @@ Bench = Callable[..., Result]
 
 @pytest.fixture
 def bench(here: Path, monkeypatch: pytest.MonkeyPatch) -> Bench:
-    """Run the command on a machine that need not be measured."""
+    """Run the command on a machine that need not be measured, with models that are loaded once."""
     monkeypatch.setattr(benchmark, "matrix_rate", lambda device, dtype, kind: 1e11)
     monkeypatch.setattr(benchmark, "memory_rate", lambda device: 1e10)
+    monkeypatch.setattr(stages, "load", load_once)
     return lambda *args, **settings: invoke("bench", *args, **settings)
 
 
@@ -86,7 +86,7 @@ def test_quiet_says_nothing_at_all(bench: Bench) -> None:
     assert bench(*SMALL, *BATCH, "--quiet").output == ""
 
 
-def test_a_model_that_has_no_room_for_any_image_is_an_error(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_model_without_memory_for_any_image_is_an_error(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
     def encode(model: Blip2, images: object) -> None:
         raise MemoryError("full")
 
@@ -130,45 +130,52 @@ def test_a_quantised_model_reads_less(bench: Bench) -> None:
     assert bytes_only["work"]["gflop"] == pytest.approx(whole["work"]["gflop"], rel=0.2)
 
 
-def test_a_sweep_is_drawn(bench: Bench, here: Path) -> None:
-    result = bench(*SMALL, *BATCH, "--sweep", "--plot", "sweep.png", "--json")
+def test_a_sweep_is_part_of_the_results(bench: Bench) -> None:
+    result = bench(*SMALL, *BATCH, "--sweep", "--json")
     points = json.loads(result.stdout)["sweep"]
     assert [point["batch_size"] for point in points] == [1, 2]
-    with Image.open(here / "sweep.png") as picture:
-        assert (picture.format, picture.size) == ("PNG", (1000, 600))
+    assert all(0 < point["images_per_s"]["min"] <= point["images_per_s"]["max"] for point in points)
 
 
 def test_the_plain_script_is_compared_with(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
     asked: list[dict[str, Any]] = []
 
-    def run_plain(folder: Path, batch_size: int, **options: Any) -> Peer:
-        asked.append({"batch_size": batch_size, "files": len(list(folder.iterdir())), **options})
-        return Peer(batch_size=batch_size, images_per_s=0.001 * batch_size, error="" if batch_size < 64 else "no room")
+    def run_peer(module: str, options: dict[str, Any]) -> dict[str, Any]:
+        assert module == "blip2cap.bench.plain_transformers"
+        asked.append({**options, "files": len(list(options["images"].iterdir()))})
+        if options["batch_size"] == 64:
+            raise ProgramError("no memory")
+        size = options["batch_size"]
+        return {"batch_size": size, "images_per_s": 0.001 * size, "texts": ["x"], "images": 3, "load_s": 0.1}
 
-    monkeypatch.setattr(benchmark, "run_plain", run_plain)
+    monkeypatch.setattr(benchmark, "run_peer", run_peer)
     result = bench(*SMALL, *BATCH, "--baseline", "--json")
     assert [each["batch_size"] for each in asked] == [1, 16, 64]
-    assert all(each["files"] == 3 for each in asked)
-    assert "plain transformers, batch size 64: no room" in result.stderr
+    assert all(each["files"] == each["limit"] == 3 for each in asked)
+    assert all((each["max_new_tokens"], each["dtype"]) == (4, "float32") for each in asked)
+    assert "plain transformers, batch size 64: no memory" in result.stderr
     baseline = json.loads(result.stdout)["baseline"]
     assert baseline["best_batch_size"] == 16
     assert baseline["ratio"] > 1
+    assert [run["error"] for run in baseline["runs"]] == ["", "", "no memory"]
+    assert {"images_per_s", "load_s", "peak_rss_mb", "num_images", "versions"} < baseline["runs"][2].keys()
     page = bench(*SMALL, *BATCH, "--baseline").stdout
     assert "times the plain transformers script" in " ".join(page.split())
 
 
-def test_a_peer_that_never_ran_is_said(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(
-        benchmark, "run_plain", lambda folder, batch_size, **options: Peer(batch_size=batch_size, error="no")
-    )
+def test_a_plain_script_that_never_ran_is_reported(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    def run_peer(module: str, options: dict[str, Any]) -> dict[str, Any]:
+        raise ProgramError("no")
+
+    monkeypatch.setattr(benchmark, "run_peer", run_peer)
     result = bench(*SMALL, *BATCH, "--baseline")
     assert result.exit_code == 0
     assert "the plain script gave no result at any batch size" in result.stdout
 
 
 def test_left_out_the_number_of_images_is_chosen(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(stages, "_PASS_S", 0.05)
-    monkeypatch.setattr(benchmark, "_FIRST_DRAWN", 6)
+    monkeypatch.setattr(stages, "PASS_S", 0.05)
+    monkeypatch.setattr(benchmark, "FIRST_DRAWN", 6)
     result = bench(*TINY, *BATCH, "--image-size", "64x48", "--repeat", "1", "--json")
     assert json.loads(result.stdout)["images"]["num_images"] >= 4
 
@@ -176,7 +183,6 @@ def test_left_out_the_number_of_images_is_chosen(bench: Bench, monkeypatch: pyte
 @pytest.mark.parametrize(
     ("arguments", "code", "message"),
     [
-        (("--plot", "x.png"), 2, "--plot has no effect without --sweep"),
         (("--limit", "3"), 2, "--limit has no effect without INPUT"),
         (("--num-images", "0"), 2, "--num-images 0: must be 1 or more"),
         (("--repeat", "0"), 2, "--repeat 0: must be 1 or more"),
@@ -192,8 +198,6 @@ def test_left_out_the_number_of_images_is_chosen(bench: Bench, monkeypatch: pyte
         (("--out", "missing/x.json"), 6, "--out missing/x.json: no such folder as missing"),
         (("--out", "folder.json"), 6, "--out folder.json: is a folder"),
         (("--out", "captions.jsonl"), 2, "--out captions.jsonl: must end in .json."),
-        (("--sweep", "--plot", "x.jpg"), 2, "--plot x.jpg: must end in .png."),
-        (("--sweep", "--plot", "missing/x.png"), 6, "no such folder as missing"),
     ],
 )
 def test_what_cannot_be_done_is_said_at_once(
@@ -208,29 +212,20 @@ def test_what_cannot_be_done_is_said_at_once(
 
 
 def test_a_result_that_cannot_be_written_leaves_nothing(bench: Bench, here: Path) -> None:
-    (here / ".results.json.tmp").mkdir()
+    (here / "results.json.tmp").mkdir()
     result = bench(*SMALL, *BATCH, "--out", "results.json")
     assert result.exit_code == 6
-    assert names_in(here) == {".results.json.tmp"}
+    assert "--out results.json: cannot be written: Is a directory" in result.stderr
+    assert names_in(here) == {"results.json.tmp"}
 
 
-def test_a_terminal_without_unicode_gets_ascii(here: Path) -> None:
-    command = [sys.executable, "-c", _BENCH, *SMALL, *BATCH, "--sweep"]
-    env = os.environ | {"PYTHONIOENCODING": "ascii", "NO_COLOR": "1"}
-    done = subprocess.run(command, capture_output=True, env=env)
-    assert done.returncode == 0, done.stderr
-    assert done.stdout.isascii()
-    assert b"| vision" in done.stdout
-    assert b"##" in done.stdout
-
-
-_BENCH = """
-import sys
-from blip2cap.bench import benchmark
-from blip2cap.cli import app
-benchmark.matrix_rate, benchmark.memory_rate = lambda device, dtype, kind: 1e11, lambda device: 1e10
-app(["bench", *sys.argv[1:]])
-"""
+@pytest.mark.usefixtures("bench")
+def test_a_terminal_without_unicode_gets_ascii() -> None:
+    result = CliRunner(charset="ascii").invoke(app, ["bench", *SMALL, *BATCH, "--sweep"])
+    assert result.exit_code == 0, result.output
+    assert result.stdout.isascii()
+    assert "| vision" in result.stdout
+    assert "##" in result.stdout
 
 
 def test_help_explains_every_option_and_imports_no_torch(tmp_path: Path) -> None:

@@ -4,37 +4,39 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
 from benchmarks import million
-from benchmarks.million import Million
-from benchmarks.programs import ProgramError
-from benchmarks.suite import Facts, Suite
+from benchmarks.measure import Facts
+from benchmarks.pictures import Pictures
+from benchmarks.programs import Programs
+from benchmarks.suite import Section, Suite, main
+from blip2cap.bench.programs import ProgramError
 
 
-def measured(folder: Path, **settings: int) -> Facts:
+def measured(folder: Path) -> Facts:
     suite = Suite(folder / "million.json", {}, say=lambda line: None)
-    one = Million(suite, folder / "files", few=20, many=200, num_folders=7, **settings)
-    facts: Facts = {}
-    one.many_folders(facts)
-    return facts
+    section = Section(suite, Programs(suite.left_s), Pictures(folder / "files"))
+    (folder / "files").mkdir()
+    million.million(7, few=20, many=200)(section)
+    return section.facts
 
 
 @pytest.mark.slow
-def test_files_are_made_done_found_done_and_removed(tmp_path: Path) -> None:
-    (tmp_path / "files").mkdir()
+def test_files_are_created_done_found_done_and_removed(tmp_path: Path) -> None:
     facts = measured(tmp_path)
     assert [facts[name]["files"] for name in ("few", "many", "again")] == [20, 200, 200]
     assert [facts[name]["rows_written"] for name in ("few", "many", "again")] == [20, 200, 0]
     assert [figure["at_most"] for figure in facts["figures"].values()] == [5, 100, 10]
     assert "first_row_s" not in facts["again"]
     assert facts["many"]["peak_mb"] > 50
+    assert facts["many"]["cpu_s"] > 0
     assert list((tmp_path / "files").iterdir()) == []
 
 
 def test_a_run_that_goes_wrong_says_why_and_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    (tmp_path / "files").mkdir()
     monkeypatch.setattr(sys, "executable", "/bin/false")
     with pytest.raises(ProgramError, match="ended with code 1 and no result"):
         measured(tmp_path)
@@ -42,16 +44,19 @@ def test_a_run_that_goes_wrong_says_why_and_leaves_nothing(tmp_path: Path, monke
 
 
 def test_files_are_spread_evenly(tmp_path: Path) -> None:
-    with million._files(tmp_path / "many", 10, 3) as folder:
+    pictures = Pictures(tmp_path)
+    with pictures.empty("many", 10, 3) as folder:
         assert [len(list(one.iterdir())) for one in sorted(folder.iterdir())] == [4, 3, 3]
-    with million._files(tmp_path / "many", 10, 1) as folder:
+    with pictures.empty("many", 10, 1) as folder:
         assert len(list(folder.iterdir())) == 10
+        (tmp_path / "many.jsonl").touch()
     assert list(tmp_path.iterdir()) == []
 
 
-def test_without_room_for_the_files_nothing_is_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from types import SimpleNamespace
-
+def test_where_too_few_files_fit_nothing_is_written(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr("os.statvfs", lambda path: SimpleNamespace(f_favail=1_000))
-    assert million.main(["--out", str(tmp_path / "million.json")]) == 2
+    assert main("", million.SECTIONS, ["--out", str(tmp_path / "million.json")], files=1_100_000) == 2
+    assert "1,000 more files fit, 1,100,000 are needed. Set TMPDIR." in capsys.readouterr().err
     assert list(tmp_path.iterdir()) == []

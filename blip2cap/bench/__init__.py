@@ -1,1 +1,1 @@
-"""How fast a model runs here (stages, sweep), against what the machine allows (machine, work) and a peer (baseline)."""
+"""Speed of a model on this machine, by stage, beside what the machine allows and beside a plain script."""

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import re
 import time
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -12,33 +11,25 @@ from PIL import Image
 
 from blip2cap.decode.image import decode
 from blip2cap.decode.read import read
-from blip2cap.errors import UsageError
 from blip2cap.options import DecodeOptions
 from blip2cap.records import ImageRef
 from blip2cap.tiny.scenes import draw
 
-_QUALITY = 90
-
-
-def parse_size(text: str) -> tuple[int, int]:
-    """Read `640x480`. Raises UsageError."""
-    found = re.fullmatch(r"([1-9][0-9]{0,4})x([1-9][0-9]{0,4})", text)
-    if not found:
-        raise UsageError(f"--image-size {text}: expected WIDTHxHEIGHT in pixels, as 640x480.")
-    return int(found[1]), int(found[2])
+QUALITY = 90
+"""Of JPEG files: about what cameras use."""
 
 
 def draw_images(
     folder: Path, seeds: Iterable[int], size: tuple[int, int], *, budget_s: float | None = None
 ) -> list[ImageRef]:
-    """Draw a scene for each seed to a JPEG file, until the time is spent.
+    """Draw one scene for each seed as a JPEG file, until the time is spent.
 
-    All are different: blip2cap would caption one that comes twice only once.
+    All differ: blip2cap captions equal images only once.
     """
     refs, started = [], time.monotonic()
     for seed in seeds:
         path = folder / f"{seed:06}.jpg"
-        draw(seed, size).image.save(path, quality=_QUALITY)
+        draw(seed, size).image.save(path, quality=QUALITY)
         refs.append(ImageRef(path=str(path), name=path.name))
         if budget_s is not None and time.monotonic() - started > budget_s:
             break
@@ -46,7 +37,7 @@ def draw_images(
 
 
 def copy_small(refs: Sequence[ImageRef], folder: Path, size: int, options: DecodeOptions) -> list[ImageRef]:
-    """Save images uncompressed at the model's size: decoding them costs next to nothing, and changes no pixel."""
+    """Save images uncompressed at the model's size: decoding them costs next to nothing and changes no pixel."""
     copies = []
     for index, ref in enumerate(refs):
         path = folder / f"{index:06}.ppm"
@@ -58,7 +49,7 @@ def copy_small(refs: Sequence[ImageRef], folder: Path, size: int, options: Decod
 def link(refs: Sequence[ImageRef], folder: Path) -> Path:
     """Link the files into one folder, for a program that takes a folder; their order by name is that of `refs`.
 
-    All are called .jpg: such programs go by the name first, and Pillow by the content.
+    All are named .jpg: such programs select files by their name, and Pillow detects the format.
     """
     folder.mkdir()
     for index, ref in enumerate(refs):

@@ -1,4 +1,4 @@
-"""The machine: what it is, and how fast it multiplies matrices, moves memory and decodes images.
+"""The machine: its description, and the rates at which it multiplies matrices, moves memory and decodes images.
 
 Each rate is the best of several trials: what the machine can do, not what it happened to do.
 """
@@ -12,7 +12,7 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
-from importlib.metadata import PackageNotFoundError, version
+from importlib.metadata import version
 from pathlib import Path
 
 import torch
@@ -29,7 +29,7 @@ from blip2cap.options import DecodeOptions
 from blip2cap.records import ImageRef
 
 _PACKAGE = Path(blip2cap.__file__).resolve().parent
-_SHAPES = ((1408, 6144), (6144, 1408), (4096, 4096))
+SHAPES = ((1408, 6144), (6144, 1408), (4096, 4096))
 """Inner and outer width of the products: the ViT's two widest layers, and a square one."""
 _ROWS = {"cpu": 1024, "cuda": 16384}
 _COPY_BYTES = {"cpu": 1 << 28, "cuda": 1 << 31}
@@ -38,37 +38,38 @@ _COPY_BYTES = {"cpu": 1 << 28, "cuda": 1 << 31}
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Machine:
-    """What a benchmark ran on."""
+    """The machine, and the software, of a benchmark."""
 
     cpu: str
     num_cores: int
-    """That this process may use."""
+    """Cores that this process may use."""
     memory_gb: float
     gpu: str
-    """"" without one."""
+    """Name of the GPU; "" without one."""
     gpu_memory_gb: float
     system: str
     python: str
     num_torch_threads: int
     versions: dict[str, str]
-    """Of blip2cap and what it computes with; CUDA's where there is a GPU."""
+    """Versions of blip2cap and of the libraries that compute; CUDA's where there is a GPU."""
     commit: str
-    """Of blip2cap's repository, with `+` if files differ from it; "" if it is installed elsewhere."""
+    """Commit of blip2cap's repository, with `+` if files differ from it; "" if it is installed elsewhere."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Decoding:
-    """Reading and decoding by one thread, seconds for each image."""
+    """Reading and decoding by one thread, in seconds for one image."""
 
     num_images: int
-    """Good ones among those tried."""
+    """Images that could be decoded."""
     read_s: float
     decode_s: float
 
 
-def describe(device: torch.device) -> Machine:
-    """Describe the machine as a run on `device` sees it."""
-    versions = {name: _version(name) for name in ("torch", "transformers", "Pillow")}
+def describe(device: torch.device, package: Path = _PACKAGE) -> Machine:
+    """Describe the machine as a run on `device` sees it, and the commit of the code in `package`."""
+    versions = {"blip2cap": blip2cap.__version__}
+    versions |= {name: version(name) for name in ("torch", "transformers", "Pillow")}
     gpu, gpu_memory_gb = "", 0.0
     if device.type == "cuda":
         properties = torch.cuda.get_device_properties(device)
@@ -83,8 +84,8 @@ def describe(device: torch.device) -> Machine:
         system=f"{platform.system()} {platform.release()}",
         python=platform.python_version(),
         num_torch_threads=torch.get_num_threads(),
-        versions={"blip2cap": blip2cap.__version__} | versions,
-        commit=_commit(),
+        versions=versions,
+        commit=_commit(package),
     )
 
 
@@ -98,28 +99,34 @@ def num_cores() -> int:
 
 @torch.inference_mode()
 def matrix_rate(
-    device: torch.device, dtype: torch.dtype, kind: str | None = None, *, rows: int = 0, budget_s: float = 1.5
+    device: torch.device,
+    dtype: torch.dtype,
+    kind: str | None = None,
+    *,
+    shapes: Sequence[tuple[int, int]] = SHAPES,
+    rows: int = 0,
+    budget_s: float = 1.5,
 ) -> float:
-    """Measure the operations per second of Linear layers of the ViT's shapes, a multiply and an add counting two.
+    """Measure the operations per second of Linear layers, of the ViT's shapes; a multiply and an add are two.
 
-    They are made as a model's are; `kind` is how its weights are quantised.
+    The layers are prepared as a model's are; `kind` is the quantisation of its weights.
     """
     rows = rows or _ROWS[device.type]
     best = 0.0
-    for inner, outer in _SHAPES:
+    for inner, outer in shapes:
         layer = nn.Sequential(nn.Linear(inner, outer, bias=False, dtype=dtype, device=device))
         if kind is not None:
             quantize(layer, kind, device)
         if device.type == "cpu":
             pack(layer)
         x = torch.randn(rows, inner, dtype=dtype, device=device)
-        seconds = _best_seconds(partial(layer, x), device, budget_s / len(_SHAPES))
+        seconds = _best_seconds(partial(layer, x), device, budget_s / len(shapes))
         best = max(best, 2.0 * rows * inner * outer / seconds)
     return best
 
 
 def memory_rate(device: torch.device, *, num_bytes: int = 0, budget_s: float = 0.6) -> float:
-    """Measure the bytes per second that a large copy reads and writes, together."""
+    """Measure the bytes per second of a large copy, read and written together."""
     num_bytes = num_bytes or _COPY_BYTES[device.type]
     source = torch.ones(num_bytes, dtype=torch.uint8, device=device)
     target = torch.zeros_like(source)
@@ -130,9 +137,9 @@ def memory_rate(device: torch.device, *, num_bytes: int = 0, budget_s: float = 0
 def decoding_rate(
     refs: Sequence[ImageRef], size: int, options: DecodeOptions, *, budget_s: float = 3.0
 ) -> tuple[Decoding, list[ImageRef]]:
-    """Read and decode images in this thread, as many as the time allows; return what was measured, and the good ones.
+    """Read and decode images in this thread until the time is spent; return the times, and the good images.
 
-    Each file is read once before it is timed, so that all are measured alike: from the cache of the system.
+    Each file is read once before it is timed, so that all are measured from the cache of the system.
     """
     good, read_s, decode_s, resizer = [], 0.0, 0.0, choose_resizer()
     for ref in refs:
@@ -154,16 +161,16 @@ def decoding_rate(
 
 
 def synchroniser(device: torch.device) -> Callable[[], None]:
-    """Return what waits until the device has done all it was given; on a CPU there is nothing to wait for."""
+    """Return a function that waits until the device has finished its work; on a CPU it returns at once."""
     if device.type == "cuda":
         return lambda: torch.cuda.synchronize(device)
     return lambda: None
 
 
 def _best_seconds(work: Callable[[], object], device: torch.device, budget_s: float) -> float:
-    """Return the shortest time that `work` took: after a warm-up, at least twice, and until the budget is spent."""
+    """Return the shortest time of `work`: after a warm-up, of two or more trials, until the budget is spent."""
     wait = synchroniser(device)
-    repeats = 1 if device.type == "cpu" else 10  # on a GPU a single one is too short for the clock
+    repeats = 1 if device.type == "cpu" else 10  # on a GPU a single call is too short for the clock
     best, spent, trials = float("inf"), 0.0, 0
     work()
     wait()
@@ -177,13 +184,6 @@ def _best_seconds(work: Callable[[], object], device: torch.device, budget_s: fl
     return best
 
 
-def _version(package: str) -> str:
-    try:
-        return version(package)
-    except PackageNotFoundError:
-        return ""
-
-
 def _cpu_name() -> str:
     try:
         lines = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace").splitlines()
@@ -193,17 +193,17 @@ def _cpu_name() -> str:
     return next(names, "") or platform.processor() or platform.machine()
 
 
-def _commit() -> str:
-    """Ask git, if the package lies in a repository of its own and not in somebody's environment."""
+def _commit(package: Path) -> str:
+    """Ask git, if the package lies in its own repository and not in an environment."""
 
     def git(*arguments: str) -> str:
         done = subprocess.run(
-            ["git", "-C", str(_PACKAGE), *arguments], capture_output=True, text=True, check=True, timeout=10
+            ["git", "-C", str(package), *arguments], capture_output=True, text=True, check=True, timeout=10
         )
         return done.stdout.strip()
 
     try:
-        if Path(git("rev-parse", "--show-toplevel")).resolve() != _PACKAGE.parent:
+        if Path(git("rev-parse", "--show-toplevel")).resolve() != package.parent:
             return ""
         return git("rev-parse", "--short=12", "HEAD") + ("+" if git("status", "--porcelain", ".") else "")
     except (OSError, subprocess.SubprocessError):

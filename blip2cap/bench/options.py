@@ -1,40 +1,51 @@
-"""What a benchmark is asked to do, checked; no torch."""
+"""The options of one benchmark, checked; no torch."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import re
+from dataclasses import dataclass, field
 
 from blip2cap.errors import UsageError
 from blip2cap.options import BatchOptions, DecodeOptions, GenerateOptions, ModelOptions
 from blip2cap.records import ImageRef
+from blip2cap.tasks.caption import Caption
+from blip2cap.tasks.vqa import Vqa
 
 IMAGE_SIZE = (640, 480)
+
+
+def parse_size(text: str) -> tuple[int, int]:
+    """Parse `640x480`. Raises UsageError."""
+    found = re.fullmatch(r"([1-9][0-9]{0,4})x([1-9][0-9]{0,4})", text)
+    if not found:
+        raise UsageError(f"--image-size {text}: expected WIDTHxHEIGHT in pixels, as 640x480.")
+    return int(found[1]), int(found[2])
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class BenchOptions:
     """One benchmark."""
 
-    command: str
-    """As it was typed; goes into the results."""
     model: ModelOptions
-    generate: GenerateOptions
-    decode: DecodeOptions
-    batch: BatchOptions
+    generate: GenerateOptions = field(default_factory=GenerateOptions)
+    decode: DecodeOptions = field(default_factory=DecodeOptions)
+    batch: BatchOptions = field(default_factory=BatchOptions)
     questions: tuple[str, ...] | None = None
     """None: captions."""
     refs: tuple[ImageRef, ...] | None = None
-    """The images to take; None draws scenes."""
+    """The images; None draws scenes."""
     num_images: int | None = None
-    """Take, or draw, so many. None: as many as make a pass of a few seconds."""
+    """Number of scenes to draw. None: as many as make a pass of a few seconds."""
     image_size: tuple[int, int] | None = None
-    """Of drawn scenes; None is IMAGE_SIZE."""
+    """Size of drawn scenes; None is IMAGE_SIZE."""
     repeats: int = 3
     """Passes over the images."""
     baseline: bool = False
     """Run the plain transformers script too."""
     sweep: bool = False
     """Measure batch sizes 1, 2, 4, ..."""
+    command: str = ""
+    """The command line, for the results."""
 
     def __post_init__(self) -> None:
         if self.repeats < 1:
@@ -43,3 +54,11 @@ class BenchOptions:
             raise UsageError(f"--num-images {self.num_images}: must be 1 or more. Leave it out to let blip2cap choose.")
         if self.refs is not None and self.image_size is not None:
             raise UsageError("--image-size has no effect with INPUT: it is for scenes that are drawn. Leave one out.")
+        _ = self.task  # an empty or repeated question is an error now, not after a minute
+
+    @property
+    def task(self) -> Caption | Vqa:
+        """What is asked of every image."""
+        if self.questions is None:
+            return Caption(generate=self.generate)
+        return Vqa(questions=self.questions, generate=self.generate)

@@ -1,45 +1,73 @@
-"""One model, one set of images: how long each stage takes for an image, and a real run from files to rows.
+"""One model, one set of images: the time of each stage for one image, real runs from files to rows, and batch sizes.
 
-The model's stages are measured without the decoding of files beside them: a run over copies at the model's size. On a
-CPU, where threads that decode take cores from the model, the difference is part of what a benchmark has to tell.
+The model's stages are measured without the decoding of files: in a run over copies at the model's size. On a CPU, where
+decoding threads compete with the model for cores, the difference is part of what a benchmark shows.
 """
 
 from __future__ import annotations
 
+import gc
 import json
 import time
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass, field
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
+import torch
+
 from blip2cap.bench.machine import Decoding, synchroniser
+from blip2cap.bench.options import BenchOptions
 from blip2cap.engine.run import Engine, run
-from blip2cap.errors import ImageError
+from blip2cap.models.blip2.load import load
 from blip2cap.models.blip2.model import Blip2
-from blip2cap.options import BatchOptions, DecodeOptions
+from blip2cap.models.checkpoint import find
+from blip2cap.models.registry import FAMILIES
+from blip2cap.options import BatchOptions, ModelOptions
 from blip2cap.outputs.journal import JournalSink
 from blip2cap.records import ImageRef
-from blip2cap.tasks.base import Task
 from blip2cap.tasks.worklist import Worklist
 
-_PASS_S = 4.5
-"""How long one pass over the images should take, if their number may be chosen."""
+PASS_S = 4.5
+"""Time of one pass over the images, if their number may be chosen."""
 _FEWEST, _MOST = 4, 4096
 _UNIT = 16
-"""Passes have a multiple of so many images unless a batch size is given."""
+"""The number of images is a multiple of this, or of the batch size if one is given."""
 _TIMES = 16
 _PATIENCE_S = 5.0
-"""A pass that would take longer is not made only to choose a number."""
+"""A pass that would take longer is not run only to choose a number."""
+_LARGEST = {"cpu": 64, "cuda": 1024}
+"""Last batch size of a sweep."""
+_SWEEP_PASS_S = 1.5
+_LONG_S, _TOO_LONG_S = 5.0, 60.0
+"""A batch that takes longer is measured once; one that takes much longer is the last."""
+_WORSE = 0.85
+"""Two batch sizes in a row that reach less of the best rate than this end the sweep."""
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Setup:
-    """What a run is asked to do, but for the images."""
+class Loaded:
+    """A model that is loaded when it is first used, and that can be freed and loaded again."""
 
-    task: Task
-    decode: DecodeOptions
-    batch: BatchOptions
+    def __init__(self, options: ModelOptions) -> None:
+        self.options = options
+        self.checkpoint = find(options)
+        self.load_s = 0.0
+        self._model: Blip2 | None = None
+
+    @property
+    def model(self) -> Blip2:
+        """The model; keep no other reference to it."""
+        if self._model is None:
+            started = time.perf_counter()
+            self._model = load(self.checkpoint, self.options)
+            self.load_s = time.perf_counter() - started
+        return self._model
+
+    def free(self) -> None:
+        """Free its memory."""
+        self._model = None
+        gc.collect()
+        if torch.cuda.is_available():
+            torch.cuda.empty_cache()
 
 
 @dataclass(kw_only=True, slots=True)
@@ -47,32 +75,32 @@ class Pass:
     """One run over all images."""
 
     num_images: int = 0
-    """Good ones."""
+    """Images without an error."""
     bad: frozenset[str] = frozenset()
     """Names of the others."""
     seconds: float = 0.0
     """From the first decode to the last write."""
     waiting_s: float = 0.0
-    """Of that, for decoded images."""
+    """Part of it: waiting for decoded images."""
     model_s: float = 0.0
     write_s: float = 0.0
     stages: dict[str, float] = field(default_factory=dict)
     """Seconds in the stages of the model."""
     counts: dict[str, int] = field(default_factory=dict)
-    """How often each stage ran."""
+    """Number of times that each stage ran."""
     texts: list[str] = field(default_factory=list)
-    """One a row, "" for a failed one."""
+    """One for each row, "" for a failed one."""
     num_tokens: int = 0
-    """Generated in all rows, those that end a text too."""
+    """Tokens generated in all rows, end tokens included."""
     num_rows_ok: int = 0
     images_at_once: int = 0
-    """Through the image side, at the end."""
+    """Batch size of the vision encoder, at the end."""
     texts_at_once: int = 0
-    """Through the text side, at the most."""
+    """Largest batch of the decoder."""
 
     @property
     def images_per_s(self) -> float:
-        """Good images only: a bad one costs little."""
+        """Rate of the images without an error: the others cost little."""
         return self.num_images / self.seconds if self.seconds else 0.0
 
 
@@ -81,34 +109,33 @@ class Measured:
     """All passes over one set of images."""
 
     decoding: Decoding
-    """By one thread, with nothing beside it."""
+    """One thread, with nothing else running."""
     whole: tuple[Pass, ...]
     """From files to rows."""
     alone: tuple[Pass, ...]
     """The model without the decoding of files."""
     staged: Pass
-    """The same, with a true time for each stage."""
+    """The same, with the true time of each stage."""
 
 
-def engine_for(model: Blip2, setup: Setup, failed: set[str]) -> Engine:
-    """Build the engine of a run; the names of images that fail are added to `failed`."""
-
-    def on_failure(ref: ImageRef, error: ImageError) -> None:
-        failed.add(ref.name)
-
-    return Engine(model=model, task=setup.task, decode=setup.decode, batch=setup.batch, on_failure=on_failure)
-
-
-def run_once(model: Blip2, setup: Setup, refs: Sequence[ImageRef], folder: Path) -> Pass:
-    """Do what `caption` or `vqa` would do with these images, into a journal in `folder`."""
-    out, failed = folder / "rows.jsonl", set[str]()
-    engine = engine_for(model, setup, failed)
+def run_once(loaded: Loaded, options: BenchOptions, refs: Sequence[ImageRef], folder: Path) -> Pass:
+    """Run `caption` or `vqa` on these images, into a journal in `folder`. Nothing else here calls the engine."""
+    model, out, failed = loaded.model, folder / "rows.jsonl", set[str]()
+    task = options.task.for_family(FAMILIES[loaded.checkpoint.family])
+    engine = Engine(
+        model=model,
+        task=task,
+        decode=options.decode,
+        batch=options.batch,
+        on_failure=lambda ref, error: failed.add(ref.name),
+    )
+    requests = Worklist(task.labels).requests(refs, frozenset())
     sink = JournalSink(out, overwrite=True)
     try:
         sink.begin({})
         model.watch.reset()
         started = time.perf_counter()
-        summary = run(engine, engine.read_ahead(Worklist(setup.task.labels).requests(refs, frozenset())), sink)
+        stats = run(engine, engine.read_ahead(requests), sink)
         seconds = time.perf_counter() - started
     finally:
         sink.close()
@@ -116,13 +143,13 @@ def run_once(model: Blip2, setup: Setup, refs: Sequence[ImageRef], folder: Path)
         num_images=len(refs) - len(failed),
         bad=frozenset(failed),
         seconds=seconds,
-        waiting_s=summary.decode_s,
-        model_s=summary.model_s,
-        write_s=summary.write_s,
+        waiting_s=stats.decode_s,
+        model_s=stats.model_s,
+        write_s=stats.write_s,
         stages=dict(model.watch.seconds),
         counts=dict(model.watch.counts),
-        images_at_once=summary.batch_size,
-        texts_at_once=summary.capacity,
+        images_at_once=stats.batch_size,
+        texts_at_once=stats.capacity,
     )
     with open(out, "rb") as lines:
         for row in map(json.loads, lines):
@@ -133,55 +160,72 @@ def run_once(model: Blip2, setup: Setup, refs: Sequence[ImageRef], folder: Path)
     return done
 
 
-@contextmanager
-def true_stages(model: Blip2) -> Iterator[None]:
-    """Let the clock wait for the device: each stage gets its own time, at the price of what runs side by side."""
-    before = model.watch.wait
-    model.watch.wait = synchroniser(model.device)
-    try:
-        yield
-    finally:
-        model.watch.wait = before
-
-
-def choose_count(model: Blip2, setup: Setup, copies: Sequence[ImageRef], folder: Path) -> int:
-    """Choose how many images make a pass of a few seconds, by passes over more and more; this warms the model up."""
+def choose_count(loaded: Loaded, options: BenchOptions, copies: Sequence[ImageRef], folder: Path) -> int:
+    """Choose the number of images for a pass of a few seconds, by ever larger passes; this warms up the model."""
     tried, fewest = 1, _FEWEST
-    run_once(model, setup, copies[:1], folder)
-    seconds = run_once(model, setup, copies[:1], folder).seconds
+    run_once(loaded, options, copies[:1], folder)
+    seconds = run_once(loaded, options, copies[:1], folder).seconds
     while tried < len(copies) and seconds * (more := min(len(copies), _TIMES * tried)) < _PATIENCE_S:
-        run_once(model, setup, copies[:more], folder)
-        seconds = run_once(model, setup, copies[:more], folder).seconds / more
+        run_once(loaded, options, copies[:more], folder)
+        seconds = run_once(loaded, options, copies[:more], folder).seconds / more
         tried = fewest = more
-    unit = setup.batch.batch_size or _UNIT
-    count = max(fewest, min(_MOST, int(_PASS_S / seconds)))
+    unit = options.batch.batch_size or _UNIT
+    count = max(fewest, min(_MOST, int(PASS_S / seconds)))
     return count // unit * unit or count
 
 
 def measure(
-    model: Blip2,
-    setup: Setup,
+    loaded: Loaded,
+    options: BenchOptions,
     refs: Sequence[ImageRef],
     copies: Sequence[ImageRef],
     decoding: Decoding,
     folder: Path,
-    *,
-    repeats: int,
 ) -> Measured:
-    """Measure `repeats` passes of each kind in turns, so that the noise of the machine hits both, after a warm-up."""
+    """Warm up, then measure passes of both kinds in turns, so that the noise of the machine affects both."""
+    model = loaded.model
     on_cpu = model.device.type == "cpu"
-    run_once(model, setup, copies[:_UNIT] if on_cpu else copies, folder)
+    run_once(loaded, options, copies[:_UNIT] if on_cpu else copies, folder)
     alone, whole = [], []
-    for _ in range(repeats):
-        alone.append(run_once(model, setup, copies, folder))
-        whole.append(run_once(model, setup, refs, folder))
+    for _ in range(options.repeats):
+        alone.append(run_once(loaded, options, copies, folder))
+        whole.append(run_once(loaded, options, refs, folder))
     staged = median(alone)
     if not on_cpu:
-        with true_stages(model):
-            staged = run_once(model, setup, copies, folder)
+        wait = model.watch.wait
+        model.watch.wait = synchroniser(model.device)  # each stage gets its own time; nothing overlaps in this pass
+        try:
+            staged = run_once(loaded, options, copies, folder)
+        finally:
+            model.watch.wait = wait
     return Measured(decoding=decoding, whole=tuple(whole), alone=tuple(alone), staged=staged)
 
 
+def sweep(loaded: Loaded, options: BenchOptions, refs: Sequence[ImageRef], folder: Path) -> dict[int, list[Pass]]:
+    """Measure runs from files to rows with batch sizes 1, 2, 4, ... until larger ones are no faster.
+
+    Each size is warmed up first. A size for which memory is too small for any image ends the sweep.
+    """
+    found: dict[int, list[Pass]] = {}
+    batch_size, best, num_worse = 1, 0.0, 0
+    while batch_size <= min(len(refs), _LARGEST[loaded.model.device.type]) and num_worse < 2:
+        sized = replace(options, batch=BatchOptions(batch_size=batch_size))
+        warm = run_once(loaded, sized, refs[:batch_size], folder)
+        if not warm.num_images:
+            break
+        is_long = warm.seconds > _LONG_S
+        num_batches = 1 if is_long else max(2, int(_SWEEP_PASS_S / warm.seconds))
+        taken = refs[: min(num_batches, len(refs) // batch_size) * batch_size]
+        found[batch_size] = [run_once(loaded, sized, taken, folder) for _ in range(1 if is_long else options.repeats)]
+        rate = median(found[batch_size]).images_per_s
+        best = max(best, rate)
+        num_worse = num_worse + 1 if rate < _WORSE * best else 0
+        if warm.seconds > _TOO_LONG_S:
+            break
+        batch_size *= 2
+    return found
+
+
 def median(passes: Sequence[Pass]) -> Pass:
-    """Return the pass with the middle rate; of an even number, the slower of the two."""
+    """Return the pass with the median rate; of an even number, the slower of the two."""
     return sorted(passes, key=lambda one: one.images_per_s)[(len(passes) - 1) // 2]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import io
 import itertools
 import json
@@ -24,14 +23,14 @@ from blip2cap.cli.terminal import clean, say, write_out
 from blip2cap.errors import InputError, OutputError, UsageError
 from blip2cap.jobs.job import no_image
 from blip2cap.options import BatchOptions, DecodeOptions, GenerateOptions, ModelOptions, SourceOptions
+from blip2cap.outputs.files import OS_FILES, write_whole
 from blip2cap.records import ImageRef
-from blip2cap.tasks.vqa import Vqa
 
 _NEW_TOKENS = 12
-"""A caption of BLIP-2 has about so many; the same for all, so that figures of models and machines can be compared."""
+"""About the length of a caption of BLIP-2; the same for all, so that figures of models and machines can be compared."""
 _SOME_FAILED = 3
 _MOST_IMAGES = 4096
-"""Of an INPUT without --limit: more make no figure better."""
+"""Largest number of images of an INPUT without --limit: more improve no figure."""
 
 
 @handle_errors
@@ -66,9 +65,6 @@ def bench(
         str | None, option("--image-size WxH", "Size of the scenes; 640x480 if left out.", panel="Input")
     ] = None,
     out: Annotated[Path | None, option("-o, --out FILE", "Write the results to a JSON file.", panel="Output")] = None,
-    plot: Annotated[
-        Path | None, option("--plot FILE", "With --sweep: plot images/s by batch size as a PNG.", panel="Output")
-    ] = None,
     repeat: Annotated[int, option("--repeat N", "Number of passes over the images.", panel="Speed")] = 3,
     baseline: Annotated[
         bool, option("--baseline", "Run the plain transformers script on the same images too.", panel="Speed")
@@ -78,22 +74,15 @@ def bench(
     """Measure images/s, by stage, and the share of the limit.
 
     The limit is what this machine allows: it is measured too. Without INPUT, scenes are drawn. Nothing is written but
-    what --out and --plot name.
+    the file of --out.
     """
-    if plot is not None and not sweep:
-        raise UsageError("--plot has no effect without --sweep. Add it, or leave --plot out.")
     if inputs and num_images is not None:
         raise UsageError("--num-images has no effect with INPUT: it is for scenes that are drawn. Use --limit.")
     if not inputs and limit is not None:
         raise UsageError("--limit has no effect without INPUT. Use --num-images.")
-    for path, flag, suffix in ((plot, "--plot", ".png"), (out, "--out", ".json")):
-        if path is not None:
-            _check_writable(path, flag, suffix)
-    asked = tuple(questions or ()) or None
-    if asked:
-        Vqa(questions=asked)  # complains at once, and not after a minute
-    from blip2cap.bench.images import parse_size
-    from blip2cap.bench.options import BenchOptions
+    if out is not None:
+        _check_writable(out)
+    from blip2cap.bench.options import BenchOptions, parse_size
 
     options = BenchOptions(
         command=shlex.join(["blip2cap", *sys.argv[1:]]),
@@ -101,7 +90,7 @@ def bench(
         generate=generate,
         decode=decode,
         batch=batch,
-        questions=asked,
+        questions=tuple(questions or ()) or None,
         refs=_images(tuple(inputs), limit) if inputs else None,
         num_images=limit if inputs else num_images,
         image_size=None if image_size is None else parse_size(image_size),
@@ -111,12 +100,13 @@ def bench(
     )
     from blip2cap.bench.benchmark import Benchmark
 
-    with stop_on_signal(quiet=report.quiet):  # what ends it passes through, and takes the folder of scenes away
+    with stop_on_signal(quiet=report.quiet):  # a signal is an exception here, which removes the folder of scenes
         facts = Benchmark(options, (lambda line: None) if report.quiet else (lambda line: say(clean(line)))).run()
     if out is not None:
-        _write(out, (json.dumps(facts, indent=2) + "\n").encode(), "--out")
-    if plot is not None:
-        _write(plot, _picture(facts), "--plot")
+        try:
+            write_whole(OS_FILES, out, (json.dumps(facts, indent=2) + "\n").encode())
+        except OSError as error:
+            raise OutputError(f"--out {out}: cannot be written: {error.strerror}. Use another --out.") from error
     if report.as_json:
         print_json(facts)
     elif not report.quiet:
@@ -126,7 +116,7 @@ def bench(
 
 
 def _images(inputs: tuple[str, ...], limit: int | None) -> tuple[ImageRef, ...]:
-    """List the images to take. Raises InputError if there is none."""
+    """List the images. Raises InputError if there are none."""
     from blip2cap.source.inputs import Source
 
     source = Source(SourceOptions(inputs=inputs, limit=limit))
@@ -139,51 +129,28 @@ def _images(inputs: tuple[str, ...], limit: int | None) -> tuple[ImageRef, ...]:
     return refs
 
 
-def _check_writable(path: Path, flag: str, suffix: str) -> None:
-    """Complain now about what could not be written in a minute. Rows, which other commands write, are not replaced."""
-    folder = path.parent
-    if path.suffix.lower() != suffix:
-        raise UsageError(f"{flag} {path}: must end in {suffix}.")
-    if path.is_dir():
-        raise OutputError(f"{flag} {path}: is a folder. Expected the name of a file.")
+def _check_writable(out: Path) -> None:
+    """Raise now, not after a minute, if the file cannot be written. Other suffixes are refused: they may be rows."""
+    folder = out.parent
+    if out.suffix.lower() != ".json":
+        raise UsageError(f"--out {out}: must end in .json.")
+    if out.is_dir():
+        raise OutputError(f"--out {out}: is a folder. Expected the name of a file.")
     if not folder.is_dir():
-        raise OutputError(f"{flag} {path}: no such folder as {folder}. Make it first, or use another {flag}.")
-    if not os.access(path if path.exists() else folder, os.W_OK):
-        raise OutputError(f"{flag} {path}: no permission to write it. Use another {flag}.")
-
-
-def _write(path: Path, content: bytes, flag: str) -> None:
-    """Write a file whole or not at all."""
-    part = path.with_name(f".{path.name}.tmp")
-    try:
-        part.write_bytes(content)
-        os.replace(part, path)
-    except OSError as error:
-        with contextlib.suppress(OSError):
-            part.unlink()
-        raise OutputError(f"{flag} {path}: cannot be written: {error.strerror}. Use another {flag}.") from error
-
-
-def _picture(facts: Mapping[str, Any]) -> bytes:
-    from blip2cap.bench.plot import draw_plot
-    from blip2cap.bench.words import plot_note, series, short_name
-
-    file = io.BytesIO()
-    title = f"{clean(short_name(facts['model']['name']))}: images/s by batch size"
-    draw_plot(series(facts), title=title, note=plot_note(facts)).save(file, "PNG")
-    return file.getvalue()
+        raise OutputError(f"--out {out}: no such folder as {folder}. Make it first, or use another --out.")
+    if not os.access(out if out.exists() else folder, os.W_OK):
+        raise OutputError(f"--out {out}: no permission to write it. Use another --out.")
 
 
 def _page(facts: Mapping[str, Any]) -> str:
-    """Lay out what people read: the machine, the stages as a table, what came out of it, the sweep as bars."""
+    """Lay out the results for people: the machine, the stages as a table, sentences, the sweep as bars."""
     from rich import box
     from rich.console import Console
     from rich.table import Table
 
-    from blip2cap.bench.plot import bars
-    from blip2cap.bench.words import images_line, machine_line, model_line, sentences, series, table
+    from blip2cap.bench.page import bars, header, sentences, table
 
-    page = io.StringIO()  # as in `show`: a pipe that closes is not rich's business
+    page = io.StringIO()  # rich itself would end the process with code 1 when `| head` closes the pipe
     encoding = getattr(sys.stdout, "encoding", None) or "ascii"
     beyond_ascii = encoding.lower().startswith("utf")
     console = Console(
@@ -193,7 +160,7 @@ def _page(facts: Mapping[str, Any]) -> str:
         highlight=False,
         emoji=False,
     )
-    for line in (machine_line(facts["machine"]), model_line(facts), images_line(facts)):
+    for line in header(facts):
         console.print(clean(line), style="dim")
     stages = Table(box=box.HEAVY_HEAD if beyond_ascii else box.ASCII)
     for name in ("stage", "ms/image", "least", "of limit"):
@@ -212,6 +179,6 @@ def _page(facts: Mapping[str, Any]) -> str:
     console.print(words)
     if facts.get("sweep"):
         console.print()
-        console.print(bars(series(facts)["blip2cap"], width=min(80, console.width), blocks=beyond_ascii), end="")
+        console.print(bars(facts["sweep"], width=min(80, console.width), blocks=beyond_ascii), end="")
     lines = (line.rstrip() + "\n" for line in page.getvalue().splitlines())
     return "".join(lines).encode(encoding, "backslashreplace").decode(encoding)

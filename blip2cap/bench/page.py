@@ -1,0 +1,129 @@
+"""Figures in words: lines, a table of stages, sentences, bars."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+Facts = Mapping[str, Any]
+
+
+def header(facts: Facts) -> list[str]:
+    """Describe the machine, the model and the images in one line each."""
+    machine, model, settings, work, images = (
+        facts[name] for name in ("machine", "model", "settings", "work", "images")
+    )
+    where = f"{machine['cpu']}, {machine['num_cores']} cores, {machine['memory_gb']:.0f} GB"
+    if machine["gpu"]:
+        where = f"{machine['gpu']}, {machine['gpu_memory_gb']:.0f} GB; {where}"
+    versions = ", ".join(f"{name} {number}" for name, number in machine["versions"].items())
+    commit = f" ({machine['commit']})" if machine["commit"] else ""
+    name = Path(model["name"]).name if model["name"].startswith("/") else model["name"]
+    weights = ", random weights" if model["random_weights"] else ""
+    numbers = f"{model['quantize']} and {model['dtype']}" if model["quantize"] else model["dtype"]
+    search = f"{settings['num_beams']} beams" if settings["num_beams"] > 1 else "greedy"
+    size = f" of {images['size'][0]}x{images['size'][1]}" if images["size"] else ""
+    asked = f", {_count(len(settings['questions']), 'question')} about each" if settings["questions"] else ""
+    shown = _count(images["num_images"], "drawn scene" if images["drawn"] else "image")
+    return [
+        f"{where}; Python {machine['python']}, {versions}{commit}",
+        f"{name}{weights}: {numbers} on {model['device']}, {search}, {work['new_tokens']:.3g} new tokens; "
+        f"{work['images_at_once']} images and {work['texts_at_once']} texts at once",
+        f"{shown}{size}{asked}; {_count(settings['repeats'], 'pass', 'passes')}",
+    ]
+
+
+def table(facts: Facts) -> list[tuple[str, str, str, str, str]]:
+    """Return the rows of the table of stages: stage, ms for an image, least ms, share of the limit, note."""
+    figures = facts["figures"]
+    last = {
+        "stage": "files to rows",
+        "ms": 1e3 / figures["images_per_s"]["median"],
+        "limit_ms": 1e3 / figures["limit_images_per_s"],
+        "share_of_limit": figures["share_of_limit"],
+        "note": "all at once",
+    }
+    return [
+        (
+            row["stage"],
+            short(row["ms"]),
+            "" if row["limit_ms"] is None else short(row["limit_ms"]),
+            "" if row["share_of_limit"] is None else percent(row["share_of_limit"]),
+            row["note"],
+        )
+        for row in (*figures["stages"], last)
+    ]
+
+
+def sentences(facts: Facts) -> list[tuple[str, str]]:
+    """Return the results as pairs of a word and a sentence."""
+    figures, rates, work = facts["figures"], facts["rates"], facts["work"]
+    rate, bounds = figures["images_per_s"], figures["bounds_ms"]
+    in_order = sorted(bounds.items(), key=lambda item: -item[1])
+    lines = [
+        ("images/s", f"{short(rate['median'])} ({short(rate['min'])} to {short(rate['max'])})"),
+        (
+            "limit",
+            f"{short(figures['limit_images_per_s'])} images/s; {percent(figures['share_of_limit'])} of it reached. "
+            f"{short(work['gflop'])} GFLOP an image at {short(rates['matrix_tflop_per_s'])} TFLOP/s, "
+            f"{short(work['weights_read_per_step_gb'])} GB a step at {short(rates['memory_gb_per_s'])} GB/s",
+        ),
+        (
+            "bound by",
+            f"{figures['bound_by']}: {', '.join(f'{name} {short(ms)}' for name, ms in in_order)} ms an image",
+        ),
+    ]
+    if figures["overhead"] is not None:
+        lines.append(("overhead", f"{percent(figures['overhead'])} of the time is not the model"))
+    if figures["num_bad_images"]:
+        lines.append(("bad images", f"{figures['num_bad_images']}, left out of the figures"))
+    if "baseline" in facts:
+        lines.append(("baseline", _baseline(facts["baseline"])))
+    return lines
+
+
+def _baseline(baseline: Facts) -> str:
+    if baseline["ratio"] is None:
+        return "none: the plain script gave no result at any batch size"
+    runs = ", ".join(
+        f"{run['batch_size']}: {'failed' if run['error'] else short(run['images_per_s'])}" for run in baseline["runs"]
+    )
+    return (
+        f"{short(baseline['ratio'])} times the plain transformers script, which makes "
+        f"{short(baseline['best_images_per_s'])} images/s at its best ({baseline['dtype']}; by batch size {runs}); "
+        f"ours before {short(baseline['images_per_s_before'])}, after {short(baseline['images_per_s_after'])}; "
+        f"{baseline['num_texts_equal']} of {baseline['num_texts_compared']} texts are the same"
+    )
+
+
+def bars(sweep: list[Facts], *, width: int = 80, blocks: bool = True) -> str:
+    """Draw a bar for each batch size of a sweep in at most `width` columns; without `blocks`, in ASCII."""
+    rates = [point["images_per_s"]["median"] for point in sweep]
+    labels = [short(rate) for rate in rates]
+    longest = max(1, width - 10 - 2 - max(map(len, labels)) - 1)
+    lines = ["batch size  images/s"]
+    for point, rate, label in zip(sweep, rates, labels, strict=True):
+        length = max(1, round(longest * rate / max(rates))) if rate else 1
+        lines.append(f"{point['batch_size']:>10}  {('█' if blocks else '#') * length} {label}")
+    return "\n".join(lines) + "\n"
+
+
+def short(value: float) -> str:
+    """Write a number with three significant digits: 0.0123, 1.23, 12.3, 123, 1,234."""
+    value = float(f"{value:.3g}") if value < 100 else value
+    if value >= 99.95:
+        return f"{value:,.0f}"
+    if value <= 0:
+        return "0"
+    return f"{value:.{max(0, 2 - math.floor(math.log10(value)))}f}"
+
+
+def percent(share: float) -> str:
+    """Write a share of 1 in percent."""
+    return f"{share * 100:.1f} %" if share < 0.0995 else f"{share * 100:.0f} %"
+
+
+def _count(count: int, noun: str, nouns: str = "") -> str:
+    return f"{count} {noun}" if count == 1 else f"{count} {nouns or noun + 's'}"
