@@ -8,7 +8,7 @@ from contextlib import closing
 
 import numpy as np
 import pytest
-from PIL import ExifTags, Image
+from PIL import ExifTags, Image, ImageFile
 
 from blip2cap.decode.image import Pixels, decode, resize
 from blip2cap.decode.inputs import BytesInput, ImageDecoder, ImageInput, SquareInput
@@ -112,6 +112,17 @@ def test_bytes_that_are_no_image_fail_with_the_error_of_a_decoder(of_bytes, data
 def test_of_bytes_only_the_header_is_read(of_bytes, isolated):
     png = encode(photo(400, 300), "PNG")
     assert of_bytes.decode(png[:5000], isolated=isolated).width == 400
+
+
+def test_of_bytes_no_pixels_are_decoded(of_bytes, monkeypatch):
+    files = [encode(photo(), "PNG"), *(turned(format) for format in TURNED)]
+
+    def load(self):
+        raise AssertionError("pixels are decoded")
+
+    monkeypatch.setattr(ImageFile.ImageFile, "load", load)
+    for data in files:
+        assert of_bytes.decode(data, isolated=False).content is data
 
 
 def test_an_open_image_becomes_the_bytes_of_a_png_upright(of_bytes):

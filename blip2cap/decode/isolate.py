@@ -225,7 +225,7 @@ def _sizes(answer: dict[str, Any], size: int, max_pixels: int, *, to_square: boo
     if width <= 0 or height <= 0 or width * height > max_pixels:
         raise ValueError("no size of an image")
     # Before resizing, it is at least the square and at most the image: a JPEG may be decoded at a reduced size.
-    is_unresized = 0 < size <= rows <= height and size <= columns <= width and not to_square
+    is_unresized = not to_square and size <= rows <= height and size <= columns <= width
     if channels != 3 or not (is_unresized or rows == columns == size):
         raise ValueError("no shape of its pixels")
     return width, height, shape
