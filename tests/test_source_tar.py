@@ -224,7 +224,9 @@ def test_the_tar_after_a_damaged_one_is_read_and_each_stream_has_its_own_counts(
 
 
 @pytest.mark.parametrize(
-    "content", [b"", b"hello", b"\xff\xd8\xff\xe0" + bytes(2000), gzip.compress(b"hello" * 500), b"\x1f\x8bnot gzip"]
+    "content",
+    [b"", b"hello", b"\xff\xd8\xff\xe0" + bytes(2000), gzip.compress(b"hello" * 500, mtime=0), b"\x1f\x8bnot gzip"],
+    ids=["empty", "text", "jpeg", "gzip", "no gzip"],
 )
 def test_a_file_called_tar_that_is_none_is_refused_at_once(content):
     write("x.tar", content)
