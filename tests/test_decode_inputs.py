@@ -134,7 +134,7 @@ def test_an_open_image_becomes_the_bytes_of_a_png_upright(of_bytes):
         assert (np.asarray(written) == np.asarray(expected)).all()
 
 
-@pytest.mark.parametrize("form", [SquareInput(SIZE), BytesInput()], ids=repr)
+@pytest.mark.parametrize("form", [SquareInput(SIZE), BytesInput()], ids=["square", "bytes"])
 def test_an_open_image_of_a_damaged_file_is_an_image_error(form: ImageInput):
     with (
         closing(form.open(OPTIONS)) as decoder,
