@@ -33,10 +33,9 @@ from blip2cap.options import (
 from blip2cap.records import ImageRef
 from blip2cap.rows import Row
 from blip2cap.source.inputs import Source
-from blip2cap.tasks.base import Task
+from blip2cap.tasks.base import Task, Worklist
 from blip2cap.tasks.caption import Caption
 from blip2cap.tasks.vqa import Vqa
-from blip2cap.tasks.worklist import Worklist
 
 if TYPE_CHECKING:
     from blip2cap.engine.flow import DecodedRequest

@@ -25,7 +25,7 @@ from blip2cap.models.registry import FAMILIES
 from blip2cap.options import BatchOptions, ModelOptions
 from blip2cap.outputs.journal import JournalSink
 from blip2cap.records import ImageRef
-from blip2cap.tasks.worklist import Worklist
+from blip2cap.tasks.base import Worklist
 
 PASS_S = 4.5
 """Time of one pass over the images, if their number may be chosen."""

@@ -13,8 +13,7 @@ from blip2cap.outputs.parts.plan import PartsPlan
 from blip2cap.outputs.parts.store import Store
 from blip2cap.records import ImageRef
 from blip2cap.rows import Row
-from blip2cap.tasks.base import Request
-from blip2cap.tasks.worklist import Worklist
+from blip2cap.tasks.base import Request, Worklist
 
 
 class PartQueue:

@@ -26,7 +26,7 @@ from blip2cap.outputs.parts.part import sweep
 from blip2cap.outputs.parts.plan import PART_SIZE, PartsPlan, check_ref, labels_setting, make_plan, read_plan
 from blip2cap.outputs.parts.store import Store, open_store
 from blip2cap.source.inputs import Source
-from blip2cap.tasks.worklist import Worklist
+from blip2cap.tasks.base import Worklist
 
 if TYPE_CHECKING:
     from blip2cap.engine.read_ahead import ReadAhead

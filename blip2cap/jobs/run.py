@@ -19,8 +19,7 @@ from blip2cap.outputs.base import Output
 from blip2cap.outputs.journal import Journal
 from blip2cap.outputs.open import open_output, read_file
 from blip2cap.source.inputs import ImageStream, Source
-from blip2cap.tasks.base import Request
-from blip2cap.tasks.worklist import Worklist
+from blip2cap.tasks.base import Request, Worklist
 
 if TYPE_CHECKING:
     from blip2cap.engine.run import RunStats

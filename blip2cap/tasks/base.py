@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Container, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol, Self
 
@@ -68,3 +68,26 @@ class Task(Protocol):
 
     def row(self, ref: ImageRef, label: str | None, result: Any, *, width: int, height: int) -> Row:
         """Make the row of a finished result, or of the ImageError in its place."""
+
+
+class Worklist:
+    """Turns images into requests, and counts them."""
+
+    def __init__(self, labels: Sequence[str | None] = (None,)) -> None:
+        self.labels = labels
+        """Labels of the rows of every image, as `Task.labels`."""
+        self.num_images = 0
+        """Number of images so far."""
+        self.num_finished = 0
+        """Number of rows of these images that are finished."""
+
+    def requests(self, refs: Iterable[ImageRef], finished: Container[str]) -> Iterator[Request]:
+        """Yield one request for each image that has a row missing, in the order of `refs`."""
+        self.num_images = self.num_finished = 0
+        for ref in refs:
+            self.num_images += 1
+            file_name, file_name_b64 = ref.file_name, ref.file_name_b64
+            missing = tuple(label for label in self.labels if row_key(file_name, file_name_b64, label) not in finished)
+            self.num_finished += len(self.labels) - len(missing)
+            if missing:
+                yield Request(ref=ref, labels=missing)
