@@ -121,7 +121,7 @@ class Measured:
 def run_once(loaded: Loaded, options: BenchOptions, refs: Sequence[ImageRef], folder: Path) -> Pass:
     """Run `caption` or `vqa` on these images, into a journal in `folder`. Nothing else here calls the engine."""
     model, out, failed = loaded.model, folder / "rows.jsonl", set[str]()
-    task = options.task.for_family(FAMILIES[loaded.checkpoint.family])
+    task = options.task.for_checkpoint(loaded.checkpoint, FAMILIES[loaded.checkpoint.family])
     engine = Engine(
         model=model,
         task=task,

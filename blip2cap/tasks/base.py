@@ -6,7 +6,7 @@ from collections.abc import Container, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol, Self
 
-from blip2cap.models.base import Family, Model, Session
+from blip2cap.models.base import Checkpoint, Family, Model, Session
 from blip2cap.records import ImageRef
 from blip2cap.rows import Row, Schema, row_key
 
@@ -51,8 +51,8 @@ class Task(Protocol):
     def model_settings(self) -> dict[str, Any]:
         """Return the settings that the family of the model decides; those that are known if there is none yet."""
 
-    def for_family(self, family: Family) -> Self:
-        """Return the task with what a family of models decides. Raises UsageError if the family cannot do it."""
+    def for_checkpoint(self, checkpoint: Checkpoint, family: Family) -> Self:
+        """Return the task with what a model decides. Raises UsageError if its family cannot do it."""
 
     def check(self, model: Any) -> None:
         """Raise UsageError for options that a loaded model cannot follow."""

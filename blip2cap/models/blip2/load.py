@@ -103,9 +103,12 @@ def load(checkpoint: Checkpoint, options: ModelOptions) -> Blip2:
         if not is_placed:
             network.to(device)
     mean, std = normalisation.mean, normalisation.std
-    if qformer_tokenizer is not None:
-        return InstructBlip(network, tokenizer, qformer_tokenizer, checkpoint=checkpoint, mean=mean, std=std)
-    return Blip2(network, tokenizer, checkpoint=checkpoint, mean=mean, std=std)
+    if qformer_tokenizer is None:
+        model = Blip2(network, tokenizer, checkpoint=checkpoint, mean=mean, std=std)
+    else:
+        model = InstructBlip(network, tokenizer, qformer_tokenizer, checkpoint=checkpoint, mean=mean, std=std)
+    model.quantize = options.quantize
+    return model
 
 
 def _return_freed_memory() -> None:

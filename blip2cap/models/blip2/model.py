@@ -40,6 +40,8 @@ NETWORK_CLASSES = {"blip-2": Blip2ForConditionalGeneration, "instructblip": Inst
 class Blip2(Model):
     """A network with its tokenizer, on one device."""
 
+    quantize: str | None = None
+
     qformer_tokenizer: PreTrainedTokenizerBase | None = None
     """Tokenizer of the Q-Former; None if the Q-Former does not read the prompt."""
 
