@@ -22,7 +22,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from blip2cap.bench.peer import DTYPES, Peer, choose_device, make_prompts, parser, run
 from blip2cap.bench.plain_transformers import family_of, load
-from blip2cap.models.cpu_features import is_fast_at_bfloat16
+from blip2cap.models.device import is_fast_at_bfloat16
 
 
 class Pixels(Dataset):

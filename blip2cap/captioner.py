@@ -33,10 +33,9 @@ from blip2cap.options import (
 from blip2cap.records import ImageRef
 from blip2cap.rows import Row
 from blip2cap.source.inputs import Source
-from blip2cap.tasks.base import Task
+from blip2cap.tasks.base import Task, Worklist
 from blip2cap.tasks.caption import Caption
 from blip2cap.tasks.vqa import Vqa
-from blip2cap.tasks.worklist import Worklist
 
 if TYPE_CHECKING:
     from blip2cap.engine.flow import DecodedRequest
@@ -54,10 +53,8 @@ class Captioner:
         *,
         batch_size: int | None = None,
         decode: DecodeOptions | None = None,
-        model_options: ModelOptions | None = None,
     ) -> None:
         self.model = model
-        self.model_options = model_options or ModelOptions()
         self.decode_options = decode or DecodeOptions()
         self.batch = BatchOptions(batch_size=batch_size)
 
@@ -78,7 +75,7 @@ class Captioner:
         options = ModelOptions(
             name=name, revision=revision, dtype=dtype, device=device, device_map=device_map, quantize=quantize
         )
-        return cls(load(find(options), options), batch_size=batch_size, decode=decode, model_options=options)
+        return cls(load(find(options), options), batch_size=batch_size, decode=decode)
 
     def caption(
         self,
@@ -147,9 +144,9 @@ class Captioner:
         """Caption every image below a folder, in order.
 
         Without `out`, yields a typed row for each, ok or failed, and writes nothing. With `out`, a name as the command
-        line takes it (.jsonl, .parquet, a folder of parts that ends in /), writes the rows there, or resumes that
-        output, and returns an Outcome with the counts. `on_progress` is told after each batch. Raises InputError if
-        the folder does not exist.
+        line takes it (.jsonl, .parquet, or a string that ends in / for a folder of parts), writes the rows there, or
+        resumes that output, and returns an Outcome with the counts. `on_progress` is told after each batch. Raises
+        InputError if the folder does not exist.
         """
         task = _caption(prompt, options, text_options)
         return self._folder(path, task, out, overwrite, retry_failed, on_progress)
@@ -193,6 +190,8 @@ class Captioner:
         on_progress: Callable[[RunStats], None] | None = None,
     ) -> Iterator[Row] | Outcome:
         """Ask every question about every image below a folder; otherwise as `caption_folder`."""
+        if isinstance(questions, str):
+            raise TypeError("expected a sequence of questions, got one str: put it in a list.")
         task = _vqa(tuple(questions), options, text_options)
         return self._folder(path, task, out, overwrite, retry_failed, on_progress)
 
@@ -210,19 +209,21 @@ class Captioner:
             if overwrite or retry_failed:
                 raise UsageError("overwrite and retry_failed need an output: give out=PATH.")
             return self._rows(self._engine(task), Source(source), on_progress)
+        if os.fspath(out) == "-":
+            raise UsageError("out='-' is for the command line. Leave out=None to get the rows.")
         output = OutputOptions(out=os.fspath(out), overwrite=overwrite, retry_failed=retry_failed)
         job = Job(
             task=task,
             source=source,
             output=output,
-            model=self.model_options,
+            model=ModelOptions(name=self.model.checkpoint.name, quantize=self.model.quantize),
             decode=self.decode_options,
             batch=self.batch,
         )
         return run_job(job, model=self.model, listener=_ProgressListener(on_progress or (lambda stats: None)))
 
     def _engine(self, task: Task, on_failure: Callable[[ImageRef, ImageError], None] | None = None) -> Engine:
-        task = task.for_family(FAMILIES[self.model.checkpoint.family])
+        task = task.for_checkpoint(self.model.checkpoint, FAMILIES[self.model.checkpoint.family])
         task.check(self.model)
         return Engine(
             model=self.model,

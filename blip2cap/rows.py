@@ -108,9 +108,13 @@ class Vector:
         return np.zeros(self.length, self.dtype)
 
     def check(self, value: Any) -> None:
-        """Compare dtype and shape."""
+        """Compare dtype and shape, and look for NaN and infinity."""
+        import numpy as np
+
         if getattr(value, "shape", None) != (self.length,) or str(value.dtype) != self.dtype:
             raise TypeError(f"a vector of {self.length} numbers in {self.dtype} was expected")
+        if not np.isfinite(value).all():
+            raise ValueError("a vector with numbers that are not finite")
 
     def to_json(self, value: Any) -> str:
         """Encode the numbers."""
@@ -149,9 +153,9 @@ class Column:
     type: ColumnType = STRING
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, eq=False, repr=False)
 class Row:
-    """One line of an output: a result about one image, or the reason why there is none."""
+    """One line of an output: a result about one image, or the reason why there is none. Equal if their lines are."""
 
     schema: Schema
     columns: Mapping[str, Any]
@@ -160,6 +164,15 @@ class Row:
     def __getitem__(self, name: str) -> Any:
         """Return the value of a column."""
         return self.columns[name]
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Row) and self.as_dict() == other.as_dict()
+
+    def __hash__(self) -> int:
+        return hash(self.as_json())
+
+    def __repr__(self) -> str:
+        return f"Row({', '.join(f'{name}={value!r}' for name, value in self.columns.items())})"
 
     @property
     def file_name(self) -> str:
@@ -255,10 +268,19 @@ class Schema:
         return [column.name for column in self.columns]
 
     def row(self, **values: Any) -> Row:
-        """Make a row; columns that are not given hold the empty value of their type."""
-        unknown = values.keys() - set(self.names)
-        assert not unknown, f"columns that the schema does not have: {unknown}"
-        return Row(self, {each.name: values.get(each.name, each.type.empty) for each in self.columns})
+        """Make a row; columns that are not given hold the empty value of their type.
+
+        Raises TypeError or ValueError for a value that is not of the type of its column, or not finite: readers must be
+        able to read what is written.
+        """
+        columns: dict[str, Any] = {}
+        for each in self.columns:
+            if each.name in values:
+                each.type.check(columns.setdefault(each.name, values.pop(each.name)))
+            else:
+                columns[each.name] = each.type.empty
+        assert not values, f"columns that the schema does not have: {sorted(values)}"
+        return Row(self, columns)
 
     def parse(self, columns: Any) -> Row:
         """Make a row of a parsed JSON line, or of a row of a Parquet file; columns of no schema are ignored.
@@ -277,10 +299,6 @@ class Schema:
         if "\0" in row.file_name or not row.file_name:
             raise ValueError("no file has that name")
         return row
-
-    def key_of(self, columns: Mapping[str, Any]) -> str:
-        """Return the key of a row that is given as its columns."""
-        return row_key(columns["file_name"], columns["file_name_b64"], columns[self.key] if self.key else None)
 
     def arrow(self) -> pa.Schema:
         """Return the schema of a Parquet file."""

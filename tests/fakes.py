@@ -22,6 +22,7 @@ class FakeModel:
     device: Any = "cpu"
     dtype: Any = "torch.float32"
     fallback_reason = ""
+    quantize: str | None = None
 
     def __init__(
         self,

@@ -15,7 +15,7 @@ from blip2cap.outputs.journal import JournalSink
 from blip2cap.outputs.parquet import ParquetSink
 from blip2cap.records import ImageRef
 from blip2cap.rows import Row  # noqa
-from blip2cap.tasks.worklist import Worklist
+from blip2cap.tasks.base import Worklist
 from tests.rows import SETTINGS, text_row
 
 REFS = [ImageRef(path=f"/imgs/{name}", name=name) for name in ("a.jpg", "b.jpg", "c.jpg", "кот.jpg", "\udcff.jpg")]

@@ -125,4 +125,26 @@ def test_an_export_without_a_manifest_is_counted_all_the_same(here: Path, name: 
         pq.write_table(pa.Table.from_pylist([row.as_dict() for row in rows]), name)
     result = invoke("status", name)
     assert result.exit_code == 3
-    assert result.stdout == f"{name}: 1 ok, 1 failed (1 corrupt), missing: not known from the file alone\n"
+    assert (
+        result.stdout == f"{name}: 1 ok, 1 failed (1 corrupt), missing: not known from the file alone\n"
+        "without a manifest: no run can resume it\n"
+    )
+
+
+def test_a_parquet_output_whose_first_run_died_while_its_model_was_loading_has_no_rows(here: Path) -> None:
+    (here / "x.parquet.jsonl").touch()
+    result = invoke("status", "x.parquet")
+    assert (result.exit_code, result.stdout[:24]) == (0, "x.parquet: 0 ok, 0 faile")
+
+
+def test_a_manifest_that_cannot_be_read_is_damage_and_not_none(here: Path) -> None:
+    table = pa.Table.from_pylist([text_row(file_name="a.jpg", text="a cat").as_dict()])
+    pq.write_table(table.replace_schema_metadata({"blip2cap": '{"settings": {}, "unknown": 1}'}), "x.parquet")
+    result = invoke("status", "x.parquet")
+    assert (result.exit_code, "is damaged: its manifest cannot be read" in result.stderr) == (5, True)
+
+
+def test_a_torn_line_of_a_file_without_a_manifest_is_not_promised_to_be_made_again(here: Path) -> None:
+    (here / "t.jsonl").write_bytes(text_row(file_name="a.jpg", text="a cat").as_json() + b"{")
+    result = invoke("status", "t.jsonl")
+    assert (result.exit_code, "a torn last line, missing" in result.stdout) == (3, True)

@@ -17,9 +17,9 @@ from blip2cap.options import BatchOptions, DecodeOptions, GenerateOptions, Sourc
 from blip2cap.records import ImageRef
 from blip2cap.rows import Row
 from blip2cap.source.inputs import Source
+from blip2cap.tasks.base import Worklist
 from blip2cap.tasks.caption import Caption
 from blip2cap.tasks.vqa import Vqa
-from blip2cap.tasks.worklist import Worklist
 from tests.commands import draw_scenes, names_below
 from tests.fakes import FakeModel, ListSink
 

@@ -25,7 +25,7 @@ LAYERS = (
     ("models.registry",),
     ("models.blip2", "outputs.export"),
     ("outputs", "models.device", "models.loading"),
-    ("models.cpu_features", "tasks"),
+    ("tasks",),
     ("models",),
     ("source", "decode"),
     ("options", "prompts", "urls", "outputs.files", "tiny.scenes"),

@@ -21,9 +21,8 @@ from blip2cap.outputs.journal import JournalSink
 from blip2cap.records import Generated, ImageRef, Prompt
 from blip2cap.rows import Row
 from blip2cap.source.inputs import Source
-from blip2cap.tasks.base import Request
+from blip2cap.tasks.base import Request, Worklist
 from blip2cap.tasks.caption import Caption
-from blip2cap.tasks.worklist import Worklist
 from tests.fakes import FakeModel, FakeSession, ListSink
 from tests.rows import SETTINGS, row
 

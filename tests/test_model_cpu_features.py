@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from blip2cap.models import cpu_features
+from blip2cap.models import device
 
 
 @pytest.mark.parametrize(
@@ -25,9 +25,9 @@ def test_the_processor_is_asked(
     monkeypatch: pytest.MonkeyPatch, capabilities: dict[str, object], bfloat16: bool, int8: bool
 ) -> None:
     monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: capabilities, raising=False)
-    monkeypatch.setattr(cpu_features, "has_onednn", lambda: True)
-    assert cpu_features.is_fast_at_bfloat16() is bfloat16
-    assert cpu_features.adds_int8_without_overflow() is int8
+    monkeypatch.setattr(device, "has_onednn", lambda: True)
+    assert device.is_fast_at_bfloat16() is bfloat16
+    assert device.adds_int8_without_overflow() is int8
 
 
 @pytest.mark.parametrize("answer", [True, False])
@@ -35,12 +35,12 @@ def test_an_older_torch_is_asked_in_its_own_way(monkeypatch: pytest.MonkeyPatch,
     monkeypatch.delattr(torch.cpu, "get_capabilities", raising=False)
     monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: answer)
     monkeypatch.setattr(torch.cpu, "_is_vnni_supported", lambda: answer)
-    monkeypatch.setattr(cpu_features, "has_onednn", lambda: True)
-    assert cpu_features.is_fast_at_bfloat16() is answer
-    assert cpu_features.adds_int8_without_overflow() is answer
+    monkeypatch.setattr(device, "has_onednn", lambda: True)
+    assert device.is_fast_at_bfloat16() is answer
+    assert device.adds_int8_without_overflow() is answer
 
 
 def test_without_onednn_bfloat16_is_slow(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"avx512_bf16": True}, raising=False)
-    monkeypatch.setattr(cpu_features, "has_onednn", lambda: False)
-    assert cpu_features.is_fast_at_bfloat16() is False
+    monkeypatch.setattr(device, "has_onednn", lambda: False)
+    assert device.is_fast_at_bfloat16() is False

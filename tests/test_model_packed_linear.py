@@ -9,15 +9,15 @@ import pytest
 import torch
 from torch import nn
 
-from blip2cap.models.blip2 import packed_linear
+from blip2cap.models.blip2 import linear_layers
+from blip2cap.models.blip2.linear_layers import PackedLinear, pack
 from blip2cap.models.blip2.load import load
-from blip2cap.models.blip2.packed_linear import PackedLinear, pack
 from blip2cap.models.checkpoint import find
 from blip2cap.options import ModelOptions
 from tests.checkpoints import KINDS
 
 needs_kernels = pytest.mark.skipif(
-    not packed_linear.can_pack(), reason="this CPU, or this torch, has no bfloat16 kernels"
+    not linear_layers.can_pack(), reason="this CPU, or this torch, has no bfloat16 kernels"
 )
 
 
@@ -42,7 +42,7 @@ def test_only_bfloat16_is_packed() -> None:
 
 
 def test_without_the_kernels_nothing_is_packed(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(packed_linear, "has_onednn", lambda: False)
+    monkeypatch.setattr(linear_layers, "has_onednn", lambda: False)
     network = nn.Sequential(nn.Linear(8, 8, dtype=torch.bfloat16))
     assert pack(network) == 0
     assert type(network[0]) is nn.Linear

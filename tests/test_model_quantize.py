@@ -20,7 +20,7 @@ from blip2cap.models.blip2.int8_linear import GpuInt8Linear, Int8Linear, cpu_can
 from blip2cap.models.blip2.load import load
 from blip2cap.models.blip2.model import Blip2
 from blip2cap.models.checkpoint import find
-from blip2cap.models.cpu_features import adds_int8_without_overflow
+from blip2cap.models.device import adds_int8_without_overflow
 from blip2cap.options import GenerateOptions, ModelOptions
 from blip2cap.records import Prompt
 from blip2cap.tiny.scenes import draw

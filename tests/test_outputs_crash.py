@@ -9,7 +9,7 @@ from blip2cap.outputs.files import OS_FILES, Files, OsFiles
 from blip2cap.outputs.journal import JournalSink, manifest_path, read_journal
 from blip2cap.records import ImageRef
 from blip2cap.rows import Row
-from blip2cap.tasks.worklist import Worklist
+from blip2cap.tasks.base import Worklist
 from tests.files import Counting, FastFiles
 from tests.rows import SETTINGS, columns_of, failed, row, write
 

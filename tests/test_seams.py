@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import io
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from contextlib import closing
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -17,7 +18,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from blip2cap.decode.inputs import BytesInput, ImageInput
-from blip2cap.errors import ImageError
+from blip2cap.errors import ImageError, OutputRefusedError, UsageError
 from blip2cap.jobs.job import Job, Listener, Outcome
 from blip2cap.jobs.run import dry_run, run_job
 from blip2cap.models.base import Checkpoint, Family
@@ -27,15 +28,16 @@ from blip2cap.outputs.open import open_rows
 from blip2cap.outputs.status import read_status
 from blip2cap.records import ImageRef, Prompt
 from blip2cap.rows import FLOAT, Column, Row, Schema, Vector, make_schema
-from blip2cap.tasks.registry import TaskEntry, registered
+from blip2cap.tasks.caption import Caption
+from blip2cap.tasks.registry import TASKS, TaskEntry
 from tests.commands import draw_scenes, invoke, names_below
 
 SCHEMA = make_schema(
-    Column("word"),
+    Column("text"),
     Column("score", FLOAT),
     Column("small", Vector(3, "float16")),
     Column("large", Vector(4, "float32")),
-    key="word",
+    key="text",
 )
 WORDS = ("dog", "cat")
 NUM_IMAGES = 14
@@ -61,7 +63,7 @@ class Score:
     def model_settings(self) -> dict[str, Any]:
         return {}
 
-    def for_family(self, family: Family) -> Self:
+    def for_checkpoint(self, checkpoint: Checkpoint, family: Family) -> Self:
         return self
 
     def check(self, model: Any) -> None:
@@ -77,7 +79,7 @@ class Score:
         return result**2
 
     def row(self, ref: ImageRef, label: str | None, result: Any, *, width: int, height: int) -> Row:
-        names = {"file_name": ref.file_name, "file_name_b64": ref.file_name_b64, "word": label}
+        names = {"file_name": ref.file_name, "file_name_b64": ref.file_name_b64, "text": label}
         if isinstance(result, ImageError):
             return SCHEMA.row(**names, status="failed", error=result.code)
         vectors = {"small": np.full(3, result, np.float16), "large": np.full(4, result, np.float32)}
@@ -115,6 +117,7 @@ class Scorer:
     checkpoint = Checkpoint(name="scorer", folder=Path(), commit="1", family="stub", config={})
     device: Any = "cpu"
     dtype: Any = "torch.float32"
+    quantize: str | None = None
     on_cpu = True
     fallback_reason = ""
     image_input: ImageInput = BytesInput()
@@ -136,18 +139,16 @@ class Scorer:
 STUB = Family(
     name="stub",
     model_type="stub",
-    caption_prompt="",
-    vqa_template="{question}",
+    tasks=("score",),
     image_input=lambda checkpoint: BytesInput(),
     load=lambda checkpoint, options: Scorer(),
 )
 
 
 @pytest.fixture(autouse=True)
-def _known(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+def _known(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(FAMILIES, "stub", STUB)
-    with registered("score", TaskEntry(schema_of=lambda settings: SCHEMA)):
-        yield
+    monkeypatch.setitem(TASKS, "score", TaskEntry(schema_of=lambda settings: SCHEMA))
 
 
 @pytest.fixture
@@ -180,7 +181,7 @@ def test_a_task_with_numbers_and_vectors_is_written_and_read_like_any(images: Pa
     outcome = run(job(images, out))
     assert (outcome.num_ok, dict(outcome.failed), outcome.complete) == (28, {"not_an_image": 2}, False)
     rows = list(open_rows(out))
-    assert [(row.file_name, row["word"]) for row in rows] == [
+    assert [(row.file_name, row["text"]) for row in rows] == [
         (name, word) for name in names_below(images) for word in WORDS
     ]
     for row in rows:
@@ -216,7 +217,7 @@ def test_status_show_and_export_take_it(images: Path, here: Path, out: str) -> N
     status = read_status(out)
     assert (status.num_ok, dict(status.failed)) == (28, {"not_an_image": 2})
     shown = invoke("show", out, "--limit", "1").stdout
-    assert [name in shown for name in ("word", "score", "small")] == [True, True, False]
+    assert [name in shown for name in ("text", "score", "small")] == [True, True, False]
     assert invoke("export", out, "--to", "jsonl", "-o", "e.jsonl").exit_code == 0
     first = json.loads((here / "e.jsonl").read_text().splitlines()[0])
     assert list(first) == SCHEMA.names
@@ -266,3 +267,34 @@ def test_a_family_is_found_by_the_type_in_its_config_and_its_own_loader_is_calle
     outcome = run_job(replace(job(images, "scores.jsonl"), model=ModelOptions(name=str(folder))))
     assert (outcome.num_ok, dict(outcome.failed)) == (2 * NUM_IMAGES, {"not_an_image": 2})
     assert {row.width for row in open_rows("scores.jsonl") if row.status == "ok"} == {16}
+
+
+def test_a_task_that_a_family_cannot_do_is_refused_before_anything_is_loaded(images: Path) -> None:
+    with pytest.raises(UsageError, match=r"--model scorer: .* stub, which cannot caption\. It can: score"):
+        run(replace(job(images, "captions.jsonl"), task=Caption()))
+    assert not Path("captions.jsonl").exists()
+
+
+@pytest.mark.parametrize("given", ["-", "scores/part-00000.parquet"])
+def test_rows_are_known_by_a_manifest_or_not_at_all(images: Path, given: str) -> None:
+    run(job(images, "scores/"))
+    if given == "-":
+        lines = b"".join(row.as_json() for row in open_rows("scores/"))
+        with pytest.raises(OutputRefusedError, match="no column 'finish_reason'"):
+            list(open_rows("-", io.BytesIO(lines)))
+    else:
+        assert [row["text"] for row in open_rows(given)] == [*WORDS, *WORDS]
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), 1, "0.5", None])
+def test_a_number_that_readers_cannot_read_is_not_made_a_row(value: Any) -> None:
+    with pytest.raises((TypeError, ValueError)):
+        SCHEMA.row(file_name="a", score=value)
+    with pytest.raises((TypeError, ValueError)):
+        SCHEMA.row(file_name="a", small=np.full(3, np.nan, np.float16))
+
+
+def test_rows_are_equal_by_their_values_and_print_them() -> None:
+    one, same, other = (SCHEMA.row(file_name="a", score=score, status="ok") for score in (0.5, 0.5, 0.25))
+    assert (one == same, one == other, len({one, same, other})) == (True, False, 2)
+    assert "score=0.5" in repr(one)

@@ -5,9 +5,9 @@ import pytest
 from blip2cap.errors import UsageError
 from blip2cap.records import ImageRef
 from blip2cap.rows import row_key
+from blip2cap.tasks.base import Worklist
 from blip2cap.tasks.caption import Caption
 from blip2cap.tasks.vqa import Vqa
-from blip2cap.tasks.worklist import Worklist
 
 REFS = [ImageRef(path=f"/imgs/{name}", name=name) for name in ("b.jpg", "a.jpg", "pets/c.jpg")]
 QUESTIONS = ("what is it?", "where is it?")

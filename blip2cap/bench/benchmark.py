@@ -148,7 +148,10 @@ class Benchmark:
         options, model, whole = self.options, self.loaded.model, median(measured.whole)
         checkpoint = self.loaded.checkpoint
         new_tokens = whole.num_tokens / max(1, whole.num_rows_ok)
-        task, ref = options.task.for_family(FAMILIES[checkpoint.family]), ImageRef(path=_ANY_NAME, name=_ANY_NAME)
+        task, ref = (
+            options.task.for_checkpoint(checkpoint, FAMILIES[checkpoint.family]),
+            ImageRef(path=_ANY_NAME, name=_ANY_NAME),
+        )
         prompts = [task.prompt(ref, label) for label in task.labels]
         work = count(
             checkpoint.config,

@@ -22,7 +22,7 @@ import blip2cap
 from blip2cap.decode.image import decode
 from blip2cap.decode.read import read
 from blip2cap.errors import ImageError
-from blip2cap.models.blip2.packed_linear import pack
+from blip2cap.models.blip2.linear_layers import pack
 from blip2cap.models.blip2.quantize import quantize
 from blip2cap.models.blip2.resize import choose_resizer
 from blip2cap.options import DecodeOptions

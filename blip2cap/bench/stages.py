@@ -25,7 +25,7 @@ from blip2cap.models.registry import FAMILIES
 from blip2cap.options import BatchOptions, ModelOptions
 from blip2cap.outputs.journal import JournalSink
 from blip2cap.records import ImageRef
-from blip2cap.tasks.worklist import Worklist
+from blip2cap.tasks.base import Worklist
 
 PASS_S = 4.5
 """Time of one pass over the images, if their number may be chosen."""
@@ -121,7 +121,7 @@ class Measured:
 def run_once(loaded: Loaded, options: BenchOptions, refs: Sequence[ImageRef], folder: Path) -> Pass:
     """Run `caption` or `vqa` on these images, into a journal in `folder`. Nothing else here calls the engine."""
     model, out, failed = loaded.model, folder / "rows.jsonl", set[str]()
-    task = options.task.for_family(FAMILIES[loaded.checkpoint.family])
+    task = options.task.for_checkpoint(loaded.checkpoint, FAMILIES[loaded.checkpoint.family])
     engine = Engine(
         model=model,
         task=task,

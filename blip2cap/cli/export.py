@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import os
 from collections.abc import Mapping
@@ -33,8 +34,7 @@ _MEANINGS = {
 """Reasons that lead to exit code 3, with their meaning."""
 
 
-def _option(*flags: str, **settings: Any) -> Any:
-    return typer.Option(*flags, show_default=False, **settings)
+_option = functools.partial(typer.Option, show_default=False)
 
 
 @handle_errors

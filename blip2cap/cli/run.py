@@ -68,11 +68,10 @@ def start(job: Job, options: ReportOptions) -> None:
     if job.kind is Kind.STREAM and sys.stdout is None:
         raise OutputError("--out -: standard output is closed.")
     with stop_on_signal(quiet=options.quiet) as stop:
+        if options.dry_run:
+            return _dry_run(job, options)
         try:
-            if options.dry_run:
-                _dry_run(job, options)
-            else:
-                _run(job, options, stop)
+            _run(job, options, stop)
         except Stopped:
             if not options.quiet:
                 say(f"Stopped before the first row. {go_on(job, begun=False)}")
@@ -87,7 +86,7 @@ def _run(job: Job, options: ReportOptions, stop: Stop) -> None:
     outcome = run_job(job, listener=listener, stopped=lambda: stop.signal != 0, stdout=stdout)
     for line in outcome.damaged:
         listener.say(line)
-    facts = outcome_facts(outcome, flags=job.task.schema.names.count("flag") > 0)
+    facts = outcome_facts(outcome, flags="flag" in job.task.schema.names)
     if options.as_json:
         print_json(facts)
     elif not options.quiet:
@@ -95,6 +94,8 @@ def _run(job: Job, options: ReportOptions, stop: Stop) -> None:
     if outcome.stopped:
         listener.say(f"Stopped. {go_on(job, begun=True)}")
         raise typer.Exit(stop.exit_code)
+    if outcome.error is not None:
+        raise outcome.error
     raise typer.Exit(0 if outcome.complete else _SOME_FAILED)
 
 

@@ -67,7 +67,8 @@ def _page(facts: Mapping[str, Any]) -> str:
     kinds = ", ".join(f"{count} {clean(error)}" for error, count in facts["failed_by_error"].items())
     counts = [f"{facts['rows_ok']} ok", f"{facts['rows_failed']} failed" + (f" ({kinds})" if kinds else "")]
     if facts["torn_bytes"]:
-        counts.append("a torn last line, which the next run makes again")
+        again = ", which the next run makes again" if facts["settings"] else ""
+        counts.append(f"a torn last line{again}")
     if facts["rows_missing"] is None:
         counts.append("missing: not known from the file alone")
     else:
@@ -76,5 +77,7 @@ def _page(facts: Mapping[str, Any]) -> str:
             counts[-1] += f" ({facts['rows_in_work']} of them in progress)"
         counts.append(f"{facts['parts_there']} of {facts['parts']} parts")
     settings = [f"{name} {clean(str(facts['settings'][name]))}" for name in _SHOWN if facts["settings"].get(name)]
-    lines = [f"{clean(facts['out'])}: {', '.join(counts)}", f"made with {', '.join(settings)}" if settings else ""]
-    return "".join(f"{line}\n" for line in lines if line)
+    made = f"made with {', '.join(settings)}\n" if settings else ""
+    if not facts["settings"] and (facts["rows_ok"] or facts["rows_failed"] or facts["torn_bytes"]):
+        made = "without a manifest: no run can resume it\n"
+    return f"{clean(facts['out'])}: {', '.join(counts)}\n{made}"

@@ -1,22 +1,175 @@
-"""The images of requests, read and decoded ahead of the model."""
+"""Reads and decodes images ahead of the model, in threads, in order, with a bounded number of them in memory."""
 
 from __future__ import annotations
 
+import queue
 import threading
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator
 from contextlib import AbstractContextManager, nullcontext
-from typing import Protocol
+from functools import partial
+from typing import Generic, Protocol, TypeVar
 
 from blip2cap.decode.image import Decoded
 from blip2cap.decode.inputs import ImageInput
 from blip2cap.decode.read import read
-from blip2cap.decode.threads import limit_myself
-from blip2cap.engine.decode_ahead import DecodeAhead, in_batches
+from blip2cap.decode.threads import Call, Threads, limit_myself
 from blip2cap.engine.flow import DecodedRequest
+from blip2cap.errors import Blip2CapError, ImageError
 from blip2cap.options import BatchOptions, DecodeOptions
 from blip2cap.records import ImageRef
 from blip2cap.tasks.base import Request
+
+Item = TypeVar("Item")
+
+_PATIENCE_S = 0.5
+"""How long the next image is waited for before what is there is said to be all for now."""
+_BATCH_PATIENCE_S = 2.0
+"""How long a batch is: images that trickle in are not kept waiting for many others."""
+_MOST_HELD = 256 << 20
+"""Bytes of images from streams that may be ahead of the model. One that is larger goes alone."""
+
+
+class DecodeAhead(Generic[Item]):
+    """Decodes the images of items in threads, from the moment it is made; to be closed.
+
+    At most `num_ahead` images are decoded or waiting at any time, and no more of them than have come with 256 MB from a
+    stream; `items` is read no further than that, by a thread of its own, so that a slow pipe holds nothing up. An image
+    that is waited for longer than `timeout_s` fails as timeout.
+    """
+
+    def __init__(
+        self,
+        items: Iterable[Item],
+        ref_of: Callable[[Item], ImageRef],
+        decode: Callable[[ImageRef], Decoded],
+        *,
+        num_threads: int,
+        num_ahead: int,
+        timeout_s: float = DecodeOptions().timeout_s,
+    ) -> None:
+        self._items, self._ref_of, self._decode = items, ref_of, decode
+        self._timeout_s = timeout_s
+        self._entries: queue.SimpleQueue[tuple[Item, Call[Decoded | ImageError]] | BaseException | None]
+        self._entries = queue.SimpleQueue()
+        self._room, self._closed = threading.Semaphore(num_ahead), threading.Event()
+        self._held = _HeldBytes()
+        self._threads: Threads[Decoded | ImageError] = Threads(num_threads, "decode")
+        # A daemon: it may wait for a pipe for ever, and the process must be able to end without it.
+        self._feeder = threading.Thread(target=self._feed, name="source", daemon=True)
+        self._feeder.start()
+
+    def _feed(self) -> None:
+        try:
+            iterator = iter(self._items)
+            while self._room.acquire() and not self._closed.is_set():
+                item = next(iterator)
+                ref = self._ref_of(item)
+                if not self._held.add(ref.num_held):
+                    return
+                self._entries.put((item, self._threads.submit(partial(_guarded, self._decode, ref))))
+        except StopIteration:
+            self._entries.put(None)
+        except BaseException as error:
+            self._entries.put(error)
+
+    def results(
+        self, stopped: Callable[[], bool] = lambda: False
+    ) -> Generator[tuple[Item, Decoded | ImageError] | None]:
+        """Yield every item with its decoded image or what is wrong with it, in the order of the items.
+
+        None says that the next image is not there yet. Ends early when `stopped` says so. What the items raise is
+        raised here, and what is no fault of an image.
+        """
+        while not stopped():
+            try:
+                entry = self._entries.get(timeout=_PATIENCE_S)
+            except queue.Empty:
+                yield None
+                continue
+            if entry is None:
+                return
+            if isinstance(entry, BaseException):
+                raise entry
+            item, job = entry
+            patience_s = min(_PATIENCE_S, self._timeout_s)
+            while not job.wait(patience_s):
+                if stopped():
+                    return
+                self._threads.waited(patience_s, self._timeout_s, self._timeout)
+                yield None
+            yield item, job.result()
+            self._room.release()
+            self._held.remove(self._ref_of(item).num_held)
+
+    def _timeout(self) -> ImageError:
+        return ImageError("timeout", f"it was not there after {self._timeout_s:g} s: reading or decoding it hangs")
+
+    def close(self) -> None:
+        """End the threads; one that waits for a pipe, or a file that hangs, is left behind."""
+        self._closed.set()
+        self._room.release()
+        self._held.close()
+        self._feeder.join(timeout=_PATIENCE_S)
+        self._threads.close()
+
+
+class _HeldBytes:
+    """Counts bytes in memory, and lets those who bring more wait until there is room."""
+
+    def __init__(self) -> None:
+        self.num_bytes, self.closed, self.changed = 0, False, threading.Condition()
+
+    def add(self, num_bytes: int) -> bool:
+        """Wait for room; return False if there is no use in it any more."""
+        with self.changed:
+            self.changed.wait_for(lambda: self.closed or not self.num_bytes or self.num_bytes + num_bytes <= _MOST_HELD)
+            self.num_bytes += num_bytes
+            return not self.closed
+
+    def remove(self, num_bytes: int) -> None:
+        """Make room."""
+        with self.changed:
+            self.num_bytes -= num_bytes
+            self.changed.notify()
+
+    def close(self) -> None:
+        """Let nobody wait any more."""
+        with self.changed:
+            self.closed = True
+            self.changed.notify()
+
+
+def in_batches(items: Iterable[Item | None], size: Callable[[], int]) -> Iterator[list[Item]]:
+    """Group items into lists of `size()`; shorter where None says that the next is not there yet, and at the end.
+
+    An empty list says that nothing at all is there yet. No batch takes much longer to fill than `_BATCH_PATIENCE_S`.
+    """
+    batch: list[Item] = []
+    started = time.monotonic()
+    for item in items:
+        if item is not None:
+            batch.append(item)
+        if item is None or len(batch) >= size() or time.monotonic() - started > _BATCH_PATIENCE_S:
+            yield batch
+            batch, started = [], time.monotonic()
+    if batch:
+        yield batch
+
+
+def _guarded(decode: Callable[[ImageRef], Decoded], ref: ImageRef) -> Decoded | ImageError:
+    """Turn whatever a decoder raises into data: nothing that one image does may end the run."""
+    try:
+        return decode(ref)
+    except ImageError as error:
+        # Anew: the frames of its traceback hold the job that will hold it, and such circles are rarely looked for.
+        return ImageError(error.code, error.detail)
+    except Blip2CapError:
+        raise  # no image has done this
+    except MemoryError:
+        return ImageError("out_of_memory", "not enough memory to decode it")
+    except Exception as error:
+        return ImageError("decoder_crashed", f"{type(error).__name__}: {error}")
 
 
 class DecodeTrace(Protocol):

@@ -9,9 +9,8 @@ from contextlib import closing
 from dataclasses import dataclass, field
 
 from blip2cap.batch_size import BatchSize
-from blip2cap.engine.decode_ahead import in_batches
 from blip2cap.engine.flow import DecodedRequest, Flow
-from blip2cap.engine.read_ahead import DecodeTrace, ReadAhead
+from blip2cap.engine.read_ahead import DecodeTrace, ReadAhead, in_batches
 from blip2cap.errors import ImageError
 from blip2cap.models.base import Model
 from blip2cap.options import BatchOptions, DecodeOptions

@@ -4,22 +4,22 @@ from __future__ import annotations
 
 import os
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from blip2cap.errors import ImageError, UsageError
+from blip2cap.errors import Blip2CapError, ImageError, InputError, UsageError
 from blip2cap.models.registry import FAMILIES
 from blip2cap.options import BatchOptions, DecodeOptions, Kind, ModelOptions, OutputOptions, SourceOptions
 from blip2cap.records import ImageRef
-from blip2cap.tasks.base import Task
+from blip2cap.tasks.base import Request, Task, Worklist
 from blip2cap.urls import is_http, shown
 
 if TYPE_CHECKING:
     from blip2cap.engine.run import RunStats
     from blip2cap.models.base import Checkpoint
-    from blip2cap.source.inputs import Source
+    from blip2cap.source.inputs import ImageStream, Source
 
 Count = Callable[[Callable[[], bool]], int]
 """Counts the images to do; calls its argument now and then, and gives up when that returns True."""
@@ -48,7 +48,7 @@ class Job:
 
     def for_checkpoint(self, checkpoint: Checkpoint) -> Job:
         """Return the job with what the family of its model decides."""
-        return replace(self, task=self.task.for_family(FAMILIES[checkpoint.family]))
+        return replace(self, task=self.task.for_checkpoint(checkpoint, FAMILIES[checkpoint.family]))
 
     def settings(self, source: Source) -> dict[str, Any]:
         """Return everything that changes a result or a name, but for what only the model knows."""
@@ -107,6 +107,8 @@ class Outcome:
     stopped: bool = False
     parts: Parts | None = None
     """None for other outputs."""
+    error: Blip2CapError | None = None
+    """Error that came after the last row: the rows are safe, but the parts could not be counted or cleaned up."""
 
     @property
     def num_ok(self) -> int:
@@ -119,11 +121,16 @@ class Outcome:
         return self.stats.failed if self.stats else Counter()
 
     @property
+    def num_failed(self) -> int:
+        """Number of failed rows written."""
+        return self.failed.total()
+
+    @property
     def complete(self) -> bool:
         """Whether every input has an ok row, and every archive and folder could be read."""
         unread = sum(self.skipped.get(reason, 0) for reason in ("unreadable_folder", "unreadable_archive"))
-        num_failed = self.parts.num_failed if self.parts else self.failed.total() + self.num_failed_before
-        return not (self.stopped or num_failed or unread)
+        num_failed = self.parts.num_failed if self.parts else self.num_failed + self.num_failed_before
+        return not (self.stopped or self.error or num_failed or unread)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -160,6 +167,33 @@ class Listener:
 
     def end(self) -> None:
         """No more images, after `begin`."""
+
+
+def count_requests(
+    job: Job,
+    source: Source,
+    stream: ImageStream,
+    worklist: Worklist,
+    requests: Iterable[Request],
+    num_failed_before: int = 0,
+) -> DryRun:
+    """Count what a run would do. Raises InputError if there is no image."""
+    num_images_to_do = num_rows_to_do = 0
+    for request in requests:
+        num_images_to_do += 1
+        num_rows_to_do += len(request.labels)
+    if worklist.num_images == 0:
+        raise InputError(no_image(source, stream.skipped))
+    return DryRun(
+        out=job.output.out,
+        num_images=worklist.num_images,
+        num_images_to_do=num_images_to_do,
+        num_rows_to_do=num_rows_to_do,
+        num_rows_before=worklist.num_finished,
+        num_failed_before=num_failed_before,
+        skipped=dict(stream.skipped),
+        damaged=tuple(stream.damaged),
+    )
 
 
 def no_image(source: Source, skipped: Mapping[str, int]) -> str:

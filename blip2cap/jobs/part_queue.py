@@ -13,8 +13,7 @@ from blip2cap.outputs.parts.plan import PartsPlan
 from blip2cap.outputs.parts.store import Store
 from blip2cap.records import ImageRef
 from blip2cap.rows import Row
-from blip2cap.tasks.base import Request
-from blip2cap.tasks.worklist import Worklist
+from blip2cap.tasks.base import Request, Worklist
 
 
 class PartQueue:
@@ -44,7 +43,7 @@ class PartQueue:
         """Number of rows that unfinished parts had when they came up."""
         self._open: deque[Part] = deque()
         self._part_of: dict[str, Part] = {}
-        """Open parts by the names of their images."""
+        """Open parts by the names of the images that are asked for."""
         self._closed, self._lock = False, threading.Lock()
 
     def requests(self) -> Iterator[Request]:
@@ -61,8 +60,9 @@ class PartQueue:
                     part.close()
                     return
                 self._open.append(part)
-                self._part_of |= dict.fromkeys((ref.name for ref in part.refs), part)
-            yield from Worklist(self.plan.labels).requests(part.refs, part.finished)
+            for request in Worklist(self.plan.labels).requests(part.refs, part.finished):
+                self._part_of[request.ref.name] = part
+                yield request
 
     def _claim(self, index: int) -> Part | None:
         """Lock a part; None if it exists, or if another process has it, which is noted."""
@@ -118,5 +118,5 @@ class PartQueue:
     def _release(self) -> Part:
         part = self._open.popleft()
         for ref in part.refs:
-            del self._part_of[ref.name]
+            self._part_of.pop(ref.name, None)
         return part

@@ -15,18 +15,17 @@ from contextlib import closing
 from typing import TYPE_CHECKING, Any
 
 from blip2cap import urls
-from blip2cap.errors import InputError
+from blip2cap.errors import Blip2CapError, InputError, OutputError, OutputRefusedError
 from blip2cap.jobs.context import Context, make_context
-from blip2cap.jobs.job import DryRun, Job, Listener, Outcome, Parts, no_image
+from blip2cap.jobs.job import DryRun, Job, Listener, Outcome, Parts, count_requests, no_image
 from blip2cap.jobs.part_queue import PartQueue
-from blip2cap.jobs.run import count_requests
 from blip2cap.models.base import Model
 from blip2cap.outputs.parts.counts import Counts, done_parts, read_counts, total
 from blip2cap.outputs.parts.part import sweep
 from blip2cap.outputs.parts.plan import PART_SIZE, PartsPlan, check_ref, labels_setting, make_plan, read_plan
 from blip2cap.outputs.parts.store import Store, open_store
 from blip2cap.source.inputs import Source
-from blip2cap.tasks.worklist import Worklist
+from blip2cap.tasks.base import Worklist
 
 if TYPE_CHECKING:
     from blip2cap.engine.read_ahead import ReadAhead
@@ -74,6 +73,14 @@ def run_parts_job(
         done = done_parts(store, plan)
     existing = total(before.values())
     is_stopped = stats is not None and stopped()
+    error: Blip2CapError | None = None
+    num_failed = 0
+    if not is_stopped:
+        try:
+            sweep(store, plan, done)
+            num_failed = _num_failed(store, plan, mine, before, again)
+        except (OutputError, OutputRefusedError) as problem:
+            error = problem
     return Outcome(
         out=context.out,
         num_images=sum(map(plan.num_refs, mine)),
@@ -87,16 +94,14 @@ def run_parts_job(
             num_parts=len(mine),
             num_existing=len(done & mine),
             num_lost=queue.num_lost,
-            num_failed=0 if is_stopped else _num_failed(store, plan, mine, done, before, again),
+            num_failed=num_failed,
         ),
+        error=error,
     )
 
 
-def _num_failed(
-    store: Store, plan: PartsPlan, mine: set[int], done: set[int], before: Mapping[int, Counts], again: set[int]
-) -> int:
-    """Remove what is left of finished parts, and count their failed rows, those made by other processes too."""
-    sweep(store, plan, done)
+def _num_failed(store: Store, plan: PartsPlan, mine: set[int], before: Mapping[int, Counts], again: set[int]) -> int:
+    """Count the failed rows of all parts, those made by other processes too."""
     unchanged = {index: counts for index, counts in before.items() if index not in again}
     made = read_counts(store, plan, sorted(mine - unchanged.keys()))
     return total((*unchanged.values(), *made.values())).num_failed

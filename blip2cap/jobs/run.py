@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, BinaryIO
 from blip2cap.decode.trace import Trace, trace_path
 from blip2cap.errors import InputError
 from blip2cap.jobs.context import Context, dtype_name, make_context, open_source
-from blip2cap.jobs.job import Count, DryRun, Job, Listener, Outcome, no_image
+from blip2cap.jobs.job import Count, DryRun, Job, Listener, Outcome, count_requests, no_image
 from blip2cap.key_set import KeySet
 from blip2cap.models.base import Model
 from blip2cap.options import Kind
@@ -19,8 +19,7 @@ from blip2cap.outputs.base import Output
 from blip2cap.outputs.journal import Journal
 from blip2cap.outputs.open import open_output, read_file
 from blip2cap.source.inputs import ImageStream, Source
-from blip2cap.tasks.base import Request
-from blip2cap.tasks.worklist import Worklist
+from blip2cap.tasks.base import Request, Worklist
 
 if TYPE_CHECKING:
     from blip2cap.engine.run import RunStats
@@ -143,36 +142,9 @@ def dry_run(job: Job) -> DryRun:
         return dry_run_parts(job, source)
     journal = Journal()
     if job.kind is not Kind.STREAM and not job.output.overwrite:
-        manifest, journal = read_file(job.output.out, retry_failed=job.output.retry_failed)
+        manifest, journal = read_file(job.output.out, job.kind, retry_failed=job.output.retry_failed)
         if manifest is not None:
             manifest.check({**manifest.settings, **job.known_settings(source)}, Path(job.output.out).name)
     worklist = Worklist(job.task.labels)
     stream, refs = _images(job, source, worklist, journal.finished, journal.take_out)
     return count_requests(job, source, stream, worklist, worklist.requests(refs, journal.finished), journal.num_failed)
-
-
-def count_requests(
-    job: Job,
-    source: Source,
-    stream: ImageStream,
-    worklist: Worklist,
-    requests: Iterable[Request],
-    num_failed_before: int = 0,
-) -> DryRun:
-    """Count what a run would do. Raises InputError if there is no image."""
-    num_images_to_do = num_rows_to_do = 0
-    for request in requests:
-        num_images_to_do += 1
-        num_rows_to_do += len(request.labels)
-    if worklist.num_images == 0:
-        raise InputError(no_image(source, stream.skipped))
-    return DryRun(
-        out=job.output.out,
-        num_images=worklist.num_images,
-        num_images_to_do=num_images_to_do,
-        num_rows_to_do=num_rows_to_do,
-        num_rows_before=worklist.num_finished,
-        num_failed_before=num_failed_before,
-        skipped=dict(stream.skipped),
-        damaged=tuple(stream.damaged),
-    )

@@ -73,6 +73,8 @@ class Model(Protocol):
     """Device it computes on; `str` of it is shown to users."""
     dtype: Any
     """Dtype it computes in; `str` of it, without `torch.`, is in manifests."""
+    quantize: str | None
+    """Quantisation of its weights, as `ModelOptions.quantize` names it."""
     on_cpu: bool
     """True if it computes on the cores that images are decoded on."""
     fallback_reason: str
@@ -104,9 +106,11 @@ class Family:
     """`model_type` in config.json."""
     text_types: tuple[str, ...] = ()
     """Types of language models that are supported; empty: any."""
-    caption_prompt: str
+    tasks: tuple[str, ...] = ("caption", "vqa")
+    """Names of the tasks that its models can do."""
+    caption_prompt: str = ""
     """Beginning of a caption unless --prompt is given."""
-    vqa_template: str
+    vqa_template: str = "{question}"
     """Template of a question unless --template is given."""
     image_input: Callable[[Checkpoint], ImageInput]
     """Form in which images are taken, known before the model is loaded."""

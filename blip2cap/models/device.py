@@ -1,4 +1,4 @@
-"""The device and the dtype of a model, and the memory of the device."""
+"""The device and the dtype of a model, the memory of the device, and the instructions of this machine's processor."""
 
 from __future__ import annotations
 
@@ -10,7 +10,37 @@ import torch
 
 from blip2cap.errors import UsageError
 from blip2cap.models.base import Checkpoint
-from blip2cap.models.cpu_features import is_fast_at_bfloat16
+
+_BFLOAT16 = ("avx512_bf16", "amx_bf16", "bf16")
+"""On x86; the last one on Arm."""
+_VNNI = ("avx512_vnni", "avx_vnni", "amx_int8")
+
+
+def has_onednn() -> bool:
+    """Return True if this torch has oneDNN, whose kernels use these instructions."""
+    return bool(torch.backends.mkldnn.is_available())  # type: ignore[no-untyped-call]
+
+
+def is_fast_at_bfloat16() -> bool:
+    """Return True if the processor multiplies bfloat16 itself; else bfloat16 is slower than float32."""
+    if not has_onednn():
+        return False
+    if not hasattr(torch.cpu, "get_capabilities"):  # an older torch, which does not know about Arm
+        return bool(torch.cpu._is_avx512_bf16_supported())
+    return _has(_BFLOAT16)
+
+
+def adds_int8_without_overflow() -> bool:
+    """Return True if products of 8-bit numbers are added in 32 bits; older processors add pairs of them in 16."""
+    if not hasattr(torch.cpu, "get_capabilities"):
+        return bool(torch.cpu._is_vnni_supported())
+    return _has(_VNNI)
+
+
+def _has(names: tuple[str, ...]) -> bool:
+    capabilities = torch.cpu.get_capabilities()
+    return any(bool(capabilities.get(name)) for name in names)
+
 
 _NO_MEMORY = ("can't allocate memory", "out of memory", "CUBLAS_STATUS_ALLOC_FAILED")
 """Messages of the CPU allocator, of CUDA outside torch's allocator, and of cuBLAS for memory of its own."""

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import os
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO
 
-from blip2cap.errors import InputError, OutputError
+from blip2cap.errors import InputError, OutputError, OutputRefusedError
 from blip2cap.options import SUFFIXES, Kind, OutputOptions
 from blip2cap.outputs import journal, parquet
 from blip2cap.outputs.base import Output
@@ -44,12 +45,12 @@ def open_output(options: OutputOptions, stdout: BinaryIO | None) -> Output:
     return sink(Path(options.out), overwrite=options.overwrite, retry_failed=options.retry_failed)
 
 
-def read_file(out: str, *, retry_failed: bool = False) -> tuple[Manifest | None, Journal]:
+def read_file(out: str, kind: Kind, *, retry_failed: bool = False) -> tuple[Manifest | None, Journal]:
     """Read a .jsonl or .parquet output without its lock: the manifest of its rows, None without rows, and its counts.
 
     Raises OutputRefusedError if it is damaged or has no manifest.
     """
-    read = parquet.read_output if kind_of_existing(out) is Kind.PARQUET else journal.read_output
+    read = parquet.read_output if kind is Kind.PARQUET else journal.read_output
     return read(Path(out), retry_failed=retry_failed)
 
 
@@ -103,7 +104,9 @@ def open_rows(given: str, stdin: BinaryIO | None = None) -> Results:
     """Open an output to read its rows. Raises InputError if there is nothing to read."""
 
     def manifest() -> Manifest | None:
-        return read_manifest(given)
+        with suppress(OutputRefusedError):  # the rows may be whole although their manifest is not
+            return read_manifest(given)
+        return None
 
     kind = kind_of_existing(given)
     if kind is Kind.STREAM:

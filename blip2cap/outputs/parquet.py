@@ -82,15 +82,23 @@ def journal_path(path: Path) -> Path:
 
 
 def embedded_manifest(path: Path) -> Manifest | None:
-    """Read the manifest in a Parquet file; None if it has none, or if no such file can be read."""
+    """Read the manifest in a Parquet file, or the settings in a part; None if it has none, or if there is no such file.
+
+    Raises OutputRefusedError for a manifest that is damaged, or of a later release.
+    """
     import pyarrow as pa
 
     try:
         with _open(path) as parquet:
             content = (parquet.schema_arrow.metadata or {}).get(_MANIFEST)
-        return None if content is None else Manifest.from_json(content)
-    except (OSError, ValueError, TypeError, pa.ArrowException):
+    except (OSError, pa.ArrowException):
         return None
+    try:
+        if content is None or "plan" not in json.loads(content):
+            return None if content is None else Manifest.from_json(content)
+        return Manifest(settings=json.loads(content)["settings"])
+    except (ValueError, TypeError, KeyError) as error:
+        raise OutputRefusedError(f"{path} is damaged: its manifest cannot be read ({error}).") from error
 
 
 def read_output(path: Path, *, retry_failed: bool = False) -> tuple[Manifest | None, Journal]:

@@ -30,7 +30,7 @@ class Results:
 
     They are in Parquet files (`tables`), in lines of JSON (`journal`, or a `stream` that can be rewound), or in both:
     of a row that is in both, the journal's counts. Columns that no task has are ignored. `manifest` is asked for the
-    columns of a task that cannot be told by their names.
+    columns; where there is none, their names tell them.
 
     Raises OutputRefusedError, while iterating, where it is damaged.
     """
@@ -141,6 +141,8 @@ class _Parser:
         self._manifest = manifest
         self._names: tuple[str, ...] = ()
         self._schema: Schema | None = None
+        self._recognised = False
+        """Whether the schema was told by the names of the columns, not by a manifest."""
 
     def row(self, columns: Any, where: str) -> Row:
         """Make a row of the columns at a place. Raises OutputRefusedError if they are none."""
@@ -153,16 +155,17 @@ class _Parser:
 
     def _schema_for(self, columns: dict[str, Any], where: str) -> Schema:
         names = tuple(name for name, value in columns.items() if value is not None)
-        if self._schema is None or names != self._names:
-            schema = recognise(names)
-            if schema is None:
-                manifest = self._manifest()
-                if manifest is None:
-                    raise KeyError("text")
-                schema = manifest.schema
-            if self._schema not in (None, schema):
+        if self._schema is None:
+            manifest = self._manifest()
+            self._schema = recognise(names) if manifest is None else manifest.schema
+            self._recognised = manifest is None
+            if self._schema is None:
+                raise KeyError("text")
+        if names != self._names:
+            other = recognise(names)
+            if other not in (None, self._schema) and (self._recognised or not set(self._schema.names) <= set(names)):
                 raise _damaged(where, "it has other columns than the rows before")
-            self._schema, self._names = schema, names
+            self._names = names
         return self._schema
 
 

@@ -57,9 +57,9 @@ def read_status(out: str) -> Status:
         raise InputError(f"{out}: no such file or folder. Expected an output of blip2cap.")
     if kind is Kind.JOURNAL and Path(out).suffix.lower() != ".jsonl":
         raise UsageError(f"{out}: expected a .jsonl or .parquet output, or a folder of parts.")
-    if read_manifest(out) is None and os.path.getsize(out) > 0:
+    if os.path.exists(out) and os.path.getsize(out) > 0 and read_manifest(out) is None:
         return _counted(out)
-    manifest, journal = read_file(out)
+    manifest, journal = read_file(out, kind)
     return Status(
         out=out, num_ok=journal.num_ok, failed=journal.failed, manifest=manifest, torn_bytes=journal.torn_bytes
     )

@@ -48,7 +48,8 @@ class Source:
         for given in options.files_from:
             if os.path.isdir(given):
                 raise InputError(f"--files-from {given}: a folder. Expected a file of paths; give folders as INPUT.")
-        self.remote = look_up([given for given in self.inputs if urls.scheme(given)])
+        remote = [given for given in self.inputs if urls.scheme(given)]
+        self.remote = look_up(remote) if remote else {}
         """URL -> file or directory."""
         self.folders = frozenset(filter(self._is_folder, self.inputs))
         self.archives: dict[str, TarArchive | ParquetTable] = {}

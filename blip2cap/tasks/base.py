@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Container, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol, Self
 
-from blip2cap.models.base import Family, Model, Session
+from blip2cap.models.base import Checkpoint, Family, Model, Session
 from blip2cap.records import ImageRef
 from blip2cap.rows import Row, Schema, row_key
 
@@ -51,8 +51,8 @@ class Task(Protocol):
     def model_settings(self) -> dict[str, Any]:
         """Return the settings that the family of the model decides; those that are known if there is none yet."""
 
-    def for_family(self, family: Family) -> Self:
-        """Return the task with what a family of models decides. Raises UsageError if the family cannot do it."""
+    def for_checkpoint(self, checkpoint: Checkpoint, family: Family) -> Self:
+        """Return the task with what a model decides. Raises UsageError if its family cannot do it."""
 
     def check(self, model: Any) -> None:
         """Raise UsageError for options that a loaded model cannot follow."""
@@ -68,3 +68,26 @@ class Task(Protocol):
 
     def row(self, ref: ImageRef, label: str | None, result: Any, *, width: int, height: int) -> Row:
         """Make the row of a finished result, or of the ImageError in its place."""
+
+
+class Worklist:
+    """Turns images into requests, and counts them."""
+
+    def __init__(self, labels: Sequence[str | None] = (None,)) -> None:
+        self.labels = labels
+        """Labels of the rows of every image, as `Task.labels`."""
+        self.num_images = 0
+        """Number of images so far."""
+        self.num_finished = 0
+        """Number of rows of these images that are finished."""
+
+    def requests(self, refs: Iterable[ImageRef], finished: Container[str]) -> Iterator[Request]:
+        """Yield one request for each image that has a row missing, in the order of `refs`."""
+        self.num_images = self.num_finished = 0
+        for ref in refs:
+            self.num_images += 1
+            file_name, file_name_b64 = ref.file_name, ref.file_name_b64
+            missing = tuple(label for label in self.labels if row_key(file_name, file_name_b64, label) not in finished)
+            self.num_finished += len(self.labels) - len(missing)
+            if missing:
+                yield Request(ref=ref, labels=missing)

@@ -5,8 +5,7 @@ A new task is a module like `caption` with an entry here, and a command in `cli/
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -38,13 +37,3 @@ def schema_of(settings: Mapping[str, Any]) -> Schema:
 def recognise(names: Collection[str]) -> Schema | None:
     """Return the columns of an output by their names; None if no task has them."""
     return next((schema for entry in TASKS.values() if (schema := entry.recognise(names))), None)
-
-
-@contextmanager
-def registered(name: str, entry: TaskEntry) -> Iterator[None]:
-    """Add a task for the length of a block."""
-    TASKS[name] = entry
-    try:
-        yield
-    finally:
-        del TASKS[name]

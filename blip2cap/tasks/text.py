@@ -8,7 +8,7 @@ from functools import lru_cache
 from typing import Any, ClassVar, Self
 
 from blip2cap.errors import ImageError, UsageError
-from blip2cap.models.base import Family, Model, Session
+from blip2cap.models.base import Checkpoint, Family, Model, Session
 from blip2cap.options import GenerateOptions, TextOptions
 from blip2cap.prompts import Template
 from blip2cap.records import Generated, ImageRef
@@ -73,8 +73,13 @@ class TextTask:
         """Return the template, if it is known."""
         return {} if self.template is None else {self.template_setting: self.template}
 
-    def for_family(self, family: Family) -> Self:
+    def for_checkpoint(self, checkpoint: Checkpoint, family: Family) -> Self:
         """Return the task with the template of a family, unless one was given."""
+        if self.name not in family.tasks:
+            raise UsageError(
+                f"--model {checkpoint.name}: a model of the family {family.name}, which cannot {self.name}. It can: "
+                f"{', '.join(family.tasks)}."
+            )
         return self if self.template is not None else replace(self, template=self._default_template(family))
 
     def check(self, model: Any) -> None:

@@ -16,7 +16,7 @@ import platform
 import torch
 from torch import nn
 
-from blip2cap.models.cpu_features import adds_int8_without_overflow, has_onednn
+from blip2cap.models.device import adds_int8_without_overflow, has_onednn
 
 _LARGEST = 126
 """Largest value of a quantised row: the rounded scale may make it one larger, and 127 still fits."""

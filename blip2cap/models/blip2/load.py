@@ -4,24 +4,65 @@ from __future__ import annotations
 
 import ctypes
 from contextlib import suppress
-from typing import Literal
+from dataclasses import dataclass
+from typing import Any, Literal
 
 import torch
 from transformers import PreTrainedTokenizerBase
+from transformers.image_utils import OPENAI_CLIP_MEAN, OPENAI_CLIP_STD
 
-from blip2cap.errors import UsageError
-from blip2cap.models.base import Checkpoint
+from blip2cap.errors import ModelError, UsageError
+from blip2cap.models.base import Checkpoint, read_json
 from blip2cap.models.blip2 import quantize
 from blip2cap.models.blip2.attention import choose_attention
 from blip2cap.models.blip2.decoders import fuse
 from blip2cap.models.blip2.instructblip import InstructBlip
-from blip2cap.models.blip2.model import Blip2
-from blip2cap.models.blip2.normalisation import read_normalisation
-from blip2cap.models.blip2.packed_linear import pack
-from blip2cap.models.blip2.random_weights import build, network_class, stand_in_tokenizer
+from blip2cap.models.blip2.linear_layers import pack
+from blip2cap.models.blip2.model import NETWORK_CLASSES, Blip2
+from blip2cap.models.blip2.random_weights import build, stand_in_tokenizer
 from blip2cap.models.device import choose_device, choose_dtype
 from blip2cap.models.loading import gpu_memory_errors, has_tokenizer, library_errors, read_network, read_tokenizer
 from blip2cap.options import ModelOptions
+
+_BICUBIC = 3
+_PROCESSOR_SETTINGS = (
+    *("image_mean", "image_std", "size", "resample", "rescale_factor"),
+    *("do_resize", "do_rescale", "do_normalize", "do_center_crop"),
+)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Normalisation:
+    """Input of the vision encoder: (pixels / 255 - mean) / std for each channel."""
+
+    mean: tuple[float, float, float]
+    std: tuple[float, float, float]
+
+
+def read_normalisation(checkpoint: Checkpoint) -> Normalisation:
+    """Read the image processor's settings. Raises ModelError for settings that this package does not follow."""
+    settings: dict[str, Any] = {}
+    for name in ("preprocessor_config.json", "processor_config.json"):
+        path = checkpoint.folder / name
+        if path.is_file():
+            content = read_json(checkpoint.name, path)
+            settings |= content.get("image_processor") or {}
+            settings |= {key: content[key] for key in _PROCESSOR_SETTINGS if key in content}
+    side = checkpoint.image_size
+    differs = {
+        "resample": settings.get("resample", _BICUBIC) != _BICUBIC,
+        "size": settings.get("size", side) not in (side, {"height": side, "width": side}),
+        "rescale_factor": abs(settings.get("rescale_factor", 1 / 255) * 255 - 1) > 1e-6,
+        "do_center_crop": bool(settings.get("do_center_crop")),
+        **{name: settings.get(name) is False for name in ("do_resize", "do_normalize", "do_rescale")},
+    }
+    for name in (name for name in differs if differs[name]):
+        raise ModelError(
+            f"--model {checkpoint.name}: its image processor has {name} = {settings[name]}. Expected bicubic "
+            f"resize to {side} x {side}, divided by 255 and normalised."
+        )
+    mean, std = settings.get("image_mean", OPENAI_CLIP_MEAN), settings.get("image_std", OPENAI_CLIP_STD)
+    return Normalisation(mean=tuple(mean), std=tuple(std))
 
 
 def load(checkpoint: Checkpoint, options: ModelOptions) -> Blip2:
@@ -43,7 +84,7 @@ def load(checkpoint: Checkpoint, options: ModelOptions) -> Blip2:
                 network = build(checkpoint, dtype, device)
             else:
                 network = read_network(
-                    network_class(checkpoint),
+                    NETWORK_CLASSES[checkpoint.config["model_type"]],
                     checkpoint,
                     dtype=dtype,
                     device_map=options.device_map or ({"": device} if quantization is not None else None),
@@ -62,9 +103,12 @@ def load(checkpoint: Checkpoint, options: ModelOptions) -> Blip2:
         if not is_placed:
             network.to(device)
     mean, std = normalisation.mean, normalisation.std
-    if qformer_tokenizer is not None:
-        return InstructBlip(network, tokenizer, qformer_tokenizer, checkpoint=checkpoint, mean=mean, std=std)
-    return Blip2(network, tokenizer, checkpoint=checkpoint, mean=mean, std=std)
+    if qformer_tokenizer is None:
+        model = Blip2(network, tokenizer, checkpoint=checkpoint, mean=mean, std=std)
+    else:
+        model = InstructBlip(network, tokenizer, qformer_tokenizer, checkpoint=checkpoint, mean=mean, std=std)
+    model.quantize = options.quantize
+    return model
 
 
 def _return_freed_memory() -> None:

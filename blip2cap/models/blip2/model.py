@@ -13,7 +13,11 @@ from typing import Any
 
 import numpy as np
 import torch
-from transformers import PreTrainedTokenizerBase
+from transformers import (
+    Blip2ForConditionalGeneration,
+    InstructBlipForConditionalGeneration,
+    PreTrainedTokenizerBase,
+)
 
 from blip2cap.decode.image import Pixels
 from blip2cap.decode.inputs import ImageInput, SquareInput
@@ -29,9 +33,14 @@ from blip2cap.options import GenerateOptions
 from blip2cap.records import Generated, Prompt
 from blip2cap.stopwatch import Stopwatch
 
+NETWORK_CLASSES = {"blip-2": Blip2ForConditionalGeneration, "instructblip": InstructBlipForConditionalGeneration}
+"""The classes of transformers, by `model_type` in config.json."""
+
 
 class Blip2(Model):
     """A network with its tokenizer, on one device."""
+
+    quantize: str | None = None
 
     qformer_tokenizer: PreTrainedTokenizerBase | None = None
     """Tokenizer of the Q-Former; None if the Q-Former does not read the prompt."""

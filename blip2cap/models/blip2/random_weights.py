@@ -12,23 +12,14 @@ from typing import Any, Literal
 import torch
 from accelerate import init_empty_weights  # type: ignore[import-untyped]
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
-from transformers import (
-    Blip2ForConditionalGeneration,
-    InstructBlipForConditionalGeneration,
-    PreTrainedTokenizerFast,
-)
+from transformers import PreTrainedTokenizerFast
 
 from blip2cap.models.base import Checkpoint
+from blip2cap.models.blip2.model import NETWORK_CLASSES
 
-_NETWORK_CLASSES = {"blip-2": Blip2ForConditionalGeneration, "instructblip": InstructBlipForConditionalGeneration}
 _STD = 0.02
 _TAPE_LENGTH = 1_000_003
 """A prime, so that no two rows of a matrix and no two layers read the same section of the tape."""
-
-
-def network_class(checkpoint: Checkpoint) -> Any:
-    """Return transformers' class of a checkpoint's network."""
-    return _NETWORK_CLASSES[checkpoint.config["model_type"]]
 
 
 def build(checkpoint: Checkpoint, dtype: torch.dtype, device: torch.device) -> Any:
@@ -67,7 +58,7 @@ def build(checkpoint: Checkpoint, dtype: torch.dtype, device: torch.device) -> A
 
 def build_empty(checkpoint: Checkpoint) -> Any:
     """Build the network without memory for its parameters: they are on the meta device; buffers are real."""
-    cls = network_class(checkpoint)
+    cls = NETWORK_CLASSES[checkpoint.config["model_type"]]
     with init_empty_weights(include_buffers=False):
         network = cls(cls.config_class.from_dict(checkpoint.config))
     network.tie_weights()

@@ -23,7 +23,7 @@ import torch
 from blip2cap.batch_size import BatchSize
 from blip2cap.errors import ImageError
 from blip2cap.models.base import Result
-from blip2cap.models.blip2.cache_slots import Slots
+from blip2cap.models.blip2.cache import Slots
 from blip2cap.models.blip2.decoders import Decoder
 from blip2cap.models.blip2.search import Search, Start
 from blip2cap.models.device import memory_errors

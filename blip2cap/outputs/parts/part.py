@@ -119,7 +119,13 @@ class Part:
 
     def _read_rows(self) -> dict[str, Row]:
         lines = self._sink.path.read_bytes().split(b"\n")[:-1]
-        return {row.key: row for row in (self.schema.parse(json.loads(line)) for line in lines)}
+        try:
+            return {row.key: row for row in (self.schema.parse(json.loads(line)) for line in lines)}
+        except (ValueError, KeyError, TypeError) as error:
+            raise OutputRefusedError(
+                f"{self._sink.path} is damaged: a row has other columns or values than its part ({error}). Remove the "
+                "file, and run the same command again: it makes the rows of that file again."
+            ) from error
 
     def _as_parquet(self, rows: Sequence[Row]) -> bytes:
         failed = Counter(row.error for row in rows if row.status != "ok")

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from blip2cap.decode.image import Decoded
-from blip2cap.engine.decode_ahead import DecodeAhead, in_batches
+from blip2cap.engine.read_ahead import DecodeAhead, in_batches
 from blip2cap.errors import ImageError, OutputError
 from blip2cap.records import FAILURES, ImageRef
 
@@ -104,7 +104,7 @@ def test_decoding_begins_before_the_first_image_is_asked_for():
 
 @pytest.mark.parametrize(("size", "most"), [(10, 10), (40, 2), (100, 1), (300, 1)])
 def test_images_that_hold_bytes_are_bounded_by_those(monkeypatch, size, most):
-    monkeypatch.setattr("blip2cap.engine.decode_ahead._MOST_HELD", 100)
+    monkeypatch.setattr("blip2cap.engine.read_ahead._MOST_HELD", 100)
     num_read = 0
 
     def refs() -> Iterator[ImageRef]:
@@ -125,7 +125,7 @@ def test_images_that_hold_bytes_are_bounded_by_those(monkeypatch, size, most):
 
 
 def test_closing_lets_go_a_source_that_waits_for_room(monkeypatch):
-    monkeypatch.setattr("blip2cap.engine.decode_ahead._MOST_HELD", 100)
+    monkeypatch.setattr("blip2cap.engine.read_ahead._MOST_HELD", 100)
     second = threading.Event()
 
     def refs() -> Iterator[ImageRef]:
@@ -194,7 +194,7 @@ def test_an_image_that_fails_leaves_nothing_of_its_decoder_behind():
 
 
 def test_a_slow_source_holds_back_nothing_that_is_there(monkeypatch):
-    monkeypatch.setattr("blip2cap.engine.decode_ahead._PATIENCE_S", 0.02)
+    monkeypatch.setattr("blip2cap.engine.read_ahead._PATIENCE_S", 0.02)
     more = threading.Event()
 
     def numbers() -> Iterator[int]:
@@ -214,7 +214,7 @@ def test_a_slow_source_holds_back_nothing_that_is_there(monkeypatch):
 
 
 def test_a_run_that_is_stopped_does_not_wait_for_its_source_or_a_hanging_file(monkeypatch):
-    monkeypatch.setattr("blip2cap.engine.decode_ahead._PATIENCE_S", 0.02)
+    monkeypatch.setattr("blip2cap.engine.read_ahead._PATIENCE_S", 0.02)
     go_on = threading.Event()
 
     def waits_for_ever() -> Iterator[int]:
@@ -232,7 +232,7 @@ def test_a_run_that_is_stopped_does_not_wait_for_its_source_or_a_hanging_file(mo
 
 
 def test_an_image_that_hangs_fails_as_timeout_and_holds_up_no_other(monkeypatch):
-    monkeypatch.setattr("blip2cap.engine.decode_ahead._PATIENCE_S", 0.02)
+    monkeypatch.setattr("blip2cap.engine.read_ahead._PATIENCE_S", 0.02)
     monkeypatch.setattr("blip2cap.decode.threads._CLOSE_S", 0.02)
     go_on = threading.Event()
 
@@ -253,7 +253,7 @@ def test_an_image_that_hangs_fails_as_timeout_and_holds_up_no_other(monkeypatch)
 
 
 def test_waiting_for_the_source_or_for_a_slow_but_steady_decoder_is_no_timeout(monkeypatch):
-    monkeypatch.setattr("blip2cap.engine.decode_ahead._PATIENCE_S", 0.02)
+    monkeypatch.setattr("blip2cap.engine.read_ahead._PATIENCE_S", 0.02)
 
     def numbers() -> Iterator[int]:
         for number in range(4):
