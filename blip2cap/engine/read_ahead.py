@@ -23,16 +23,16 @@ class DecodeTrace(Protocol):
     """A record of the images that are being decoded; `decode.trace.Trace` is one."""
 
     def suspects(self, ref: ImageRef) -> bool:
-        """Whether an earlier run died while it decoded this image."""
+        """Return whether an earlier run died while it decoded this image."""
 
     def decoding(self, ref: ImageRef) -> AbstractContextManager[None]:
-        """Note an image while it is decoded."""
+        """Record an image while it is decoded."""
 
 
 class ReadAhead:
-    """Reads and decodes in threads from the moment it is made, while the model may still be loading; to be closed.
+    """Reads and decodes in threads from its creation on, while the model may still be loading; to be closed.
 
-    With a `trace`, images that may have ended an earlier run are decoded in processes of their own.
+    With a `trace`, images that may have ended an earlier run are decoded in separate processes.
     """
 
     def __init__(
@@ -65,16 +65,16 @@ class ReadAhead:
         self._turn.wait()
         isolated = self.options.isolate or (self.trace is not None and self.trace.suspects(ref))
         if isolated:
-            limit_myself()  # starting a process may take long, which is no fault of the image
+            limit_myself()  # starting a process may take long, and the image is not to blame
         with nullcontext() if isolated or self.trace is None else self.trace.decoding(ref):
             return self._decoder.decode(data, isolated=isolated, read_s=read_s)
 
     def batches(self, *, on_cpu: bool, stopped: Callable[[], bool]) -> Iterator[list[DecodedRequest]]:
-        """Yield batches; a short or empty one says that there are no more for now.
+        """Yield batches; a short or empty one means that no more images are ready.
 
-        If the model is `on_cpu` and needs the same cores, images are decoded only while they are waited for: the
-        threads of the model wait for one another at every operation, and one without a core holds up all. Files are
-        read ahead all the same.
+        A model `on_cpu` needs the same cores, so images are decoded only while the run waits for them: the threads of
+        the model wait for one another at every operation, and one without a core delays all. Files are still read
+        ahead.
         """
         batches = in_batches(self._ahead.results(stopped), lambda: self.size.size)
         while True:

@@ -1,4 +1,4 @@
-"""What is to be done: the rows of each image, less those that are finished."""
+"""The work of a run: the rows of each image, except those that are finished."""
 
 from __future__ import annotations
 
@@ -10,18 +10,18 @@ from blip2cap.tasks.base import Request
 
 
 class Worklist:
-    """Turns images into requests, and counts them."""
+    """Turns images into requests and counts them."""
 
     def __init__(self, labels: Sequence[str | None] = (None,)) -> None:
         self.labels = labels
-        """Labels of the rows of every image, as `Task.labels`."""
+        """Labels of the rows of every image, as in `Task.labels`."""
         self.num_images = 0
         """Number of images so far."""
         self.num_finished = 0
         """Number of rows of these images that are finished."""
 
     def requests(self, refs: Iterable[ImageRef], finished: Container[str]) -> Iterator[Request]:
-        """Yield one request for each image that has a row missing, in the order of `refs`."""
+        """Yield one request for each image with missing rows, in the order of `refs`."""
         self.num_images = self.num_finished = 0
         for ref in refs:
             self.num_images += 1
