@@ -1,4 +1,4 @@
-"""The Python interface: load a model once, then caption or ask about images, one by one or a folder at a time."""
+"""The Python interface: load a model once, then caption images or ask about them, in lists or in folders."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ _ANSWERS = GenerateOptions(max_new_tokens=ANSWER_NEW_TOKENS)
 
 
 class Captioner:
-    """A model ready to write about images."""
+    """A loaded model that captions images and answers questions about them."""
 
     def __init__(
         self,
@@ -71,7 +71,7 @@ class Captioner:
         batch_size: int | None = None,
         decode: DecodeOptions | None = None,
     ) -> Captioner:
-        """Load `tiny`, a local folder or a hub id. Raises ModelError or UsageError."""
+        """Load `tiny`, a local folder or a Hub id. Raises ModelError or UsageError."""
         options = ModelOptions(
             name=name, revision=revision, dtype=dtype, device=device, device_map=device_map, quantize=quantize
         )
@@ -85,10 +85,10 @@ class Captioner:
         options: GenerateOptions | None = None,
         text_options: TextOptions | None = None,
     ) -> list[str]:
-        """Return a caption for each image: a Pillow image, or a path. Raises ImageError for one that cannot be read.
+        """Return a caption for each image, a Pillow image or a path. Raises ImageError for one that cannot be read.
 
-        `prompt` may hold {stem} {folder} {file_name}, as on the command line; the name of a picture that is no file is
-        a hash of its pixels. Flags of the loop guard are in the rows of `caption_folder` only.
+        `prompt` may contain {stem}, {folder} and {file_name}, as on the command line; the name of a Pillow image is a
+        hash of its pixels. Flags of the loop guard are only in the rows of `caption_folder`.
         """
         return self._texts(images, _caption(prompt, options, text_options))
 
@@ -245,9 +245,8 @@ class Captioner:
         if isinstance(images, (str, os.PathLike, Image.Image)):
             raise TypeError(f"expected a sequence of images, got one {type(images).__name__}: put it in a list.")
         if task.generate.num_captions > 1:
-            raise UsageError(
-                f"num_captions={task.generate.num_captions}: this returns one text an image, see caption_folder."
-            )
+            num_captions = task.generate.num_captions
+            raise UsageError(f"num_captions={num_captions}: expected 1, as this returns one text. Use caption_folder.")
         engine, worklist = self._engine(task, _raise), Worklist(task.labels)
         with closing(self.model.image_input.open(self.decode_options)) as decoder:
 
@@ -259,7 +258,7 @@ class Captioner:
             return [row.text for row in engine.rows(items())]
 
     def _decode(self, image: ImageLike, decoder: ImageDecoder) -> tuple[ImageRef, Decoded]:
-        """Decode one image, and name it: by its path, or by its pixels, which seed sampling alike in any company."""
+        """Decode one image. Its name is its path, or a hash of its pixels; sampling is seeded by that name."""
         if isinstance(image, Image.Image):
             decoded = decoder.convert(image)
             name = decoded.digest.hex()
@@ -276,7 +275,7 @@ class _ProgressListener(Listener):
         self._on_progress = on_progress
 
     def progress(self, stats: RunStats) -> None:
-        """Pass it."""
+        """Call the function."""
         self._on_progress(stats)
 
 

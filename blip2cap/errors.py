@@ -10,7 +10,7 @@
     |   `-- OutputGoneError            6   its folder does not exist (any more)
     `-- ImageError                     -   one bad image: becomes a failed row, never ends a run
 
-A message says what was given, what was expected and what to do next.
+Each message says what was given, what was expected and what to do next.
 """
 
 from __future__ import annotations

@@ -28,7 +28,7 @@ class Template:
                 fields = " ".join(f"{{{field}}}" for field in allowed)
                 raise UsageError(f'{option} "{text}": unknown field {{{name}}}. Known fields: {fields}')
         if question and "{question}" not in text:
-            raise UsageError(f'{option} "{text}": has no {{question}}, so every question would be asked alike.')
+            raise UsageError(f'{option} "{text}": has no {{question}}, so all questions would get the same prompt.')
 
     def fill(self, file_name: str, question: str = "") -> str:
         """Insert the values of one image; fields inside the values are not replaced.

@@ -22,11 +22,11 @@ FAILURES = frozenset(
         "out_of_memory",
     }
 )
-"""The closed set of codes in the column `error` of a failed row."""
+"""All codes that the column `error` of a failed row can hold."""
 
 
 class Held:
-    """Bytes that came past in a stream. Who calls it takes them: nothing else keeps them in memory after that."""
+    """Bytes from a stream. A call returns them and releases them, so that they do not stay in memory."""
 
     __slots__ = ("_data",)
 
@@ -34,43 +34,43 @@ class Held:
         self._data: bytes | None = data
 
     def __call__(self) -> bytes:
-        """Hand the bytes over, once."""
+        """Return the bytes; can be called only once."""
         data, self._data = self._data, None
-        assert data is not None, "these bytes were taken before"
+        assert data is not None, "the bytes were already taken"
         return data
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ImageRef:
-    """One image to process, and where its bytes are: a file, a URL, a part of a file, or what `load` returns."""
+    """One image to process, and the place of its bytes: a file, a URL, a section of a file, or a function."""
 
     path: str
-    """Where to read it, as the operating system has it (surrogate escapes for undecodable bytes), or a URL."""
+    """Path of the file (undecodable bytes as surrogate escapes), or a URL."""
     name: str
-    """Relative to the one input folder, with `/`, or the path as given. Unique in a run; may hold surrogates."""
+    """Path relative to the single input folder, with `/`, or as given. Unique in a run; may hold surrogates."""
     offset: int | None = None
-    """Where its bytes begin in the file, for a member of an archive; None: they are the whole file."""
+    """Position of the first byte in the file, for a member of an archive; None: the whole file."""
     num_bytes: int | None = None
-    """How many there are, if the source knows."""
+    """Number of bytes, if the source knows it."""
     load: Callable[[], bytes] | None = None
-    """Returns the bytes in place of a file; may raise ImageError."""
+    """Function that returns the bytes, instead of a file; may raise ImageError."""
     num_held: int = 0
-    """Bytes that `load` keeps in memory until it is called."""
+    """Number of bytes that `load` keeps in memory until it is called."""
     error: str = ""
-    """What the source knows to be wrong with it already, one of FAILURES: then it is not read."""
+    """Error that the source has already found, one of FAILURES; then the image is not read."""
     detail: str = ""
-    """What to tell people about that error."""
+    """Explanation of that error for users."""
 
     @property
     def file_name(self) -> str:
         """The name as valid UTF-8: undecodable bytes as backslash escapes."""
-        if self.name.isascii():  # most are, and a resumed run asks a million times
+        if self.name.isascii():  # a fast path for most names: a resumed run may ask a million times
             return self.name
         return os.fsencode(self.name).decode("utf-8", "backslashreplace")
 
     @property
     def file_name_b64(self) -> str:
-        """The real bytes in base64 where `file_name` holds escapes, else ""."""
+        """Bytes of the name in base64 if `file_name` holds escapes, else ""."""
         if self.name.isascii():
             return ""
         raw = os.fsencode(self.name)
@@ -89,9 +89,9 @@ class Prompt:
     """Index of its image in the features."""
     text: str
     name: str
-    """Of the image and the question: seeds sampling, so that each has random numbers of its own."""
+    """Name of the image and the question: it seeds sampling, so that each prompt has its own random numbers."""
     question: str | None = None
-    """The part of it that a person asked; None in captions."""
+    """Question in the text, as the user gave it; None in captions."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -100,8 +100,8 @@ class Generated:
 
     text: str
     finish_reason: str
-    """stop: the model ended the text; length: it was cut at --max-new-tokens."""
+    """stop: the model ended the text; length: --max-new-tokens ended it."""
     num_tokens: int
-    """New tokens, without the one that ends the text."""
+    """Number of generated tokens, without the one that ends the text."""
     flag: str = ""
-    """Of the loop guard: "", retried (the second text is fine) or what is still wrong, one of `text_rules.FAULTS`."""
+    """Verdict of the loop guard: "", retried (the second text is good), or a remaining fault, one of `FAULTS`."""

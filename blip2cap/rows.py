@@ -1,4 +1,4 @@
-"""Rows, and the columns that they have: one schema for journals, Parquet files, parts, readers and exports."""
+"""Rows and their columns: one schema for journals, Parquet files, parts, readers and exports."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ if TYPE_CHECKING:
     import pyarrow as pa
 
 _STEERING = re.compile("[\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069]")
-"""DEL and C1 controls, line ends that only Unicode has, and characters that turn the direction of text."""
+"""DEL and C1 controls, line separators of Unicode, and characters that change the direction of text."""
 
 
 class ColumnType(Protocol):
-    """Type of the values in a column; none is ever null."""
+    """Type of the values in a column, which are never null."""
 
     @property
     def empty(self) -> Any:
@@ -48,11 +48,11 @@ class _Scalar:
 
     def check(self, value: Any) -> None:
         if type(value) is not self.python:
-            raise TypeError(f"a {self.arrow_name} was expected, not {value!r}")
+            raise TypeError(f"expected {self.arrow_name}, got {value!r}")
         if isinstance(value, str):
-            value.encode()  # a lone surrogate would stop a writer halfway
+            value.encode()  # a lone surrogate would make a writer fail halfway
         elif isinstance(value, float) and not math.isfinite(value):
-            raise ValueError(f"{value} is no finite number")
+            raise ValueError(f"{value} is not a finite number")
 
     def to_json(self, value: Any) -> Any:
         return value
@@ -76,7 +76,7 @@ class _Strings:
 
     def check(self, value: Any) -> None:
         if not isinstance(value, (list, tuple)):
-            raise TypeError(f"a list was expected, not {value!r}")
+            raise TypeError(f"expected a list, got {value!r}")
         for each in value:
             STRING.check(each)
 
@@ -121,7 +121,7 @@ class Vector:
         return base64.b64encode(value.astype(value.dtype.newbyteorder("<")).tobytes()).decode("ascii")
 
     def from_json(self, value: Any) -> np.ndarray:
-        """Decode the numbers, from base64 or, as Arrow gives them, from a list."""
+        """Decode the numbers, from base64 or from a list (as Arrow returns them)."""
         import numpy as np
 
         if isinstance(value, str):
@@ -181,12 +181,12 @@ class Row:
 
     @property
     def file_name_b64(self) -> str:
-        """The real bytes of such a name in base64, else ""."""
+        """Bytes of a name with such escapes in base64, else ""."""
         return str(self.columns["file_name_b64"])
 
     @property
     def status(self) -> str:
-        """The string ok or failed."""
+        """Status of the row: ok or failed."""
         return str(self.columns["status"])
 
     @property
@@ -216,12 +216,12 @@ class Row:
 
     @property
     def answer(self) -> str:
-        """The text under the name that it has in answers."""
+        """The same as `text`."""
         return self.text
 
     @property
     def texts(self) -> tuple[str, ...] | None:
-        """All captions, beams best first; None in runs that ask for one."""
+        """All captions, the best beam first; None in runs with one caption for each image."""
         return None if "texts" not in self.columns else tuple(self.columns["texts"])
 
     @property
@@ -245,22 +245,22 @@ class Row:
         return row_key(self.file_name, self.file_name_b64, self.columns.get(self.schema.key))
 
     def as_dict(self) -> dict[str, Any]:
-        """Return the columns in their order, as JSON holds them."""
+        """Return the columns in their order, as JSON values."""
         return {column.name: column.type.to_json(self.columns[column.name]) for column in self.schema.columns}
 
     def as_json(self) -> bytes:
-        """One JSON line with its newline; characters that end lines elsewhere, or steer a terminal, are escaped."""
+        """Return one JSON line with its newline; other line ends, and characters that control a terminal, escaped."""
         line = json.dumps(self.as_dict(), ensure_ascii=False)
         return _STEERING.sub(lambda match: f"\\u{ord(match.group()):04x}", line).encode() + b"\n"
 
 
 @dataclass(frozen=True, slots=True)
 class Schema:
-    """The columns of an output in their order, and the one that tells the rows of an image apart."""
+    """The columns of an output, in their order."""
 
     columns: tuple[Column, ...]
     key: str = ""
-    """Name of that column; "" where every image has one row."""
+    """Name of the column that tells the rows of an image apart; "" if every image has one row."""
 
     @property
     def names(self) -> list[str]:
@@ -283,12 +283,12 @@ class Schema:
         return Row(self, columns)
 
     def parse(self, columns: Any) -> Row:
-        """Make a row of a parsed JSON line, or of a row of a Parquet file; columns of no schema are ignored.
+        """Make a row of a parsed JSON line or a row of a Parquet file; columns that are not in the schema are ignored.
 
-        Raises TypeError, KeyError or ValueError if it is not one of this schema.
+        Raises TypeError, KeyError or ValueError if it does not fit this schema.
         """
         if not isinstance(columns, dict):
-            raise TypeError("no object")
+            raise TypeError("not an object")
         row = Row(self, {each.name: each.type.from_json(columns[each.name]) for each in self.columns})
         if row.status not in ("ok", "failed"):
             raise ValueError(f"status {row.status!r}")
@@ -297,7 +297,7 @@ class Schema:
             if raw.decode("utf-8", "backslashreplace") != row.file_name:
                 raise ValueError("file_name and file_name_b64 disagree")
         if "\0" in row.file_name or not row.file_name:
-            raise ValueError("no file has that name")
+            raise ValueError(f"file_name {row.file_name!r}")
         return row
 
     def arrow(self) -> pa.Schema:
@@ -316,7 +316,7 @@ class Schema:
 
 
 def make_schema(*results: Column, details: Sequence[Column] = (), key: str = "") -> Schema:
-    """Surround the columns of a task with those of every output: `results` before the status, `details` after it."""
+    """Make the schema of a task: the columns of every output, with `results` before the status and `details` after."""
     return Schema(
         (
             Column("file_name"),
@@ -333,5 +333,5 @@ def make_schema(*results: Column, details: Sequence[Column] = (), key: str = "")
 
 
 def row_key(file_name: str, file_name_b64: str, label: str | None) -> str:
-    """Join what makes a row unique in its output; NUL occurs in no file name."""
+    """Return the key of a row, which is unique in its output; file names cannot contain NUL."""
     return "\0".join((file_name_b64 or file_name, "b64" if file_name_b64 else "", label or ""))

@@ -182,7 +182,7 @@ def test_a_dry_run_counts_and_writes_nothing(scenes: Path, here: Path) -> None:
     before = {path: path.read_bytes() for path in here.iterdir()}
     result = invoke("caption", scenes, *TINY, "--dry-run")
     assert (result.exit_code, result.stdout) == (0, "")
-    assert "captions.jsonl: 3 of 5 images to do, 2 there before; nothing was written" in result.stderr
+    assert "captions.jsonl: 3 of 5 images to do, 2 already done; nothing was written" in result.stderr
     assert json.loads(invoke("caption", scenes, *TINY, "--dry-run", "--json").stdout) == {
         "out": "captions.jsonl",
         "images": 5,
@@ -241,7 +241,7 @@ def test_a_run_with_nothing_to_do_imports_no_torch(scenes: Path, here: Path) -> 
     blocked = "import sys; sys.modules['torch'] = None; from blip2cap.cli import app; app()"
     command = [sys.executable, "-c", blocked, "caption", str(scenes), *TINY]
     done = subprocess.run(command, cwd=here, capture_output=True, text=True)
-    assert (done.returncode, done.stderr) == (0, "captions.jsonl: 0 ok, 0 failed, 5 there before\n")
+    assert (done.returncode, done.stderr) == (0, "captions.jsonl: 5 already done, nothing to do\n")
 
 
 def test_paths_come_from_stdin_line_by_line(scenes: Path, here: Path) -> None:

@@ -250,7 +250,7 @@ def test_a_model_with_damaged_weights_ends_with_4(workplace: Path) -> None:
 @pytest.mark.parametrize(
     ("out", "reason"),
     [
-        ("missing/captions.jsonl", "No such file or directory. Make its folder first"),
+        ("missing/captions.jsonl", "No such file or directory. Create its folder first"),
         ("empty/nothing.txt/captions.jsonl", "Not a directory"),
         ("folder.jsonl", "Is a directory"),
     ],

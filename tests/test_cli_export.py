@@ -50,7 +50,7 @@ def test_every_format_is_written_and_the_summary_counts(captioned: Path, to: str
     before = (captioned / "captions.jsonl").read_bytes()
     result = invoke("export", "captions.jsonl", "--to", to, "--out", FORMATS[to])
     assert (result.exit_code, result.stdout) == (0, "")
-    assert result.stderr == f"{to}, {FORMATS[to]}: 2 written, 1 failed rows left out\n"
+    assert result.stderr == f"{to}, {FORMATS[to]}: 2 written, 1 failed row left out\n"
     assert (captioned / FORMATS[to]).exists()
     assert (captioned / "captions.jsonl").read_bytes() == before
 
@@ -86,7 +86,7 @@ def test_what_is_left_out_is_named_and_the_exit_code_is_3(captioned: Path) -> No
     result = invoke("export", "captions.jsonl", "--to", "kohya")
     assert result.exit_code == 3
     lines = result.stderr.splitlines()
-    assert lines[0] == "a.jpg: collision: another image would have the same name there"
+    assert lines[0] == "a.jpg: collision: another image would get the same name"
     assert lines[2] == "gone\\x1b[31m.jpg: missing_image: the image does not exist, or cannot be read"
     assert lines[20:] == [
         "... and 13 more are left out.",
@@ -190,7 +190,7 @@ def write_parts(folder: Path, *parts: list[Row], num_parts: int) -> None:
 def test_parts_that_are_not_there_yet_are_said_and_the_exit_code_is_3(here: Path) -> None:
     write_parts(here / "captions", [row(0), row(1)], [row(2), row(3)], num_parts=3)
     result = invoke("export", "captions", "--to", "csv", "--out", "o.csv")
-    assert (result.exit_code, result.stderr) == (3, "csv, o.csv: 4 written, 2 of 3 parts are there\n")
+    assert (result.exit_code, result.stderr) == (3, "csv, o.csv: 4 written, only 2 of 3 parts exist\n")
     assert len((here / "o.csv").read_text().splitlines()) == 5
     result = invoke("export", "captions", "--to", "csv", "--out", "p.csv", "--json", "--dry-run")
     facts = json.loads(result.stdout)
@@ -249,7 +249,7 @@ def test_nothing_is_written_where_it_would_be_a_part_of_what_is_exported(here: P
 def test_a_bucket_is_no_results(here: Path) -> None:
     for arguments in (["show"], ["export", "--to", "csv", "--out", "o.csv"]):
         result = invoke(*arguments, "memory://captions/")
-        assert (result.exit_code, "Expected a local output: copy it to a folder here" in result.stderr) == (2, True)
+        assert (result.exit_code, "Expected a local output: copy it to a local folder" in result.stderr) == (2, True)
 
 
 def test_a_torn_tail_is_said(captioned: Path) -> None:
@@ -307,7 +307,7 @@ def test_wrong_usage_ends_with_2_and_changes_nothing(captioned: Path, arguments:
 def test_an_output_that_cannot_be_written_ends_with_6(captioned: Path) -> None:
     result = invoke("export", "captions.jsonl", "--to", "csv", "--out", "missing/o.csv")
     assert result.exit_code == 6
-    assert "missing/o.csv cannot be written: No such file or directory. Make its folder first" in result.stderr
+    assert "missing/o.csv cannot be written: No such file or directory. Create its folder first" in result.stderr
 
 
 def test_captions_of_a_run_become_sidecars_of_its_images(here: Path) -> None:

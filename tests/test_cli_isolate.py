@@ -101,7 +101,9 @@ def test_a_run_that_died_of_an_image_is_finished_by_the_same_command(images: Pat
     assert Path("captions.jsonl.decoding").exists()
     code, said = run(*command, cwd=images.parent)
     assert code == 3, said
-    assert "captions.jsonl: an earlier run died; 1 image that was being decoded then" in said
+    assert (
+        "captions.jsonl: an earlier run died while decoding 1 image; it will be decoded in a separate process" in said
+    )
     assert errors(Path("captions.jsonl")) == GOOD | {"003-bad.png": "decoder_crashed"}
     assert not Path("captions.jsonl.decoding").exists()
 
@@ -133,7 +135,7 @@ def test_a_hanging_file_or_decoder_fails_and_neither_the_others_nor_the_end_wait
     assert code == 3, said
     assert errors(Path("captions.jsonl")) == GOOD | dict.fromkeys(bad, "timeout")
     assert list(errors(Path("captions.jsonl"))) == sorted([*GOOD, *bad])
-    assert all(f"{name}: timeout: it was not there after 0.5 s" in said for name in bad)
+    assert all(f"{name}: timeout: not decoded within 0.5 s" in said for name in bad)
     assert not Path("captions.jsonl.decoding").exists()
 
 

@@ -88,7 +88,7 @@ def test_every_row_has_the_name_and_where_it_is_no_text_its_bytes(zygote: Zygote
         except UnicodeDecodeError:
             assert base64.b64decode(row["file_name_b64"]) == name
     assert zygote.run(*RUN, cwd=folder, said="again") == 3
-    assert f"{len(rows)} there before" in (folder / "again").read_text()
+    assert f"{len(rows)} already done" in (folder / "again").read_text()
 
 
 @pytest.mark.parametrize("options", [[], ["--dry-run"], ["--json"], ["--quiet"], ["-o", "-"], ["--verbose", "-o", "-"]])

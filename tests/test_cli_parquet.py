@@ -48,7 +48,7 @@ def test_images_that_come_later_and_a_larger_limit_are_added(here: Path) -> None
     images = draw_scenes(here / "images", 3)
     for limit, count in (("1", 1), ("2", 2), ("9", 3)):
         result = invoke("caption", images, *TINY, "-o", OUT, "--limit", limit)
-        assert f"1 ok, 0 failed, {count - 1} there before".removesuffix(", 0 there before") in result.stderr
+        assert f"1 ok, 0 failed, {count - 1} already done".removesuffix(", 0 already done") in result.stderr
     draw_scenes(images, 1, first_seed=7)
     invoke("caption", images, *TINY, "-o", OUT)
     assert names(here / OUT) == ["000.png", "001.png", "002.png", "007.png"]
@@ -58,7 +58,7 @@ def test_a_finished_run_again_changes_nothing_and_imports_no_torch(scenes: Path,
     invoke("caption", scenes, *TINY, "-o", OUT)
     before = (here / OUT).stat().st_mtime_ns, (here / OUT).read_bytes()
     result = invoke("caption", scenes, *TINY, "-o", OUT)
-    assert (result.exit_code, "0 ok, 0 failed, 5 there before" in result.stderr) == (0, True)
+    assert (result.exit_code, "5 already done, nothing to do" in result.stderr) == (0, True)
     assert ((here / OUT).stat().st_mtime_ns, (here / OUT).read_bytes()) == before
     assert left_in(here) == [OUT]
 
@@ -75,7 +75,7 @@ def test_a_dry_run_counts_and_writes_nothing(scenes: Path, here: Path) -> None:
     invoke("caption", scenes, *TINY, "-o", OUT, "--limit", "2")
     before = (here / OUT).stat().st_mtime_ns, (here / OUT).read_bytes()
     result = invoke("caption", scenes, *TINY, "-o", OUT, "--dry-run")
-    assert f"{OUT}: 3 of 5 images to do, 2 there before; nothing was written" in result.stderr
+    assert f"{OUT}: 3 of 5 images to do, 2 already done; nothing was written" in result.stderr
     assert invoke("caption", scenes, *TINY, "-o", OUT, "--dry-run", "--prompt", "a").exit_code == 5
     assert ((here / OUT).stat().st_mtime_ns, (here / OUT).read_bytes()) == before
     assert left_in(here) == [OUT]
@@ -129,6 +129,6 @@ def test_a_run_that_was_stopped_or_killed_goes_on(here: Path, number: signal.Sig
     assert 3 <= before < 60
     assert not os.path.exists(here / OUT)
     result = invoke(*command)
-    assert (result.exit_code, f"{before} there before" in result.stderr) == (0, True)
+    assert (result.exit_code, f"{before} already done" in result.stderr) == (0, True)
     assert names(here / OUT) == names_below(images)
     assert left_in(here) == [OUT, "images"]

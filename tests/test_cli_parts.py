@@ -81,7 +81,7 @@ def test_the_same_command_again_finds_every_part_and_changes_nothing(scenes: Pat
     before = contents(finished)
     result = invoke("caption", scenes, *SMALL, "-o", finished)  # an existing folder needs no /
     assert result.exit_code == 0
-    assert "0 ok, 0 failed, 5 there before" in result.stderr
+    assert "5 already done, nothing to do" in result.stderr
     assert "5 images in 3 parts, as listed" in result.stderr
     assert "loading" not in result.stderr
     assert contents(finished) == before
@@ -99,7 +99,7 @@ def test_a_part_that_is_missing_is_made_again_alone(scenes: Path, finished: Path
     invoke(*command)
     (here / "captions" / "part-00001.parquet").unlink()
     result = invoke(*command)
-    assert "2 ok, 0 failed, 3 there before" in result.stderr
+    assert "2 ok, 0 failed, 3 already done" in result.stderr
     assert rows_in(here / "captions") == rows_in(finished)
 
 
@@ -119,7 +119,7 @@ def test_shards_take_every_nth_part_and_do_not_mind_the_others(scenes: Path, fin
 def test_another_part_size_of_a_planned_folder_is_said_to_have_no_effect(scenes: Path, finished: Path) -> None:
     result = invoke("caption", scenes, *TINY, "--part-size", "3", "-o", finished)
     assert result.exit_code == 0
-    assert "--part-size 3: has no effect, as the parts are planned already" in result.stderr
+    assert "--part-size 3: has no effect: the parts are already planned" in result.stderr
 
 
 def test_the_same_part_size_is_not_said_to_have_no_effect_where_there_are_fewer_images(
@@ -180,7 +180,7 @@ def test_no_setting_and_no_message_holds_the_secrets_of_a_url(here: Path) -> Non
     flags = (*TINY, "--allow-http", "-o", "captions/")
     assert invoke("caption", url, *flags).exit_code == 3  # nobody answers there
     again = invoke("caption", url, *flags)
-    assert (again.exit_code, "1 there before" in again.stderr) == (3, True)
+    assert (again.exit_code, "1 already done" in again.stderr) == (3, True)
     for other in (url.replace("user:secret", "user:other"), f"{url}2", f"{url}#x"):
         refused = invoke("caption", other, *flags)
         assert refused.exit_code == 5
@@ -205,7 +205,7 @@ def test_images_that_came_later_are_not_part_of_the_plan_and_that_is_said(here: 
     draw_scenes(images, 1, first_seed=9)
     result = invoke(*command)
     assert result.exit_code == 0
-    assert "inputs that came later need another --out" in result.stderr
+    assert "inputs added later need another --out" in result.stderr
     assert names_in(here / "captions") == ["000.png"]
 
 
@@ -245,15 +245,15 @@ def test_failures_keep_the_exit_code_at_3_until_they_are_made_again(here: Path) 
     assert first.exit_code == 3
     assert "4 ok, 1 failed (truncated)" in first.stderr or "1 truncated" in first.stderr
     again = invoke(*command)
-    assert (again.exit_code, "5 there before (1 failed)" in again.stderr) == (3, True)
-    assert "1 of 5 images to do, 4 there before" in invoke(*command, "--retry-failed", "--dry-run").stderr
+    assert (again.exit_code, "5 already done (1 failed)" in again.stderr) == (3, True)
+    assert "1 of 5 images to do, 4 already done" in invoke(*command, "--retry-failed", "--dry-run").stderr
     others = {name: data for name, data in contents(here / "captions").items() if name != "part-00001.parquet"}
     still = invoke(*command, "--retry-failed")
-    assert (still.exit_code, "0 ok, 1 failed" in still.stderr, "4 there before" in still.stderr) == (3, True, True)
+    assert (still.exit_code, "0 ok, 1 failed" in still.stderr, "4 already done" in still.stderr) == (3, True, True)
     (images / "003.png").write_bytes(whole)
     mended = invoke(*command, "--retry-failed")
     assert mended.exit_code == 0
-    assert "1 ok, 0 failed, 4 there before" in mended.stderr
+    assert "1 ok, 0 failed, 4 already done" in mended.stderr
     assert names_in(here / "captions") == names_below(images)
     assert others.items() <= contents(here / "captions").items()
     assert in_work(here / "captions") == []
@@ -271,7 +271,7 @@ def test_a_folder_of_other_things_is_refused_and_left_alone(scenes: Path, here: 
     (here / "notes.txt").touch()
     result = invoke("caption", scenes, *TINY, "-o", here)
     assert result.exit_code == 5
-    assert "is no parts folder of blip2cap: it has no plan, but notes.txt" in result.stderr
+    assert "is not a folder of parts: it has no plan but contains notes.txt" in result.stderr
     assert [path.name for path in here.iterdir()] == ["notes.txt"]
 
 
@@ -292,7 +292,7 @@ def test_a_dry_run_writes_nothing(scenes: Path, here: Path) -> None:
 def test_inputs_that_come_past_once_are_refused_by_a_dry_run_too(scenes: Path, here: Path, flags: list[str]) -> None:
     make_tar(here / "images.tar.gz", {"000.png": (scenes / "000.png").read_bytes()}, "w:gz")
     result = invoke("caption", "images.tar.gz", *TINY, "-o", "captions/", *flags)
-    assert (result.exit_code, "000.png: comes past in a stream" in result.stderr) == (2, True), result.stderr
+    assert (result.exit_code, "000.png: comes from a stream" in result.stderr) == (2, True), result.stderr
 
 
 @pytest.mark.parametrize("flags", [[], ["--dry-run"]])
@@ -302,7 +302,7 @@ def test_a_missing_folder_above_the_output_is_refused_by_a_dry_run_too(
     result = invoke("caption", scenes, *TINY, "-o", "nowhere/captions/", *flags)
     assert result.exit_code == 6
     assert "nowhere/captions/ cannot be used" in result.stderr
-    assert "Make the folder above it first" in result.stderr
+    assert "Create its parent folder first" in result.stderr
     assert list(here.iterdir()) == []
 
 
@@ -344,7 +344,7 @@ def test_a_full_disk_ends_with_6_and_the_run_goes_on(scenes: Path, finished: Pat
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)
     assert result.exit_code == 6
-    assert "cannot be used: File too large. The parts that are there are safe." in result.stderr
+    assert "cannot be used: File too large. Existing parts are safe." in result.stderr
     assert len(contents(here / "captions")) < 3
     assert invoke(*command).exit_code == 0
     assert rows_in(here / "captions") == rows_in(finished)
@@ -365,10 +365,10 @@ def test_a_bucket_holds_the_same_parts_and_nothing_is_left_on_this_machine(
     command = ("caption", scenes, *SMALL, "-o", f"{bucket}captions/")
     assert invoke(*command, "--shard", "1/3").exit_code == 0
     dry = invoke(*command, "--dry-run")
-    assert "3 of 5 images to do, 2 there before" in dry.stderr
+    assert "3 of 5 images to do, 2 already done" in dry.stderr
     result = invoke(*command)
     assert result.exit_code == 0, result.stderr
-    assert "3 ok, 0 failed, 2 there before" in result.stderr
+    assert "3 ok, 0 failed, 2 already done" in result.stderr
     files = s3fs.S3FileSystem()
     for name, data in contents(finished).items():
         stored = pq.read_table(files.open(f"{bucket}captions/{name}")).to_pylist()
@@ -412,7 +412,7 @@ def test_a_run_that_ends_in_the_middle_of_a_part_goes_on_where_it_was(
     assert 22 < there < 60
     result = invoke(*command)
     assert result.exit_code == 0
-    assert f"{60 - there} ok, 0 failed, {there} there before" in result.stderr
+    assert f"{60 - there} ok, 0 failed, {there} already done" in result.stderr
     assert names_in(here / "captions") == names_below(images)
     assert in_work(here / "captions") == []
 

@@ -54,7 +54,7 @@ def test_a_run_that_was_killed_goes_on_and_gives_each_row_once(here: Path) -> No
     assert 12 <= before < 80
     result = invoke(*command)
     assert result.exit_code == 0
-    assert f"{80 - before} ok, 0 failed, {before} there before" in result.stderr
+    assert f"{80 - before} ok, 0 failed, {before} already done" in result.stderr
     assert names(here / OUT) == names_below(images)
 
 
@@ -63,14 +63,14 @@ def test_the_same_command_again_does_what_is_missing_and_the_rows_are_the_same(
 ) -> None:
     result = invoke("caption", scenes, *TINY)
     assert result.exit_code == 0
-    assert "3 ok, 0 failed, 2 there before" in result.stderr
+    assert "3 ok, 0 failed, 2 already done" in result.stderr
     assert (half / OUT).read_bytes() == (finished / OUT).read_bytes()
 
 
 def test_a_finished_run_again_changes_nothing(scenes: Path, finished: Path) -> None:
     before = {path.name: path.read_bytes() for path in finished.iterdir()}
     result = invoke("caption", scenes, *TINY, "-o", finished / OUT)
-    assert (result.exit_code, "0 ok, 0 failed, 5 there before" in result.stderr) == (0, True)
+    assert (result.exit_code, "5 already done, nothing to do" in result.stderr) == (0, True)
     assert {path.name: path.read_bytes() for path in finished.iterdir()} == before
 
 
@@ -80,7 +80,7 @@ def test_a_torn_tail_is_cut_said_and_done_again(scenes: Path, finished: Path, ha
     (half / OUT).write_bytes(content[:-cut])
     result = invoke("caption", scenes, *TINY)
     assert result.exit_code == 0
-    assert "cut a torn last line of" in result.stderr
+    assert "removed a torn last line of" in result.stderr
     assert (half / OUT).read_bytes() == content
 
 
@@ -99,7 +99,7 @@ def test_failed_rows_stay_and_keep_the_exit_code_at_3(here: Path) -> None:
     assert invoke("caption", images, *TINY).exit_code == 3
     result = invoke("caption", images, *TINY)
     assert result.exit_code == 3
-    assert "0 ok, 0 failed, 2 there before (1 failed)" in result.stderr
+    assert "2 already done (1 failed), nothing to do" in result.stderr
 
 
 def test_a_larger_limit_goes_on_from_a_smaller_one(scenes: Path, here: Path) -> None:
@@ -154,7 +154,7 @@ def test_an_output_of_another_command_is_refused_with_the_command_alone(scenes: 
 def test_overwrite_replaces_rows_and_settings(scenes: Path, half: Path) -> None:
     result = invoke("caption", scenes, *TINY, "--prompt", "a", "--overwrite")
     assert result.exit_code == 0
-    assert "there before" not in result.stderr
+    assert "already done" not in result.stderr
     assert names(half / OUT) == names_below(scenes)
     assert manifest(half)["prompt"] == "a"
 

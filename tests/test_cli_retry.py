@@ -36,7 +36,7 @@ def test_failed_images_are_done_again_and_good_ones_are_not(out: Path) -> None:
     before = {row["file_name"]: row for row in rows_of(out)}
     result = invoke("caption", "images", *TINY, "-o", out, "--retry-failed")
     assert result.exit_code == 3
-    assert ": 1 ok, 1 failed (1 truncated), 2 there before" in result.stderr
+    assert ": 1 ok, 1 failed (1 truncated), 2 already done" in result.stderr
     assert statuses(out) == {"000.png": "ok", "001.png": "ok", "002.png": "truncated", "003.png": "ok"}
     after = {row["file_name"]: row for row in rows_of(out)}
     assert after["000.png"] == before["000.png"]
@@ -82,7 +82,7 @@ def test_an_input_is_never_written_over(here: Path, scenes: Path, out_name: str)
 def test_without_the_option_they_stay_and_the_summary_names_it(out: Path) -> None:
     result = invoke("caption", "images", *TINY, "-o", out)
     assert result.exit_code == 3
-    assert result.stderr.endswith("4 there before (2 failed); --retry-failed does failed ones again\n")
+    assert result.stderr.endswith("4 already done (2 failed); --retry-failed retries failed ones\n")
     assert list(statuses(out).values()).count("truncated") == 2
 
 
@@ -100,7 +100,7 @@ def test_where_nothing_has_failed_nothing_is_done(scenes: Path, here: Path) -> N
     invoke("caption", scenes, *TINY)
     before = {path.name: path.read_bytes() for path in here.iterdir()}
     result = invoke("caption", scenes, *TINY, "--retry-failed")
-    assert (result.exit_code, "0 ok, 0 failed, 5 there before" in result.stderr) == (0, True)
+    assert (result.exit_code, "5 already done, nothing to do" in result.stderr) == (0, True)
     assert {path.name: path.read_bytes() for path in here.iterdir()} == before
 
 
@@ -131,7 +131,7 @@ def test_failed_answers_are_asked_for_again(here: Path) -> None:
     assert invoke(*command).exit_code == 3
     (images / "001.png").write_bytes(good)
     result = invoke(*command, "--retry-failed")
-    assert (result.exit_code, "2 ok, 0 failed, 2 there before" in result.stderr) == (0, True)
+    assert (result.exit_code, "2 ok, 0 failed, 2 already done" in result.stderr) == (0, True)
     assert Counter((row["file_name"], row["question"]) for row in rows_of(here / "answers.jsonl")) == Counter(
         (name, question) for name in ("000.png", "001.png") for question in ("what?", "where?")
     )

@@ -56,7 +56,7 @@ def test_a_signal_ends_a_run_of_the_real_model_after_its_batch_and_the_same_comm
     num_rows = len(read_rows(here / "captions.jsonl"))
     assert (process.returncode, 3 <= num_rows < NUM_IMAGES, b"Traceback" in stderr) == (143, True, False)
     *_, last = stderr.decode().splitlines()
-    assert last == f"Stopped. The rows so far are safe. To go on: python -m {shlex.join(('blip2cap', *command))}"
+    assert last == f"Stopped. The rows so far are safe. To resume: python -m {shlex.join(('blip2cap', *command))}"
     assert invoke(*command).exit_code == 0
     assert [row["file_name"] for row in read_rows(here / "captions.jsonl")] == names_below(here / "images")
 
@@ -74,7 +74,7 @@ def test_rows_do_not_wait_for_a_slow_pipe_and_a_signal_ends_the_wait(here: Path)
     process.send_signal(signal.SIGTERM)
     process.wait(timeout=60)
     assert process.returncode == 143
-    assert b"To go on, with the same paths on standard input: python -m blip2cap caption - " in finish(process)[1]
+    assert b"To resume, with the same paths on standard input: python -m blip2cap caption - " in finish(process)[1]
     assert num_lines(here / "captions.jsonl") == 3
 
 
@@ -164,7 +164,7 @@ def test_every_signal_ends_a_run_after_its_batch_and_the_command_that_is_said_go
     )
     *_, last = said().splitlines()
     command = "blip2cap caption images --model tiny --batch-size 2 --threads 1"
-    assert last == f"Stopped. The rows so far are safe. To go on: {command}"
+    assert last == f"Stopped. The rows so far are safe. To resume: {command}"
     assert "Traceback" not in said()
     assert zygote.run(*shlex.split(last.rpartition(": ")[2])[1:], cwd=here) == 0
     assert [row["file_name"] for row in read_rows(here / "captions.jsonl")] == names_below(pictures)
@@ -178,8 +178,8 @@ def test_a_signal_while_the_model_loads_ends_the_run_at_once_and_leaves_nothing(
     wait_for(lambda: "loading" in said(), zygote, process)
     os.kill(process, number)
     assert zygote.wait(process) == ALL[number]
-    assert "\nStopping; a second signal stops at once.\nStopped before the first row. To go on: blip2cap " in said()
-    assert said().endswith(" --overwrite\n"), "what was there before is there still, and would be in the way"
+    assert "\nStopping; a second signal stops at once.\nStopped before the first row. To resume: blip2cap " in said()
+    assert said().endswith(" --overwrite\n"), "what was already done is there still, and would be in the way"
     assert "Traceback" not in said()
     assert sorted(path.name for path in here.iterdir()) == ["images", "said"]
 
@@ -227,7 +227,7 @@ def test_rows_on_standard_output_cannot_be_gone_on_with_and_that_is_said(
     os.kill(process, signal.SIGTERM)
     assert zygote.wait(process) == 143
     last = said().splitlines()[-1]
-    assert last == "Stopped. The rows so far went to standard output; the same command begins anew."
+    assert last == "Stopped. The rows so far went to standard output; the same command starts from the beginning."
     assert 2 <= len(read_rows(here / "rows")) < 40
 
 
@@ -240,7 +240,7 @@ def test_signals_at_any_moment_do_no_damage(zygote: Zygote, pictures: Path, here
         number = rng.choice([*ALL])
         (here / "said").unlink(missing_ok=True)
         process = zygote.start(*RUN, cwd=here, stub=Stub(encode_s=0.002))
-        wait_for(lambda: "loading" in said() or "there before" in said(), zygote, process)
+        wait_for(lambda: "loading" in said() or "already done" in said(), zygote, process)
         time.sleep(rng.uniform(0, 0.1))
         os.kill(process, number)
         code = zygote.wait(process)
@@ -301,7 +301,7 @@ def test_a_run_that_is_stopped_says_that_its_urls_have_to_be_filled_in(zygote: Z
     assert zygote.wait(process) == 143
     *_, last = said().splitlines()
     assert last == (
-        "Stopped before the first row. To go on, with the URLs filled in again (users, passwords and queries are not "
+        "Stopped before the first row. To resume, with the URLs filled in again (users, passwords and queries are not "
         "shown): blip2cap caption 'https://localhost/x.jpg?...' --allow-http --model tiny"
     )
     assert "secret" not in said()

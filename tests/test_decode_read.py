@@ -64,7 +64,7 @@ def test_a_part_of_what_is_no_file_is_told(here):
 def test_what_the_source_holds_ready_is_taken_once_and_let_go():
     held = Held(b"bytes")
     assert read(ImageRef(path="gone", name="x", load=held, num_bytes=5, num_held=5), OPTIONS) == b"bytes"
-    with pytest.raises(AssertionError, match="taken before"):
+    with pytest.raises(AssertionError, match="already taken"):
         held()
 
 

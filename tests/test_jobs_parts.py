@@ -304,7 +304,9 @@ def test_an_image_over_which_a_process_died_is_decoded_apart_by_the_next(
     assert apart == [(images / "002.png").read_bytes()]
     assert (stats.num_ok, dict(stats.failed)) == (6, {"decoder_crashed": 1})
     assert [row["error"] for row in rows_of(store, 1)] == ["decoder_crashed", ""]
-    assert said == ["part-00001.parquet: an earlier run died; 1 of its images will be in a process apart"]
+    assert said == [
+        "part-00001.parquet: an earlier run died while decoding 1 image; it will be decoded in a separate process"
+    ]
     assert list((store.scratch / parts.id).iterdir()) == []
 
 
@@ -537,7 +539,7 @@ def test_nothing_is_planned_without_inputs(store: LocalStore) -> None:
 
 def test_an_image_that_cannot_be_read_again_is_not_planned(store: LocalStore, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(parts_plan._FIELDS, "path", None)  # as a source has it whose bytes come past once
-    with pytest.raises(UsageError, match="comes past in a stream"):
+    with pytest.raises(UsageError, match="comes from a stream"):
         make_plan(store, [ImageRef(path="x", name="x")], SETTINGS)
     assert read_plan(store) is None
 

@@ -199,7 +199,7 @@ def test_a_disk_that_takes_nothing_is_an_output_error(path):
         def write(self, file: int, data: bytes | memoryview) -> int:
             return 0
 
-    with pytest.raises(OutputError, match="a write took nothing"):
+    with pytest.raises(OutputError, match="a write of 0 bytes"):
         resume(path, ROWS, Stuck())
 
 

@@ -178,7 +178,7 @@ def test_a_full_disk_is_an_output_error_and_leaves_nothing(tmp_path: Path) -> No
     limits = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (1000, limits[1]))
     try:
-        with pytest.raises(OutputError, match=r"cannot be used: File too large\. The parts that are there are safe"):
+        with pytest.raises(OutputError, match=r"cannot be used: File too large\. Existing parts are safe"):
             store.create(NAME, bytes(5000))
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)
@@ -192,7 +192,7 @@ def test_a_name_below_a_folder_is_said_with_one_stroke(path: str) -> None:
 
 
 def test_a_folder_without_the_one_above_it_is_not_made(tmp_path: Path) -> None:
-    with pytest.raises(OutputError, match="Make the folder above it first"):
+    with pytest.raises(OutputError, match="Create its parent folder first"):
         LocalStore(str(tmp_path / "a" / "b")).prepare()
 
 

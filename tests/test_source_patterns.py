@@ -180,7 +180,7 @@ def test_other_patterns_go_on_with_the_same_rows(drawn):
     assert len(read_rows(drawn / "captions.jsonl")) == 2
     result = invoke("caption", "imgs", *TINY, "--include", "*.png")
     assert result.exit_code == 0
-    assert "1 ok, 0 failed, 2 there before" in result.stderr
+    assert "1 ok, 0 failed, 2 already done" in result.stderr
     assert len(read_rows(drawn / "captions.jsonl")) == 3
 
 

@@ -336,7 +336,7 @@ def test_a_tar_is_captioned_like_its_folder_and_resumed(scenes, scenes_tar):
         assert invoke("caption", "x.tar", *TINY, *arguments).exit_code == 0
     assert {row["file_name"]: row["text"] for row in read_rows(Path("captions.jsonl"))} == expected
     dry = invoke("caption", "x.tar", *TINY, "--dry-run")
-    assert "0 of 5 images to do, 5 there before, skipped 5 other suffix" in dry.stderr
+    assert "0 of 5 images to do, 5 already done, skipped 5 other suffix" in dry.stderr
 
 
 def test_a_cut_tar_ends_with_3_and_says_which(scenes_tar):

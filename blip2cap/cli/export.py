@@ -25,7 +25,7 @@ from blip2cap.source.walk import IMAGE_SUFFIXES
 _SOME_LEFT_OUT = 3
 _MAX_PRINTED = 20
 _MEANINGS = {
-    COLLISION: "another image would have the same name there",
+    COLLISION: "another image would get the same name",
     MISSING_IMAGE: "the image does not exist, or cannot be read",
     OUTSIDE: "it is not below the folder that names are relative to",
     UNNAMEABLE: "its name is not valid UTF-8, which the format requires",
@@ -169,7 +169,7 @@ def _keep_inputs(out: str, extension: str | None, results: str) -> None:
 
 
 def _is_in(out: str, path: Path) -> bool:
-    """Return whether `out` is the file `path`, or in the folder `path`, also through links; neither need exist."""
+    """Return whether `out` is `path` or inside it, also through links; neither need exist."""
     if os.path.exists(out) and path.exists() and path.samefile(out):
         return True
     folder, name = os.path.split(os.path.abspath(out))
@@ -216,11 +216,11 @@ def _say_summary(facts: dict[str, Any], rows: Results) -> None:
     parts = [f"{facts['to_write']} to write" if facts["dry_run"] else f"{facts['written']} written"]
     parts += [f"{count} {reason.replace('_', ' ')}" for reason, count in facts["left_out"].items()]
     if facts["failed"]:
-        parts.append(f"{facts['failed']} failed rows left out")
+        parts.append(f"{facts['failed']} failed row{'s' if facts['failed'] != 1 else ''} left out")
     if facts["other_questions"]:
-        parts.append(f"{facts['other_questions']} of other questions left out")
+        parts.append(f"{facts['other_questions']} for other questions left out")
     if _are_missing(facts):
-        parts.append(f"{facts['parts_there']} of {facts['parts']} parts are there")
+        parts.append(f"only {facts['parts_there']} of {facts['parts']} parts exist")
     if rows.torn_bytes:
         say(f"{clean(rows.given)}: a torn last line of {rows.torn_bytes} bytes is left out")
     end = "; nothing was written" if facts["dry_run"] else ""

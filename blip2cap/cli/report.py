@@ -1,4 +1,4 @@
-"""What a run says: images that fail as they fail, the plan of a dry run, the summary at the end."""
+"""The messages of a run: images that fail, the result of a dry run, the summary at the end."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ _NAMED_FAILURES = 20
 
 
 class Failures:
-    """Names images that fail; after the first few only their number, unless --verbose."""
+    """Names images that fail; after the first 20 it prints only their number, unless --verbose is given."""
 
     def __init__(self, say: Callable[[str], None], *, verbose: bool, quiet: bool) -> None:
         self.say = say
@@ -26,19 +26,19 @@ class Failures:
         self.count = 0
 
     def add(self, ref: ImageRef, error: ImageError) -> None:
-        """Say which image failed, and why."""
+        """Print the name of an image and the reason why it failed."""
         self.count += 1
         if self.count <= self.limit:
             self.say(f"{clean(shown(ref.file_name))}: {error.code}: {clean(error.detail)}")
 
     def close(self) -> None:
-        """Say how many were not named."""
+        """Print the number of images that were not named."""
         if self.count > self.limit and not self.quiet:
             self.say(f"... and {self.count - self.limit} more failures; --verbose names them all.")
 
 
 def dry_run_facts(found: DryRun) -> dict[str, Any]:
-    """Gather what a run would do, as --json prints it."""
+    """Return the result of a dry run, as --json prints it."""
     return {
         "out": found.out,
         "images": found.num_images,
@@ -51,7 +51,7 @@ def dry_run_facts(found: DryRun) -> dict[str, Any]:
 
 
 def outcome_facts(outcome: Outcome, *, flags: bool) -> dict[str, Any]:
-    """Gather what a run has done, as --json prints it; with `flags`, what the loop guard did."""
+    """Return the result of a run, as --json prints it; with `flags`, also the counts of the loop guard."""
     stats = outcome.stats
     seconds = stats.seconds if stats else 0.0
     facts = {
@@ -82,22 +82,23 @@ def print_json(facts: dict[str, Any]) -> None:
 
 
 def say_dry_run(facts: dict[str, Any]) -> None:
-    """Say in one line what a dry run found."""
+    """Print the result of a dry run in one line."""
     rows = f" ({_count(facts['rows_to_do'], 'row')})" if facts["rows_to_do"] != facts["images_to_do"] else ""
     parts = [f"{facts['images_to_do']} of {_count(facts['images'], 'image')} to do{rows}", *_before(facts)]
     say(f"dry run of {_where(facts)}: {', '.join(parts + skipped_phrases(facts['skipped']))}; nothing was written")
 
 
-def say_outcome(facts: dict[str, Any]) -> None:
-    """Say in one line what a run did."""
+def say_outcome(facts: dict[str, Any], *, nothing_to_do: bool) -> None:
+    """Print the result of a run in one line."""
     kinds = ", ".join(f"{count} {error}" for error, count in facts["failed_by_error"].items())
-    parts = [f"{facts['rows_ok']} ok", f"{facts['rows_failed']} failed" + (f" ({kinds})" if kinds else "")]
-    parts += _flags(facts)
+    made = [f"{facts['rows_ok']} ok", f"{facts['rows_failed']} failed" + (f" ({kinds})" if kinds else "")]
+    made += _flags(facts)
+    counts = [*_before(facts), "nothing to do"] if nothing_to_do else made + _before(facts)
     rate = f"; {facts['images_per_s']} images/s" if facts["images_per_s"] else ""
-    retry = "; --retry-failed does failed ones again" if facts["rows_failed_before"] else ""
-    say(f"{_where(facts)}: {', '.join(parts + _before(facts) + skipped_phrases(facts['skipped']))}{rate}{retry}")
+    retry = "; --retry-failed retries failed ones" if facts["rows_failed_before"] else ""
+    say(f"{_where(facts)}: {', '.join(counts + skipped_phrases(facts['skipped']))}{rate}{retry}")
     if "parts" in facts:
-        say(f"{facts['parts_there']} of {facts['parts']} parts are there")
+        say(f"{facts['parts_there']} of {facts['parts']} parts done")
 
 
 def _where(facts: dict[str, Any]) -> str:
@@ -106,7 +107,7 @@ def _where(facts: dict[str, Any]) -> str:
 
 def _before(facts: dict[str, Any]) -> list[str]:
     failed = f" ({facts['rows_failed_before']} failed)" if facts["rows_failed_before"] else ""
-    return [f"{facts['rows_there_before']} there before{failed}"] if facts["rows_there_before"] else []
+    return [f"{facts['rows_there_before']} already done{failed}"] if facts["rows_there_before"] else []
 
 
 def _flags(facts: dict[str, Any]) -> list[str]:

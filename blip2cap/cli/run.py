@@ -1,4 +1,4 @@
-"""One run of a command such as `caption` or `vqa`: its job is run, what happens is printed, the exit code is chosen."""
+"""One run of `caption` or `vqa`: runs a job, prints its progress and summary, and chooses the exit code."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ _SOME_FAILED = 3
 
 
 class TerminalListener(Listener):
-    """Prints how a run goes on to stderr."""
+    """Prints the messages and the progress of a run to stderr."""
 
     def __init__(self, job: Job, options: ReportOptions, stop: Stop) -> None:
         self.job, self.options, self.stop = job, options, stop
@@ -38,21 +38,21 @@ class TerminalListener(Listener):
             self._progress.say(clean(line))
 
     def begin(self, count: Count | None) -> None:
-        """From here on a signal is only noted; draw the progress."""
+        """Start the progress display; from here on a signal is only noted."""
         self.stop.only_note()
         rows_on_terminal = self.job.kind is Kind.STREAM and sys.stdout.isatty()
         self._progress = choose_progress(quiet=self.options.quiet, rows_on_terminal=rows_on_terminal, count=count)
 
     def progress(self, stats: RunStats) -> None:
-        """Move the progress."""
+        """Update the progress display."""
         self._progress.update(stats.num_images, stats.num_failed)
 
     def failure(self, ref: ImageRef, error: ImageError) -> None:
-        """Name the image, if it is one of the first."""
+        """Name the image, if it is among the first that fail."""
         self._failures.add(ref, error)
 
     def end(self) -> None:
-        """Remove the progress."""
+        """Remove the progress display."""
         self._progress.close()
         self._progress = Silent()
         self._failures.close()
@@ -74,7 +74,7 @@ def start(job: Job, options: ReportOptions) -> None:
             _run(job, options, stop)
         except Stopped:
             if not options.quiet:
-                say(f"Stopped before the first row. {go_on(job, begun=False)}")
+                say(f"Stopped before the first row. {how_to_resume(job, begun=False)}")
             raise
 
 
@@ -90,9 +90,9 @@ def _run(job: Job, options: ReportOptions, stop: Stop) -> None:
     if options.as_json:
         print_json(facts)
     elif not options.quiet:
-        say_outcome(facts)
+        say_outcome(facts, nothing_to_do=outcome.stats is None)
     if outcome.stopped:
-        listener.say(f"Stopped. {go_on(job, begun=True)}")
+        listener.say(f"Stopped. {how_to_resume(job, begun=True)}")
         raise typer.Exit(stop.exit_code)
     if outcome.error is not None:
         raise outcome.error
@@ -112,14 +112,14 @@ def _dry_run(job: Job, options: ReportOptions) -> None:
         say_dry_run(facts)
 
 
-def go_on(job: Job, *, begun: bool) -> str:
-    """Name the command that resumes the run; with --overwrite, once `begun`, it would delete the rows so far."""
+def how_to_resume(job: Job, *, begun: bool) -> str:
+    """Return the command that resumes a run; if it has `begun`, without --overwrite, which would delete its rows."""
     if job.kind is Kind.STREAM:
-        return "The rows so far went to standard output; the same command begins anew."
+        return "The rows so far went to standard output; the same command starts from the beginning."
     safe = "The rows so far are safe. " if begun else ""
     if begun and job.output.overwrite and "--overwrite" not in sys.argv:
         safe += "Overwriting is set by --config or BLIP2CAP_OVERWRITE: turn it off first. "
     paths = ", with the same paths on standard input" if "-" in (*job.source.inputs, *job.source.files_from) else ""
     if hides_secrets():
         paths += ", with the URLs filled in again (users, passwords and queries are not shown)"
-    return f"{safe}To go on{paths}: {this_command(without='--overwrite' if begun else None)}"
+    return f"{safe}To resume{paths}: {this_command(without='--overwrite' if begun else None)}"

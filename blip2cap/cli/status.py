@@ -67,7 +67,7 @@ def _page(facts: Mapping[str, Any]) -> str:
     kinds = ", ".join(f"{count} {clean(error)}" for error, count in facts["failed_by_error"].items())
     counts = [f"{facts['rows_ok']} ok", f"{facts['rows_failed']} failed" + (f" ({kinds})" if kinds else "")]
     if facts["torn_bytes"]:
-        again = ", which the next run makes again" if facts["settings"] else ""
+        again = ", whose row the next run makes again" if facts["settings"] else ""
         counts.append(f"a torn last line{again}")
     if facts["rows_missing"] is None:
         counts.append("missing: not known from the file alone")

@@ -55,7 +55,7 @@ class Call(Generic[Result]):
             del _current.call
 
     def finish(self, result: Result | None, error: BaseException | None) -> None:
-        """Set the outcome, unless it is set: that of an abandoned thread comes later and is ignored."""
+        """Set the outcome, unless it is already set: a late one from an abandoned thread is ignored."""
         with self._lock:
             if not self._done.is_set():
                 self._result, self._error = result, error

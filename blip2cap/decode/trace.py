@@ -1,4 +1,4 @@
-"""The images that are being decoded, in a small file beside the output that survives a crash of the process.
+"""A small file beside the output that lists the images being decoded, and survives a crash of the process.
 
 A decoder in C that crashes ends the whole run. The next run finds in this file which images may be the cause.
 
@@ -67,7 +67,7 @@ class Trace:
             self._free.append(slot)
 
     def forget(self) -> None:
-        """Clear all suspects: they have been decoded, isolated."""
+        """Clear all suspects: they have been decoded in separate processes."""
         self._suspects.clear()
 
     def close(self) -> None:

@@ -1,1 +1,1 @@
-"""Requests through a model: read ahead, batch, ask, put rows back in order. Knows no files and no model family."""
+"""The engine: reads ahead, batches, runs the model, and returns rows in order. Knows no files and no model family."""

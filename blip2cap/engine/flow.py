@@ -1,7 +1,7 @@
-"""Images on their way through the model: each is encoded once, its prompts are answered as they are ready, rows leave
-in the order of the images.
+"""The flow of images through the model: each is encoded once, its prompts are answered in any order, and rows leave in
+the order of the images.
 
-Images whose pixels are equal are processed once: the same picture under two names, or in two formats.
+Images with equal pixels are processed once: the same picture under two names, or in two formats.
 """
 
 from __future__ import annotations
@@ -23,9 +23,9 @@ from blip2cap.tasks.base import Request, Task
 DecodedRequest = tuple[Request, Decoded | ImageError]
 
 _NUM_REMEMBERED = 20_000
-"""Number of results kept for images that come again; about 10 MB of captions."""
+"""Number of results kept for equal images; about 10 MB of captions."""
 _MOST_BEHIND = 4
-"""Number of images in the flow, at most, as a multiple of the capacity of the session."""
+"""Maximum number of images in the flow, as a multiple of the capacity of the session."""
 
 
 @dataclass(slots=True, kw_only=True, eq=False)
@@ -38,7 +38,7 @@ class _Image:
     width: int
     height: int
     results: list[Any]
-    """One for each label of the request; None until it is there."""
+    """Result for each label of the request; None until it is ready."""
     num_missing: int
 
 
@@ -54,11 +54,11 @@ class _Question:
     content: Any
     """The image as the model takes it; dropped once it is encoded."""
     waiting: list[tuple[_Image, int]]
-    """Images that wait for the result, with its index in theirs."""
+    """Images that wait for the result, each with the index of the result in its list."""
 
 
 class Flow:
-    """Takes decoded images, gives rows."""
+    """Turns decoded images into rows."""
 
     def __init__(
         self,
@@ -79,18 +79,18 @@ class Flow:
 
     @property
     def accepts_more(self) -> bool:
-        """Whether the session has capacity left, and not too many images wait for a slow one before them."""
+        """True if the session has capacity left and few enough images wait for a slow one before them."""
         capacity = self.session.capacity
         return self.session.num_pending < capacity and len(self.images) < _MOST_BEHIND * capacity
 
     @property
     def num_images(self) -> int:
-        """Number of images in the flow, complete ones included."""
+        """Number of images in the flow, including complete ones."""
         return len(self.images)
 
     @property
     def num_ready(self) -> int:
-        """Number of images that can leave: those before the first that is not complete."""
+        """Number of images that can leave: those before the first incomplete one."""
         return next((index for index, image in enumerate(self.images) if image.num_missing), len(self.images))
 
     def take(self, batch: Sequence[DecodedRequest], size: BatchSize) -> None:
@@ -120,7 +120,7 @@ class Flow:
             self._encode(list(by_image.values()), size)
 
     def _ask(self, image: _Image, index: int, decoded: Decoded, new: dict[Hashable, _Question]) -> None:
-        """Look a question up among those with a result, in flight and new in this batch; add it if it is none."""
+        """Look a question up among the answered, those in flight and the new ones; if it is in none, add it."""
         ref, label = image.request.ref, image.request.labels[index]
         prompt = self.task.prompt(ref, label)
         image_key: Hashable = decoded.digest if self.task.deterministic else image
@@ -144,7 +144,7 @@ class Flow:
             )
 
     def _encode(self, images: list[list[_Question]], size: BatchSize) -> None:
-        """Encode images and queue their prompts; after out-of-memory, half of them at a time."""
+        """Encode images and queue their prompts; after out-of-memory, do it in halves."""
         if not size.settled:
             self.model.wait()
         started = time.perf_counter()
@@ -178,7 +178,7 @@ class Flow:
                     self._answer(image, index, ImageError("out_of_memory", detail))
 
     def advance(self) -> None:
-        """Let the model compute for a while, and hand out the results that are complete."""
+        """Let the model compute for a while, and assign the results that are complete."""
         for ticket, result in self.session.advance():
             question = self.tickets.pop(ticket)
             del self.in_flight[question.key]
@@ -197,7 +197,7 @@ class Flow:
         image.num_missing -= 1
 
     def rows(self) -> tuple[int, list[Row]]:
-        """Let the images leave that are complete; return their number, and their rows."""
+        """Remove the images that can leave; return their number and their rows."""
         num_images = self.num_ready
         return num_images, [row for _ in range(num_images) for row in self._rows(self.images.popleft())]
 

@@ -23,19 +23,19 @@ from blip2cap.tasks.base import Request
 Item = TypeVar("Item")
 
 _PATIENCE_S = 0.5
-"""How long the next image is waited for before what is there is said to be all for now."""
+"""Longest wait, in seconds, for the next image before the batch so far is handed on."""
 _BATCH_PATIENCE_S = 2.0
-"""How long a batch is: images that trickle in are not kept waiting for many others."""
+"""Longest time, in seconds, to fill a batch: when images come slowly, the first ones do not wait for many others."""
 _MOST_HELD = 256 << 20
-"""Bytes of images from streams that may be ahead of the model. One that is larger goes alone."""
+"""Largest number of bytes from streams that wait for the model. A larger image is held alone."""
 
 
 class DecodeAhead(Generic[Item]):
-    """Decodes the images of items in threads, from the moment it is made; to be closed.
+    """Decodes the images of items in threads, from its creation on; to be closed.
 
-    At most `num_ahead` images are decoded or waiting at any time, and no more of them than have come with 256 MB from a
-    stream; `items` is read no further than that, by a thread of its own, so that a slow pipe holds nothing up. An image
-    that is waited for longer than `timeout_s` fails as timeout.
+    At most `num_ahead` images are decoded or waiting at any time, with at most 256 MB of bytes from streams; `items` is
+    read no further than that, in a separate thread, so that a slow pipe delays nothing. An image that takes longer than
+    `timeout_s` fails with timeout.
     """
 
     def __init__(
@@ -55,7 +55,7 @@ class DecodeAhead(Generic[Item]):
         self._room, self._closed = threading.Semaphore(num_ahead), threading.Event()
         self._held = _HeldBytes()
         self._threads: Threads[Decoded | ImageError] = Threads(num_threads, "decode")
-        # A daemon: it may wait for a pipe for ever, and the process must be able to end without it.
+        # A daemon: it may wait forever for a pipe, and the process must be able to exit.
         self._feeder = threading.Thread(target=self._feed, name="source", daemon=True)
         self._feeder.start()
 
@@ -76,10 +76,10 @@ class DecodeAhead(Generic[Item]):
     def results(
         self, stopped: Callable[[], bool] = lambda: False
     ) -> Generator[tuple[Item, Decoded | ImageError] | None]:
-        """Yield every item with its decoded image or what is wrong with it, in the order of the items.
+        """Yield every item with its decoded image or its error, in the order of the items.
 
-        None says that the next image is not there yet. Ends early when `stopped` says so. What the items raise is
-        raised here, and what is no fault of an image.
+        None means that the next image is not ready yet. Ends early once `stopped` returns True. Raises what the items
+        raise, and errors that no image has caused.
         """
         while not stopped():
             try:
@@ -103,10 +103,10 @@ class DecodeAhead(Generic[Item]):
             self._held.remove(self._ref_of(item).num_held)
 
     def _timeout(self) -> ImageError:
-        return ImageError("timeout", f"it was not there after {self._timeout_s:g} s: reading or decoding it hangs")
+        return ImageError("timeout", f"not decoded within {self._timeout_s:g} s: reading or decoding hangs")
 
     def close(self) -> None:
-        """End the threads; one that waits for a pipe, or a file that hangs, is left behind."""
+        """End the threads; those that wait for a pipe, or for a file that hangs, are abandoned."""
         self._closed.set()
         self._room.release()
         self._held.close()
@@ -115,35 +115,35 @@ class DecodeAhead(Generic[Item]):
 
 
 class _HeldBytes:
-    """Counts bytes in memory, and lets those who bring more wait until there is room."""
+    """Counts bytes in memory; adding more blocks until they fit."""
 
     def __init__(self) -> None:
         self.num_bytes, self.closed, self.changed = 0, False, threading.Condition()
 
     def add(self, num_bytes: int) -> bool:
-        """Wait for room; return False if there is no use in it any more."""
+        """Wait until the bytes fit, and count them; return False after `close`."""
         with self.changed:
             self.changed.wait_for(lambda: self.closed or not self.num_bytes or self.num_bytes + num_bytes <= _MOST_HELD)
             self.num_bytes += num_bytes
             return not self.closed
 
     def remove(self, num_bytes: int) -> None:
-        """Make room."""
+        """Release bytes."""
         with self.changed:
             self.num_bytes -= num_bytes
             self.changed.notify()
 
     def close(self) -> None:
-        """Let nobody wait any more."""
+        """Wake all that wait."""
         with self.changed:
             self.closed = True
             self.changed.notify()
 
 
 def in_batches(items: Iterable[Item | None], size: Callable[[], int]) -> Iterator[list[Item]]:
-    """Group items into lists of `size()`; shorter where None says that the next is not there yet, and at the end.
+    """Group items into lists of `size()`; a list is shorter before None (the next item is not ready) and at the end.
 
-    An empty list says that nothing at all is there yet. No batch takes much longer to fill than `_BATCH_PATIENCE_S`.
+    An empty list means that no item is ready. No batch takes much longer to fill than `_BATCH_PATIENCE_S`.
     """
     batch: list[Item] = []
     started = time.monotonic()
@@ -158,14 +158,14 @@ def in_batches(items: Iterable[Item | None], size: Callable[[], int]) -> Iterato
 
 
 def _guarded(decode: Callable[[ImageRef], Decoded], ref: ImageRef) -> Decoded | ImageError:
-    """Turn whatever a decoder raises into data: nothing that one image does may end the run."""
+    """Return errors of a decoder as data: one image must not end the run."""
     try:
         return decode(ref)
     except ImageError as error:
-        # Anew: the frames of its traceback hold the job that will hold it, and such circles are rarely looked for.
+        # A new error: the traceback of this one refers to the call that will hold it, a cycle that is collected late.
         return ImageError(error.code, error.detail)
     except Blip2CapError:
-        raise  # no image has done this
+        raise  # not caused by an image
     except MemoryError:
         return ImageError("out_of_memory", "not enough memory to decode it")
     except Exception as error:
@@ -176,16 +176,16 @@ class DecodeTrace(Protocol):
     """A record of the images that are being decoded; `decode.trace.Trace` is one."""
 
     def suspects(self, ref: ImageRef) -> bool:
-        """Whether an earlier run died while it decoded this image."""
+        """Return whether an earlier run died while it decoded this image."""
 
     def decoding(self, ref: ImageRef) -> AbstractContextManager[None]:
-        """Note an image while it is decoded."""
+        """Record an image while it is decoded."""
 
 
 class ReadAhead:
-    """Reads and decodes in threads from the moment it is made, while the model may still be loading; to be closed.
+    """Reads and decodes in threads from its creation on, while the model may still be loading; to be closed.
 
-    With a `trace`, images that may have ended an earlier run are decoded in processes of their own.
+    With a `trace`, images that may have ended an earlier run are decoded in separate processes.
     """
 
     def __init__(
@@ -218,16 +218,16 @@ class ReadAhead:
         self._turn.wait()
         isolated = self.options.isolate or (self.trace is not None and self.trace.suspects(ref))
         if isolated:
-            limit_myself()  # starting a process may take long, which is no fault of the image
+            limit_myself()  # starting a process may take long, and the image is not to blame
         with nullcontext() if isolated or self.trace is None else self.trace.decoding(ref):
             return self._decoder.decode(data, isolated=isolated, read_s=read_s)
 
     def batches(self, *, on_cpu: bool, stopped: Callable[[], bool]) -> Iterator[list[DecodedRequest]]:
-        """Yield batches; a short or empty one says that there are no more for now.
+        """Yield batches; a short or empty one means that no more images are ready.
 
-        If the model is `on_cpu` and needs the same cores, images are decoded only while they are waited for: the
-        threads of the model wait for one another at every operation, and one without a core holds up all. Files are
-        read ahead all the same.
+        A model `on_cpu` needs the same cores, so images are decoded only while the run waits for them: the threads of
+        the model wait for one another at every operation, and one without a core delays all. Files are still read
+        ahead.
         """
         batches = in_batches(self._ahead.results(stopped), lambda: self.size.size)
         while True:

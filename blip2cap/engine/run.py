@@ -1,4 +1,4 @@
-"""The loop: requests -> decoded images -> results -> rows, timed. It knows all stages and does no work itself."""
+"""The timed loop: requests -> decoded images -> results -> rows. It connects all stages and does no work itself."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ class RunStats:
     """Counts and times of a run."""
 
     num_images: int = 0
-    """Number of images that went through."""
+    """Number of images processed."""
     num_ok: int = 0
     """Number of rows written with status ok."""
     failed: Counter[str] = field(default_factory=Counter)
@@ -36,15 +36,15 @@ class RunStats:
     flags: Counter[str] = field(default_factory=Counter)
     """Number of rows that the loop guard flagged, by flag."""
     seconds: float = 0.0
-    """From the first decode to the last write."""
+    """Time from the first decode to the last write."""
     decode_s: float = 0.0
-    """Of that, waiting for decoded images."""
+    """Part of it spent waiting for decoded images."""
     model_s: float = 0.0
     write_s: float = 0.0
     batch_size: int = 0
-    """Number of images encoded at once, at the end."""
+    """Number of images encoded at once at the end of the run."""
     capacity: int = 0
-    """Number of prompts processed at once, at most, at the end."""
+    """Maximum number of prompts processed at once at the end of the run."""
 
     @property
     def num_failed(self) -> int:
@@ -52,7 +52,7 @@ class RunStats:
         return self.failed.total()
 
     def add(self, num_images: int, rows: Iterable[Row]) -> None:
-        """Count rows that are about to be written."""
+        """Count a batch of rows."""
         self.num_images += num_images
         for row in rows:
             if row.status == "ok":
@@ -63,7 +63,7 @@ class RunStats:
                 self.flags[row.flag] += 1
 
     def __add__(self, other: RunStats) -> RunStats:
-        """Add up two runs with the same model, one after the other."""
+        """Add up two consecutive runs with the same model."""
         return RunStats(
             num_images=self.num_images + other.num_images,
             num_ok=self.num_ok + other.num_ok,
@@ -80,17 +80,17 @@ class RunStats:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Engine:
-    """A model with the task and the options of one run."""
+    """The model, the task and the options of one run."""
 
     model: Model
     task: Task
     decode: DecodeOptions
     batch: BatchOptions
     on_failure: Callable[[ImageRef, ImageError], None] = lambda ref, error: None
-    """Told of every image that fails, and of every result that could not be made."""
+    """Called for every image that fails, and for every result that could not be made."""
 
     def read_ahead(self, requests: Iterable[Request], trace: DecodeTrace | None = None) -> ReadAhead:
-        """Begin to read and decode the images of requests."""
+        """Start to read and decode the images of requests."""
         return ReadAhead(requests, self.decode, self.model.image_input, self.batch, trace)
 
     def row_batches(
@@ -98,14 +98,14 @@ class Engine:
     ) -> Generator[list[Row]]:
         """Yield rows in the order of the requests, a batch of images at a time; counts and times go to `stats`.
 
-        When `stopped` says so, no more images are taken, and those that are in the model are finished. Closes `images`.
+        Once `stopped` returns True, no more images are taken; those in the model are completed. Closes `images`.
         """
         with closing(images):
             batches = images.batches(on_cpu=self.model.on_cpu, stopped=stopped)
             yield from self._row_batches(batches, images.size, stats, stopped)
 
     def rows(self, items: Iterable[DecodedRequest]) -> list[Row]:
-        """Make the rows of decoded images, in their order and in that of their labels."""
+        """Make the rows of decoded images, in the order of the images and of their labels."""
         size = self.batch.images()
         batches = in_batches(items, lambda: size.size)
         return [row for rows in self._row_batches(batches, size, RunStats(), lambda: False) for row in rows]
@@ -124,7 +124,7 @@ class Engine:
                 stats.decode_s += decoded - mark
                 mark = decoded
                 more = batch is not None
-                # A short batch: images come slowly, so rows are written before more images are waited for.
+                # A short batch: images come slowly, so write rows before waiting for more images.
                 finish_first = len(batch or ()) < wanted
                 flow.take(batch or (), size)
             flow.advance()
@@ -154,9 +154,9 @@ def run(
     on_batch: Callable[[RunStats], None] = lambda stats: None,
     stopped: Callable[[], bool] = lambda: False,
 ) -> RunStats:
-    """Make the rows of all images and write them, batch by batch; `on_batch` is told after each, when they are safe.
+    """Make the rows of all images and write them in batches; call `on_batch` when a batch is safe.
 
-    Ends early, with what is in the model finished, when `stopped` says so.
+    Ends early, after the images in the model are complete, once `stopped` returns True.
     """
     stats = RunStats()
     with closing(engine.row_batches(images, stats, stopped)) as batches:

@@ -1,1 +1,1 @@
-"""One run, whatever its output: from options to an outcome. Prints nothing."""
+"""One run with any output: from options to an outcome. Prints nothing."""

@@ -1,4 +1,4 @@
-"""What the steps of a run share, whatever its output: the job, its inputs, its model and who is told."""
+"""The context that all steps of a run share: the job, its inputs, its model and its listener."""
 
 from __future__ import annotations
 
@@ -24,14 +24,14 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Context:
-    """One run."""
+    """Context of one run."""
 
     job: Job
-    """With what the family of the model decides."""
+    """The job, completed by what the model's family decides."""
     source: Source
     checkpoint: Checkpoint
     model: Model | None = None
-    """A model that is loaded already; None: it is loaded when the first image is known."""
+    """A loaded model; None: it is loaded once the first image is known."""
     listener: Listener
     stopped: Callable[[], bool]
 
@@ -42,12 +42,12 @@ class Context:
 
     @property
     def dtype(self) -> str:
-        """The dtype that is asked for, that of the loaded model if there is one; may be auto."""
+        """Dtype of the loaded model, or else the requested one, which may be auto."""
         return self.job.model.dtype if self.model is None else dtype_name(self.model)
 
     @property
     def settings(self) -> dict[str, Any]:
-        """Everything that changes a result or a name, but for the dtype."""
+        """Everything that changes a result or a name, except the dtype."""
         return self.job.settings(self.source) | self.job.model_settings(self.checkpoint)
 
     @property
@@ -58,12 +58,12 @@ class Context:
         return FAMILIES[self.checkpoint.family].image_input(self.checkpoint)
 
     def announce_model(self) -> None:
-        """Say that a model is being loaded, unless it is loaded already."""
+        """Tell the listener that a model is being loaded, unless it is already loaded."""
         if self.model is None:
             self.listener.say(f"loading {self.checkpoint.name} ...")
 
     def load_model(self, dtype: str) -> Model:
-        """Load the model, say how it computes, and check it against the task. This imports torch."""
+        """Load the model, tell the listener its dtype and device, and check it against the task. Imports torch."""
         model = self.model
         if model is None:
             model = load(self.checkpoint, replace(self.job.model, dtype=dtype))
@@ -79,7 +79,7 @@ class Context:
 
     @contextmanager
     def running(self, model: Model, count: Count | None) -> Iterator[Engine]:
-        """Give the engine of the part of a run that a stop does not cut short; the listener is told of both ends."""
+        """Yield the engine, between `begin` and `end` of the listener; a stop inside completes the batch first."""
         from blip2cap.engine.run import Engine
 
         job = self.job

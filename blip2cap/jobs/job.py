@@ -1,4 +1,4 @@
-"""A run as it is asked for, and as it ends: plain values, no terminal, no exit codes."""
+"""The description of a run and its outcome: plain values, without terminal and exit codes."""
 
 from __future__ import annotations
 
@@ -22,12 +22,12 @@ if TYPE_CHECKING:
     from blip2cap.source.inputs import ImageStream, Source
 
 Count = Callable[[Callable[[], bool]], int]
-"""Counts the images to do; calls its argument now and then, and gives up when that returns True."""
+"""Counts the images to do; calls its argument from time to time, and stops when that returns True."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Job:
-    """Everything that a run is asked to do. Raises UsageError for options that exclude each other."""
+    """Everything that defines a run. Raises UsageError for options that exclude each other."""
 
     task: Task
     source: SourceOptions
@@ -51,7 +51,7 @@ class Job:
         return replace(self, task=self.task.for_checkpoint(checkpoint, FAMILIES[checkpoint.family]))
 
     def settings(self, source: Source) -> dict[str, Any]:
-        """Return everything that changes a result or a name, but for what only the model knows."""
+        """Return everything that changes a result or a name, except what only the model knows."""
         root = os.fsencode(source.root).decode("utf-8", "backslashreplace")
         inputs = {"decode": self.decode.mode, "input_root": root}
         if self.source.image_column is not None:
@@ -63,7 +63,7 @@ class Job:
         return {"model": checkpoint.name, "model_commit": checkpoint.commit, **self.task.model_settings()}
 
     def known_settings(self, source: Source) -> dict[str, Any]:
-        """Return the settings as far as they are known without loading a model, or fetching one."""
+        """Return the settings that are known without loading or downloading a model."""
         from blip2cap.models.checkpoint import find
 
         settings = self.settings(source)
@@ -77,31 +77,31 @@ class Job:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Parts:
-    """Parts of a folder that belong to a run."""
+    """Counts of the parts that belong to a run."""
 
     num_parts: int
     num_existing: int
     num_lost: int
-    """Number of parts that another process has finished first."""
+    """Number of parts that another process finished first."""
     num_failed: int
-    """Number of failed rows in all of them, whichever process has made them; 0 if the run was stopped."""
+    """Number of failed rows in all of them, whichever process made them; 0 if the run was stopped."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Outcome:
-    """What a run has done."""
+    """Result of a run."""
 
     out: str
     num_images: int
     """Number of images found."""
     num_rows_before: int
-    """Number of their rows that existed before."""
+    """Number of their rows that already existed."""
     num_failed_before: int
-    """Number of existing failed rows, retried ones left out."""
+    """Number of existing failed rows, without those that were retried."""
     skipped: Mapping[str, int]
-    """Number of entries passed over, by reason."""
+    """Number of skipped entries, by reason."""
     damaged: tuple[str, ...]
-    """Messages about archives that could not be read to their end."""
+    """Messages about archives that could not be read completely."""
     stats: RunStats | None
     """Counts and times; None if there was nothing to do."""
     stopped: bool = False
@@ -127,7 +127,7 @@ class Outcome:
 
     @property
     def complete(self) -> bool:
-        """Whether every input has an ok row, and every archive and folder could be read."""
+        """True if every input has an ok row, and every archive and folder could be read."""
         unread = sum(self.skipped.get(reason, 0) for reason in ("unreadable_folder", "unreadable_archive"))
         num_failed = self.parts.num_failed if self.parts else self.num_failed + self.num_failed_before
         return not (self.stopped or self.error or num_failed or unread)
@@ -135,7 +135,7 @@ class Outcome:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class DryRun:
-    """What a run would do."""
+    """Result of a dry run."""
 
     out: str
     num_images: int
@@ -148,25 +148,25 @@ class DryRun:
 
 
 class Listener:
-    """Told how a run goes on; a subclass overrides what it wants to know."""
+    """Receives the messages and the progress of a run; a subclass overrides the methods that it needs."""
 
     def say(self, line: str) -> None:
-        """Take a line for the user; it may hold names as they are."""
+        """Receive a line for the user; names in it may hold any character."""
 
     def begin(self, count: Count | None) -> None:
-        """The first image goes into the model next; from here on, a stop lets the batch finish.
+        """Called before the first image goes into the model; from here on, a stop completes the batch first.
 
-        `count` counts the images to do, None if that is not possible beforehand.
+        `count` counts the images to do; None if they cannot be counted in advance.
         """
 
     def progress(self, stats: RunStats) -> None:
-        """A batch of rows is safe."""
+        """Called when a batch of rows is safe."""
 
     def failure(self, ref: ImageRef, error: ImageError) -> None:
-        """An image has failed."""
+        """Called when an image has failed."""
 
     def end(self) -> None:
-        """No more images, after `begin`."""
+        """Called after the last image, if `begin` was called."""
 
 
 def count_requests(
@@ -197,15 +197,23 @@ def count_requests(
 
 
 def no_image(source: Source, skipped: Mapping[str, int]) -> str:
-    """Say that there is nothing to do, and what was passed over."""
+    """Return the message that no image was found, with the number of skipped entries."""
     given = shown(", ".join((*source.options.inputs, *source.options.files_from)))
     reasons = ", ".join(skipped_phrases(skipped))
     found = f"no image found in {given}" + (f" ({reasons})" if reasons else "")
     if skipped.keys() & {"excluded", "not_included"}:
         return f"{found}. Check --include and --exclude."
-    return f"{found}. Expected files like .jpg .png .webp; name other ones one by one."
+    return f"{found}. Expected files like .jpg .png .webp; give files with other names one by one."
 
 
 def skipped_phrases(skipped: Mapping[str, int]) -> list[str]:
-    """Return a phrase for each reason for which entries were passed over."""
+    """Return a phrase for each reason for which entries were skipped."""
     return [f"skipped {count} {reason.replace('_', ' ')}" for reason, count in skipped.items()]
+
+
+def suspects_message(where: str, num_suspects: int) -> str:
+    """Return the message about images that an earlier run was decoding when it died."""
+    one = num_suspects == 1
+    images, they = ("1 image", "it") if one else (f"{num_suspects} images", "they")
+    processes = "a separate process" if one else "separate processes"
+    return f"{where}: an earlier run died while decoding {images}; {they} will be decoded in {processes}"

@@ -1,4 +1,4 @@
-"""The requests of several parts in one stream, and the sink that their rows come back to."""
+"""The requests of several parts in one stream, and the sink for their rows."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterable, Iterator, Set
 from contextlib import AbstractContextManager, nullcontext
 
 from blip2cap.errors import OutputLockedError
+from blip2cap.jobs.job import suspects_message
 from blip2cap.outputs.parts.part import Part, PartExistsError
 from blip2cap.outputs.parts.plan import PartsPlan
 from blip2cap.outputs.parts.store import Store
@@ -17,10 +18,10 @@ from blip2cap.tasks.base import Request, Worklist
 
 
 class PartQueue:
-    """Parts to make, one after the other, to be closed.
+    """Parts to make, one after the other; to be closed.
 
-    A part is locked when its first request is wanted, and becomes an object when its last row is written. Requests are
-    asked for in a thread of their own; rows come in the order of the requests.
+    A part is locked when its first request is taken, and becomes an object when its last row is written. Requests are
+    taken in a separate thread; rows come in the order of the requests.
     """
 
     def __init__(
@@ -36,11 +37,11 @@ class PartQueue:
         """Existing parts whose failed rows are retried."""
         self.todo = deque(indices)
         self.locked: deque[int] = deque()
-        """Parts that another process had locked when they came up."""
+        """Parts that another process had locked when their turn came."""
         self.num_lost = 0
-        """Number of parts that another process has finished first."""
+        """Number of parts that another process finished first."""
         self.num_found = 0
-        """Number of rows that unfinished parts had when they came up."""
+        """Number of rows that unfinished parts had when their turn came."""
         self._open: deque[Part] = deque()
         self._part_of: dict[str, Part] = {}
         """Open parts by the names of the images that are asked for."""
@@ -54,9 +55,9 @@ class PartQueue:
                 continue
             self.num_found += part.num_found
             if num_suspects := part.trace.num_suspects:
-                self.say(f"{part.name}: an earlier run died; {num_suspects} of its images will be in a process apart")
+                self.say(suspects_message(part.name, num_suspects))
             with self._lock:
-                if self._closed:  # while a slow bucket answered
+                if self._closed:  # in the meantime: a bucket may answer slowly
                     part.close()
                     return
                 self._open.append(part)
@@ -65,7 +66,7 @@ class PartQueue:
                 yield request
 
     def _claim(self, index: int) -> Part | None:
-        """Lock a part; None if it exists, or if another process has it, which is noted."""
+        """Lock a part; return None if it exists, or if another process has locked it (then add it to `locked`)."""
         try:
             return Part(self.store, self.plan, index, again=index in self.again)
         except OutputLockedError:
@@ -75,17 +76,17 @@ class PartQueue:
         return None
 
     def suspects(self, ref: ImageRef) -> bool:
-        """Whether an earlier run died while it decoded this image."""
+        """Return whether an earlier run died while it decoded this image."""
         part = self._part_of.get(ref.name)
         return part is not None and part.trace.suspects(ref)
 
     def decoding(self, ref: ImageRef) -> AbstractContextManager[None]:
-        """Note an image while it is decoded."""
+        """Record an image while it is decoded."""
         part = self._part_of.get(ref.name)
         return nullcontext() if part is None else part.trace.decoding(ref)
 
     def write(self, rows: Iterable[Row]) -> None:
-        """Give rows to the parts that they belong to, and commit those that are whole."""
+        """Write rows to the parts that they belong to, and commit complete parts."""
         waiting = deque(rows)
         while waiting:
             self._commit_whole_parts()
@@ -94,16 +95,16 @@ class PartQueue:
         self._commit_whole_parts()
 
     def finish(self, *, stopped: bool) -> None:
-        """Commit parts of which nothing was missing but their object."""
+        """Commit parts that have all their rows already."""
         self._commit_whole_parts()
 
     def restart(self) -> None:
-        """Try again, after `close`, the parts that were locked."""
+        """Queue the parts that were locked again; comes after `close`."""
         self.todo, self.locked = self.locked, deque()
         self._closed = False
 
     def close(self) -> None:
-        """Release parts that are not whole; their rows are kept for the next run."""
+        """Release incomplete parts; their rows are kept for the next run."""
         with self._lock:
             self._closed = True
             while self._open:

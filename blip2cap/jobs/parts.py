@@ -1,7 +1,7 @@
 """One run into a folder of parts: one process, or many that share the folder.
 
-Parts come one after the other through the same model, and images are decoded ahead across their borders: nothing waits
-for a part to end. `run_part` makes a single one, which is what the scheduler of a cluster hands out.
+Parts go through the same model one after the other, and images are decoded ahead across their borders, so the model
+never waits for a part to end. `run_part` makes a single part, for the scheduler of a cluster.
 """
 
 from __future__ import annotations
@@ -32,11 +32,11 @@ if TYPE_CHECKING:
     from blip2cap.engine.run import Engine, RunStats
 
 _LOOK_AGAIN_S = 1.0
-"""First pause while other processes have the last parts; doubled each time that none of them was free."""
+"""First pause while other processes have the last parts locked; doubled as long as none of them is free."""
 _MOST_LOOK_AGAIN_S = 30.0
 _PLANNED = ("inputs", "files_from", "null_separated", "limit", "include", "exclude", "image_column")
-"""Fields of SourceOptions that decide which inputs are listed. By name: a plan must not depend on fields of a later
-release."""
+"""Fields of SourceOptions that decide which inputs are listed. A fixed list: a plan must not depend on fields that a
+later release adds."""
 
 
 def run_parts_job(
@@ -53,7 +53,7 @@ def run_parts_job(
     store.prepare()
     if plan is None:
         plan, damaged = _make_plan(context, store, settings)
-        _check(context, plan, settings)  # another process may have been faster
+        _check(context, plan, settings)  # it may be the plan of another process
     else:
         _say_plan(context, plan)
 
@@ -108,10 +108,10 @@ def _num_failed(store: Store, plan: PartsPlan, mine: set[int], before: Mapping[i
 
 
 def _settings_of_parts(job: Job, source: Source) -> dict[str, Any]:
-    """Return what a plan depends on beyond what changes a result: which inputs were listed, and which rows each has."""
+    """Return the settings of a plan that change no result: the listed inputs, and the rows of each."""
     options = {name: getattr(job.source, name) for name in _PLANNED}
     if [source.root] == [os.path.realpath(given) for given in job.source.inputs]:
-        options["inputs"] = ()  # the one folder; other settings name it
+        options["inputs"] = ()  # the single folder, which `input_root` names
     for name in ("inputs", "files_from"):
         options[name] = tuple(map(_without_secrets, options[name]))
     label = job.task.schema.key
@@ -122,9 +122,9 @@ def _settings_of_parts(job: Job, source: Source) -> dict[str, Any]:
 
 
 def _without_secrets(given: str) -> str:
-    """Name an input in what others may read: of a URL with secrets, the part that may be shown, and a hash."""
+    """Return the name of an input for settings that others may read: secrets in a URL are replaced by a hash."""
     if urls.scheme(given) and not urls.is_http(given):
-        return given.rstrip("/")  # one folder, however it is written
+        return given.rstrip("/")  # the same folder with and without a slash at the end
     shown = urls.shown(given)
     return given if shown == given else f"{shown} #{hashlib.sha256(os.fsencode(given)).hexdigest()[:8]}"
 
@@ -134,7 +134,7 @@ def _text(value: object) -> object:
 
 
 def _dtype(context: Context, plan: PartsPlan) -> str:
-    """Return the dtype that was given, else that of the plan: all its texts are generated alike."""
+    """Return the dtype that was given, or else that of the plan: all its texts have one dtype."""
     return str(plan.manifest.settings["dtype"]) if context.dtype == "auto" else context.dtype
 
 
@@ -144,7 +144,7 @@ def _check(context: Context, plan: PartsPlan, settings: Mapping[str, Any]) -> No
 
 
 def _make_plan(context: Context, store: Store, settings: Mapping[str, Any]) -> tuple[PartsPlan, list[str]]:
-    """List all inputs, as the first process does; return messages about damaged archives too. This imports torch."""
+    """List all inputs, as the first process does; return the plan and messages on damaged archives. Imports torch."""
     from blip2cap.models.device import choose_device, choose_dtype
 
     job, dtype = context.job, context.dtype
@@ -168,9 +168,9 @@ def _make_plan(context: Context, store: Store, settings: Mapping[str, Any]) -> t
 def _say_plan(context: Context, plan: PartsPlan) -> None:
     created = plan.manifest.created.replace("T", " ").removesuffix("+00:00")
     say, part_size = context.listener.say, context.job.output.part_size
-    say(f"{context.out}: {_size(plan)}, as listed {created} UTC; inputs that came later need another --out")
+    say(f"{context.out}: {_size(plan)}, as listed {created} UTC; inputs added later need another --out")
     if part_size not in (None, plan.part_size):
-        say(f"--part-size {part_size}: has no effect, as the parts are planned already")
+        say(f"--part-size {part_size}: has no effect: the parts are already planned")
 
 
 def _size(plan: PartsPlan) -> str:
@@ -178,7 +178,7 @@ def _size(plan: PartsPlan) -> str:
 
 
 def _in_turn(store: Store, job: Job, missing: Sequence[int]) -> list[int]:
-    """Order parts. In a bucket nobody sees which parts others have locked: each process begins with another one."""
+    """Order parts. In a bucket, locks of other processes are not visible, so each process starts at a random part."""
     if not store.shared or not missing or job.output.shard is not None:
         return list(missing)
     first = secrets.randbelow(len(missing))
@@ -191,7 +191,7 @@ def _make_parts(context: Context, plan: PartsPlan, queue: PartQueue, num_images:
     with closing(queue):
         model = context.load_model(_dtype(context, plan))
         with context.running(model, lambda given_up: num_images) as engine:
-            images = engine.read_ahead(queue.requests(), queue)  # not sooner: who dies while loading has no part open
+            images = engine.read_ahead(queue.requests(), queue)  # not sooner: no part is open if loading fails
             return run_parts(engine, queue, images, context.listener.progress, context.stopped)
 
 
@@ -202,10 +202,10 @@ def run_parts(
     on_batch: Callable[[RunStats], None] = lambda stats: None,
     stopped: Callable[[], bool] = lambda: False,
 ) -> RunStats:
-    """Make all parts of a queue, whose images are decoded ahead; wait for those that other processes have locked.
+    """Make all parts of a queue, decoding images ahead; wait for parts that other processes have locked.
 
-    A process that dies leaves its part to the others. Ends early, with what is in the model finished, when `stopped`
-    says so.
+    If a process dies, the others take over its part. Ends early, after the images in the model are complete, once
+    `stopped` returns True.
     """
     from blip2cap.engine.run import RunStats, run
 
@@ -228,13 +228,13 @@ def run_parts(
 
 
 def run_part(engine: Engine, store: Store, plan: PartsPlan, index: int) -> RunStats:
-    """Make one part in this process, from its inputs to its object; nothing if it exists."""
+    """Make one part in this process, from its inputs to its object; do nothing if it exists."""
     queue = PartQueue(store, plan, (index,))
     return run_parts(engine, queue, engine.read_ahead(queue.requests(), queue))
 
 
 def dry_run_parts(job: Job, source: Source) -> DryRun:
-    """Find out what a run would do, without the model or a write."""
+    """Return what a run would do, without loading a model or writing."""
     store = open_store(job.output.out)
     plan = read_plan(store)
     if plan is None:

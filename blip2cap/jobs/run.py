@@ -1,4 +1,4 @@
-"""One run, whatever its task, its model and its output: the command line, Python and clusters call `run_job`."""
+"""One run of any task with any model and output: the command line, Python and clusters call `run_job`."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, BinaryIO
 from blip2cap.decode.trace import Trace, trace_path
 from blip2cap.errors import InputError
 from blip2cap.jobs.context import Context, dtype_name, make_context, open_source
-from blip2cap.jobs.job import Count, DryRun, Job, Listener, Outcome, count_requests, no_image
+from blip2cap.jobs.job import Count, DryRun, Job, Listener, Outcome, count_requests, no_image, suspects_message
 from blip2cap.key_set import KeySet
 from blip2cap.models.base import Model
 from blip2cap.options import Kind
@@ -34,10 +34,10 @@ def run_job(
     model: Model | None = None,
     stdout: BinaryIO | None = None,
 ) -> Outcome:
-    """Run a job to its end, or until `stopped` says so; then what is in the model is finished first.
+    """Run a job until it is complete, or until `stopped` returns True and the images in the model are complete.
 
-    Quick checks come first: no model is fetched for a run that will be refused. `model` is a loaded one in place of the
-    one that `job.model` names; `stdout` takes the rows of the output `-`. Raises Blip2CapError.
+    Quick checks come first: no model is downloaded for a run that will be refused. `model` is a loaded model that
+    replaces the one that `job.model` names; `stdout` receives the rows of the output `-`. Raises Blip2CapError.
     """
     source = open_source(job)
     if job.kind is Kind.PARTS:
@@ -46,7 +46,7 @@ def run_job(
         return run_parts_job(job, source, listener=listener, stopped=stopped, model=model)
     with closing(open_output(job.output, stdout)) as output:
         context = make_context(job, listener=listener, stopped=stopped, model=model, source=source)
-        if job.kind is Kind.STREAM:  # rows on a stream are not resumed, so nobody would read a trace
+        if job.kind is Kind.STREAM:  # such a run cannot be resumed, so no run would read a trace
             return _run(context, output, None)
         with closing(Trace(trace_path(Path(job.output.out)))) as trace:
             return _run(context, output, trace)
@@ -57,7 +57,7 @@ def _run(context: Context, output: Output, trace: Trace | None) -> Outcome:
     job, source, dtype = context.job, context.source, context.dtype
     if output.made_with is not None:
         if dtype == "auto":
-            dtype = output.made_with.get("dtype", dtype)  # all texts of an output are generated alike
+            dtype = output.made_with.get("dtype", dtype)  # all texts of an output have one dtype
         output.check(context.settings | {"dtype": dtype})
     worklist = Worklist(job.task.labels)
     stream, refs = _images(job, source, worklist, output.finished, output.retry)
@@ -85,11 +85,10 @@ def _run(context: Context, output: Output, trace: Trace | None) -> Outcome:
 def _make_rows(
     context: Context, output: Output, trace: Trace | None, dtype: str, requests: Iterator[Request]
 ) -> RunStats:
-    """Load the model while the first images are decoded, and write the rows of all requests."""
+    """Load the model while the first images are decoded, then write the rows of all requests."""
     job, listener, stopped = context.job, context.listener, context.stopped
     if trace and (num_suspects := trace.num_suspects):
-        images = "1 image that was" if num_suspects == 1 else f"{num_suspects} images that were"
-        listener.say(f"{context.out}: an earlier run died; {images} being decoded then will be in a process apart")
+        listener.say(suspects_message(context.out, num_suspects))
     context.announce_model()
     from blip2cap.engine.read_ahead import ReadAhead  # imports torch
     from blip2cap.engine.run import run
@@ -99,7 +98,8 @@ def _make_rows(
         with context.running(model, _counter(job, context.source, output)) as engine:
             output.begin({**context.settings, "dtype": dtype_name(model)})
             if output.torn_bytes:
-                listener.say(f"{context.out}: cut a torn last line of {output.torn_bytes} bytes, to be done again")
+                torn = f"a torn last line of {output.torn_bytes} bytes"
+                listener.say(f"{context.out}: removed {torn}; its row will be made again")
             stats = run(engine, images_ahead, output, on_batch=listener.progress, stopped=stopped)
         if trace and not stopped() and job.source.limit is None:
             trace.forget()
@@ -109,7 +109,7 @@ def _make_rows(
 def _images(
     job: Job, source: Source, worklist: Worklist, finished: Container[str], retry: Callable[[KeySet], Any]
 ) -> tuple[ImageStream, Iterable[ImageRef]]:
-    """Return a stream of the inputs, and its images; for retries they are walked once before, for the keys to retry."""
+    """Return a stream of the inputs, and its images; with --retry-failed, walk them once before to find their keys."""
     stream = source.stream()
     if not job.output.retry_failed:
         return stream, stream
@@ -122,7 +122,7 @@ def _images(
 
 
 def _counter(job: Job, source: Source, output: Output) -> Count | None:
-    """Return what counts the images to do by a walk of its own, which holds no names."""
+    """Return a function that counts the images to do in a second walk, which keeps no names in memory."""
     if not source.repeatable:
         return None
 
@@ -134,7 +134,7 @@ def _counter(job: Job, source: Source, output: Output) -> Count | None:
 
 
 def dry_run(job: Job) -> DryRun:
-    """Find out what a run would do, without the lock, the model or a write. Raises what a run would."""
+    """Return what a run would do, without a lock, a model or a write. Raises what a run would raise."""
     source = open_source(job)
     if job.kind is Kind.PARTS:
         from blip2cap.jobs.parts import dry_run_parts

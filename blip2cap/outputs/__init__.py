@@ -1,1 +1,1 @@
-"""Where rows go: a journal that survives everything, or a stream."""
+"""Outputs: journals, Parquet files, folders of parts and streams; their readers and exports."""

@@ -1,4 +1,4 @@
-"""What a run needs of an output."""
+"""The interface of an output, as a run uses it."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ class RowSink(Protocol):
         """Write one batch; when this returns, it is safe."""
 
     def finish(self, *, stopped: bool) -> None:
-        """Do what is left to do after the last row, unless the run was `stopped`."""
+        """Complete the output after the last row, unless the run was `stopped`."""
 
 
 class Output(RowSink, Protocol):
-    """A sink of one run, to be closed; a later run resumes it, unless it is a stream."""
+    """The sink of one run, to be closed; a later run can resume it, unless it is a stream."""
 
     @property
     def finished(self) -> Container[str]:
@@ -31,7 +31,7 @@ class Output(RowSink, Protocol):
 
     @property
     def made_with(self) -> Mapping[str, Any] | None:
-        """Settings of the existing rows, None if there are none."""
+        """Settings of the existing rows; None without rows."""
 
     @property
     def torn_bytes(self) -> int:
@@ -41,10 +41,10 @@ class Output(RowSink, Protocol):
         """Raise OutputRefusedError if existing rows were made with other settings."""
 
     def retry(self, asked: Container[str]) -> None:
-        """Retry the failed rows with these keys; comes before begin(), and without it all are retried."""
+        """Retry only the failed rows with these keys; comes before begin(). Without a call, all are retried."""
 
     def begin(self, settings: Mapping[str, Any]) -> None:
-        """Take the settings of the rows to come; called once, before the first write."""
+        """Set the settings of the new rows; called once, before the first write."""
 
     def close(self) -> None:
         """Release the output."""

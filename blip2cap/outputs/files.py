@@ -1,6 +1,6 @@
-"""The file operations of outputs, behind a protocol, so that a test can make any of them fail; the one atomic write.
+"""The file operations of outputs, behind a protocol, so that a test can make any of them fail; atomic writes.
 
-Python retries calls that a signal interrupts (EINTR), so an EINTR that is raised nevertheless is treated as any error.
+Python retries calls that a signal interrupts (EINTR), so an EINTR that is raised is treated like any other error.
 """
 
 from __future__ import annotations
@@ -54,7 +54,7 @@ class Files(Protocol):
         """Set the permissions of an open file."""
 
     def stat(self, path: Path) -> os.stat_result:
-        """Return the metadata of the file that a path leads to."""
+        """Return the metadata of the file at a path; follow links."""
 
     def replace(self, source: Path, target: Path) -> None:
         """Rename a file; an existing target is replaced."""
@@ -138,7 +138,7 @@ def read_blocks(files: Files, path: Path) -> Iterator[bytes]:
 
 
 def close_quietly(files: Files, file: int) -> None:
-    """Close a file and ignore errors: what must be safe has been synced."""
+    """Close a file and ignore errors: everything that must be safe has been synced."""
     with contextlib.suppress(OSError):
         files.close(file)
 
@@ -149,7 +149,7 @@ def write_all(files: Files, file: int, data: bytes | memoryview) -> None:
     while view:
         taken = files.write(file, view)
         if not taken:
-            raise OSError(errno.EIO, "a write took nothing")
+            raise OSError(errno.EIO, "a write of 0 bytes")
         view = view[taken:]
 
 
@@ -166,11 +166,11 @@ def sync_folder(files: Files, folder: Path) -> None:
 def replacing(files: Files, path: Path, *, unique: bool = False, sync_name: bool = True) -> Iterator[int]:
     """Yield a new open file that replaces `path` when the block is complete; an exception leaves `path` unchanged.
 
-    Until then its name ends in .tmp. It is NAME.tmp for a file that a lock guards, so that the next run writes over
-    what a killed run has left. Of a file without a lock, several processes may write a `unique` one at the same time,
-    and the last one wins; its name is short, as `path` may have the longest name there is.
+    Until then its name ends in .tmp. It is NAME.tmp for a file guarded by a lock, so that the next run overwrites what
+    a killed run has left. For a file without a lock use a `unique` name: several processes may write at the same time,
+    and the last one wins. That name is short, because `path` may have the greatest possible length.
 
-    The new file has the permissions of the old one. Without `sync_name`, a power cut may bring the old one back. An
+    The new file has the permissions of the old one. Without `sync_name`, a power cut may restore the old file. An
     OSError names `path`.
     """
     temporary = path.with_name(f".blip2cap-{secrets.token_hex(8)}.tmp" if unique else f"{path.name}.tmp")
@@ -188,7 +188,7 @@ def replacing(files: Files, path: Path, *, unique: bool = False, sync_name: bool
         with contextlib.suppress(OSError):
             files.unlink(temporary)
         if isinstance(error, OSError) and error.filename in (None, temporary, str(temporary)):
-            error.filename, error.filename2 = str(path), None  # nobody knows the temporary name
+            error.filename, error.filename2 = str(path), None  # the user does not know the temporary name
         raise
     if sync_name:
         sync_folder(files, path.parent)
@@ -201,7 +201,7 @@ def write_whole(files: Files, path: Path, data: bytes, *, unique: bool = False, 
 
 
 class RawFile(io.RawIOBase):
-    """An open file to write to, as a Python file object; the descriptor is not closed with it."""
+    """An open file for writing, as a Python file object; closing it leaves the descriptor open."""
 
     def __init__(self, files: Files, file: int) -> None:
         self._files, self._file = files, file

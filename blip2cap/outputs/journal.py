@@ -1,7 +1,7 @@
 """Rows -> an append-only JSONL file that is its own journal.
 
-A batch is one write followed by one fdatasync. What a cut leaves is whole lines and at most one torn tail, which the
-next run cuts off before it writes. Damage anywhere else is refused with its line number: nothing is repaired by
+A batch is one write followed by one fdatasync. A crash leaves whole lines and at most one torn last line, which the
+next run removes before it writes. Damage anywhere else is refused with its line number: nothing is repaired by
 guessing.
 """
 
@@ -30,27 +30,27 @@ _raw_decode = json.JSONDecoder().raw_decode
 
 @dataclass(kw_only=True, slots=True)
 class Journal:
-    """What a JSONL file holds before a run adds to it."""
+    """Content of a JSONL file before a run adds to it."""
 
     finished: KeySet = field(default_factory=KeySet)
-    """KeySet of its rows; of failed ones too, unless they are to be done again."""
+    """Keys of its rows; without failed rows if these may be retried."""
     num_ok: int = 0
     failed: Counter[str] = field(default_factory=Counter)
-    """Failed rows by error."""
+    """Number of failed rows by error."""
     to_retry: dict[str, str] = field(default_factory=dict)
-    """KeySet of failed rows that may be done again, with their errors."""
+    """Keys of failed rows that may be retried, with their errors."""
     num_bytes: int = 0
     """Length of its whole lines."""
     torn_bytes: int = 0
-    """Length of the torn tail after them."""
+    """Length of a torn last line after them."""
 
     @property
     def num_failed(self) -> int:
-        """How many of its rows have failed."""
+        """Number of failed rows."""
         return self.failed.total()
 
     def take_out(self, asked: Container[str]) -> set[str]:
-        """Count the failed rows no more that are done again as they are `asked` for; return their keys."""
+        """Remove the failed rows that are `asked` for, and so retried, from the counts; return their keys."""
         keys = {key for key in self.to_retry if key in asked}
         self.failed -= Counter(self.to_retry.pop(key) for key in keys)
         return keys
@@ -63,7 +63,7 @@ class Journal:
             self.failed[error] += 1
 
     def note(self, key: str, status: str, error: str, *, retry_failed: bool) -> None:
-        """Count a row that is there; a failed one is not finished if it may be done again."""
+        """Count an existing row; a failed one is not finished if it may be retried."""
         self.count(status, error)
         if status == "ok" or not retry_failed:
             self.finished.add(key)
@@ -72,14 +72,14 @@ class Journal:
 
 
 def _parse(line: str) -> Any:
-    """Parse a line as `json.loads` does, which takes longer to look for blanks around it."""
+    """Parse a line as `json.loads` does, but faster: its search for surrounding blanks takes time."""
     line = line.strip(" \t\r\n")
     row, end = _raw_decode(line)
-    return row if end == len(line) else json.loads(line)  # raises: there is more on it than one row
+    return row if end == len(line) else json.loads(line)  # raises: more than one value on the line
 
 
 def read_lines(files: Files, path: Path) -> Iterator[bytes]:
-    """Yield the lines of a file with their newlines; a last one without is a torn tail."""
+    """Yield the lines of a file with their newlines; a last line without one is torn."""
     rest = b""
     for block in read_blocks(files, path):
         *lines, rest = (rest + block).split(b"\n")
@@ -92,11 +92,11 @@ def read_lines(files: Files, path: Path) -> Iterator[bytes]:
 def read_journal(
     path: Path, files: Files = OS_FILES, *, label: str = "", retry_failed: bool = False, remedy: str = USE_ANOTHER
 ) -> Journal:
-    """Read a journal; a file that does not exist holds nothing. With `retry_failed`, no failed row is finished.
+    """Read a journal; a missing file counts as empty. With `retry_failed`, no failed row is finished.
 
     `label` is the name of the column that tells the rows of an image apart.
 
-    Raises OutputRefusedError with the line number if a whole line is no row, OutputError if it cannot be read.
+    Raises OutputRefusedError with the line number if a whole line is not a row, OutputError if it cannot be read.
     """
     journal = Journal()
     try:
@@ -110,7 +110,7 @@ def read_journal(
                 _ = row["status"], row["error"]
             except (ValueError, KeyError, TypeError) as error:
                 raise OutputRefusedError(
-                    f"{path}:{number} is damaged: not a row of blip2cap. Repair or delete that line; else "
+                    f"{path}:{number} is damaged: not a row of blip2cap. Repair or delete that line; otherwise "
                     f"{remedy[0].lower()}{remedy[1:]}"
                 ) from error
             journal.note(key, row["status"], row["error"], retry_failed=retry_failed)
@@ -123,14 +123,14 @@ def read_journal(
 
 
 def manifest_path(path: Path) -> Path:
-    """Where the manifest of an output lies."""
+    """Return the path of the manifest of an output."""
     return path.with_name(f"{path.name}.run.json")
 
 
 def read_output(
     path: Path, files: Files = OS_FILES, *, retry_failed: bool = False, remedy: str = USE_ANOTHER
 ) -> tuple[Manifest | None, Journal]:
-    """Read an output and the manifest of its rows, None if it has none.
+    """Read an output and the manifest of its rows, None if there are no rows.
 
     Raises OutputRefusedError if one is damaged, or if rows have no manifest.
     """
@@ -139,17 +139,18 @@ def read_output(
     journal = read_journal(path, files, label=label, retry_failed=retry_failed, remedy=remedy)
     if manifest is None and (journal.num_bytes or journal.torn_bytes):
         raise OutputRefusedError(
-            f"{path} exists, but its manifest {manifest_path(path).name} does not: nothing says how its "
-            f"rows were made. {remedy}"
+            f"{path} exists, but its manifest {manifest_path(path).name} does not: how its "
+            f"rows were made is unknown. {remedy}"
         )
     return manifest if journal.num_bytes else None, journal
 
 
 class JournalSink:
-    """Rows to one JSONL file, resumable, with its manifest beside it.
+    """Writes rows to one JSONL file with its manifest beside it; resumable.
 
-    Opening takes the lock and reads what is there. Raises OutputRefusedError if another run holds it, if it is
-    damaged or not ours, and OutputError if it cannot be opened. `remedy` says what to do about such an output.
+    Opening takes the lock and reads existing rows. Raises OutputRefusedError if another run holds the lock, or if the
+    file is damaged or not made by blip2cap, and OutputError if it cannot be opened. `remedy` is the end of these
+    messages, which says what to do.
     """
 
     def __init__(
@@ -163,11 +164,11 @@ class JournalSink:
     ) -> None:
         self.path = path
         self.manifest: Manifest | None = None
-        """Of the rows that are there, None if there are none."""
+        """Manifest of the existing rows; None without rows."""
         self.journal = Journal()
         self._retry_failed = retry_failed
         self.again: set[str] = set()
-        """KeySet of the failed rows that this run does again."""
+        """Keys of the failed rows that this run retries."""
         self._was_asked = False
         self._files = files
         self._remedy = remedy
@@ -184,39 +185,39 @@ class JournalSink:
 
     @property
     def finished(self) -> KeySet:
-        """KeySet of the rows that were there when it was opened; with `retry_failed`, of those that are ok."""
+        """Keys of the existing rows; with `retry_failed`, only of those that are ok."""
         return self.journal.finished
 
     @property
     def num_failed(self) -> int:
-        """How many of those have failed."""
+        """Number of existing failed rows, without those that are retried."""
         return self._num_failed_before
 
     @property
     def made_with(self) -> Mapping[str, Any] | None:
-        """The settings of the rows that are there, None if there are none."""
+        """Settings of the existing rows; None without rows."""
         return self.manifest.settings if self.manifest else None
 
     @property
     def torn_bytes(self) -> int:
-        """Length of a torn last line, which `begin` cuts."""
+        """Length of a torn last line, which `begin` removes."""
         return self.journal.torn_bytes
 
     def check(self, settings: Mapping[str, Any]) -> None:
-        """Raise OutputRefusedError if rows are there that were made with other settings."""
+        """Raise OutputRefusedError if existing rows were made with other settings."""
         if self.manifest is not None:
             self.manifest.check(settings, self.path.name, self._remedy)
 
     def retry(self, asked: Container[str]) -> None:
-        """Say which rows this run makes: of failed ones, only those are done again. Before begin(); else all are."""
+        """Retry only the failed rows with these keys; comes before begin(). Without a call, all are retried."""
         if self._retry_failed:
             self.again, self._was_asked = self.journal.take_out(asked), True
             self._num_failed_before = self.journal.num_failed
 
     def begin(self, settings: Mapping[str, Any]) -> None:
-        """Check the settings or write them to the manifest, then cut the torn tail, or everything with `overwrite`.
+        """Check the settings or write them to the manifest, then remove a torn last line; with `overwrite`, all rows.
 
-        With `retry_failed`, failed rows that are done again leave the file.
+        With `retry_failed`, also remove the failed rows that are retried.
         """
         self.check(settings)
         try:
@@ -238,7 +239,7 @@ class JournalSink:
     def write(self, rows: Iterable[Row]) -> None:
         """Append one batch and wait until the disk has it.
 
-        Raises OutputError after cutting back to the last whole batch, so that the file stays valid.
+        Raises OutputError after truncating the file to the last whole batch, so that it stays valid.
         """
         assert self._begun, "begin() comes before write()"
         rows = list(rows)
@@ -248,8 +249,8 @@ class JournalSink:
             write_all(self._files, self._file, data)
             self._files.fdatasync(self._file)
         except OSError as error:
-            # A sync that failed is not tried again: the kernel would say that all is well, though pages are lost.
-            with contextlib.suppress(OSError):  # if this fails too, the next run finds a torn tail and cuts it
+            # A failed sync is not retried: the kernel would report success, although pages are lost.
+            with contextlib.suppress(OSError):  # if this fails too, the next run removes the torn last line
                 self._files.ftruncate(self._file, self.journal.num_bytes)
             raise self._failed(error) from error
         self.journal.num_bytes += len(data)
@@ -257,10 +258,10 @@ class JournalSink:
             self.journal.count(row.status, row.error)
 
     def finish(self, *, stopped: bool = False) -> None:
-        """Note in the manifest what the output holds now, if that is not what it says."""
+        """Record the counts of the output in the manifest, if they have changed."""
         counts = {"ok": self.journal.num_ok, "failed": dict(self.journal.failed)}
         try:
-            self._files.fdatasync(self._file)  # a run that was killed may have left rows that the disk has not
+            self._files.fdatasync(self._file)  # a killed run may have left rows that are not on the disk yet
             self._check_place()
             if self.manifest is None or self.manifest.counts == counts:
                 return
@@ -270,14 +271,14 @@ class JournalSink:
             raise self._failed(error) from error
 
     def remove(self) -> None:
-        """Take journal and manifest away, emptied first: a cut must not leave rows without their manifest."""
+        """Remove journal and manifest; empty the journal first, so that a crash leaves no rows without manifest."""
         try:
             self._files.ftruncate(self._file, 0)
             self._files.fsync(self._file)
-            for path in (manifest_path(self.path), self._target):  # the lock holds until its name is gone
+            for path in (manifest_path(self.path), self._target):  # the locked file last
                 with contextlib.suppress(FileNotFoundError):
                     self._files.unlink(path)
-            self._begun = True  # what has this name from now on is another run's
+            self._begun = True  # a file of this name now belongs to another run: close() must not remove it
             sync_folder(self._files, self._target.parent)
         except FileNotFoundError as error:
             raise OutputGoneError(f"{self.path.parent} was removed: {error.strerror}.") from error
@@ -285,8 +286,8 @@ class JournalSink:
             raise self._failed(error) from error
 
     def close(self) -> None:
-        """Let go of the lock; an empty file that opening made is removed again."""
-        with contextlib.suppress(OSError):  # what was written is safe, whatever fails here
+        """Release the lock; remove the file if opening created it and nothing was written."""
+        with contextlib.suppress(OSError):  # rows are safe, whatever fails here
             if not self._begun and self._files.fstat(self._file).st_size == 0 and not self._has_manifest():
                 self._files.unlink(self._target)
         close_quietly(self._files, self._file)
@@ -299,7 +300,7 @@ class JournalSink:
         return True
 
     def _check_place(self) -> None:
-        """Raise OutputError if the file has lost its name: rows would go where nobody finds them."""
+        """Raise OutputError if the file was removed or renamed: its rows would be lost."""
         with contextlib.suppress(FileNotFoundError):
             if os.path.samestat(self._files.stat(self.path), self._files.fstat(self._file)):
                 return
@@ -309,7 +310,7 @@ class JournalSink:
         )
 
     def _drop_failed(self) -> None:
-        """Put the rows that stay into a new file, which takes the place of the old one with its lock on."""
+        """Copy the rows that stay to a new file, and lock it before it replaces the old one."""
         temporary = self._target.with_name(f"{self._target.name}.tmp")
         new, num_bytes, block = self._files.open(temporary, _APPEND | os.O_TRUNC), 0, bytearray()
         try:
@@ -340,25 +341,25 @@ class JournalSink:
     def _failed(self, error: OSError) -> OutputError:
         return OutputError(
             f"{self.path} cannot be written: {error.strerror}. Its rows so far are safe; "
-            "make room or repair the disk, then run the same command again."
+            "free disk space or repair the disk, then run the same command again."
         )
 
 
 def _open_locked(files: Files, path: Path) -> int:
-    """Open or create `path` for appending and lock it; the lock goes with the process, however that ends."""
+    """Open or create `path` for appending, and lock it; the lock ends with the process in any case."""
     while True:
         try:
             file = files.open(path, _APPEND)
         except OSError as error:
             if isinstance(error, FileNotFoundError):
                 raise OutputGoneError(
-                    f"{path} cannot be opened for writing: {error.strerror}. Make its folder first, or use another "
+                    f"{path} cannot be opened for writing: {error.strerror}. Create its folder first, or use another "
                     "--out."
                 ) from error
             raise OutputError(f"{path} cannot be opened for writing: {error.strerror}. Use another --out.") from error
         try:
             files.lock(file)
-            # Between open and lock, a run that never began may have removed the name: then lock what is there now.
+            # Between open and lock, a run without rows may have removed the file: then open and lock again.
             with contextlib.suppress(FileNotFoundError):
                 if os.path.samestat(files.stat(path), files.fstat(file)):
                     return file

@@ -1,4 +1,4 @@
-"""The manifest beside an output: with which settings its rows were made, and which of them must not change."""
+"""The manifest of an output: the settings that its rows were made with, which a resumed run must share."""
 
 from __future__ import annotations
 
@@ -31,19 +31,19 @@ _FLAGS = {
 }
 USE_ANOTHER = "Use another --out, or --overwrite."
 _BEFORE = {"decode": "exact", "loop_guard": False, "trim_sentence": False, "strip": []}
-"""What a setting was before manifests had it."""
+"""Values of settings in manifests that are older than these settings."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Manifest:
-    """What a resumed run must agree with."""
+    """Settings and counts of an output."""
 
     settings: Mapping[str, Any]
-    """Everything that changes a text or a name: a resumed run must have the same."""
+    """Everything that changes a result or a name: a resumed run must have the same."""
     created: str = ""
-    """UTC, ISO 8601."""
+    """Time of creation, UTC, ISO 8601."""
     counts: Mapping[str, Any] = field(default_factory=dict)
-    """Rows, by status and error, when a run last came to its end."""
+    """Number of rows by status and error, at the end of the last run that ended normally."""
     blip2cap_version: str = __version__
     schema_version: int = SCHEMA_VERSION
 
@@ -63,7 +63,7 @@ class Manifest:
         return self.schema.key
 
     def check(self, wanted: Mapping[str, Any], output: str, remedy: str = USE_ANOTHER) -> None:
-        """Raise OutputRefusedError if `wanted` settings differ from these, naming each one."""
+        """Raise OutputRefusedError if `wanted` settings differ from these; the message names each difference."""
         if self.schema_version != SCHEMA_VERSION:
             raise OutputRefusedError(
                 f"{output} has rows of schema {self.schema_version}, this blip2cap writes schema {SCHEMA_VERSION}. "
@@ -71,7 +71,7 @@ class Manifest:
             )
         made, wanted = _BEFORE | {**self.settings}, _BEFORE | {**wanted}
         names = [name for name in {**made, **wanted} if made.get(name) != wanted.get(name)]
-        if "command" in names:  # then the rest differs as well, and says nothing
+        if "command" in names:  # then other settings differ too, which explains nothing
             names = ["command"]
         if names:
             differences = "; ".join(
@@ -80,12 +80,12 @@ class Manifest:
             raise OutputRefusedError(f"{output} was made with other settings: {differences}. {remedy}")
 
     def as_json(self) -> bytes:
-        """The manifest as the file beside an output holds it."""
+        """Return the manifest as JSON."""
         created = self.created or datetime.now(UTC).isoformat(timespec="seconds")
         return json.dumps(asdict(self) | {"settings": dict(self.settings), "created": created}, indent=2).encode()
 
     def write(self, path: Path, files: Files = OS_FILES) -> None:
-        """Write the manifest whole or not at all."""
+        """Write the manifest atomically."""
         write_whole(files, path, self.as_json() + b"\n")
 
     @classmethod
@@ -100,10 +100,10 @@ class Manifest:
 
     @classmethod
     def from_json(cls, content: bytes) -> Manifest:
-        """Read what `as_json` wrote. Raises ValueError or TypeError."""
+        """Parse the result of `as_json`. Raises ValueError or TypeError."""
         manifest = cls(**json.loads(content))
         if not isinstance(manifest.settings, dict):
-            raise TypeError("its settings are no object")
+            raise TypeError("its settings are not an object")
         return manifest
 
 

@@ -1,4 +1,4 @@
-"""How each kind of output is opened, for runs, dry runs, `status`, `show` and `export` alike."""
+"""Functions that open each kind of output, for runs, dry runs, `status`, `show` and `export`."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 
 def kind_of_existing(given: str) -> Kind:
-    """Return the kind of an output to read; what has no other name holds lines of JSON."""
+    """Return the kind of an output to read; a file with any other suffix is expected to hold lines of JSON."""
     if given == "-":
         return Kind.STREAM
     if "://" in given or os.path.isdir(given):
@@ -32,7 +32,7 @@ def kind_of_existing(given: str) -> Kind:
 
 
 def open_output(options: OutputOptions, stdout: BinaryIO | None) -> Output:
-    """Open an output that is no folder for a run: lock a file and read it, or take the stream of `-`.
+    """Open an output other than a folder of parts for a run: lock and read a file, or take `stdout` for `-`.
 
     Raises OutputLockedError, OutputRefusedError or OutputError.
     """
@@ -55,7 +55,7 @@ def read_file(out: str, kind: Kind, *, retry_failed: bool = False) -> tuple[Mani
 
 
 def read_manifest(given: str) -> Manifest | None:
-    """Return the manifest of an output, None if it has none. Raises OutputRefusedError if that is damaged."""
+    """Return the manifest of an output; None if it has none. Raises OutputRefusedError if it is damaged."""
     path = Path(given)
     match kind_of_existing(given):
         case Kind.STREAM:
@@ -70,7 +70,7 @@ def read_manifest(given: str) -> Manifest | None:
 
 
 def find_plan(folder: str) -> PartsPlan | None:
-    """Return the plan of a folder or bucket of parts, None if it has none. Raises what `read_plan` does."""
+    """Return the plan of a folder or bucket of parts; None if it has none. Raises what `read_plan` raises."""
     from blip2cap.outputs.parts.plan import NAME, read_plan
     from blip2cap.outputs.parts.store import open_store
 
@@ -79,14 +79,14 @@ def find_plan(folder: str) -> PartsPlan | None:
 
 
 def exists(given: str) -> bool:
-    """Whether an output is there, be it only its journal."""
+    """Return whether an output exists; the journal of a Parquet file is enough."""
     if kind_of_existing(given) is Kind.PARQUET and os.path.exists(journal_path(behind(Path(given)))):
         return True
     return "://" in given or os.path.exists(given)
 
 
 def files_of(given: str) -> tuple[Path, ...]:
-    """List the files of a local output, existing or not; a folder stands for everything in it."""
+    """List the files of a local output, existing or not; for a folder of parts, the folder."""
     path = Path(given)
     match kind_of_existing(given):
         case Kind.STREAM:
@@ -114,7 +114,7 @@ def open_rows(given: str, stdin: BinaryIO | None = None) -> Results:
     if kind is Kind.PARTS:
         return Results(given, tables=_part_files(given), manifest=manifest)
     if os.path.exists(given) and not os.path.isfile(given):
-        with readable(given), open(given, "rb") as pipe:  # as of a shell's <(...)
+        with readable(given), open(given, "rb") as pipe:  # such as <(...) of a shell
             return Results(given, stream=spool(pipe))
     lines = str(journal_path(behind(Path(given)))) if kind is Kind.PARQUET else given
     there = lines if kind is Kind.PARQUET and not os.path.exists(given) and os.path.exists(lines) else given
@@ -126,8 +126,8 @@ def open_rows(given: str, stdin: BinaryIO | None = None) -> Results:
 def _part_files(folder: str) -> list[str]:
     if "://" in folder:
         raise InputError(
-            f"{folder}: a URL. Expected a local output: copy it to a folder here and give that, or read its "
-            "part-*.parquet with pyarrow or DuckDB. `blip2cap status` counts its rows where they are."
+            f"{folder}: a URL. Expected a local output: copy it to a local folder and give that, or read its "
+            "part-*.parquet with pyarrow or DuckDB. `blip2cap status` takes URLs too."
         )
     paths = [str(path) for path in sorted(Path(folder).glob("part-*.parquet"), key=part_order)]
     if not paths:

@@ -1,8 +1,8 @@
-"""Rows -> a Parquet file, by way of a journal.
+"""Rows -> a Parquet file, through a journal.
 
-While a run is under way its rows go to NAME.parquet.jsonl, a journal like any other. At the end they become, with those
-of the Parquet file that was there, a new one, which appears whole; then the journal goes. A cut between the two leaves
-both: of a row that is in both, the journal's counts.
+During a run, rows go to NAME.parquet.jsonl, a journal like any other. At the end, they and the rows of an existing
+Parquet file are written to a new one, which replaces it atomically; then the journal is removed. A crash between the
+two leaves both: if a row is in both, the journal's is used.
 """
 
 from __future__ import annotations
@@ -28,27 +28,27 @@ if TYPE_CHECKING:
     import pyarrow as pa
 
 _MANIFEST = b"blip2cap"
-"""The manifest's key in the metadata of the schema."""
+"""Key of the manifest in the metadata of the schema."""
 _ROW_GROUP = 50_000
-"""Rows that are in memory at a time, as columns."""
+"""Number of rows in memory at once, as columns."""
 _BATCH = 5_000
-"""Rows that are there one by one, which take several times as much."""
+"""Number of rows in memory at once as Python objects, which take several times as much."""
 _PIECE = 1 << 20
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Table:
-    """What a Parquet file holds before a run adds to it."""
+    """Content of a Parquet file before a run adds to it."""
 
     manifest: Manifest
     replaced: set[str] = field(default_factory=set)
-    """KeySet of its rows that the journal has too."""
+    """Keys of its rows that the journal has too."""
 
 
 def read_table(path: Path, journal: Journal, *, retry_failed: bool = False) -> Table | None:
-    """Read a Parquet file whole and add to what `journal` holds; None if there is none.
+    """Read a whole Parquet file and add its rows to the counts of `journal`; return None if there is no file.
 
-    Raises OutputRefusedError if it is damaged or not ours.
+    Raises OutputRefusedError if it is damaged or not made by blip2cap.
     """
     import pyarrow as pa
 
@@ -57,7 +57,7 @@ def read_table(path: Path, journal: Journal, *, retry_failed: bool = False) -> T
             schema = parquet.schema_arrow
             manifest = Manifest.from_json((schema.metadata or {})[_MANIFEST])
             if not schema.remove_metadata().equals(manifest.schema.arrow()):
-                raise TypeError("other columns than its manifest says")
+                raise TypeError("its columns differ from those in its manifest")
             table = Table(manifest=manifest)
             for batch in parquet.iter_batches(batch_size=_BATCH):
                 for key, status, error in _keys(batch, manifest.label):
@@ -77,7 +77,7 @@ def read_table(path: Path, journal: Journal, *, retry_failed: bool = False) -> T
 
 
 def journal_path(path: Path) -> Path:
-    """Where the rows are that are not in the Parquet file yet."""
+    """Return the path of the journal, which has the rows that are not in the Parquet file yet."""
     return path.with_name(f"{path.name}.jsonl")
 
 
@@ -102,9 +102,9 @@ def embedded_manifest(path: Path) -> Manifest | None:
 
 
 def read_output(path: Path, *, retry_failed: bool = False) -> tuple[Manifest | None, Journal]:
-    """Read an output, its Parquet file and its journal, and the manifest of its rows, None if it has none.
+    """Read the Parquet file and the journal of an output, and the manifest of its rows, None if there are no rows.
 
-    Raises OutputRefusedError if one is damaged or not ours.
+    Raises OutputRefusedError if one is damaged or not made by blip2cap.
     """
     path = behind(path)
     manifest, journal = journals.read_output(journal_path(path), retry_failed=retry_failed)
@@ -113,9 +113,9 @@ def read_output(path: Path, *, retry_failed: bool = False) -> tuple[Manifest | N
 
 
 class ParquetSink:
-    """Rows to a Parquet file, resumable; until it is written, to a journal beside it.
+    """Writes rows to a journal, and at the end to a Parquet file; resumable.
 
-    Opening takes the journal's lock and reads what is there. Raises what JournalSink does.
+    Opening takes the journal's lock and reads existing rows. Raises what JournalSink raises.
     """
 
     def __init__(
@@ -139,37 +139,37 @@ class ParquetSink:
 
     @property
     def finished(self) -> KeySet:
-        """KeySet of the rows that were there when it was opened; with `retry_failed`, of those that are ok."""
+        """Keys of the existing rows; with `retry_failed`, only of those that are ok."""
         return self._sink.finished
 
     @property
     def num_failed(self) -> int:
-        """How many of those have failed."""
+        """Number of existing failed rows, without those that are retried."""
         return self._num_failed_before
 
     @property
     def made_with(self) -> Mapping[str, Any] | None:
-        """The settings of the rows that are there, None if there are none."""
+        """Settings of the existing rows; None without rows."""
         return self._table.manifest.settings if self._table else self._sink.made_with
 
     @property
     def torn_bytes(self) -> int:
-        """Length of a torn last line of the journal, which `begin` cuts."""
+        """Length of a torn last line of the journal, which `begin` removes."""
         return self._sink.torn_bytes
 
     def check(self, settings: Mapping[str, Any]) -> None:
-        """Raise OutputRefusedError if rows are there that were made with other settings."""
+        """Raise OutputRefusedError if existing rows were made with other settings."""
         if self._table:
             self._table.manifest.check(settings, self.path.name)
         self._sink.check(settings)
 
     def retry(self, asked: Container[str]) -> None:
-        """Say which rows this run makes: of failed ones, only those are done again. Comes before begin()."""
+        """Retry only the failed rows with these keys; comes before begin(). Without a call, all are retried."""
         self._sink.retry(asked)
         self._num_failed_before = self._sink.num_failed
 
     def begin(self, settings: Mapping[str, Any]) -> None:
-        """Check the settings and begin the journal; with `overwrite` the Parquet file goes."""
+        """Check the settings and begin the journal; with `overwrite`, remove the Parquet file."""
         self.check(settings)
         self._sink.begin(settings)
         if self._overwrite:
@@ -186,7 +186,7 @@ class ParquetSink:
         self._sink.write(rows)
 
     def finish(self, *, stopped: bool = False) -> None:
-        """Write the Parquet file and take the journal away; a run that was `stopped` leaves the journal."""
+        """Write the Parquet file and remove the journal; a run that was `stopped` keeps the journal."""
         self._sink.finish()
         if stopped:
             return
@@ -198,11 +198,11 @@ class ParquetSink:
         self._sink.remove()
 
     def close(self) -> None:
-        """Let go of the lock."""
+        """Release the lock."""
         self._sink.close()
 
     def _write_table(self) -> None:
-        """Write the rows of the old Parquet file and those of the journal; whole, or not at all."""
+        """Write the rows of the old Parquet file and of the journal to a new one, which replaces it atomically."""
         import pyarrow as pa
         import pyarrow.parquet as pq
 
@@ -219,7 +219,7 @@ class ParquetSink:
             feed.write_rest()
 
     def _old_batches(self) -> Iterator[pa.RecordBatch]:
-        """Yield the rows of the old file that nothing replaces, in the journal or in what this run does again."""
+        """Yield the rows of the old file that are neither in the journal nor retried by this run."""
         import pyarrow as pa
 
         if self._table is None:
@@ -233,7 +233,7 @@ class ParquetSink:
                 yield batch.replace_schema_metadata(None)
 
     def _new_batches(self, schema: Schema) -> Iterator[pa.RecordBatch]:
-        """Yield the rows of the journal. Raises OutputRefusedError for one that does not fit the columns."""
+        """Yield the rows of the journal. Raises OutputRefusedError for a row with other columns."""
         import pyarrow as pa
 
         lines = (line for line in read_lines(self._files, self._sink.path) if line.endswith(b"\n"))
@@ -243,7 +243,7 @@ class ParquetSink:
                 for row in rows:
                     number += 1
                     if [*row] != schema.names or None in row.values():
-                        raise TypeError(f"line {number} has other columns than its manifest says")
+                        raise TypeError(f"the columns of line {number} differ from those in its manifest")
                 yield schema.batch(map(schema.parse, rows))
             except (TypeError, ValueError, pa.ArrowException) as error:
                 raise OutputRefusedError(
@@ -253,13 +253,13 @@ class ParquetSink:
     def _failed(self, error: OSError) -> OutputError:
         return OutputError(
             f"{self.path} cannot be written: {error.strerror}. Its rows are safe in {self._sink.path.name}; "
-            "make room or repair the disk, then run the same command again."
+            "free disk space or repair the disk, then run the same command again."
         )
 
 
 @contextlib.contextmanager
 def _open(path: Path) -> Iterator[Any]:
-    """Open a Parquet file, which compares every page that is read with its checksum."""
+    """Open a Parquet file; every page that is read is compared with its checksum."""
     import pyarrow.parquet as pq
 
     with open(path, "rb") as file, pq.ParquetFile(file, page_checksum_verification=True) as parquet:
@@ -274,7 +274,7 @@ def _keys(batch: pa.RecordBatch, label: str) -> Iterator[tuple[str, str, str]]:
 
 
 def _in_groups(batches: Iterable[pa.RecordBatch]) -> Iterator[list[pa.RecordBatch]]:
-    """Yield batches together that make a row group."""
+    """Group batches into row groups."""
     group: list[pa.RecordBatch] = []
     for batch in batches:
         if group and sum(map(len, group)) + len(batch) > _ROW_GROUP:
@@ -285,9 +285,9 @@ def _in_groups(batches: Iterable[pa.RecordBatch]) -> Iterator[list[pa.RecordBatc
 
 
 class _Feed(io.RawIOBase):
-    """An open file as pyarrow writes it, in large pieces.
+    """An open file for pyarrow, written in large pieces.
 
-    Once a write has failed, nothing more goes there: pyarrow still writes its footer, but the file is given up.
+    After a failed write it ignores all data: pyarrow still writes its footer, but the file will be discarded.
     """
 
     def __init__(self, files: Files, file: int) -> None:
@@ -297,15 +297,15 @@ class _Feed(io.RawIOBase):
         self._failed = False
 
     def writable(self) -> bool:
-        """It is."""
+        """Return True."""
         return True
 
     def tell(self) -> int:
-        """Where the next byte goes."""
+        """Return the position of the next byte."""
         return self._position
 
     def write(self, data: Any) -> int:
-        """Take all of it."""
+        """Take all data; write it once there is enough."""
         num_bytes = memoryview(data).nbytes
         self._waiting += data
         self._position += num_bytes
@@ -314,7 +314,7 @@ class _Feed(io.RawIOBase):
         return num_bytes
 
     def write_rest(self) -> None:
-        """Write what has been taken."""
+        """Write all data taken so far."""
         data, self._waiting = self._waiting, bytearray()
         if not self._failed:
             self._failed = True

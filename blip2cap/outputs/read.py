@@ -1,4 +1,4 @@
-"""The rows of an output, whatever its kind, one after the other; `open.open_rows` opens one."""
+"""The reader of the rows of any kind of output; `open.open_rows` opens one."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ class Results:
     of a row that is in both, the journal's counts. Columns that no task has are ignored. `manifest` is asked for the
     columns; where there is none, their names tell them.
 
-    Raises OutputRefusedError, while iterating, where it is damaged.
+    Raises OutputRefusedError while iterating, at a damaged row.
     """
 
     def __init__(
@@ -53,8 +53,8 @@ class Results:
             weakref.finalize(self, stream.close)
 
     def __iter__(self) -> Iterator[Row]:
-        # A run that ends writes the Parquet file, then empties the journal: the lines are read first, so that none
-        # is missed, and have to be there still at the end.
+        # At its end, a run writes the Parquet file, then empties the journal. So the lines are read first, so that none
+        # is missed, and must still exist at the end.
         parser = _Parser(self._manifest)
         replaced, num_lines = self._journal_keys() if self._tables else (KeySet(), None)
         for columns, where in self._table_rows():
@@ -85,11 +85,11 @@ class Results:
 
     @property
     def _has_lines(self) -> bool:
-        """Whether there is a journal; that of a Parquet file exists while its run does, or if it was stopped."""
+        """True if there is a journal; that of a Parquet file exists during a run, and after a run that was stopped."""
         return self._stream is not None or not self._tables or os.path.isfile(self._journal)
 
     def _journal_keys(self) -> tuple[KeySet, int]:
-        """Return the keys of the rows in the journal, which replace those in the Parquet file, and their number."""
+        """Return keys and number of the rows in the journal, which replace those in the Parquet file."""
         parser, keys, num_lines = _Parser(self._manifest), KeySet(), 0
         for columns, where in self._lines():
             keys.add(parser.row(columns, where).key)
@@ -97,11 +97,11 @@ class Results:
         return keys, num_lines
 
     def _lines(self) -> Iterator[tuple[Any, str]]:
-        """Yield the parsed lines of the journal, and where each stands."""
+        """Yield the parsed lines of the journal, each with its place for messages."""
         if not self._has_lines:
             return
         with self._open_lines() as lines:
-            for number, line in enumerate(lines, start=1):  # of bytes: ends lines at b"\n" only
+            for number, line in enumerate(lines, start=1):  # a file of bytes: only b"\n" ends a line
                 if not line.endswith(b"\n"):
                     self.torn_bytes = len(line)
                     return
@@ -109,11 +109,11 @@ class Results:
                 try:
                     columns = json.loads(line)
                 except (ValueError, RecursionError) as error:
-                    raise _damaged(where, "no JSON") from error
+                    raise _damaged(where, "not JSON") from error
                 yield columns, where
 
     def _table_rows(self) -> Iterator[tuple[Any, str]]:
-        """Yield the rows of the Parquet files, and where each stands; a file that only its journal has is none."""
+        """Yield the rows of the Parquet files, each with its place; a file may not exist yet if there is a journal."""
         for path in self._tables:
             if self._has_lines and not os.path.exists(path):
                 continue
@@ -135,7 +135,7 @@ class Results:
 
 
 class _Parser:
-    """Makes rows of parsed columns; all of them have the columns of the first."""
+    """Makes rows of parsed columns; all must have the columns of the first."""
 
     def __init__(self, manifest: Callable[[], Manifest | None]) -> None:
         self._manifest = manifest
@@ -145,10 +145,10 @@ class _Parser:
         """Whether the schema was told by the names of the columns, not by a manifest."""
 
     def row(self, columns: Any, where: str) -> Row:
-        """Make a row of the columns at a place. Raises OutputRefusedError if they are none."""
+        """Make a row of parsed columns. Raises OutputRefusedError, which names the place, if they are not a row."""
         try:
             if not isinstance(columns, dict):
-                raise TypeError("no object")
+                raise TypeError("not an object")
             return self._schema_for(columns, where).parse(columns)
         except (ValueError, KeyError, TypeError) as error:
             raise _damaged(where, f"no column {error}" if isinstance(error, KeyError) else str(error)) from error
@@ -170,12 +170,12 @@ class _Parser:
 
 
 def part_order(path: Path) -> tuple[int, str]:
-    """Order parts by their numbers, also where one has more digits."""
+    """Return a sort key that orders parts by number, also with different numbers of digits."""
     return len(path.name), path.name
 
 
 def image_name(row: Row) -> str:
-    """Return the name of a row's image as the operating system has it, undecodable bytes as surrogate escapes."""
+    """Return the name of a row's image in the operating system, undecodable bytes as surrogate escapes."""
     return os.fsdecode(base64.b64decode(row.file_name_b64) if row.file_name_b64 else row.file_name.encode())
 
 
@@ -188,7 +188,7 @@ def _damaged(where: str, reason: str) -> OutputRefusedError:
 
 @contextmanager
 def readable(path: str) -> Iterator[None]:
-    """Turn what the operating system says of a file that cannot be read into an InputError."""
+    """Turn an OSError about a file into an InputError."""
     try:
         yield
     except OSError as error:
@@ -197,7 +197,7 @@ def readable(path: str) -> Iterator[None]:
 
 @contextmanager
 def _parquet(path: str) -> Iterator[Any]:
-    """Open a Parquet file; what pyarrow says of a damaged one becomes an OutputRefusedError."""
+    """Open a Parquet file; errors of pyarrow become an OutputRefusedError."""
     import pyarrow as pa
     import pyarrow.parquet as pq
 
@@ -208,12 +208,12 @@ def _parquet(path: str) -> Iterator[Any]:
             yield pq.ParquetFile(file, buffer_size=_BLOCK)  # else whole column chunks are in memory
         except (pa.ArrowException, OSError) as error:
             raise OutputRefusedError(
-                f"{path} is damaged: no whole Parquet file ({str(error).splitlines()[0]}). Make it again."
+                f"{path} is damaged: not a complete Parquet file ({str(error).splitlines()[0]}). Make it again."
             ) from error
 
 
 def spool(stdin: BinaryIO | None) -> BinaryIO:
-    """Copy standard input to the disk: an export reads its rows twice."""
+    """Copy standard input to a temporary file, as an export reads its rows twice."""
     stream = stdin or (sys.stdin.buffer if sys.stdin is not None else None)
     if stream is None:
         raise InputError("-: standard input is closed.")

@@ -1,4 +1,4 @@
-"""What an output holds: rows by status, and what is missing."""
+"""The status of an output: number of rows by status, and of missing rows."""
 
 from __future__ import annotations
 
@@ -19,9 +19,9 @@ class PartsStatus:
     """Progress of a folder of parts."""
 
     num_missing: int
-    """Number of rows that are in no finished part."""
+    """Number of rows that no finished part has."""
     num_in_progress: int
-    """Number of these that unfinished parts of this machine have."""
+    """Number of these rows in unfinished parts on this machine."""
     num_images: int
     num_parts: int
     num_existing: int
@@ -30,21 +30,21 @@ class PartsStatus:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Status:
-    """Rows of an output."""
+    """Counts of an output."""
 
     out: str
     num_ok: int
     failed: Mapping[str, int]
     """Number of failed rows, by error."""
     manifest: Manifest | None = None
-    """None where nothing says how the rows were made."""
+    """None if the settings of the rows are unknown."""
     torn_bytes: int = 0
     parts: PartsStatus | None = None
-    """None for other outputs: only their inputs could tell which rows are missing."""
+    """None for other outputs, whose missing rows only their inputs could tell."""
 
     @property
     def complete(self) -> bool:
-        """Whether no row is known to have failed or to be missing."""
+        """True if no row is known to have failed or to be missing."""
         return not (sum(self.failed.values()) or self.torn_bytes or (self.parts and self.parts.num_missing))
 
 
@@ -66,7 +66,7 @@ def read_status(out: str) -> Status:
 
 
 def _counted(out: str) -> Status:
-    """Count the rows of a file that nothing belongs to, such as an export."""
+    """Count the rows of a file without a manifest, such as an export."""
     num_ok, failed, rows = 0, Counter[str](), open_rows(out)
     for row in rows:
         if row.status == "ok":

@@ -10,7 +10,7 @@ from blip2cap.rows import Row
 
 
 class StreamSink:
-    """Rows to an open stream, flushed after every batch; nothing is remembered, so nothing exists before."""
+    """Writes rows to an open stream, flushed after every batch; nothing is remembered, so no rows exist before."""
 
     finished: Container[str] = frozenset()
     num_failed = 0
@@ -21,19 +21,19 @@ class StreamSink:
         self.stream = stream
 
     def check(self, settings: Mapping[str, Any]) -> None:
-        """No rows exist that could differ."""
+        """Do nothing: no rows exist that could differ."""
 
     def retry(self, asked: Container[str]) -> None:
-        """No rows exist that could have failed."""
+        """Do nothing: no rows exist that could have failed."""
 
     def begin(self, settings: Mapping[str, Any]) -> None:
-        """Nothing to prepare."""
+        """Do nothing: there is nothing to prepare."""
 
     def write(self, rows: Iterable[Row]) -> None:
-        """Write and flush. BrokenPipeError passes through: the reader has gone, and that ends the run quietly."""
+        """Write and flush. BrokenPipeError passes through: it ends the run silently, as the reader is gone."""
         try:
             view = memoryview(b"".join(row.as_json() for row in rows))
-            while view:  # with PYTHONUNBUFFERED, a write that a signal interrupts takes a part only
+            while view:  # with PYTHONUNBUFFERED, a signal may interrupt a write in the middle
                 view = view[self.stream.write(view) :]
             self.stream.flush()
         except BrokenPipeError:
@@ -42,7 +42,7 @@ class StreamSink:
             raise OutputError(f"standard output cannot be written: {error}.") from error
 
     def finish(self, *, stopped: bool = False) -> None:
-        """Nothing to note."""
+        """Do nothing: a stream has no manifest."""
 
     def close(self) -> None:
-        """The stream belongs to the caller."""
+        """Do nothing: the stream belongs to the caller."""

@@ -1,1 +1,1 @@
-"""What is asked about an image, and the columns of the answer."""
+"""Tasks: the prompts of each image, and the columns of the answers."""

@@ -1,4 +1,4 @@
-"""What a run needs to know of a task: the rows of an image, the prompts for the model, the columns of the answer."""
+"""The interface of a task: the rows of an image, the prompts for the model, the columns of the answer."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from blip2cap.rows import Row, Schema, row_key
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Request:
-    """One image with the rows that are missing of it."""
+    """One image with its missing rows."""
 
     ref: ImageRef
     labels: tuple[str | None, ...]
@@ -21,13 +21,13 @@ class Request:
 
     @property
     def keys(self) -> Iterator[str]:
-        """Keys of the rows that it makes."""
+        """Keys of these rows."""
         file_name, file_name_b64 = self.ref.file_name, self.ref.file_name_b64
         return (row_key(file_name, file_name_b64, label) for label in self.labels)
 
 
 class Task(Protocol):
-    """What is asked about every image, with its options."""
+    """A task with its options."""
 
     @property
     def name(self) -> str:
@@ -43,25 +43,25 @@ class Task(Protocol):
 
     @property
     def deterministic(self) -> bool:
-        """Whether equal images have equal results, so that one is enough."""
+        """True if equal images have equal results, so that one result is enough."""
 
     def settings(self) -> dict[str, Any]:
-        """Return the settings that change a result and are known without a model, in the form of JSON."""
+        """Return the settings that change a result and are known without a model, as JSON values."""
 
     def model_settings(self) -> dict[str, Any]:
-        """Return the settings that the family of the model decides; those that are known if there is none yet."""
+        """Return the settings that the model's family decides; before `for_family`, only those that were given."""
 
     def for_checkpoint(self, checkpoint: Checkpoint, family: Family) -> Self:
         """Return the task with what a model decides. Raises UsageError if its family cannot do it."""
 
     def check(self, model: Any) -> None:
-        """Raise UsageError for options that a loaded model cannot follow."""
+        """Raise UsageError for options that a loaded model does not support."""
 
     def start(self, model: Model, *, capacity: int | None) -> Session:
         """Open a session of the model; None lets the model choose its capacity."""
 
     def prompt(self, ref: ImageRef, label: str | None) -> str:
-        """Return the text that the model is given about an image."""
+        """Return the prompt for an image."""
 
     def finish(self, result: Any) -> Any:
         """Apply the rules that change a result."""
@@ -71,18 +71,18 @@ class Task(Protocol):
 
 
 class Worklist:
-    """Turns images into requests, and counts them."""
+    """Turns images into requests and counts them."""
 
     def __init__(self, labels: Sequence[str | None] = (None,)) -> None:
         self.labels = labels
-        """Labels of the rows of every image, as `Task.labels`."""
+        """Labels of the rows of every image, as in `Task.labels`."""
         self.num_images = 0
         """Number of images so far."""
         self.num_finished = 0
         """Number of rows of these images that are finished."""
 
     def requests(self, refs: Iterable[ImageRef], finished: Container[str]) -> Iterator[Request]:
-        """Yield one request for each image that has a row missing, in the order of `refs`."""
+        """Yield one request for each image with missing rows, in the order of `refs`."""
         self.num_images = self.num_finished = 0
         for ref in refs:
             self.num_images += 1

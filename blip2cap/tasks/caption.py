@@ -1,4 +1,4 @@
-"""`caption`: one text about each image."""
+"""`caption`: one text for each image."""
 
 from __future__ import annotations
 
@@ -28,5 +28,5 @@ def schema_of(settings: Mapping[str, Any]) -> Schema:
 
 
 def recognise(names: Collection[str]) -> Schema | None:
-    """Return the columns of captions if the names are theirs."""
+    """Return the columns of captions if these are their names."""
     return text_schema(texts="texts" in names, flag="flag" in names) if "text" in names else None

@@ -18,14 +18,14 @@ _BLOCKED_SIZE = 3
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)
 class _Request:
-    """One prompt that is in the guard."""
+    """One prompt in the guard."""
 
     ticket: int
     features: Any
-    """Of its image alone: a view, which takes no memory of its own."""
+    """Features of its image alone: a view, which needs no additional memory."""
     prompt: Prompt
     texts: Sequence[Generated] = ()
-    """The first texts, once they are there."""
+    """The first texts, once they are generated."""
 
 
 class GuardedSession:
@@ -43,21 +43,21 @@ class GuardedSession:
         blocks = second.no_repeat_ngram_size != options.no_repeat_ngram_size
         extends = second.min_new_tokens != options.min_new_tokens
         self.retried = {"": False, "repetition": blocks, "prompt_echo": blocks, "empty": extends}
-        """Fault -> a second try can remove it: the options of the run may do so already."""
+        """Fault -> whether a second try can remove it: the options of the run may already prevent it."""
         self.first = open_session(options)
         self.second: Session | None = None
-        """None until it is needed: it has a cache of its own."""
+        """None until it is needed, because it has a cache of its own."""
         self.in_first: dict[int, _Request] = {}
         self.gathered: list[_Request] = []
-        """Requests for the second session, which begin together."""
+        """Requests for the second session, which start together."""
         self.in_second: dict[int, _Request] = {}
         self.num_overtaken = 0
-        """Results since the first of those was gathered."""
+        """Number of results since the first of these was gathered."""
         self.capacity_before = self.capacity
 
     @property
     def capacity(self) -> int:
-        """Number of prompts processed at once, at most."""
+        """Maximum number of prompts processed at once."""
         return self.first.capacity
 
     @property
@@ -66,7 +66,7 @@ class GuardedSession:
         return self.first.num_pending + len(self.gathered) + len(self.in_second)
 
     def add(self, features: Any, prompts: Sequence[Prompt]) -> list[int]:
-        """Queue prompts about images whose features these are; return a ticket for each."""
+        """Queue prompts about images with these features; return a ticket for each."""
         tickets = self.first.add(features, prompts)
         for ticket, prompt in zip(tickets, prompts, strict=True):
             image = features[prompt.image : prompt.image + 1]
@@ -122,7 +122,7 @@ def second_options(options: GenerateOptions) -> GenerateOptions:
 
 
 def worst_flag(texts: Sequence[Generated]) -> str:
-    """Return the flag of several texts together."""
+    """Return the worst flag of several texts."""
     return max((text.flag for text in texts), key=("", "retried", *FAULTS).index, default="")
 
 

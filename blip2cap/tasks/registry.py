@@ -1,4 +1,4 @@
-"""All tasks by name, for readers of outputs: which columns an output has.
+"""All tasks by name, for readers of outputs, which need the columns.
 
 A new task is a module like `caption` with an entry here, and a command in `cli/`.
 """
@@ -15,12 +15,12 @@ from blip2cap.tasks import caption, vqa
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class TaskEntry:
-    """A task as the reader of its outputs sees it."""
+    """The columns of a task, for readers of its outputs."""
 
     schema_of: Callable[[Mapping[str, Any]], Schema]
-    """The columns of an output with these settings."""
+    """Columns of an output with these settings."""
     recognise: Callable[[Collection[str]], Schema | None] = lambda names: None
-    """The columns, judged by their names alone, where no manifest is at hand; None if they belong to no such task."""
+    """Columns with these names, where there is no manifest; None if they do not belong to this task."""
 
 
 TASKS: dict[str, TaskEntry] = {
@@ -30,10 +30,10 @@ TASKS: dict[str, TaskEntry] = {
 
 
 def schema_of(settings: Mapping[str, Any]) -> Schema:
-    """Return the columns of an output with these settings. Raises KeyError for a task that is not known here."""
+    """Return the columns of an output with these settings. Raises KeyError for an unknown task."""
     return TASKS[settings.get("command", "caption")].schema_of(settings)
 
 
 def recognise(names: Collection[str]) -> Schema | None:
-    """Return the columns of an output by their names; None if no task has them."""
+    """Return the columns of an output with these names; None if no task has them."""
     return next((schema for entry in TASKS.values() if (schema := entry.recognise(names))), None)

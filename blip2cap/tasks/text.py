@@ -1,4 +1,4 @@
-"""What captions and answers have in common: options of generated text, and the columns of a text."""
+"""The base of captions and answers: options of generated text, and the columns of a text."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from blip2cap.tasks.text_rules import strip_prefixes, trim_to_sentence
 
 @lru_cache
 def text_schema(*, question: bool = False, texts: bool = False, flag: bool = False) -> Schema:
-    """Return the columns of texts: of answers with `question`, of several captions an image with `texts`."""
+    """Return the columns of texts: with `question` those of answers, with `texts` those of several captions."""
     named = (Column("question"), Column("answer")) if question else (Column("text"),)
     several = (Column("texts", STRINGS),) if texts else ()
     flagged = (Column("flag"),) if flag else ()
@@ -36,7 +36,7 @@ class TextTask:
     """Name of the template in the settings of an output."""
 
     template: str | None = None
-    """Template of the prompt; None leaves it to the model's family."""
+    """Template of the prompt; None: that of the model's family."""
     generate: GenerateOptions = field(default_factory=GenerateOptions)
     text: TextOptions = field(default_factory=TextOptions)
 
@@ -59,11 +59,11 @@ class TextTask:
 
     @property
     def deterministic(self) -> bool:
-        """Each image draws random numbers of its own: sampled texts of equal images differ."""
+        """False when sampling: each image has its own random numbers, so texts of equal images differ."""
         return not self.generate.sampling
 
     def settings(self) -> dict[str, Any]:
-        """Return the options that change a text; questions are none, as each has rows of its own."""
+        """Return the options that change a text. Questions are not among them, as each has its own rows."""
         generate = asdict(self.generate)
         if not self.generate.sampling:
             del generate["seed"]
@@ -83,11 +83,11 @@ class TextTask:
         return self if self.template is not None else replace(self, template=self._default_template(family))
 
     def check(self, model: Any) -> None:
-        """Raise UsageError for options with which no prompt at all would fit the model."""
+        """Raise UsageError for options with which no prompt would fit the model."""
         model.check(self.generate)
 
     def start(self, model: Model, *, capacity: int | None) -> Session:
-        """Open a session that generates text, guarded against loops if that is wanted."""
+        """Open a session that generates text, with the loop guard if it is on."""
 
         def start(options: GenerateOptions) -> Session:
             return model.start_texts(options, capacity=capacity)
@@ -111,7 +111,7 @@ class TextTask:
     def row(
         self, ref: ImageRef, label: str | None, result: Sequence[Generated] | ImageError, *, width: int, height: int
     ) -> Row:
-        """Make the row of one or several texts about an image; the first is the best."""
+        """Make the row of one or several texts for an image; the first is the best."""
         failed = isinstance(result, ImageError)
         texts = [] if isinstance(result, ImageError) else list(result)
         first = texts[0] if texts else Generated(text="", finish_reason="", num_tokens=0)
@@ -141,11 +141,11 @@ class TextTask:
 
 
 parsed = lru_cache(Template)
-"""Templates, parsed once for all images."""
+"""Return a template, parsed once for all images."""
 
 
 def is_text(text: str) -> bool:
-    """Whether a string from the command line is valid UTF-8."""
+    """Return whether a string from the command line is valid UTF-8."""
     try:
         text.encode()
     except UnicodeEncodeError:

@@ -1,7 +1,7 @@
 """Rules for finished texts: find faults, trim to the last whole sentence, strip prefixes.
 
 Pure functions. Covered: texts in any script, also those without spaces.
-Not covered: whether a text is true, or one very long word that repeats itself.
+Not covered: whether a text is true; repetition inside one very long word.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ import re
 from collections.abc import Sequence
 
 FAULTS = ("repetition", "prompt_echo", "empty")
-"""Faults that a text can have, from bad to worse."""
+"""Faults of a text, the worst last."""
 
 _UNSPACED = (
     "\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff"
@@ -67,7 +67,7 @@ def find_fault(text: str, prompt: str, question: str | None = None, *, cut: bool
 
 
 def badness(text: str, flag: str) -> tuple[int, float]:
-    """Return the order of texts with these flags, the best first; all without a fault are equal."""
+    """Return a sort key: the best text has the smallest; all texts without a fault have the same."""
     return (1 + FAULTS.index(flag), _repeated_share(_words(text))) if flag in FAULTS else (0, 0.0)
 
 
@@ -94,7 +94,7 @@ def strip_prefixes(text: str, prefixes: Sequence[str]) -> str:
 
 
 def _words(text: str) -> list[str]:
-    """Split at spaces and punctuation, for comparison; in a text of punctuation alone, every character is a word."""
+    """Split at spaces and punctuation, for comparison; if a text has only punctuation, every character is a word."""
     return _WORD.findall(text.casefold()) or list("".join(text.split()))
 
 

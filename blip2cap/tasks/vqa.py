@@ -17,7 +17,7 @@ from blip2cap.tasks.text import TextTask, is_text, parsed, schema_from, text_sch
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Vqa(TextTask):
-    """Answers to questions. Raises UsageError for questions that are empty, doubled or not valid text."""
+    """Answers to questions. Raises UsageError for questions that are empty, repeated or not valid text."""
 
     name: ClassVar[str] = "vqa"
     template_setting: ClassVar[str] = "template"
@@ -54,7 +54,7 @@ def schema_of(settings: Mapping[str, Any]) -> Schema:
 
 
 def recognise(names: Collection[str]) -> Schema | None:
-    """Return the columns of answers if the names are theirs."""
+    """Return the columns of answers if these are their names."""
     if not {"question", "answer"} <= set(names):
         return None
     return text_schema(question=True, texts="texts" in names, flag="flag" in names)

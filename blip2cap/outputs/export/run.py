@@ -64,7 +64,7 @@ def export(
             questions.check(one_text=writer.one_text, to=writer.options.to)
     except OSError as error:
         path = os.fsencode(error.filename or writer.out).decode("utf-8", "backslashreplace")
-        make = "Make its folder first, or use" if isinstance(error, FileNotFoundError) else "Use"
+        make = "Create its folder first, or use" if isinstance(error, FileNotFoundError) else "Use"
         raise OutputError(f"{path} cannot be written: {error.strerror}. {make} another --out.") from error
     return counts
 

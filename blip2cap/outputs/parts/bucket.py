@@ -1,8 +1,8 @@
 """Buckets as folders of objects, through fsspec.
 
-Covered: S3, and what speaks its protocol; Google Cloud Storage; `memory://`, in one process. A bucket must be able to
-create an object only if there is none (`If-None-Match: *`): that is how one of several writers wins. Not covered: other
-protocols, where nothing is known of that.
+Covered: S3 and stores with its protocol; Google Cloud Storage; `memory://`, in one process. A bucket must support
+creating an object only if it does not exist (`If-None-Match: *`), so that one of several writers wins. Not covered:
+other protocols, for which this is unknown.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from blip2cap.outputs.parts.store import sweep_temporary
 
 _PROTOCOLS = ("s3", "s3a", "gs", "gcs", "memory")
 _CONFLICTS = {"ConditionalRequestConflict", "OperationAborted"}
-"""What S3 says while somebody else is writing the same name: it is not known yet who will win."""
+"""Codes of S3 while another process writes the same name: it is not decided yet which one wins."""
 _TAKEN = {"PreconditionFailed"}
 _NUM_TRIES = 8
 _FIRST_PAUSE_S = 0.1
@@ -28,7 +28,7 @@ _READ_BYTES = 1 << 20
 
 
 class RemoteStore:
-    """A prefix of a bucket. Uploads are whole or not there at all: that is how buckets are."""
+    """A prefix of a bucket. Buckets make an upload visible only when it is complete."""
 
     shared = True
 
@@ -39,12 +39,12 @@ class RemoteStore:
         protocol = url.split("://")[0]
         if protocol not in _PROTOCOLS:
             raise UsageError(
-                f"--out {url}: {protocol}:// cannot be written by several processes safely, as far as is known. "
+                f"--out {url}: {protocol}:// is not known to be safe when several processes write. "
                 "Use s3://, gs:// or a local folder."
             )
         try:
             with self._errors():
-                # Without its cache of listings: other machines write here too.
+                # Without a cache of listings: other machines write here too.
                 self.files, root = url_to_fs(url, use_listings_cache=False)
         except OutputError as error:
             if isinstance(error.__cause__, ImportError):
@@ -55,21 +55,21 @@ class RemoteStore:
         self.scratch = Path(cache, "blip2cap", "parts", hashlib.sha256(url.encode()).hexdigest()[:16])
 
     def check(self) -> None:
-        """Nothing: a prefix need not be made, and `names` has asked the bucket."""
+        """Do nothing: a prefix need not be created, and `names` has already asked the bucket."""
 
     def prepare(self) -> None:
-        """Make the local folder for what is in work; a prefix need not be made."""
+        """Create the local folder for parts in progress; a prefix need not be created."""
         try:
             self.scratch.mkdir(parents=True, exist_ok=True)
             sweep_temporary(self.scratch)
         except OSError as error:
             raise OutputError(
-                f"{self.scratch} cannot be made: {error.strerror}. Parts in work are kept there; set XDG_CACHE_HOME to "
-                "a folder on a disk of this machine."
+                f"{self.scratch} cannot be created: {error.strerror}. Parts in progress are kept there; set "
+                "XDG_CACHE_HOME to a folder on a disk of this machine."
             ) from error
 
     def names(self) -> set[str]:
-        """List what is directly below the prefix."""
+        """List the names directly below the prefix."""
         with self._errors():
             try:
                 paths = self.files.ls(self.root, detail=False)
@@ -78,7 +78,7 @@ class RemoteStore:
         return {str(path).rstrip("/").rsplit("/", 1)[1] for path in paths} - {""}
 
     def exists(self, name: str) -> bool:
-        """Ask for an object."""
+        """Return whether an object exists."""
         with self._errors():
             return bool(self.files.exists(self._path(name)))
 
@@ -88,15 +88,15 @@ class RemoteStore:
             return cast(BinaryIO, self.files.open(self._path(name), "rb", block_size=_READ_BYTES))
 
     def create(self, name: str, data: bytes) -> bool:
-        """Put it, if there is none."""
+        """Write an object unless it exists."""
         return self._create(lambda: self.files.pipe_file(self._path(name), data, mode="create"))
 
     def create_from(self, name: str, path: Path) -> bool:
-        """Put the content of a local file, if there is none."""
+        """Write an object from a local file unless it exists."""
         return self._create(lambda: self.files.put_file(str(path), self._path(name), mode="create"))
 
     def replace(self, name: str, data: bytes) -> None:
-        """Put it, whatever is there."""
+        """Write an object, replacing an existing one."""
         with self._errors():
             self.files.pipe_file(self._path(name), data)
 
@@ -121,19 +121,19 @@ class RemoteStore:
 
     @contextmanager
     def _errors(self, *expected: type[OSError]) -> Iterator[None]:
-        """Turn what the libraries of a bucket raise, which have no tree of their own in common, into an OutputError."""
+        """Turn all errors of the libraries into an OutputError; they have no base class in common."""
         try:
             yield
         except expected:
             raise
         except Exception as error:
             raise OutputError(
-                f"{self.url} cannot be used: {type(error).__name__}: {error}. The parts that are there are safe. Check "
+                f"{self.url} cannot be used: {type(error).__name__}: {error}. Existing parts are safe. Check "
                 "the bucket and its permissions, then run the same command again."
             ) from error
 
 
 def _code(error: OSError) -> str:
-    """Return the code that S3 gave, which s3fs keeps in the cause only."""
+    """Return the error code of S3, which s3fs keeps in the cause only."""
     response = getattr(error.__cause__, "response", None) or {}
     return str(response.get("Error", {}).get("Code", ""))

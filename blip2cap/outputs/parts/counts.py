@@ -1,4 +1,4 @@
-"""What the parts of a folder hold, read from their ends: nothing else says how far a run has come."""
+"""The counts of rows in the parts of a folder, read from their metadata: the only record of progress."""
 
 from __future__ import annotations
 
@@ -16,45 +16,45 @@ from blip2cap.outputs.parts.plan import PartsPlan, part_name
 from blip2cap.outputs.parts.store import Store
 
 KEY = b"blip2cap"
-"""Of a part's metadata."""
+"""Key of the counts in a part's metadata."""
 _NUM_READERS = 16
-"""In a bucket every part takes a while to answer."""
+"""Number of parts read concurrently: in a bucket, each takes some time."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Counts:
-    """What the rows of a part came to."""
+    """Number of rows in one or several parts."""
 
     num_ok: int
     failed: Mapping[str, int]
-    """By error."""
+    """Number of failed rows by error."""
 
     @property
     def num_rows(self) -> int:
-        """All of them."""
+        """Number of rows."""
         return self.num_ok + self.num_failed
 
     @property
     def num_failed(self) -> int:
-        """Those that failed."""
+        """Number of failed rows."""
         return sum(self.failed.values())
 
 
 def done_parts(store: Store, plan: PartsPlan) -> set[int]:
-    """List the parts that are there."""
+    """Return the indices of the existing parts."""
     names = store.names()
     return {index for index in range(plan.num_parts) if part_name(index) in names}
 
 
 def read_counts(store: Store, plan: PartsPlan, indices: Iterable[int]) -> dict[int, Counts]:
-    """Read what the rows of parts came to. Raises OutputRefusedError for one that is damaged, or not of this plan."""
+    """Read the counts of parts. Raises OutputRefusedError for a part that is damaged or belongs to another plan."""
     indices = list(indices)
     with ThreadPoolExecutor(_NUM_READERS) as pool:
         return dict(zip(indices, pool.map(lambda index: _read(store, plan, index), indices), strict=True))
 
 
 def total(counts: Iterable[Counts]) -> Counts:
-    """Add up parts."""
+    """Add up counts."""
     num_ok, failed = 0, Counter[str]()
     for one in counts:
         num_ok += one.num_ok

@@ -1,8 +1,8 @@
-"""One part in progress: a local journal, which becomes the part's object when its last row is there.
+"""One part in progress: a local journal, which becomes the part's object when it is complete.
 
-The journal makes a part as safe as any output: a killed run continues where it was, and nobody else on this machine
-works on the same part, as it is locked. Beside it lies the trace of the images that are being decoded, as for any
-output: the next process decodes those apart over which one has died.
+The journal makes a part as safe as any output: after a kill, the next run continues it, and its lock keeps other
+processes on this machine away. Beside it is a trace of the images that are being decoded, as for any output: if a
+process dies, the next one decodes these images in separate processes.
 """
 
 from __future__ import annotations
@@ -30,14 +30,14 @@ _JOURNAL = re.compile(r"part-(\d{5,})(\.again)?\.jsonl")
 
 
 class PartExistsError(OutputRefusedError):
-    """Another process has made this part."""
+    """A part that another process has finished."""
 
 
 class Part:
     """A part of the plan, locked until it is closed; a sink for its rows.
 
-    With `again`, the failed rows of an existing part are retried. Raises OutputLockedError if another process holds it,
-    PartExistsError if one has made it.
+    With `again`, the failed rows of an existing part are retried. Raises OutputLockedError if another process has
+    locked it, PartExistsError if another process has finished it.
     """
 
     def __init__(self, store: Store, plan: PartsPlan, index: int, *, again: bool = False) -> None:
@@ -47,12 +47,12 @@ class Part:
         path = store.scratch / plan.id / f"part-{index:05}{'.again' if again else ''}.jsonl"
         self._sink = _open(path, retry_failed=again)
         try:
-            if not again and store.exists(self.name):  # asked only with the lock held: others may wait long
+            if not again and store.exists(self.name):  # checked under the lock, which may take long to get
                 self._remove_leftovers()
-                raise PartExistsError(f"{self.name} exists already.")
+                raise PartExistsError(f"{self.name} already exists.")
             self.refs = plan.refs(index)
             self.trace = Trace(trace_path(path))
-            """Images of this part that are being decoded, and those over which a process has died."""
+            """Images of this part that are being decoded, or were when a process died."""
             self._kept = self._rows_to_keep() if again else {}
             self._sink.begin({"plan": plan.id, "part": index, **plan.manifest.settings})
             found = self._read_rows()
@@ -68,16 +68,16 @@ class Part:
         self.finished = {*self._kept, *found}
         """Keys of the existing rows."""
         self.num_missing = len(self.refs) * len(self._labels) - len(self.finished)
-        """Number of rows to come."""
+        """Number of missing rows."""
 
     def write(self, rows: Iterable[Row]) -> None:
-        """Append to the journal."""
+        """Append rows to the journal."""
         rows = list(rows)
         self._sink.write(rows)
         self.num_missing -= len(rows)
 
     def commit(self) -> bool:
-        """Write the part's object from its rows, in the order of the plan; False if another process was faster."""
+        """Write the part's object, with rows in the order of the plan; return False if another process was faster."""
         assert self.num_missing == 0, f"{self.name}: {self.num_missing} rows are missing"
         rows = self._kept | self._read_rows()
         keys = [row_key(ref.file_name, ref.file_name_b64, label) for ref in self.refs for label in self._labels]
@@ -92,14 +92,14 @@ class Part:
         return won
 
     def discard(self) -> None:
-        """Let go of a part whose object exists, and of the files that it was made from."""
+        """Release a part whose object exists, and remove the files that it was made from."""
         self.trace.forget()
         self.trace.close()
         self._remove_leftovers()
         self._sink.close()
 
     def close(self) -> None:
-        """Let go of a part that is not complete; its rows are kept."""
+        """Release an incomplete part; its rows are kept."""
         with contextlib.suppress(OutputError):
             self.trace.close()
         self._sink.close()
@@ -143,17 +143,17 @@ class Part:
 
 
 def num_rows_in_progress(store: Store, plan: PartsPlan, done: Set[int]) -> int:
-    """Count the rows of parts that do not exist yet, as far as this machine has them."""
+    """Count the rows that this machine has of parts that do not exist yet."""
     count = 0
     for path, index, again in _journals(store.scratch / plan.id):
         if index not in done and not again:
-            with contextlib.suppress(FileNotFoundError):  # it was completed just now
+            with contextlib.suppress(FileNotFoundError):  # completed in the meantime
                 count += path.read_bytes().count(b"\n")
     return count
 
 
 def sweep(store: Store, plan: PartsPlan, done: Set[int]) -> None:
-    """Remove what runs that were killed at the last moment have left of parts that are done."""
+    """Remove leftovers of finished parts, from runs that were killed just after they finished them."""
     for path, index, again in _journals(store.scratch / plan.id):
         if index in done:
             with contextlib.suppress(OSError, OutputError, OutputRefusedError):
@@ -183,12 +183,12 @@ def _open(path: Path, *, retry_failed: bool) -> JournalSink:
             continue  # another process has swept the empty folder
         except OSError as error:
             raise OutputError(
-                f"{path.parent} cannot be written: {error.strerror}. Make room, and run it again."
+                f"{path.parent} cannot be written: {error.strerror}. Free disk space, then run it again."
             ) from error
 
 
 def _remove(sink: JournalSink) -> None:
-    """Remove a journal and the files beside it; the journal last, as only who finds it looks for the others."""
+    """Remove a journal and the files beside it; the journal last, because `sweep` looks for it to find the others."""
     path, manifest = sink.path, manifest_path(sink.path)
     half_written = (each.with_name(f"{each.name}.tmp") for each in (path, manifest))
     for leftover in (trace_path(path), *half_written):

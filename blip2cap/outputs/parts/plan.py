@@ -1,7 +1,7 @@
-"""The plan of a parts folder: which inputs make which part, and with which settings.
+"""The plan of a folder of parts: the inputs of each part, and the settings.
 
-It is one Parquet file without that ending, made once, by whoever comes first: a row group for each part, the settings
-in its metadata. Inputs are listed, and read again, a part at a time.
+It is one Parquet file (without that suffix) that the first process writes: a row group for each part, the settings in
+its metadata. Inputs are listed, and read back, one part at a time.
 """
 
 from __future__ import annotations
@@ -31,45 +31,45 @@ NAME = f"{OURS}/plan"
 _KEY = "blip2cap"
 _REMEDY = "Use another --out."
 _TYPES = {"str": pa.binary(), "int": pa.int64()}
-"""Text as bytes: paths may be no valid UTF-8."""
+"""Types of the columns. Text is stored as bytes: paths may be invalid UTF-8."""
 _FIELDS = {one.name: _TYPES.get(str(one.type).removesuffix(" | None")) for one in fields(ImageRef)}
 _SCHEMA = pa.schema([(name, type_) for name, type_ in _FIELDS.items() if type_ is not None])
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class PartsPlan:
-    """What a parts folder is going to hold."""
+    """The inputs and settings of a folder of parts."""
 
     manifest: Manifest
-    """The settings of all parts."""
+    """Settings of all parts."""
     id: str
-    """Drawn at random: tells the parts of this plan from those of another with the same settings."""
+    """Random id, which tells the parts of this plan from those of another with the same settings."""
     skipped: Mapping[str, int]
-    """What the listing passed over, by reason."""
+    """Number of entries that the listing skipped, by reason."""
     store: Store
-    """Where it lies."""
+    """Folder or bucket of the plan."""
     part_size: int
-    """Inputs in every part but the last."""
+    """Number of inputs in every part but the last."""
     metadata: Any
-    """The pq.FileMetaData of its file: where each row group begins."""
+    """pq.FileMetaData of its file, with the position of each row group."""
 
     @property
     def num_images(self) -> int:
-        """How many inputs there are."""
+        """Number of inputs."""
         return int(self.metadata.num_rows)
 
     @property
     def num_parts(self) -> int:
-        """How many parts there are."""
+        """Number of parts."""
         return int(self.metadata.num_row_groups)
 
     @property
     def labels(self) -> Sequence[str | None]:
-        """Labels of the rows of every image: the questions that are asked, or (None,)."""
+        """Labels of the rows of every image: the questions, or (None,)."""
         return self.manifest.settings.get(labels_setting(self.manifest.label)) or (None,)
 
     def num_refs(self, index: int) -> int:
-        """How many inputs a part has."""
+        """Return the number of inputs of a part."""
         return int(self.metadata.row_group(index).num_rows)
 
     def refs(self, index: int) -> list[ImageRef]:
@@ -82,24 +82,24 @@ class PartsPlan:
         return [ImageRef(**{name: _text(value) for name, value in row.items()}) for row in rows]
 
     def check(self, settings: Mapping[str, Any], output: str) -> None:
-        """Raise OutputRefusedError if `settings` differ from those of the plan, naming each one."""
+        """Raise OutputRefusedError if `settings` differ from those of the plan; the message names each difference."""
         self.manifest.check(settings, output, _REMEDY)
 
 
 def labels_setting(label: str) -> str:
-    """Name the setting that lists the labels of all images, by the column that they stand in."""
+    """Return the name of the setting that lists the labels of all images: the plural of their column."""
     return f"{label or 'question'}s"
 
 
 def part_name(index: int) -> str:
-    """Name the object of a part."""
+    """Return the name of the object of a part."""
     return f"part-{index:05}.parquet"
 
 
 def read_plan(store: Store) -> PartsPlan | None:
-    """Read the plan, None if there is none.
+    """Read the plan; None if there is none.
 
-    Raises OutputRefusedError if it is damaged, or if other things are there than a parts folder has.
+    Raises OutputRefusedError if it is damaged, or if a folder without plan contains anything else.
     """
     try:
         file = _open(store)
@@ -113,7 +113,7 @@ def read_plan(store: Store) -> PartsPlan | None:
             id=content["id"],
             skipped=content["skipped"],
             store=store,
-            part_size=content.get("part_size") or metadata.row_group(0).num_rows,  # plans once did not have it
+            part_size=content.get("part_size") or metadata.row_group(0).num_rows,  # missing in old plans
             metadata=metadata,
         )
     except (OSError, pa.ArrowException, ValueError, KeyError, TypeError) as error:
@@ -123,14 +123,14 @@ def read_plan(store: Store) -> PartsPlan | None:
 
 def _open(store: Store) -> BinaryIO | None:
     others: list[str] = []
-    for _ in range(2):  # once more, as another process may have made the plan, and a part, while we looked
+    for _ in range(2):  # twice, as another process may write the plan, and a part, between the two looks
         with contextlib.suppress(FileNotFoundError):
             return store.open(NAME)
         others = sorted(store.names() - {OURS})
         if not others:
             return None
     raise OutputRefusedError(
-        f"{store.url} is no parts folder of blip2cap: it has no plan, but {others[0]}. Use a new or empty folder, or "
+        f"{store.url} is not a folder of parts: it has no plan but contains {others[0]}. Use a new or empty folder, or "
         "another --out."
     )
 
@@ -143,9 +143,9 @@ def make_plan(
     part_size: int = PART_SIZE,
     skipped: Counter[str] | None = None,
 ) -> PartsPlan | None:
-    """List all inputs and write the plan, unless somebody else was faster: then theirs is returned.
+    """List all inputs and write the plan; if another process was faster, return its plan.
 
-    None if there is no input. `skipped` is what `refs` counts as it goes.
+    Returns None if there is no input. `skipped` are the counts that `refs` updates while it is iterated.
     """
     try:
         with temporary(store.scratch, "plan-") as path:
@@ -153,13 +153,13 @@ def make_plan(
                 return None
             if store.create_from(NAME, path) and store.create_from(NAME, path):
                 raise OutputError(
-                    f"{store.url} cannot be used: it writes an object although there is one of that name, so that "
-                    "several processes would overwrite each other's parts. Use another --out: S3, Google Cloud Storage "
-                    "or a folder."
+                    f"{store.url} cannot be used: it overwrites an object that exists when asked not to, so several "
+                    "processes would overwrite each other's parts. Use another --out: S3, Google Cloud Storage or a "
+                    "folder."
                 )
     except OSError as error:
         raise OutputError(
-            f"{store.scratch} cannot be written: {error.strerror}. Make room, then run the same command again."
+            f"{store.scratch} cannot be written: {error.strerror}. Free disk space, then run the same command again."
         ) from error
     return read_plan(store)
 
@@ -167,7 +167,7 @@ def make_plan(
 def _list_inputs(
     path: Path, refs: Iterable[ImageRef], settings: Mapping[str, Any], part_size: int, skipped: Counter[str] | None
 ) -> int:
-    """Write all inputs, a row group a part, and what they are to be done with; return how many there are."""
+    """Write all inputs, a row group for each part, and the settings; return the number of inputs."""
     iterator = iter(refs)
     with pq.ParquetWriter(path, _SCHEMA, compression="zstd") as writer:
         num_images = 0
@@ -187,11 +187,11 @@ def _list_inputs(
 
 
 def check_ref(ref: ImageRef) -> ImageRef:
-    """Return an input that another process can read too. Raises UsageError for one whose bytes come past once."""
+    """Return an input that another process can read too. Raises UsageError if its bytes can be read only once."""
     if any(getattr(ref, name) for name, type_ in _FIELDS.items() if type_ is None):
         raise UsageError(
-            f"{ref.file_name}: comes past in a stream, so that another process could not read it. A folder of parts "
-            "takes images that can be found again: files, or members of uncompressed archives. Use a .jsonl --out."
+            f"{ref.file_name}: comes from a stream, which another process cannot read again. A folder of parts takes "
+            "images that can be read at any time: files, or members of uncompressed archives. Use a .jsonl --out."
         )
     return ref
 

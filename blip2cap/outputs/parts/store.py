@@ -1,7 +1,7 @@
-"""Folders of objects that are written whole, and only once: a local folder here, a bucket in `remote`.
+"""Folders of objects that are written atomically, and only once: local folders here, buckets in `bucket`.
 
-A file with its name in place is complete: it was linked there after the disk had it. Two writers of one name cannot
-both succeed.
+A file under its final name is complete: it gets that name when it is on the disk. Of two writers of one name, only one
+can succeed.
 """
 
 from __future__ import annotations
@@ -18,47 +18,47 @@ from typing import BinaryIO, Protocol
 from blip2cap.errors import OutputError
 
 OURS = ".blip2cap"
-"""The folder beside the parts for what is no data: readers of data sets pass names over that begin with a point."""
+"""Folder beside the parts for all other files: readers of data sets skip names that begin with a dot."""
 TEMPORARY = "tmp-"
 
 
 class Store(Protocol):
-    """A folder of objects. Whatever goes wrong in it is an OutputError."""
+    """A folder of objects. All its errors are OutputErrors."""
 
     url: str
-    """As it was given, with / at its end."""
+    """The given name, with / at its end."""
     scratch: Path
-    """A local folder for what is in work; there from `prepare` on."""
+    """Local folder for parts in progress; exists after `prepare`."""
     shared: bool
-    """Whether other machines may write here that do not see our scratch folder."""
+    """True if machines may write here that do not see the scratch folder."""
 
     def check(self) -> None:
-        """Raise OutputError if it is plain already that `prepare` will fail; nothing is written."""
+        """Raise OutputError if `prepare` would certainly fail; nothing is written."""
 
     def prepare(self) -> None:
-        """Make what must be there before anything is written."""
+        """Create the folders that must exist before anything is written."""
 
     def names(self) -> set[str]:
-        """List the objects of the folder itself, and the folders in it."""
+        """List the objects and folders directly in the folder."""
 
     def exists(self, name: str) -> bool:
-        """Whether an object is there."""
+        """Return whether an object exists."""
 
     def open(self, name: str) -> BinaryIO:
         """Open an object for reading, anywhere in it. Raises FileNotFoundError if there is none."""
 
     def create(self, name: str, data: bytes) -> bool:
-        """Write a new object whole; False, and nothing is changed, if there is one of this name."""
+        """Write a new object atomically; if the name exists, change nothing and return False."""
 
     def create_from(self, name: str, path: Path) -> bool:
         """Do the same with the content of a file in `scratch`."""
 
     def replace(self, name: str, data: bytes) -> None:
-        """Write an object whole, in place of another: readers see the old one or the new one."""
+        """Replace an object atomically: readers see the old one or the new one."""
 
 
 def open_store(url: str) -> Store:
-    """Open a local folder, or a bucket. Raises UsageError for what cannot hold parts."""
+    """Open a local folder or a bucket. Raises UsageError for a URL that cannot hold parts."""
     if "://" not in url:
         return LocalStore(url)
     from blip2cap.outputs.parts.bucket import RemoteStore
@@ -68,12 +68,12 @@ def open_store(url: str) -> Store:
 
 @contextmanager
 def temporary(folder: Path, what: str = "") -> Iterator[Path]:
-    """Give a new empty file, which is removed at the end, and which nobody sweeps while this process lives."""
+    """Yield the path of a new empty file, which is removed at the end; its lock protects it from `sweep_temporary`."""
     while True:
         path = folder / f"{TEMPORARY}{what}{secrets.token_hex(8)}"
         descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o666)
         try:
-            # Between the two calls somebody may have swept it.
+            # Between the two calls another process may have swept it.
             if _locks(descriptor) and path.exists():
                 yield path
                 return
@@ -83,7 +83,7 @@ def temporary(folder: Path, what: str = "") -> Iterator[Path]:
 
 
 def sweep_temporary(folder: Path) -> None:
-    """Remove what killed runs have left half written: nobody holds its lock."""
+    """Remove incomplete files of killed runs, which no process has locked."""
     for path in folder.glob(f"{TEMPORARY}*"):
         with contextlib.suppress(FileNotFoundError):
             descriptor = os.open(path, os.O_RDWR | os.O_CLOEXEC)
@@ -95,7 +95,7 @@ def sweep_temporary(folder: Path) -> None:
 
 
 def _locks(descriptor: int) -> bool:
-    """Lock an open file for as long as it is open; say whether nobody else has it locked."""
+    """Lock an open file until it is closed; return False if another process has locked it."""
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
@@ -114,19 +114,19 @@ class LocalStore:
         self.scratch = self.folder / OURS / "work"
 
     def check(self) -> None:
-        """Look for the folder above it."""
+        """Check that the parent folder exists."""
         with self._errors():
             os.stat(self.folder.absolute().parent)
 
     def prepare(self) -> None:
-        """Make the folder, but not those above it."""
+        """Create the folder, but not its parents."""
         with self._errors():
             self.folder.mkdir(exist_ok=True)
             self.scratch.mkdir(parents=True, exist_ok=True)
             sweep_temporary(self.scratch)
 
     def names(self) -> set[str]:
-        """List the names in the folder; none if it is not there."""
+        """List the names in the folder; none if it does not exist."""
         try:
             with self._errors(FileNotFoundError):
                 return set(os.listdir(self.folder))
@@ -134,7 +134,7 @@ class LocalStore:
             return set()
 
     def exists(self, name: str) -> bool:
-        """Whether there is a file of this name."""
+        """Return whether a file of this name exists."""
         with self._errors():
             return (self.folder / name).exists()
 
@@ -144,19 +144,19 @@ class LocalStore:
             return open(self.folder / name, "rb")
 
     def create(self, name: str, data: bytes) -> bool:
-        """Write beside the name, then link: that fails if the name is taken."""
+        """Write a temporary file, then link it: that fails if the name exists."""
         with self._errors(), self._written(data) as temporary:
             return self._link(temporary, name)
 
     def create_from(self, name: str, path: Path) -> bool:
-        """Link a file that was written in `scratch`."""
+        """Link a file in `scratch`."""
         with self._errors():
             with open(path, "rb") as file:
                 os.fsync(file.fileno())
             return self._link(path, name)
 
     def replace(self, name: str, data: bytes) -> None:
-        """Write beside the name, then rename."""
+        """Write a temporary file, then rename it."""
         with self._errors(), self._written(data) as temporary:
             os.replace(temporary, self.folder / name)
             self._sync(name)
@@ -188,14 +188,14 @@ class LocalStore:
 
     @contextmanager
     def _errors(self, *expected: type[OSError]) -> Iterator[None]:
-        """Turn what the file system says into an OutputError, but for what the caller expects."""
+        """Turn an OSError into an OutputError, except those that the caller expects."""
         try:
             yield
         except expected:
             raise
         except OSError as error:
-            make = " Make the folder above it first, or use" if isinstance(error, FileNotFoundError) else " Use"
+            make = " Create its parent folder first, or use" if isinstance(error, FileNotFoundError) else " Use"
             raise OutputError(
-                f"{self.url} cannot be used: {error.strerror}. The parts that are there are safe.{make} another "
-                "--out, on a file system with room, locks and hard links, or run the same command again."
+                f"{self.url} cannot be used: {error.strerror}. Existing parts are safe.{make} another "
+                "--out, on a file system with free space, locks and hard links, or run the same command again."
             ) from error
