@@ -157,8 +157,8 @@ class _Parser:
         names = tuple(name for name, value in columns.items() if value is not None)
         if self._schema is None:
             manifest = self._manifest()
-            self._schema = recognise(names) if manifest is None else manifest.schema
-            self._recognised = manifest is None
+            self._recognised = manifest is None or "command" not in manifest.settings
+            self._schema = recognise(names) if manifest is None or self._recognised else manifest.schema
             if self._schema is None:
                 raise KeyError("text")
         if names != self._names:
