@@ -69,7 +69,7 @@ class FakeModel:
 
 
 class FakeSession:
-    """Generates prompt and features, and the number of a further caption. A text takes one call for each of its steps."""
+    """Generates prompt and features, and the number of a further caption. A text takes one call for each step."""
 
     def __init__(self, model: FakeModel, options: GenerateOptions, capacity: int) -> None:
         self.model, self.options, self.capacity = model, options, capacity

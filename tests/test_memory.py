@@ -83,7 +83,7 @@ def traced() -> Iterator[None]:
 
 
 def grows(used: list[int]) -> bool:
-    """Return whether every stretch of a run took memory, at least 25 bytes for each image; one increase is no growth."""
+    """Return whether every stretch of a run took memory, 25 bytes for each image or more; one increase is no growth."""
     assert len(used) == len(_MOMENTS)
     return min(after - before for before, after in pairwise(used)) > 150_000
 
