@@ -51,7 +51,7 @@ format: $(VENV)/.ready  ## Repair style and format.
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-train-tiny: $(VENV)/.ready  ## Train the model inside the package (over an hour on 2 cores; goes on where it was cut off).
+train-tiny: $(VENV)/.ready  ## Train the model inside the package (over an hour on 2 cores; resumes where it stopped).
 	$(BIN)/python -m blip2cap.train tiny runs/tiny
 	cp runs/tiny/model/* blip2cap/tiny/
 	$(MAKE) measure-tiny
@@ -65,7 +65,7 @@ bench-cpu: $(VENV)/.ready  ## Measure it beside the plain script on a CPU (9 min
 bench-gpu:  ## Measure it beside others on a GPU (9 minutes), with the machine's own python3 and torch: nothing is installed.
 	PYTHONPATH=. $(PYTHON) benchmarks/gpu.py --out benchmarks/results/gpu.json
 
-samples: $(VENV)/.ready  ## Draw sample_images anew.
+samples: $(VENV)/.ready  ## Draw sample_images again.
 	$(BIN)/python -m tests.make_samples
 
 $(VENV)/.ready: pyproject.toml constraints.txt

@@ -22,7 +22,7 @@ def make_tar(path: Path, members: Mapping[str, bytes], mode: str = "w") -> Path:
 
 
 def member(name: str, data: bytes = b"", **attributes: Any) -> bytes:
-    """Return one member as it lies in an archive; its header says what it is told to say."""
+    """Return one member of an archive; its header states what the test gives."""
     return header(name, size=len(data), **attributes) + data + bytes(-len(data) % tarfile.BLOCKSIZE)
 
 

@@ -1,4 +1,4 @@
-"""How tests run commands: in this process, or, where the process matters, in one of its own."""
+"""Functions that run commands: in this process, or in a separate one where the process matters."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def draw_scenes(folder: Path, count: int, *, first_seed: int = 0, size: tuple[in
 
 
 def invoke(*args: str | Path, stdin: bytes = b"", env: dict[str, str] | None = None) -> Result:
-    """Run a command in this process; an exception other than an exit is raised here."""
+    """Run a command in this process; exceptions other than an exit are raised here."""
     result = CliRunner().invoke(app, [str(arg) for arg in args], input=stdin, env=env)
     if result.exception is not None and not isinstance(result.exception, SystemExit):
         raise result.exception
@@ -42,7 +42,7 @@ def invoke(*args: str | Path, stdin: bytes = b"", env: dict[str, str] | None = N
 
 
 def start(*args: str | Path, cwd: Path, **settings: Any) -> Command:
-    """Start a command in a process of its own, with stdout and stderr in pipes."""
+    """Start a command in a separate process, with stdout and stderr in pipes."""
     return the_zygote().open(*args, cwd=cwd, **settings)
 
 

@@ -1,4 +1,4 @@
-"""What every test starts from: one thread, no network, no settings of the person who runs it."""
+"""The environment of every test: one thread, no network, no settings of the person who runs it."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def _no_settings_from_outside(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture(scope="session")
 def scenes(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Five drawn scenes, two of them in a folder of their own. Not to be changed."""
+    """Five drawn scenes, two of them in a separate folder. Not to be changed."""
     folder = tmp_path_factory.mktemp("scenes")
     draw_scenes(folder, 3)
     draw_scenes(folder / "more", 2, first_seed=3)
@@ -35,7 +35,7 @@ def scenes(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def zygote() -> Zygote:
-    """A process that starts commands in no time."""
+    """A process that starts commands in milliseconds."""
     return the_zygote()
 
 

@@ -1,4 +1,4 @@
-"""A Pillow that does what bad decoders do, chosen by the width of a picture: for processes that tests start.
+"""A Pillow that misbehaves like bad decoders, chosen by the width of a picture: for processes that tests start.
 
 `python -m tests.crashing caption ...` is blip2cap with it.
 """
@@ -23,7 +23,7 @@ from tests.pictures import encode, photo
 SEGFAULT, KILLED, EXIT, HANG, HANG_WITH_LOCK, EAT_MEMORY, PRINT, NONSENSE = range(13, 21)
 """Widths."""
 DRIP = 200
-"""A width: an answer without end, a byte now and then."""
+"""A width: an endless answer, a byte now and then."""
 ANSWERS: dict[int, bytes] = {
     201: b'{"width": "evil", "height": -5, "shape": [32, 32, 3]}',
     202: b'{"width": 202, "height": 24, "shape": [1000000, 1000000, 3]}',
@@ -31,11 +31,11 @@ ANSWERS: dict[int, bytes] = {
     204: b'{"error": "corrupt", "detail": "' + b"x" * 100_000 + b'"}',
     205: b"[" * 100_000,
 }
-"""Width -> what a decoder that somebody has taken over says of a picture."""
+"""Width -> answer of a decoder that an attacker controls."""
 _LONG_S = 3600
 PROGRAM = "from tests.crashing import be_a_worker; be_a_worker()"
 NEVER_READ = "never_read.png"
-"""The name of a file whose read() does not come back."""
+"""Name of a file whose read() never returns."""
 
 
 def picture(width: int) -> bytes:
@@ -93,7 +93,7 @@ def be_a_worker() -> None:
 
 
 def be_blip2cap() -> None:
-    """Run a command, with workers that are no better."""
+    """Run a command, whose workers misbehave too."""
     from blip2cap.cli import app
     from blip2cap.decode import isolate
     from blip2cap.decode.read import read

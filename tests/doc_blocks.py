@@ -29,9 +29,9 @@ PAGES = (
     *(ROOT / folder / "README.md" for folder in ("sample_images", "benchmarks", "blip2cap/tiny")),
 )
 ENVIRONMENT = {"COLUMNS": "100", "BLIP2CAP_DTYPE": "float32", "BLIP2CAP_DEVICE": "cpu"}
-"""Of the commands: pages show what they print on a terminal of this width; in float32 a text is the same anywhere."""
+"""Environment of the commands: a terminal of this width; float32, in which a text is the same on any machine."""
 NOT_YET = "<!-- not yet:"
-"""In the line before a Python block: it is not run. The comment says what is missing."""
+"""Beginning of a line before a Python block that is not run. The comment says what is missing."""
 
 _COMMANDS = re.compile(r"(?<=^```\n)\$ .*?(?=^```$)", re.DOTALL | re.MULTILINE)
 _PYTHON = re.compile(

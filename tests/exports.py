@@ -1,4 +1,4 @@
-"""Results to export, images that they are about, and a short way to export them."""
+"""Results to export, their images, and short functions that export them."""
 
 from __future__ import annotations
 

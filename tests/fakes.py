@@ -16,7 +16,7 @@ from blip2cap.rows import Row
 
 
 class FakeModel:
-    """Says the mean colour of an image after the prompt: what it says depends on nothing else."""
+    """A model that generates the prompt and the mean colour of the image, and depends on nothing else."""
 
     checkpoint = Checkpoint(name="fake", folder=Path(), commit="", family="opt", config={})
     device: Any = "cpu"
@@ -39,7 +39,7 @@ class FakeModel:
         self.refuses = refuses
         """A prompt that comes back as an ImageError."""
         self.num_steps = num_steps
-        """How long a text takes."""
+        """Number of steps of a text."""
         self.image_input: ImageInput = SquareInput(8)
         self.on_cpu = True
         self.encode_sizes: list[int] = []
@@ -62,15 +62,15 @@ class FakeModel:
         """Accept all options."""
 
     def wait(self) -> None:
-        """Nothing to wait for."""
+        """Do nothing: there is nothing to wait for."""
 
     def start_texts(self, options: GenerateOptions, *, capacity: int | None) -> FakeSession:
-        """Begin the text side of a run."""
+        """Open a session."""
         return FakeSession(self, options, capacity or 16)
 
 
 class FakeSession:
-    """Says prompt and features; a second and third caption say so. Every text takes one call for each of its steps."""
+    """Generates prompt and features, and the number of a further caption. A text takes one call for each step."""
 
     def __init__(self, model: FakeModel, options: GenerateOptions, capacity: int) -> None:
         self.model, self.options, self.capacity = model, options, capacity
@@ -81,7 +81,7 @@ class FakeSession:
 
     @property
     def num_pending(self) -> int:
-        """How many wait."""
+        """Number of waiting prompts."""
         return len(self.waiting)
 
     def add(self, features: Any, prompts: Sequence[Prompt]) -> list[int]:
@@ -113,7 +113,7 @@ class FakeSession:
 
 
 class ListSink:
-    """Rows in a list."""
+    """Collects rows in a list."""
 
     def __init__(self) -> None:
         self.rows: list[Row] = []
@@ -121,14 +121,14 @@ class ListSink:
         self.num_failed = 0
 
     def begin(self, settings: Mapping[str, Any]) -> None:
-        """Nothing to prepare."""
+        """Do nothing: there is nothing to prepare."""
 
     def write(self, rows: Iterable[Row]) -> None:
         """Keep them."""
         self.rows += rows
 
     def finish(self, *, stopped: bool = False) -> None:
-        """Nothing to note."""
+        """Do nothing: there is no manifest."""
 
     def close(self) -> None:
-        """Nothing to end."""
+        """Do nothing: nothing is open."""

@@ -1,4 +1,4 @@
-"""File operations that fail, stop, or remember what they did; beneath them are real files."""
+"""File operations that fail, end the process, or are recorded; they work on real files."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ OPERATIONS = frozenset(
 
 
 class Watched(OsFiles):
-    """Real files; every operation passes through `around`, which may do it or not."""
+    """Real files; every operation goes through `around`, which may leave it out."""
 
     def __getattribute__(self, name: str) -> Any:
         operation = super().__getattribute__(name)
@@ -73,14 +73,14 @@ class Failing(Counting):
 
 
 def shortened(name: str, arguments: tuple[Any, ...]) -> tuple[Any, ...]:
-    """Make a read or write one of a single byte."""
+    """Shorten a read or write to a single byte."""
     if name == "write":
         return arguments[0], memoryview(arguments[1])[:1]
     return (arguments[0], 1) if name == "read" else arguments
 
 
 class Killed(BaseException):
-    """The process is no more. Whatever would still be done is not done."""
+    """The process has ended: no further operation takes effect."""
 
 
 class Killing(Counting):
@@ -125,7 +125,7 @@ class Killing(Counting):
 
 
 class PageCache(Counting):
-    """Remembers what the disk need not have yet: `states` yields every folder that a power cut may leave now.
+    """Records operations that are not on the disk yet: `states` yields every folder that a power cut may leave now.
 
     Of a file: what was synced, then any part of the writes since, with zeros up to the length it had, cuts done or
     not. Of the folder: each name made, renamed or removed since it was synced, or not.
@@ -138,11 +138,11 @@ class PageCache(Counting):
         """The process ends before this operation; what it has written is not lost by that."""
         self.paths: dict[int, Path] = {}
         self.nodes: dict[int, int] = {}
-        """What open files are, by descriptor."""
+        """Open files by descriptor."""
         self.disk: dict[int, bytes] = {}
         """Content of each inode as it is for certain."""
         self.since: dict[int, list[bytes | int]] = {}
-        """What happened to each inode since: bytes appended, or a length it was cut to."""
+        """Changes of each inode since the last sync: bytes appended, or a length it was truncated to."""
         self.names_on_disk: dict[str, int] = {}
         self.names_since: list[dict[str, int | None]] = []
         for path in folder.iterdir():

@@ -1,6 +1,6 @@
-"""Draws sample_images anew: scenes saved the way people's files come. `python -m tests.make_samples`.
+"""Draws sample_images again: scenes saved as files of users are. `python -m tests.make_samples`.
 
-Beside them it writes what is true of each, tests/golden/sample_captions.txt: what the tiny model has to say.
+It also writes tests/golden/sample_captions.txt: the true caption of each, which the tiny model must generate.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ def _cmyk(image: Image.Image, path: Path) -> None:
 
 
 def _phone_portrait(image: Image.Image, path: Path) -> None:
-    """Save an upright picture as a phone does: lying on its side, with a note to turn it."""
+    """Save an upright picture as a phone does: turned on its side, with the orientation in EXIF."""
     exif = Image.Exif()
     exif[0x0112] = _TURN_CLOCKWISE
     image.transpose(Image.Transpose.ROTATE_90).save(path, exif=exif, quality=90)
@@ -63,7 +63,7 @@ def _grey_scan(image: Image.Image, path: Path) -> None:
 
 
 def _animation(image: Image.Image, path: Path) -> None:
-    """Begin with the picture, go on with others."""
+    """Save an animation that begins with the picture."""
     others = [draw(seed, image.size).image for seed in (48, 94)]
     image.save(path, save_all=True, append_images=others, duration=400, loop=0)
 

@@ -1,4 +1,4 @@
-"""What a command does with its output, without a model: for tests of journals and Parquet files alike."""
+"""The steps of a run with its output, without a model: for tests of journals and Parquet files."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def run(
     made_with: Mapping[str, object] = SETTINGS,
     **options: bool,
 ) -> None:
-    """Do what a command does, two images at a time; `safe` gets the names whose rows are promised to be on the disk."""
+    """Do the steps of a run, two images at a time; `safe` gets the names whose rows must be on the disk."""
     sink = open_output(path, files, **options)
     try:
         tasks = list(Worklist().requests(refs, sink.finished))

@@ -1,4 +1,4 @@
-"""Image files for tests, made on the spot."""
+"""Functions that make image files for tests."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The scripts that blip2cap is measured against do the same work, and say the same."""
+"""The scripts that blip2cap is compared with do the same work and generate the same texts."""
 
 from __future__ import annotations
 

@@ -23,7 +23,7 @@ from blip2cap.options import ModelOptions
 
 
 class Clock:
-    """Stands still until it is told otherwise."""
+    """A clock that the test sets."""
 
     now = 0.0
 
@@ -32,7 +32,7 @@ class Clock:
 
 
 class FakePrograms(Programs):
-    """Measures nothing, but looks at what it is asked."""
+    """Programs that record their jobs and measure nothing."""
 
     def __init__(self) -> None:
         super().__init__(lambda: 60.0)
@@ -57,7 +57,7 @@ class FakePrograms(Programs):
 
 
 class FakePictures(Pictures):
-    """Draws nothing."""
+    """Pictures that are not drawn."""
 
     def scenes(self, count: int) -> str:
         return "scenes"

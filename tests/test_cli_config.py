@@ -9,7 +9,7 @@ from tests.commands import invoke, names_below, read_rows
 
 
 def plan(scenes: Path, *args: str, env: dict[str, str] | None = None, command: str = "caption") -> dict[str, object]:
-    """Return what a dry run says."""
+    """Return the output of a dry run."""
     facts: dict[str, object] = json.loads(invoke(command, scenes, *args, "--dry-run", "--json", env=env).stdout)
     return facts
 

@@ -125,7 +125,7 @@ def test_a_model_with_code_of_its_own_ends_with_4(workplace: Path) -> None:
 
 
 class Evil:
-    """Unpickled, it makes a file: the proof that something was run."""
+    """Creates a file when unpickled: the proof that code was run."""
 
     def __reduce__(self) -> tuple[object, tuple[str, str]]:
         return open, ("was-run", "w")

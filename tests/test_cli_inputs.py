@@ -1,4 +1,4 @@
-"""Inputs that change, vanish or have no room while a run is under way; and that no run ever changes."""
+"""Inputs that change, vanish or do not fit into memory during a run; no run ever changes them."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def images(here: Path) -> Path:
 
 @pytest.fixture
 def at_first_batch(monkeypatch: pytest.MonkeyPatch) -> Callable[[Callable[[], None]], None]:
-    """Let something happen when the first batch is in the model: a few more images have been read by then."""
+    """Call a function when the first batch is in the model: a few more images have been read by then."""
 
     def arrange(happen: Callable[[], None]) -> None:
         class Meddling(LoadedStub):

@@ -28,14 +28,14 @@ def start(*args: str, cwd: Path, **settings: Any) -> Command:
 
 
 def run(*args: str, cwd: Path) -> tuple[int | None, str]:
-    """Run blip2cap with a bad decoder; return its exit code and what it said."""
+    """Run blip2cap with a bad decoder; return its exit code and its messages."""
     process = start(*args, cwd=cwd)
     _, stderr = finish(process)
     return process.returncode, stderr.decode()
 
 
 def errors(out: Path) -> dict[str, str]:
-    """Return what is wrong with each image; "" where nothing is."""
+    """Return the error of each image; "" for good ones."""
     rows = read_rows(out)
     assert all((row["status"] == "failed") == bool(row["error"]) for row in rows)
     found = {row["file_name"]: row["error"] for row in rows}

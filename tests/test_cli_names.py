@@ -1,4 +1,4 @@
-"""A thousand names that would steer a terminal, break a line, or be taken for an option, markup or a format."""
+"""A thousand names that would control a terminal, break a line, or be taken for an option, markup or a format."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ PARTS = [
 ]
 STEERING = re.compile("[\x00-\x09\x0b-\x1f\x7f-\x9f\u061c\u200b-\u200f\u2028-\u202e\u2066-\u2069\ufeff]")
 STEERING_ROWS = re.compile("[\x00-\x09\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069]")
-"""Of what rows hold raw: characters without a width are part of words, and of emoji."""
+"""Categories that rows hold unescaped: characters without a width are part of words and of emoji."""
 
 
 def hostile_names() -> list[bytes]:

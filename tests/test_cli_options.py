@@ -44,7 +44,7 @@ VALUES = {
     "timeout": 2.5,
     "top-p": 0.5,
 }
-"""Values of options that not every value of their type is right for."""
+"""Values for options that do not accept every value of their type."""
 NEEDED = {
     "top-p": ["--temperature", "0.7"],
     "top-k": ["--temperature", "0.7"],
@@ -53,7 +53,7 @@ NEEDED = {
     "part-size": ["--out", "parts/"],
     "shard": ["--out", "parts/"],
 }
-"""Options without which another one is refused."""
+"""Options that another option requires."""
 
 
 def value_of(field: Field[Any], its_flag: Flag) -> Any:

@@ -386,7 +386,7 @@ def test_a_bucket_that_is_not_there_ends_with_6(scenes: Path, here: Path, bucket
 
 
 def num_rows_in_work(folder: Path) -> int:
-    """Count the rows of parts that are not there yet."""
+    """Count the rows of parts that do not exist yet."""
     done = {Path(name).stem for name in contents(folder)}
     journals = (path for path in in_work(folder) if path.suffix == ".jsonl" and path.stem not in done)
     return sum(path.read_bytes().count(b"\n") for path in journals)

@@ -21,7 +21,7 @@ def names(path: Path) -> list[str]:
 
 @pytest.fixture(scope="module")
 def finished(scenes: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with the output of a whole run over `scenes`. Not to be changed."""
+    """A folder with the output of a complete run over `scenes`. Not to be changed."""
     folder = tmp_path_factory.mktemp("finished")
     assert invoke("caption", scenes, *TINY, "-o", folder / OUT).exit_code == 0
     return folder

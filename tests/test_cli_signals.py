@@ -40,7 +40,7 @@ from tests.zygote import Stub, Zygote, put_in_place_of_the_model
 
 NUM_IMAGES = 60
 RUN = ("caption", "images", "--model", "tiny", "--batch-size", "2", "--threads", "1")
-"""Of the stand-in for the model."""
+"""Options of the stand-in for the model."""
 ALL = {signal.SIGINT: 130, signal.SIGTERM: 143, signal.SIGHUP: 129, signal.SIGUSR1: 138}
 
 
@@ -232,7 +232,7 @@ def test_rows_on_standard_output_cannot_be_gone_on_with_and_that_is_said(
 
 
 def test_signals_at_any_moment_do_no_damage(zygote: Zygote, pictures: Path, here: Path) -> None:
-    """While it starts, loads, writes, and comes to its end."""
+    """While it starts, loads, writes and finishes."""
     rng, out = random.Random(7), here / "captions.jsonl"
     assert zygote.run(*RUN, "-o", "undisturbed.jsonl", cwd=here) == 0
     codes = set()
@@ -330,7 +330,7 @@ def test_a_reader_of_messages_that_leaves_ends_the_run_quietly_too(zygote: Zygot
 
 
 def test_a_terminal_that_is_closed_does_not_end_a_run(zygote: Zygote, pictures: Path, here: Path) -> None:
-    """With nohup, or in a session of its own: nobody reads any more what it says."""
+    """With nohup, or in a session of its own: nobody reads its messages any more."""
     (pictures / "00.png").write_bytes(b"no image")
     ours, theirs = os.openpty()
     process = zygote.start(*RUN, cwd=here, stub=Stub(load_s=0.2, encode_s=0.01), said=os.ttyname(theirs), out="rows")

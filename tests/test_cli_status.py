@@ -1,4 +1,4 @@
-"""What `blip2cap status` says of an output."""
+"""The counts that `blip2cap status` prints."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from tests.rows import SETTINGS, failed, row, text_row, write
 
 @pytest.fixture
 def parts(here: Path) -> Path:
-    """Five inputs in three parts: one done, with a failed row, one with a row in work, one not begun."""
+    """Five inputs in three parts: one done, with a failed row; one in progress, with one row; one not started."""
     store = LocalStore("captions/")
     store.prepare()
     refs = [ImageRef(path=f"{number}.jpg", name=f"{number}.jpg") for number in range(5)]

@@ -1,4 +1,4 @@
-"""A clock that is set while a run is under way harms nothing."""
+"""Setting the clock during a run does no harm."""
 
 from __future__ import annotations
 

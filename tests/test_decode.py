@@ -31,7 +31,7 @@ STORED = {
 
 @pytest.fixture(scope="module")
 def processor():
-    """What transformers does to an image before BLIP-2 sees it, less what happens to its numbers afterwards."""
+    """The image processor of transformers for BLIP-2, without the scaling of its numbers."""
     from transformers.models.blip.image_processing_pil_blip import BlipImageProcessorPil
 
     return BlipImageProcessorPil()

@@ -179,7 +179,7 @@ def test_decoders_print_nothing_about_damage(compression, capfd):
 
 
 def test_pillow_prints_nothing_about_damage(tmp_path):
-    """It would, through logging's handler of last resort, which pytest puts out of action."""
+    """It would, through logging's handler of last resort, which pytest disables."""
     data = bytearray(encode(photo(), "TIFF"))
     tag = data.index(struct.pack("<HHIH", 277, 3, 1, 3))
     data[tag + 8 : tag + 10] = struct.pack("<H", 2048)

@@ -29,7 +29,7 @@ class Pages(BaseHTTPRequestHandler):
     """A web server that behaves as badly as its paths say."""
 
     def log_message(self, format: str, *args: object) -> None:
-        """Say nothing."""
+        """Print nothing."""
 
     def answer(self, status: int, body: bytes = b"", **headers: str) -> None:
         """Send one answer."""
@@ -171,7 +171,7 @@ class KeptOpen(BaseHTTPRequestHandler):
     go_on: threading.Event
 
     def log_message(self, format: str, *args: object) -> None:
-        """Say nothing."""
+        """Print nothing."""
 
     def setup(self) -> None:
         super().setup()

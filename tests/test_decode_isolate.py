@@ -1,4 +1,4 @@
-"""Images decoded in processes of their own: the same pixels, and whatever happens there costs one image."""
+"""Images decoded in separate processes: the same pixels, and any failure costs one image."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ ROOT = Path(__file__).parent.parent
 
 @cache
 def files() -> dict[str, bytes]:
-    """Make one file of every kind that is decoded in a way of its own."""
+    """Make one file of every kind that is decoded differently."""
     exif = Image.Exif()
     exif[ExifTags.Base.Orientation] = 6
     large, small = photo(321, 243), photo(50, 20)
@@ -59,33 +59,33 @@ BAD = {
 
 @pytest.fixture
 def isolation(monkeypatch: pytest.MonkeyPatch) -> Iterator[Isolation]:
-    """Workers whose decoders may do anything."""
+    """Workers whose decoders may misbehave."""
     monkeypatch.setattr(isolate, "PROGRAM", crashing.PROGRAM)
     with closing(Isolation(DecodeOptions(timeout_s=60), SIZE, None)) as isolation:
         yield isolation
 
 
 def failure(isolation: Isolation, width: int) -> str:
-    """Decode a picture that fails; return what is said."""
+    """Decode a picture that fails; return the error."""
     with pytest.raises(ImageError) as caught:
         isolation.decode(crashing.picture(width))
     return str(caught.value)
 
 
 def is_fine(isolation: Isolation) -> bool:
-    """Whether other pictures are decoded as ever."""
+    """Return whether other pictures are still decoded."""
     data = encode(photo(), "JPEG")
     return bool((isolation.decode(data).pixels_HWC == decode(data, SIZE, DecodeOptions()).pixels_HWC).all())
 
 
 def workers(parent: int | None = None) -> list[psutil.Process]:
-    """List the processes that decode for one; tests before these may have left others, as a zygote."""
+    """List the worker processes of an Isolation; earlier tests may have left others, such as a zygote."""
     alive = [each for each in psutil.Process(parent).children() if each.status() != psutil.STATUS_ZOMBIE]
     return [each for each in alive if "-P" in each.cmdline()]
 
 
 def wait_for_the_end_of(processes: list[psutil.Process]) -> None:
-    """Wait until processes are gone, or only nobody has asked yet how they ended."""
+    """Wait until processes have ended; zombies count as ended."""
     while any(each.is_running() and each.status() != psutil.STATUS_ZOMBIE for each in processes):
         time.sleep(0.01)
 

@@ -25,7 +25,7 @@ def path(tmp_path: Path) -> Path:
 
 
 def copy_of(path: Path) -> Trace:
-    """What the next run would find if this one died now."""
+    """Return a copy of the file, as the next run would find it if this one died now."""
     copy = path.with_name("copy")
     copy.write_bytes(path.read_bytes())
     return Trace(copy)

@@ -1,4 +1,4 @@
-"""A file that broke off is told from one that is damaged, at any place where it may have broken off."""
+"""A truncated file is told from a damaged one, wherever it is truncated."""
 
 from __future__ import annotations
 

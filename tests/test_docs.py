@@ -1,4 +1,4 @@
-"""What README and the other pages say is so."""
+"""README and the other pages are true."""
 
 from __future__ import annotations
 

@@ -98,7 +98,7 @@ def test_images_are_encoded_only_as_texts_leave(folder: Path) -> None:
 
 
 def cut_off(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Let every text that a Speaker says have been cut at its longest."""
+    """Mark every text of a Speaker as ended by the length limit."""
 
     def cut(**columns: Any) -> Generated:
         return Generated(**(columns | {"finish_reason": "length"}))
@@ -107,7 +107,7 @@ def cut_off(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def rules_of(folder: Path, says: str, *, again: str = "", **rules: Any) -> tuple[str, str, str | None]:
-    """Return text, reason and flag of an image that `says` is said of, and `again` the second time."""
+    """Return text, reason and flag of an image whose text is `says`, and `again` at the second try."""
     model = Speaker(lambda prompt, features, copy, blocked: again if blocked else says)
     row = do(folder, model, text=TextOptions(**rules), batch_size=16)[0][0]
     return row.text, row.finish_reason, row.flag

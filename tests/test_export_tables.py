@@ -130,7 +130,7 @@ def test_a_folder_that_is_missing_is_an_output_error(tmp_path: Path) -> None:
 
 
 class FullDisk(OsFiles):
-    """Files on a disk that takes no more than a few bytes."""
+    """Files on a disk with space for only a few bytes."""
 
     def __init__(self) -> None:
         self.num_free = 1_000

@@ -1,4 +1,4 @@
-"""Parts: a plan, one object for each of its parts, and what is left when a process dies in between."""
+"""Parts: a plan, one object for each of its parts, and leftovers of processes that died."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ from tests.fakes import FakeModel
 from tests.rows import text_row
 
 DIED = ExitStack()
-"""Images that processes died over, never to be left."""
+"""Traces of images over which processes died: contexts that are never left."""
 SETTINGS = {"command": "caption", "dtype": "float32", "questions": None}
 
 
@@ -79,7 +79,7 @@ def engine(model: FakeModel | None = None, batch_size: int = 2, task: Task | Non
 
 
 def run_all(store: LocalStore, parts: PartsPlan, *, stop_after: int = 99, again: bool = False) -> tuple[RunStats, Any]:
-    """Do what a command does; with `stop_after`, as if a signal came after so many images."""
+    """Do the steps of a command; with `stop_after`, as if a signal came after this number of images."""
     done = done_parts(store, parts)
     failed = {index for index, counts in read_counts(store, parts, sorted(done)).items() if counts.failed}
     redo = failed if again else set()
@@ -110,7 +110,7 @@ def made(parts: PartsPlan, index: int, place: int) -> Row:
 
 
 def die_in_work(store: LocalStore, parts: PartsPlan, index: int, *, over: str = "") -> None:
-    """Leave a part as a process leaves it that is killed."""
+    """Leave a part as a killed process does."""
     part = Part(store, parts, index)
     for ref in parts.refs(index):
         if ref.name == over:

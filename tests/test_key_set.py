@@ -1,4 +1,4 @@
-"""The keys of finished rows: found again, none invented, and small."""
+"""The keys of finished rows: all are found, no others are, and they are small."""
 
 import tracemalloc
 

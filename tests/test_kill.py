@@ -1,4 +1,4 @@
-"""Killed again and again, at any moment, and going on each time."""
+"""A run that is killed many times, at any moment, and resumed each time."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from tests.zygote import Stub, Zygote
 
 NUM_IMAGES, NUM_KILLS, BATCH_SIZE = 2000, 200, 4
 PACE_S = 0.002
-"""What a batch takes, about."""
+"""Approximate time of a batch."""
 RUN = ("caption", "images", "--model", "tiny", "--batch-size", str(BATCH_SIZE), "--threads", "1")
 
 

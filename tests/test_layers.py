@@ -38,9 +38,9 @@ HEAVY = {"torch", "transformers"}
 LIGHT = {"cli", "jobs", "models.checkpoint", "models.registry", "outputs.export", "outputs", "tasks", "models"} | {
     name for names in LAYERS[10:] for name in names
 }
-"""What imports nothing of HEAVY at once."""
+"""Modules that import nothing of HEAVY at once."""
 LATE = {"jobs.run", "jobs.context", "jobs.parts", "engine", "models.blip2", "captioner", "train", "bench"}
-"""What `cli` imports only where there is work to do."""
+"""Modules that `cli` imports only when there is work to do."""
 FRONT_DOORS = {"blip2cap", "blip2cap.__init__", "blip2cap.__main__", "blip2cap.__version__"}
 
 

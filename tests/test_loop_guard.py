@@ -28,11 +28,11 @@ from tests.test_model_parity import load_model
 GUARD = TextOptions(loop_guard=True)
 LOOP, ECHO = "a cat a cat a cat", "a photo of"
 Says = Callable[[Prompt, str, int, bool], "str | ImageError"]
-"""What is said of a prompt and its features, as which copy, and whether repetition is blocked."""
+"""Called with a prompt, its features, the number of the copy and whether repetition is blocked; returns a text."""
 
 
 class Speaker(FakeModel):
-    """Says what it is told to."""
+    """A model that generates the given texts."""
 
     def __init__(self, says: Says, **settings: Any) -> None:
         super().__init__(**settings)
@@ -60,7 +60,7 @@ class SpeakersTexts(FakeSession):
 
 
 def is_bad(features: str, *, share: int = 3) -> bool:
-    """Whether an image is one of those, about one in `share`, that are spoken badly of."""
+    """Return whether an image gets bad texts; about one in `share` does."""
     return crc32(features.encode()) % share == 0
 
 
@@ -257,7 +257,7 @@ def test_second_tries_begin_at_once_when_nothing_else_is_to_be_done() -> None:
 
 
 def test_a_lone_second_try_does_not_wait_for_ever() -> None:
-    """Others go on all the while; rows behind it wait."""
+    """Other texts continue meanwhile; rows behind it wait."""
     texts, _ = guarded(16)
     ask(texts, "good", "long")
     (bad,) = ask(texts, "bad", "")
@@ -294,12 +294,12 @@ def test_the_idle_second_session_is_freed_when_memory_runs_out() -> None:
 
 
 def test_features_go_with_the_text_that_needed_them(folder: Path) -> None:
-    """What waits for a second try keeps its features; a model that says nothing well must not fill the memory."""
+    """Texts that wait for a second try keep their features; a model with only bad texts must not fill the memory."""
     kept: list[weakref.ref[Any]] = []
     most = 0
 
     class Features(list[str]):
-        """A list that can be seen to go."""
+        """A list with weak references, so that a test sees when it is freed."""
 
         def __getitem__(self, index: Any) -> Any:
             return Features(super().__getitem__(index)) if isinstance(index, slice) else super().__getitem__(index)

@@ -1,4 +1,4 @@
-"""Memory does not grow with the number of images, nor does what a run remembers of them."""
+"""Memory does not grow with the number of images, and neither do the results that a run remembers."""
 
 from __future__ import annotations
 
@@ -27,11 +27,11 @@ from tests.fakes import FakeModel, FakeSession, ListSink
 from tests.rows import SETTINGS, row
 
 _MOMENTS = (2_000, 8_000, 14_000)
-"""Numbers of images after which memory is looked at."""
+"""Numbers of images after which memory is measured."""
 
 
 class Forgetful(FakeModel):
-    """A fake that keeps nothing of what it is asked."""
+    """A fake that does not record its calls."""
 
     def encode(self, images: Sequence[Pixels]) -> list[str]:
         features = super().encode(images)
@@ -43,7 +43,7 @@ class Forgetful(FakeModel):
 
 
 class ForgetfulTexts(FakeSession):
-    """Its text side."""
+    """Its session."""
 
     def add(self, features: Any, prompts: Sequence[Prompt]) -> list[int]:
         tickets = super().add(features, prompts)
@@ -58,7 +58,7 @@ class ForgetfulTexts(FakeSession):
 
 
 class Counting(ListSink):
-    """Keeps no row; notes how much memory is in use after some of them."""
+    """Keeps no rows; records the memory in use after some of them."""
 
     def __init__(self, *moments: int) -> None:
         super().__init__()
@@ -82,7 +82,7 @@ def traced() -> Iterator[None]:
 
 
 def grows(used: list[int]) -> bool:
-    """Say whether every stretch of a run took memory, 25 bytes an image or more; what happens once is no growth."""
+    """Return whether every stretch of a run took memory, 25 bytes for each image or more; one increase is no growth."""
     assert len(used) == len(_MOMENTS)
     return min(after - before for before, after in pairwise(used)) > 150_000
 
@@ -101,7 +101,7 @@ def engine(model: FakeModel) -> Engine:
 @pytest.mark.slow
 @pytest.mark.usefixtures("traced")
 def test_a_run_holds_as_much_after_many_images_as_after_few() -> None:
-    """From the source to the sink; no file is there, so that every image fails."""
+    """From the source to the sink; no file exists, so every image fails."""
     sink, one = Counting(*_MOMENTS), engine(Forgetful())
     run(one, one.read_ahead(tasks(15_000)), sink)
     assert sink.num_rows == 15_000
@@ -111,7 +111,7 @@ def test_a_run_holds_as_much_after_many_images_as_after_few() -> None:
 @pytest.mark.slow
 @pytest.mark.usefixtures("traced")
 def test_what_is_remembered_of_pictures_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Past as many as may be remembered, further pictures cost nothing; each is another one."""
+    """Beyond the maximum number of remembered results, further pictures cost nothing; all pictures differ."""
     monkeypatch.setattr("blip2cap.engine.flow._NUM_REMEMBERED", 1_000)
     flow = Flow(Forgetful(), Caption(template=""), capacity=64, on_failure=lambda ref, error: None)
     size, used = BatchSize(64), []

@@ -15,7 +15,7 @@ from blip2cap.options import ModelOptions
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
-    """A copy of the tiny model, to be spoilt."""
+    """A copy of the tiny model, to be damaged."""
     return Path(shutil.copytree(TINY, tmp_path / "model"))
 
 

@@ -1,4 +1,4 @@
-"""Linear layers are found by name, replaced one at a time, and what was fused stays right."""
+"""Linear layers are found by name and replaced one at a time, and fused layers stay correct."""
 
 from __future__ import annotations
 
@@ -60,7 +60,7 @@ def test_none_leaves_a_layer_as_it_is():
 
 def test_other_kinds_of_linear_are_left_alone():
     class Quantised(nn.Linear):
-        """As bitsandbytes has them."""
+        """A quantised weight, as in bitsandbytes."""
 
     whole = nn.Sequential(Quantised(8, 8), nn.Linear(8, 8))
     assert replace_linears(whole, Double) == 1

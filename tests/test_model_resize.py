@@ -1,4 +1,4 @@
-"""torch's resizing against Pillow's: how far apart they are, at the most."""
+"""torch's resizing compared with Pillow's: the greatest difference."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The text side as a stream: refilled places, memory that runs out, results that belong to their prompts."""
+"""The decoder as a stream: refilled slots, out-of-memory, results that belong to their prompts."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ class CountingDecoder:
         return num_prefix
 
     def forget(self) -> None:
-        """It keeps nothing."""
+        """Do nothing: it keeps nothing."""
 
     def bytes_per_row(self, num_prefix: int, max_new_tokens: int) -> int:
         return 4
@@ -83,7 +83,7 @@ class CountingDecoder:
         return self._logits(own[0], positions_N + 1 - own[1])
 
     def _logits(self, lengths_N: torch.Tensor, num_said_N: torch.Tensor) -> torch.Tensor:
-        """Say 2, 3, 4, 2, ... and end in time; what is second is 7."""
+        """Return logits of 2, 3, 4, 2, ... and of the end in time; the second best token is 7."""
         logits_NV = torch.zeros(len(lengths_N), VOCABULARY)
         logits_NV[:, 7] = 5.0
         said = (2 + num_said_N.long() % 3).masked_fill(num_said_N >= lengths_N, END)
@@ -91,7 +91,7 @@ class CountingDecoder:
 
 
 class Surroundings:
-    """What the stream asks of the model around the decoder."""
+    """The parts of a model that the stream uses besides the decoder."""
 
     num_query_tokens = 2
 
@@ -218,7 +218,7 @@ def test_a_step_that_does_not_fit_begins_anew_with_half_the_texts(check_every: i
 
 
 class Memory(CountingDecoder):
-    """A device with room for so many positions, over all caches that are alive."""
+    """A device with memory for a number of positions, over all caches that are alive."""
 
     def __init__(self, positions: int) -> None:
         super().__init__()
@@ -235,7 +235,7 @@ class Memory(CountingDecoder):
 
 
 class Tracked(Cache):
-    """A cache that can be seen to go."""
+    """A cache with weak references, so that a test sees when it is freed."""
 
     __hash__ = object.__hash__
     __slots__ = ("__weakref__",)
@@ -254,7 +254,7 @@ def prompted(lengths: Sequence[int], prompt_tokens: Sequence[int]) -> list[TextR
 
 
 def test_a_long_prompt_that_fits_alone_is_written_and_many_run_together_again() -> None:
-    """One place with the long prompt takes 2 + 60 + 20 positions, sixteen with short ones 16 x 24."""
+    """One slot with the long prompt takes 2 + 60 + 20 positions, sixteen with short ones 16 x 24."""
     decoder = Memory(16 * 24 + 10)
     lengths = [5] * 100
     rows = prompted(lengths, [2] * 40 + [60] + [2] * 59)
@@ -263,7 +263,7 @@ def test_a_long_prompt_that_fits_alone_is_written_and_many_run_together_again() 
 
 
 class Tight(CountingDecoder):
-    """Notes which texts each prefill begins, by their lengths; some prefills have no memory."""
+    """Records the lengths of the texts that each prefill begins; some prefills have no memory."""
 
     def __init__(self, *failing: int) -> None:
         super().__init__()

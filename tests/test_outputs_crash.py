@@ -22,7 +22,7 @@ def path(tmp_path):
 
 
 def resume(path, rows: list[Row], files: Files = OS_FILES) -> list[Row]:
-    """Do what a run does: write the rows that are not there, in two batches; return those that were there."""
+    """Do the steps of a run: write the missing rows in two batches; return the existing ones."""
     sink = JournalSink(path, files=files)
     refs = [ImageRef(path=one.file_name, name=one.file_name) for one in rows]
     tasks = {task.ref.name for task in Worklist().requests(refs, sink.finished)}
@@ -132,14 +132,14 @@ def test_a_run_that_was_refused_has_let_go_of_the_lock(path):
 
 
 class FullDisk(OsFiles):
-    """A disk with `room` bytes left; what was written may be cut, unless that `cannot_cut`."""
+    """A disk with `room` bytes left; files on it can be truncated, unless it `cannot_cut`."""
 
     def __init__(self, room: int, *, cannot_cut: bool = False) -> None:
         self.room, self.cannot_cut = room, cannot_cut
         self.full = False
 
     def write(self, file: int, data: bytes | memoryview) -> int:
-        """Write what there is room for."""
+        """Write as much as fits."""
         if self.full and not self.room:
             raise OSError(errno.ENOSPC, "No space left on device")
         if not self.full:

@@ -1,4 +1,4 @@
-"""Real disks that are full, and folders that go or may not be written."""
+"""Real disks that are full, and folders that are removed or read-only."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
 
 @contextmanager
 def files_no_longer_than(length: int) -> Iterator[None]:
-    """Let this process write no further than that into any file."""
+    """Limit the length of the files that this process can write."""
     before = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (length, before[1]))
     try:
@@ -130,7 +130,7 @@ def test_a_folder_that_may_not_be_written_any_more_keeps_its_rows(
 
 @contextmanager
 def as_nobody() -> Iterator[None]:
-    """Root may write everywhere: be somebody else for a while."""
+    """Run as another user for a while, as root may write everywhere."""
     if os.getuid() != 0:
         yield
         return

@@ -1,4 +1,4 @@
-"""Every file operation of a run fails, is cut short, or is the last: the next run makes it good."""
+"""Every file operation of a run fails, is shortened, or is the last one: the next run repairs the output."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from tests.outputs import KINDS, REFS, names_in, open_output, rows_of, run
 from tests.rows import SETTINGS, left_in, text_row
 
 DONE_BEFORE = {"fresh": 0, "resumed": 3, "retried": 3, "overwritten": 3}
-"""Images that have rows when a run begins; where failed ones are done again, the second of them has failed."""
+"""Images that have rows when a run begins; if failed ones are retried, the second of them has failed."""
 OTHER = SETTINGS | {"prompt": "of rows that are overwritten"}
 
 
@@ -39,12 +39,12 @@ def prepare(folder: Path, kind: str, case: str) -> Path:
 
 
 def attempt(path: Path, case: str, files: Files, safe: list[str] | None = None) -> None:
-    """The run that something happens to."""
+    """The run that is disturbed."""
     run(path, REFS, "first", files=files, safe=safe, retry_failed=case == "retried", overwrite=case == "overwritten")
 
 
 def check_resumed(path: Path, case: str, safe: Iterable[str]) -> None:
-    """Run the same command again, in peace: every image has one row, and nothing that was safe was done again."""
+    """Run the same command again without faults: every image has one row, and no row that was safe is made again."""
     try:
         run(path, REFS, "again", files=FastFiles(), retry_failed=case == "retried")
     except OutputRefusedError:  # nothing has been overwritten yet
@@ -165,7 +165,7 @@ def every_cut(name: str, appended: bytes) -> Iterable[int]:
 def test_the_power_may_go_at_any_time(
     tmp_path: Path, kind: str, case: str, cuts: Callable[[str, bytes], Iterable[int]]
 ) -> None:
-    """What the disk holds then is what was synced, and anything of what was not."""
+    """The disk then holds everything that was synced, and any part of the rest."""
     path, safe = prepare(tmp_path / "run", kind, case), list[str]()
     states: dict[tuple[tuple[str, bytes], ...], list[str]] = {}
 
@@ -187,7 +187,7 @@ def test_the_power_may_go_at_any_time(
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_the_power_may_go_after_a_kill_and_a_resumed_run(tmp_path: Path, kind: str) -> None:
-    """The killed run has left rows that only the system knew of; the next one found them, and said that all is done."""
+    """The killed run left rows that were not on the disk; the next one found them and reported that all is done."""
     names = operations(tmp_path, kind, "fresh")
     for at in [at for at, name in enumerate(names) if name == "fdatasync"]:
         folder = tmp_path / str(at)

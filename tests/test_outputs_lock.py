@@ -86,7 +86,7 @@ def test_an_opener_that_never_begins_keeps_what_was_there(path):
 
 
 def test_a_name_that_was_removed_between_open_and_lock_is_opened_anew(path, monkeypatch):
-    """As when a run that never began ends just now: a lock on its removed file would protect nothing."""
+    """A run that ends before its first row removes its file: a lock on that file would protect nothing."""
     import fcntl
 
     lock = fcntl.flock

@@ -224,7 +224,7 @@ def test_a_folder_is_refused(path):
 
 
 def test_a_damaged_page_is_refused_before_anything_is_done(path):
-    """In any column: rows that nobody reads while resuming become rows of the next file."""
+    """In any column: rows that are not read while resuming become rows of the next file."""
     write(path, *(row(number, text=f"text {number}") for number in range(50)))
     whole = path.read_bytes()
     metadata = pq.ParquetFile(path).metadata.row_group(0)

@@ -1,4 +1,4 @@
-"""Folders of objects: whole or not there, one winner, errors that say what to do."""
+"""Folders of objects: complete or absent, one winner, errors that say what to do."""
 
 from __future__ import annotations
 

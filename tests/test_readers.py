@@ -1,4 +1,4 @@
-"""Outputs as others read them: the same columns, types and rows everywhere, while a run is under way too."""
+"""Outputs in other libraries: the same columns, types and rows everywhere, also during a run."""
 
 from __future__ import annotations
 

@@ -41,7 +41,7 @@ SCHEMA = make_schema(
 )
 WORDS = ("dog", "cat")
 NUM_IMAGES = 14
-"""Good ones; there is a bad one too."""
+"""Number of good images; there is a bad one too."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -1,4 +1,4 @@
-"""--include and --exclude: which paths they leave, what they count, which patterns are refused."""
+"""--include and --exclude: the paths that remain, the counts of the others, and patterns that are refused."""
 
 import builtins
 import io

@@ -1,4 +1,4 @@
-"""Walking folders of any size and depth, and whatever lies in them."""
+"""Walking folders of any size and depth, with any content."""
 
 import os
 import socket
@@ -14,7 +14,7 @@ from tests.commands import TINY, draw_scenes, invoke, read_rows
 from tests.test_source import names, source, touch
 
 _DEPTH = 1_200
-"""More than Python recurses."""
+"""Deeper than Python can recurse."""
 
 
 @pytest.fixture
@@ -117,7 +117,7 @@ def test_only_folders_are_looked_up_in_the_file_system(here, monkeypatch):
 
 
 def peak_of(images: Source, in_order: bool) -> int:
-    """Walk, and return the most bytes that were held at a time."""
+    """Walk; return the peak memory in bytes."""
     tracemalloc.start()
     try:
         for _ in images.stream(ordered=in_order):

@@ -14,7 +14,7 @@ from tests.rows import text_row
 
 HOSTILE = "\x1b[2J\x07\u202e\x9b31m\u200b[red]:bomb:\r\n\x7f"
 STEERING = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200b-\u200f\u2028-\u202e\u2066-\u2069\ufeff]")
-"""What could steer a terminal or hide; newline and tab are left to ourselves."""
+"""Characters that could control a terminal or be invisible; newline and tab are used by blip2cap itself."""
 
 
 def hostile_image(folder: Path) -> str:

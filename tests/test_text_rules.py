@@ -1,4 +1,4 @@
-"""What counts as a loop, an echo or a sentence: true finds, and texts that only look like one."""
+"""The rules for loops, echoes and sentences: texts that match, and texts that only look alike."""
 
 from __future__ import annotations
 

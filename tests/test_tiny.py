@@ -1,4 +1,4 @@
-"""The model inside the package: right about the samples, a true BLIP-2 for transformers, and well-behaved."""
+"""The model inside the package: right about the samples, and a valid BLIP-2 for transformers."""
 
 from __future__ import annotations
 

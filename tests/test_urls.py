@@ -169,11 +169,11 @@ def test_a_url_that_leads_nowhere_is_refused_at_once(bucket, monkeypatch, given,
 
 
 class NoCredentialsError(Exception):
-    """As botocore has it."""
+    """The error of botocore with this name."""
 
 
 class ConnectTimeoutError(Exception):
-    """As botocore has it."""
+    """The error of botocore with this name."""
 
 
 @pytest.mark.parametrize(

@@ -159,7 +159,7 @@ SCENARIOS: Mapping[str, Sequence[str]] = {
 
 
 def prepare(folder: Path) -> None:
-    """Fill a folder with what the scenarios read."""
+    """Fill a folder with the files that the scenarios read."""
     draw_scenes(folder / "imgs", 0)
     for number in range(3):
         draw_scenes(folder, 1, first_seed=number)
@@ -191,7 +191,7 @@ def prepare(folder: Path) -> None:
 
 
 def change(what: str, *names: str) -> None:
-    """Do what stands between two commands."""
+    """Make the change between two commands."""
     if what == "mend":
         shutil.copy("imgs/2.png", "mixed/bad.png")
     content = Path(names[0]).read_bytes() if names else b""
@@ -260,7 +260,7 @@ def _table(path: Path) -> list[str]:
 
 
 def _plain(text: str, here: Path) -> str:
-    """Replace what differs from run to run."""
+    """Replace everything that differs from run to run."""
     for pattern, word in _VARYING:
         text = pattern.sub(word, text)
     return text.replace(str(here), "HERE")
@@ -277,7 +277,7 @@ _VARYING: Sequence[tuple[re.Pattern[str], Any]] = [
 
 
 def main() -> None:
-    """Write the transcripts anew, all or those that are named."""
+    """Write the transcripts, all or those that are named."""
     GOLDEN.mkdir(parents=True, exist_ok=True)
     for name in sys.argv[1:] or SCENARIOS:
         (GOLDEN / f"{name}.txt").write_text(transcript(SCENARIOS[name]), encoding="utf-8")

@@ -1,4 +1,4 @@
-"""Real command lines in processes of their own that start in milliseconds: children of one that has imported it all.
+"""Real command lines in separate processes that start in milliseconds: children of one that has imported everything.
 
 A child is a process like any other: it has a terminal or pipes, gets signals and ends with an exit code. It runs the
 model inside the package (`Zygote.open`), or a stand-in for a model (`Zygote.start`). The parent never has a second
@@ -44,30 +44,30 @@ _MOST_BYTES = 1 << 17
 
 @dataclass(frozen=True, kw_only=True)
 class Stub:
-    """How the stand-in for the model behaves."""
+    """Behaviour of the stand-in for the model."""
 
     log: str = ""
     """A file that gets one line for each image that is encoded."""
     load_s: float = 0.0
-    """What loading takes."""
+    """Time that loading takes."""
     gate: str = ""
     """A file that loading waits for."""
     encode_s: float = 0.0
-    """What encoding a batch takes."""
+    """Time that encoding a batch takes."""
     slow_after: int = 0
-    """Batches that take no time before those that do."""
+    """Number of batches that take no time, before those that do."""
     step_s: float = 0.0
-    """What a step of all texts takes."""
+    """Time that a step of all texts takes."""
     most_steps: int = 1
-    """Texts take 1 to so many steps, each by its name."""
+    """Greatest number of steps of a text; its own number depends on its name."""
     max_images: int | None = None
-    """A batch with more has no room."""
+    """Largest batch that fits into memory."""
     white_never_fits: bool = False
-    """An image that is all white has no room in any company."""
+    """True: an image that is all white never fits into memory."""
 
 
 class SlowSession(FakeSession):
-    """Texts whose steps take their time."""
+    """Texts whose steps take time."""
 
     model: LoadedStub
 
@@ -95,7 +95,7 @@ class LoadedStub(FakeModel):
             time.sleep(0.001)
 
     def encode(self, images: Sequence[Pixels]) -> list[str]:
-        """Note what is encoded, and take its time."""
+        """Record the images, and take the time of a batch."""
         features = super().encode(images)
         if self.stub.log:
             file = os.open(self.stub.log, os.O_WRONLY | os.O_APPEND | os.O_CREAT)
@@ -105,7 +105,7 @@ class LoadedStub(FakeModel):
         return features
 
     def start_texts(self, options: GenerateOptions, *, capacity: int | None) -> FakeSession:
-        """Begin the text side of a run."""
+        """Open a session."""
         return SlowSession(self, options, capacity or 16)
 
     def check(self, options: object) -> None:
@@ -120,7 +120,7 @@ def put_in_place_of_the_model(stub: Stub) -> ModuleType:
 
 
 class Command:
-    """A command in a process of its own, with what tests use of `subprocess.Popen`."""
+    """A command in a separate process, with the methods of `subprocess.Popen` that tests use."""
 
     def __init__(
         self, zygote: Zygote, process: int, stdin: IO[bytes] | None, stdout: IO[bytes] | None, stderr: IO[bytes] | None
@@ -248,7 +248,7 @@ class Zygote:
         return os.waitstatus_to_exitcode(self._ask({"wait": process}))
 
     def has_ended(self, process: int) -> bool:
-        """Whether a command has ended that was not waited for yet."""
+        """Return whether a command has ended; it has not been waited for."""
         with contextlib.suppress(FileNotFoundError):
             return Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()[0] == "Z"
         return True
@@ -279,7 +279,7 @@ def _stream(which: int | None, target: int) -> tuple[IO[bytes] | None, int | Non
 
 
 def serve(questions: socket.socket) -> None:
-    """Start and wait as the questions ask."""
+    """Start commands and wait for them, as requested."""
     # A kill loses nothing that was written, only a power cut does: waiting for the disk would prove nothing here.
     vars(os).update(fsync=_no_wait, fdatasync=_no_wait)
     from blip2cap.captioner import Captioner
@@ -332,7 +332,7 @@ def leaving() -> Iterator[None]:
 
 
 def become(app: Any, question: dict[str, Any], descriptors: list[int]) -> None:
-    """Do in a child what a new process would do."""
+    """Set up a child like a new process."""
     for number in (signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1):
         signal.signal(number, signal.SIG_DFL)
     signal.signal(signal.SIGINT, signal.default_int_handler)

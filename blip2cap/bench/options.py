@@ -58,7 +58,7 @@ class BenchOptions:
 
     @property
     def task(self) -> Caption | Vqa:
-        """What is asked of every image."""
+        """Task of the benchmark."""
         if self.questions is None:
             return Caption(generate=self.generate)
         return Vqa(questions=self.questions, generate=self.generate)

@@ -31,7 +31,7 @@ class Call(Generic[Result]):
         self.waited_s = 0.0
         """Seconds that others have waited for it since it started."""
         self.limits_itself = False
-        """Whether it has a time limit of its own, so that it must not be abandoned."""
+        """True if it has a time limit of its own, so that it must not be abandoned."""
 
     def wait(self, timeout_s: float) -> bool:
         """Wait for the call to finish; return whether it has."""

@@ -77,13 +77,13 @@ class Source:
 
     @property
     def repeatable(self) -> bool:
-        """Whether the images can be streamed more than once, at little cost; pipes and remote inputs cannot."""
+        """True if the images can be streamed more than once at little cost; false for pipes and remote inputs."""
         streamed = any(isinstance(archive, TarArchive) and archive.streamed for archive in self.archives.values())
         return not (self.from_pipe or self.remote or streamed)
 
     @property
     def from_pipe(self) -> bool:
-        """Whether paths come from a pipe, which can be read only once."""
+        """True if paths come from a pipe, which can be read only once."""
         lists = self.options.files_from
         return "-" in (*self.inputs, *lists) or not all(os.path.isfile(given) for given in lists)
 
@@ -96,7 +96,7 @@ class Source:
 
     @property
     def one_folder(self) -> bool:
-        """Whether the only input is a folder: names are relative to it."""
+        """True if the only input is a folder: names are relative to it."""
         return len(self.inputs) == 1 and not self.options.files_from and self.inputs[0] in self.folders
 
     def stream(self, *, ordered: bool = True) -> ImageStream:

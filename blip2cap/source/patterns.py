@@ -23,7 +23,7 @@ class Patterns:
 
     @property
     def any(self) -> bool:
-        """Whether patterns were given."""
+        """True if patterns were given."""
         return self._include is not None or self._exclude is not None
 
     def excludes(self, path: str) -> bool:

@@ -44,7 +44,7 @@ class TarArchive:
         self.path, self.suffixes, self.max_bytes = path, suffixes, max_bytes
         self.open_remote = open_remote
         self.streamed = True
-        """Whether its members can only be read in order, while it is listed."""
+        """True if its members can only be read in order, while it is listed."""
         if open_remote is None:
             try:
                 with closing(self._open()) as tape:
