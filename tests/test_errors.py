@@ -14,6 +14,8 @@ from blip2cap.errors import (
     InputError,
     ModelError,
     OutputError,
+    OutputGoneError,
+    OutputLockedError,
     OutputRefusedError,
     UsageError,
 )
@@ -26,7 +28,9 @@ EXIT_CODES = {
     InputError: 2,
     ModelError: 4,
     OutputRefusedError: 5,
+    OutputLockedError: 5,
     OutputError: 6,
+    OutputGoneError: 6,
 }
 
 PARENTS = {
@@ -34,7 +38,9 @@ PARENTS = {
     InputError: UsageError,
     ModelError: Blip2CapError,
     OutputRefusedError: Blip2CapError,
+    OutputLockedError: OutputRefusedError,
     OutputError: Blip2CapError,
+    OutputGoneError: OutputError,
     ImageError: Blip2CapError,
 }
 

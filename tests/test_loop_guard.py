@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import gc
 import weakref
 from collections.abc import Callable, Sequence
@@ -186,7 +187,7 @@ def test_a_second_try_changes_nothing_but_the_blocking() -> None:
 
 
 def _as_dict(options: GenerateOptions) -> dict[str, Any]:
-    return {name: getattr(options, name) for name in options.__dataclass_fields__}
+    return {field.name: getattr(options, field.name) for field in dataclasses.fields(options)}
 
 
 def test_of_several_samples_the_bad_ones_give_way_to_those_of_their_place(tmp_path: Path) -> None:

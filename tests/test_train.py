@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -147,7 +148,7 @@ class Oracle:
     """Knows one answer to every prompt."""
 
     image_size = 32
-    family = "opt"
+    checkpoint = SimpleNamespace(family="opt")
 
     def __init__(self, caption: str, answer: str) -> None:
         self.caption, self.answer = caption, answer
