@@ -231,7 +231,7 @@ def test_damage_in_a_journal_is_refused_not_waited_for(store: LocalStore, parts:
     with pytest.raises(OutputRefusedError, match=r"part-00000\.jsonl:1 is damaged") as refused:
         run_all(store, parts)
     assert str(refused.value).endswith(
-        f"; else remove {journal}, and run the same command again: it makes the rows of that file again."
+        f"; otherwise remove {journal}, and run the same command again: it makes the rows of that file again."
     )
     journal.unlink()
     summary, _ = run_all(store, parts)
@@ -546,7 +546,7 @@ def test_an_image_that_cannot_be_read_again_is_not_planned(store: LocalStore, mo
 
 def test_a_folder_with_other_things_in_it_is_not_taken_for_parts(store: LocalStore) -> None:
     (store.folder / "holiday.jpg").touch()
-    with pytest.raises(OutputRefusedError, match=r"it has no plan, but holiday\.jpg"):
+    with pytest.raises(OutputRefusedError, match=r"it has no plan but contains holiday\.jpg"):
         read_plan(store)
 
 

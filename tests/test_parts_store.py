@@ -203,7 +203,7 @@ def test_a_disk_without_hard_links_is_said_not_worked_around(tmp_path: Path, mon
     store = LocalStore(str(tmp_path / "c"))
     store.prepare()
     monkeypatch.setattr(os, "link", refuse)
-    with pytest.raises(OutputError, match="room, locks and hard links"):
+    with pytest.raises(OutputError, match="free space, locks and hard links"):
         store.create(NAME, b"")
 
 
