@@ -82,6 +82,7 @@ def test_bad_images_become_failed_rows_between_good_ones_and_change_no_text(fold
     assert [row.file_name for row in rows] == sorted(path.name for path in folder_with_bad_ones.iterdir())
     errors = {row.file_name: row.error for row in rows if row.status == "failed"}
     assert errors == {"000b.jpg": "not_an_image", "004b.jpg": "truncated", "zzz.jpg": "truncated"}
+    assert {(row.width, row.height) for row in rows if row.status == "failed"} == {(0, 0)}
     for path in folder_with_bad_ones.glob("*.jpg"):
         path.unlink()
     good_rows, _ = do(folder_with_bad_ones, FakeModel())
@@ -106,7 +107,7 @@ def test_running_out_of_memory_halves_the_failing_batch_only(folder: Path) -> No
     rows, summary = do(folder, model, batch_size=6)
     assert rows == do(folder, FakeModel())[0]
     assert model.encode_sizes == [6, 3, 3, 4, 2, 2]
-    assert summary.num_ok == 10
+    assert (summary.num_ok, summary.capacity) == (10, 6)
 
 
 def test_an_image_that_never_fits_is_a_failed_row_and_its_neighbours_are_not(folder_with_white: Path) -> None:
