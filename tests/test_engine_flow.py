@@ -38,6 +38,18 @@ def test_equal_pictures_are_encoded_and_asked_about_once(folder: Path, batch_siz
     assert texts["copy_a.png"] == texts["copy_c.png"] == texts["000.png"] != texts["copy_d.png"] == texts["001.png"]
 
 
+@pytest.mark.parametrize("num_copies", [1, 5])
+def test_a_picture_that_comes_again_while_its_text_is_decoded_gets_that_text(tmp_path: Path, num_copies: int) -> None:
+    Image.new("RGB", (20, 20), "red").save(tmp_path / "a.png")
+    for copy in range(num_copies):
+        Image.new("RGB", (40, 20), "red").save(tmp_path / f"b{copy}.png")
+    model = FakeModel(num_steps=lambda prompt: 20)
+    rows, _ = do(tmp_path, model, batch_size=1)
+    assert (model.num_encoded, len(model.prompts)) == (1, 1)
+    assert [row.width for row in rows] == [20] + [40] * num_copies
+    assert {row.text for row in rows} == {rows[0].text}
+
+
 def test_the_same_picture_in_another_format_and_size_keeps_its_own_size(tmp_path: Path) -> None:
     Image.new("RGB", (40, 30), "red").save(tmp_path / "a.png")
     Image.new("RGB", (20, 20), "red").save(tmp_path / "b.bmp")

@@ -88,6 +88,7 @@ def test_bad_images_become_failed_rows_between_good_ones_and_change_no_text(fold
     assert [row.file_name for row in rows] == sorted(path.name for path in folder_with_bad_ones.iterdir())
     errors = {row.file_name: row.error for row in rows if row.status == "failed"}
     assert errors == {"000b.jpg": "not_an_image", "004b.jpg": "truncated", "zzz.jpg": "truncated"}
+    assert {(row.width, row.height) for row in rows if row.status == "failed"} == {(0, 0)}
     for path in folder_with_bad_ones.glob("*.jpg"):
         path.unlink()
     good_rows, _ = do(folder_with_bad_ones, FakeModel())
@@ -112,11 +113,18 @@ def test_running_out_of_memory_halves_the_failing_batch_only(folder: Path) -> No
     rows, summary = do(folder, model, batch_size=6)
     assert rows == do(folder, FakeModel())[0]
     assert model.encode_sizes == [6, 3, 3, 4, 2, 2]
-    assert summary.num_ok == 10
+    assert (summary.num_ok, summary.capacity) == (10, 6)
 
 
 def test_an_image_that_never_fits_is_a_failed_row_and_its_neighbours_are_not(folder_with_white: Path) -> None:
-    rows, summary = do(folder_with_white, FakeModel(never_fits=is_white), batch_size=16)
+    told: list[tuple[str, str]] = []
+    rows, summary = do(
+        folder_with_white,
+        FakeModel(never_fits=is_white),
+        batch_size=16,
+        on_failure=lambda ref, error: told.append((ref.file_name, error.detail.rpartition(": ")[2])),
+    )
+    assert told == [("005a.png", "one image")]
     assert [row.file_name for row in rows] == names_below(folder_with_white)
     assert [(row.file_name, row.error) for row in rows if row.status != "ok"] == [("005a.png", "out_of_memory")]
     assert summary.failed == {"out_of_memory": 1}
@@ -130,6 +138,20 @@ def test_batches_after_an_image_that_never_fits_are_as_large_as_before_it(tmp_pa
     model = FakeModel(never_fits=is_white)
     do(folder, model, batch_size=None)
     assert model.encode_sizes == [8, 4, 2, 1, 1, 2, 4, 8, 8]
+
+
+def test_batches_grow_while_they_are_quick_if_no_size_is_given(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    clock = [0.0]
+    monkeypatch.setattr("blip2cap.engine.flow.time.perf_counter", lambda: clock[0])
+
+    class Costly(FakeModel):
+        def encode(self, images: Sequence[Pixels]) -> list[str]:
+            clock[0] += 0.01 * len(images)  # 16 images are quick, 32 are worth a measurement
+            return super().encode(images)
+
+    model = Costly()
+    do(draw_scenes(tmp_path, 120, size=(32, 24)), model, batch_size=None)
+    assert model.encode_sizes == [8, 16, 32, 32, 32]
 
 
 def test_bad_images_are_no_obstacle_to_halving(folder_with_bad_ones: Path) -> None:

@@ -13,12 +13,14 @@ import functools
 import gc
 import json
 import os
+import random
 import runpy
 import select
 import signal
 import socket
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -357,6 +359,9 @@ def become(app: Any, question: dict[str, Any], descriptors: list[int]) -> None:
         return
     os.environ.clear()
     os.environ.update(question["env"])
+    # Both are kept by a process once they are known.
+    tempfile.tempdir = None
+    random.seed()
     runpy.run_module(question["program"], run_name="__main__", alter_sys=True)
 
 
