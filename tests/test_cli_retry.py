@@ -75,14 +75,14 @@ def test_an_input_is_never_written_over(here: Path, scenes: Path, out_name: str)
     before = (here / out_name).read_bytes()
     for more in ([], ["--overwrite"], ["--dry-run"]):
         result = invoke("caption", *given, *TINY, "-o", f"./{out_name}", *more)
-        assert (result.exit_code, "would write over the input" in result.stderr) == (2, True), result.stderr
+        assert (result.exit_code, "would replace the input" in result.stderr) == (2, True), result.stderr
     assert (here / out_name).read_bytes() == before
 
 
 def test_without_the_option_they_stay_and_the_summary_names_it(out: Path) -> None:
     result = invoke("caption", "images", *TINY, "-o", out)
     assert result.exit_code == 3
-    assert result.stderr.endswith("4 already done (2 failed); --retry-failed retries failed ones\n")
+    assert result.stderr.endswith("4 already done (2 failed), nothing to do; --retry-failed retries failed ones\n")
     assert list(statuses(out).values()).count("truncated") == 2
 
 
