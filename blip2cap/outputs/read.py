@@ -164,7 +164,7 @@ class _Parser:
         if names != self._names:
             other = recognise(names)
             if other not in (None, self._schema) and (self._recognised or not set(self._schema.names) <= set(names)):
-                raise _damaged(where, "it has other columns than the rows before")
+                raise _damaged(where, "its columns differ from those of the rows before")
             self._names = names
         return self._schema
 
