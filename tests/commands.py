@@ -51,6 +51,15 @@ def finish(process: Process) -> tuple[bytes, bytes]:
     return process.communicate()
 
 
+def take_one_line(process: Command) -> bytes:
+    """Read a line of what a process prints, and go away as `head -n 1` does."""
+    assert process.stdout is not None
+    line = process.stdout.readline()
+    process.stdout.close()
+    process.stdout = None
+    return line
+
+
 def wait_until(condition: Callable[[], bool], process: Process) -> None:
     """Wait until `condition` holds; fails if the process ends before."""
     while not condition():

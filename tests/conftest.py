@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from tests.commands import draw_scenes
+from tests.loading import build_commands_once, read_tiny_once
 from tests.zygote import Zygote, the_zygote
 
 # Both are read when torch and huggingface_hub are imported, which no fixture comes before.
@@ -22,6 +23,12 @@ def _no_settings_from_outside(monkeypatch: pytest.MonkeyPatch) -> None:
     for name in [*os.environ]:
         if name.startswith("BLIP2CAP_") or name in ("NO_COLOR", "FORCE_COLOR", "COLUMNS"):
             monkeypatch.delenv(name)
+
+
+@pytest.fixture(autouse=True, scope="session")
+def _made_once() -> None:
+    build_commands_once()
+    read_tiny_once()
 
 
 @pytest.fixture(scope="session")

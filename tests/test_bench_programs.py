@@ -107,7 +107,7 @@ def test_a_model_that_cannot_be_found_is_the_answer(drawn: str) -> None:
     assert "no such-model" in answer["error"]
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_ours_is_measured_in_a_process_that_keeps_its_model(drawn: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("OMP_WAIT_POLICY", raising=False)
     monkeypatch.delenv("GOMP_SPINCOUNT", raising=False)

@@ -234,7 +234,7 @@ def test_ours_is_compared_with_the_best_of_theirs() -> None:
     assert (none["ratio"], none["best_batch_size"]) == (None, None)
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_the_plain_script_runs_on_the_same_images(loaded: Loaded, refs: list[ImageRef], tmp_path: Path) -> None:
     folder = link(refs[:3], tmp_path / "linked")
     options = {"images": folder, "model": "tiny", "device": "cpu", "batch_size": 2, "max_new_tokens": 4, "warmup": 1}

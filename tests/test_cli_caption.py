@@ -15,7 +15,7 @@ from blip2cap.outputs.stream import StreamSink
 from blip2cap.rows import Row  # noqa
 from blip2cap.source.inputs import Source
 from tests.checkpoints import make_checkpoint
-from tests.commands import TINY, draw_scenes, environment, finish, invoke, names_below, read_rows, start
+from tests.commands import TINY, draw_scenes, finish, invoke, names_below, read_rows, start, take_one_line
 from tests.rows import text_row
 
 COLUMNS = {
@@ -287,12 +287,9 @@ def test_stdout_holds_rows_only_and_stderr_all_else(scenes: Path, here: Path) ->
 
 
 def test_a_reader_that_goes_ends_the_run_quietly(scenes: Path, here: Path) -> None:
-    command = '"$0" -m blip2cap caption "$1" -m tiny -o - --quiet --batch-size 1 | head -1; exit ${PIPESTATUS[0]}'
-    done = subprocess.run(
-        ["bash", "-c", command, sys.executable, str(scenes)], cwd=here, capture_output=True, env=environment()
-    )
-    assert len(read_rows(done.stdout)) == 1
-    assert (done.returncode, done.stderr) == (141, b"")
+    process = start("caption", scenes, *TINY, "-o", "-", "--quiet", "--batch-size", "1", cwd=here)
+    assert len(read_rows(take_one_line(process))) == 1
+    assert (finish(process), process.returncode) == ((b"", b""), 141)
 
 
 def test_a_stdout_that_takes_a_part_of_a_write_loses_nothing() -> None:

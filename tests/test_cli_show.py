@@ -1,13 +1,11 @@
 from __future__ import annotations
 
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 
 from blip2cap.rows import Row
-from tests.commands import environment, invoke
+from tests.commands import finish, invoke, start, take_one_line
 from tests.rows import text_row
 
 
@@ -80,9 +78,6 @@ def test_a_folder_without_parts_is_refused(here: Path) -> None:
 
 def test_a_reader_that_goes_ends_it_quietly(here: Path) -> None:
     path = write(here / "captions.jsonl", *captions(5000))
-    command = '"$0" -m blip2cap show "$1" --limit 5000 | head -1; exit ${PIPESTATUS[0]}'
-    # Unbuffered, Python does not notice that a part of its one write was not taken.
-    buffered = environment(PYTHONUNBUFFERED="")
-    done = subprocess.run(["bash", "-c", command, sys.executable, str(path)], capture_output=True, env=buffered)
-    assert (done.returncode, done.stderr) == (141, b"")
-    assert len(done.stdout.splitlines()) == 1
+    process = start("show", path, "--limit", "5000", cwd=here)
+    assert take_one_line(process)
+    assert (finish(process), process.returncode) == ((b"", b""), 141)

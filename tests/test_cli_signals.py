@@ -231,6 +231,8 @@ def test_rows_on_standard_output_cannot_be_gone_on_with_and_that_is_said(
     assert 2 <= len(read_rows(here / "rows")) < 40
 
 
+@pytest.mark.long
+@pytest.mark.timeout(600)
 def test_signals_at_any_moment_do_no_damage(zygote: Zygote, pictures: Path, here: Path) -> None:
     """While it starts, loads, writes and finishes."""
     rng, out = random.Random(7), here / "captions.jsonl"

@@ -24,7 +24,7 @@ def measured(folder: Path) -> Facts:
     return section.facts
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_files_are_created_done_found_done_and_removed(tmp_path: Path) -> None:
     facts = measured(tmp_path)
     assert [facts[name]["files"] for name in ("few", "many", "again")] == [20, 200, 200]

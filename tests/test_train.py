@@ -110,7 +110,7 @@ def test_the_learning_rate_warms_up_and_goes_down_to_zero() -> None:
     assert polish == sorted(polish, reverse=True)
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_a_run_that_was_cut_off_ends_with_the_same_weights(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     whole = train(tmp_path / "whole", SMALL)
 
@@ -132,7 +132,7 @@ def test_a_run_that_was_cut_off_ends_with_the_same_weights(tmp_path: Path, monke
         assert torch.equal(tensor, expected[name]), name
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_training_moves_every_part_and_saves_what_transformers_loads(tmp_path: Path) -> None:
     untrained = train(tmp_path / "untrained", replace(SMALL, learning_rate=0.0))
     trained = train(tmp_path / "trained", SMALL)

@@ -38,6 +38,7 @@ from blip2cap.models.checkpoint import TINY
 from blip2cap.options import GenerateOptions
 from blip2cap.records import Generated
 from tests.fakes import FakeModel, FakeSession
+from tests.loading import read_tiny_once
 
 _APPEND = os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_NOCTTY
 _MOST_BYTES = 1 << 17
@@ -287,6 +288,7 @@ def serve(questions: socket.socket) -> None:
     from blip2cap.captioner import Captioner
     from blip2cap.cli import app
 
+    read_tiny_once()
     CliRunner().invoke(app, ["caption", str(TINY), "--model", "tiny", "--dry-run"])
     Captioner.load("tiny", dtype="float32")  # now the rest is imported
     Image.init()

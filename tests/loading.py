@@ -1,0 +1,44 @@
+"""What every test would read or build anew, made once in a process: the model inside the package, the commands."""
+
+from __future__ import annotations
+
+import copy
+import functools
+from pathlib import Path
+from typing import Any
+
+import typer.testing
+
+from blip2cap.models.checkpoint import TINY
+
+
+def build_commands_once() -> None:
+    """Make `CliRunner` keep the commands that typer makes of the functions."""
+    runner: Any = typer.testing
+    runner._get_command = functools.cache(runner._get_command)
+
+
+def read_tiny_once() -> None:
+    """Give copies of what was read first for the model inside the package; other checkpoints are read each time."""
+    from blip2cap.models import loading
+    from blip2cap.models.blip2 import load
+
+    networks: dict[Any, Any] = {}
+
+    @functools.wraps(loading.read_network)
+    def network(network_class: Any, checkpoint: Any, **settings: Any) -> Any:
+        if checkpoint.folder != TINY or settings["device_map"] or settings["quantization_config"]:
+            return loading.read_network(network_class, checkpoint, **settings)
+        dtype = settings["dtype"]
+        if dtype not in networks:
+            networks[dtype] = loading.read_network(network_class, checkpoint, **settings)
+        return copy.deepcopy(networks[dtype])
+
+    @functools.cache
+    def tiny_tokenizer() -> Any:
+        return loading.read_tokenizer(TINY)
+
+    def tokenizer(folder: Path) -> Any:
+        return copy.deepcopy(tiny_tokenizer()) if folder == TINY else loading.read_tokenizer(folder)
+
+    vars(load).update(read_network=network, read_tokenizer=tokenizer)
