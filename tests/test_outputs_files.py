@@ -55,7 +55,10 @@ def test_only_a_regular_file_is_replaced(here: Path, kind: str) -> None:
     with pytest.raises(OSError, match=r"regular file|directory|symbolic links") as caught:
         write_whole(OS_FILES, here / "out", b"new")
     assert caught.value.filename == str(here / "out")
-    with pytest.raises(OSError, match=r"regular file|directory|symbolic links"), replacing_stream(OS_FILES, here / "out"):
+    with (
+        pytest.raises(OSError, match=r"regular file|directory|symbolic links"),
+        replacing_stream(OS_FILES, here / "out"),
+    ):
         pass
     with pytest.raises(OSError, match=r"regular file|directory|symbolic links"):
         Manifest(settings={}).write(here / "out")
