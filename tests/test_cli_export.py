@@ -266,7 +266,7 @@ def test_standard_output_that_is_closed_or_has_no_reader_ends_as_in_other_comman
     os.close(writer)
     assert (finish(command)[1], command.returncode) == (b"", 141)
     with open("/dev/full", "wb") as full:
-        command = start(*arguments, cwd=captioned, stdout=full)
+        command = start(*arguments, cwd=captioned, stdout=full.fileno())
     assert b"standard output cannot be written: No space left" in finish(command)[1]
     assert command.returncode == 6
 

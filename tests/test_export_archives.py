@@ -133,7 +133,7 @@ def test_no_name_leads_an_image_out_and_no_file_is_written_over(here: Path, to: 
     (out / "x/dangling.png").symlink_to(here / "away/new.png")
     rows = [caption(f"x.tar#{name}") for name in HOSTILE]
     where = out if to != "kohya" else out / "meta.json"
-    summary, left = run_named(here, rows, to, root=here, out=where, existing="overwrite")
+    _, left = run_named(here, rows, to, root=here, out=where, existing="overwrite")
     assert left.pop("x.tar#dangling.png") in ("collision", "outside")
     assert left == {
         "x.tar#link/c.png": "outside",

@@ -5,6 +5,7 @@ import os
 import stat
 import xml.etree.ElementTree as ElementTree
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -243,7 +244,7 @@ def test_a_sidecar_that_is_a_link_is_followed_as_long_as_it_stays_below_out(tmp_
 
 def test_of_several_captions_the_first_all_or_a_random_one_are_written(tmp_path: Path) -> None:
     rows = [caption("a.jpg", "one", texts=("one", "two\nlines", " ", "three")), caption("b.jpg", "x", texts=("x", "x"))]
-    affixes = {"prefix": {"": "("}, "suffix": {"": ")"}}
+    affixes: dict[str, Any] = {"prefix": {"": "("}, "suffix": {"": ")"}}
     for which, expected in ((None, "(one)"), ("all", "(one)\n(two lines)\n(three)"), ("random:1", "(three)")):
         summary = run(tmp_path, rows, "txt", out=tmp_path / str(which), which=which, **affixes)
         assert (tmp_path / str(which) / "a.txt").read_text() == expected

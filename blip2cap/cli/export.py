@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import json
 import os
+import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -12,8 +13,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from blip2cap.cli.guard import handle_errors
-from blip2cap.cli.terminal import clean, say, write_out
-from blip2cap.errors import UsageError
+from blip2cap.cli.terminal import clean, discard, say, write_out
+from blip2cap.errors import OutputError, UsageError
 from blip2cap.outputs.export.options import APPLY, EXISTING, ExportOptions, parse_affixes
 from blip2cap.outputs.export.reasons import MEANINGS
 from blip2cap.outputs.open import files_of, find_plan, open_rows, read_manifest
@@ -135,7 +136,12 @@ def run_export(
     _keep_inputs(writer.out, extension, results)
     left_out = _LeftOut(quiet=quiet)
     items = Items(options, writer.root)
-    counts = export(rows, writer, items, dry_run=dry_run, on_left_out=left_out.add)
+    try:
+        counts = export(rows, writer, items, dry_run=dry_run, on_left_out=left_out.add)
+    except OutputError:
+        if out == "-" and sys.stdout is not None:
+            discard(sys.stdout)  # Python would write what is left again at exit, and fail with code 120
+        raise
     left_out.close()
     for folder in sorted(items.unmatched) if not quiet else ():
         say(f"{clean(folder)}/: has a --prefix or --suffix, and no image in it")

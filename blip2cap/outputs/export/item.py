@@ -119,7 +119,7 @@ class Items:
         which, seed = self.options.choice
         if which == "first" or not row.texts:
             return (row.text,)
-        return row.texts if which == "all" else (random.Random(f"{seed} {row.key}").choice(row.texts),)  # noqa: S311
+        return row.texts if which == "all" else (random.Random(f"{seed} {row.key}").choice(row.texts),)
 
     def _affix(self, affixes: Mapping[str, str], folder: str) -> str:
         """Return the text for the longest folder that contains `folder`."""

@@ -11,8 +11,8 @@ from typing import Any
 
 from blip2cap.errors import UsageError
 from blip2cap.outputs.export.item import Item
-from blip2cap.outputs.export.tables import csv_writer, parquet_rows
 from blip2cap.outputs.export.reasons import COLLISION, IN_ARCHIVE, MISSING_IMAGE, OUTSIDE, UNNAMEABLE
+from blip2cap.outputs.export.tables import csv_writer, parquet_rows
 from blip2cap.outputs.export.writer import FileWriter
 from blip2cap.rows import Column, Row, Schema
 

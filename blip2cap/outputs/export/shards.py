@@ -14,9 +14,9 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 from blip2cap.errors import UsageError
+from blip2cap.outputs.export.images import suffix_of
 from blip2cap.outputs.export.item import Item
 from blip2cap.outputs.export.options import SHARD_SIZE
-from blip2cap.outputs.export.images import suffix_of
 from blip2cap.outputs.export.reasons import MISSING_IMAGE, OUTSIDE
 from blip2cap.outputs.export.writer import Writer
 from blip2cap.outputs.files import replacing_stream

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import io
 import os
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import cached_property
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 from blip2cap.errors import OutputError, UsageError
 from blip2cap.outputs.export.images import Images, suffix_of
@@ -112,7 +113,7 @@ class FileWriter(Writer):
     """A format that is one file, which appears when it is complete."""
 
     one_text = unique_names = needs_root = False
-    file: BinaryIO
+    file: BinaryIO | io.BufferedWriter
 
     def check(self) -> None:
         """Refuse to replace a file without --existing overwrite, and what is no regular file."""
@@ -134,9 +135,13 @@ class FileWriter(Writer):
         if self.options.out == "-":
             if sys.stdout is None:
                 raise OutputError("--out -: standard output is closed.")
-            self.file = sys.stdout.buffer
+            stdout: Any = sys.stdout.buffer
+            # With PYTHONUNBUFFERED it is raw: a write may take a part, and report the full disk next time.
+            self.file = io.BufferedWriter(stdout) if isinstance(stdout, io.RawIOBase) else stdout
             yield
             self.file.flush()
+            if self.file is not stdout:
+                self.file.detach()  # closing it would close standard output
             return
         with replacing_stream(self.files, Path(self.out)) as self.file:
             yield
