@@ -78,7 +78,7 @@ class ExportOptions:
             raise UsageError(f"--existing {self.existing}: must be one of {', '.join(EXISTING)}.")
         if self.out == "-" and self.to not in STREAMED:
             raise UsageError(
-                f"--out -: standard output takes {', '.join(STREAMED)}, not {self.to}. Give the name of a file or folder."
+                f"--out -: standard output takes {', '.join(STREAMED)}, not {self.to}. Give a file or a folder."
             )
         for name in (*_NAMES, *_AFFIXES):
             if getattr(self, name) not in (None, False, {}) and name not in APPLY[self.to]:
