@@ -202,6 +202,35 @@ def test_parts_that_are_not_there_yet_are_said_and_the_exit_code_is_3(here: Path
     assert (result.exit_code, result.stderr) == (0, "csv, q.csv: 2 written\n")
 
 
+def test_only_the_parts_of_the_plan_are_exported(here: Path) -> None:
+    write_parts(here / "captions", [row(0), row(1)], [row(2), row(3)], num_parts=2)
+    for name in ("part-00001-copy.parquet", "part-00002.parquet"):
+        (here / "captions" / name).write_bytes((here / "captions/part-00001.parquet").read_bytes())
+    result = invoke("export", "captions", "--to", "jsonl", "-o", "o.jsonl")
+    assert (result.exit_code, len(read_rows(here / "o.jsonl"))) == (0, 4)
+    assert result.stderr.splitlines() == [
+        "captions/part-00002.parquet: not in the plan of the parts, left out",
+        "captions/part-00001-copy.parquet: not in the plan of the parts, left out",
+        "jsonl, o.jsonl: 4 written",
+    ]
+    assert "0.jpg" in invoke("show", "captions").stdout
+
+
+def test_the_advice_for_a_damaged_part_is_about_parts(here: Path) -> None:
+    write_parts(here / "captions", [row(0), row(1)], num_parts=1)
+    part = here / "captions/part-00000.parquet"
+    table = pq.read_table(part)
+    pq.write_table(table.set_column(3, "status", pa.array(["ok", "odd"])), part)
+    result = invoke("export", "captions", "--to", "jsonl", "-o", "o.jsonl")
+    assert result.exit_code == 5
+    assert "captions/part-00000.parquet:2: not a row of blip2cap" in result.stderr
+    assert "if it was one, remove it, and run the command that made it again.\n" in result.stderr
+    part.write_bytes(part.read_bytes()[:-20])
+    result = invoke("export", "captions", "--to", "jsonl", "-o", "o.jsonl")
+    assert (result.exit_code, "Remove it, and run the command that made it" in result.stderr) == (5, True)
+    assert not (here / "o.jsonl").exists()
+
+
 def test_rows_of_a_parquet_run_that_was_stopped_are_exported_too(here: Path) -> None:
     root = make_images(here / "imgs", "0.jpg", "1.jpg")
     for number, stopped in ((0, True), (0, False), (1, True)):  # a journal, a whole file, both

@@ -17,7 +17,7 @@ from blip2cap.cli.terminal import clean, discard, say, write_out
 from blip2cap.errors import OutputError, UsageError
 from blip2cap.outputs.export.options import APPLY, EXISTING, ExportOptions, parse_affixes
 from blip2cap.outputs.export.reasons import MEANINGS
-from blip2cap.outputs.open import files_of, find_plan, open_rows, read_manifest
+from blip2cap.outputs.open import files_of, find_plan, open_rows, part_files, read_manifest
 from blip2cap.outputs.read import Results
 from blip2cap.source.walk import IMAGE_SUFFIXES
 
@@ -134,6 +134,8 @@ def run_export(
 
     writer = make_writer(options, _root(images, str(settings.get("input_root", ""))), manifest)
     _keep_inputs(writer.out, extension, results)
+    for stray in part_files(results)[1] if os.path.isdir(results) and not quiet else ():
+        say(f"{clean(stray)}: not in the plan of the parts, left out")
     left_out = _LeftOut(quiet=quiet)
     items = Items(options, writer.root)
     try:
