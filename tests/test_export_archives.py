@@ -6,7 +6,7 @@ import io
 import json
 import os
 import tarfile
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +16,8 @@ import pytest
 from PIL import Image
 
 from blip2cap.outputs.export import images
+from blip2cap.records import ImageRef
+from blip2cap.source.tar import TarArchive
 from tests.archives import make_tar
 from tests.commands import TINY, draw_scenes, invoke, read_rows
 from tests.exports import caption, failure, names_in, run, run_named
@@ -159,21 +161,45 @@ def test_members_that_are_too_large_or_gone_are_left_out(here: Path, monkeypatch
         assert (summary.num_written, left) == (2, dict.fromkeys(names, "missing_image"))
 
 
-def test_rows_in_any_order_read_a_compressed_archive_again(here: Path) -> None:
-    """Retried rows come last; of members with one name, the first counts."""
-    with tarfile.open(here / "x.tgz", "w:gz") as tar:
+def make_double_tar(path: Path, mode: str = "w") -> Path:
+    """Write a tar in which the first name comes again as the last one."""
+    with tarfile.open(path, mode) as tar:  # type: ignore[call-overload]
         for name, image in [*MEMBERS.items(), ("a/0.png", picture(99))]:
             info = tarfile.TarInfo(name)
             info.size = len(image)
             tar.addfile(info, io.BytesIO(image))
-    make_tar(here / "y.tar", MEMBERS)
+    return path
+
+
+def test_rows_may_be_in_any_order_as_retried_ones_are(here: Path) -> None:
+    make_double_tar(here / "x.tgz", "w:gz")
+    make_double_tar(here / "y.tar")
+    (here / "z.tgz").write_bytes((here / "x.tgz").read_bytes()[:-30])  # without its end, which is not needed
     order = [3, 1, 4, 0, 2]
     rows = [caption(f"{name}#a/{number}.png") for name in ("x.tgz", "y.tar", "z.tgz") for number in order]
+    rows[7:7] = [caption("y.tar#missing.png")]
     rows[2:2] = [caption("x.tgz#missing.png")]
-    (here / "z.tgz").write_bytes((here / "x.tgz").read_bytes()[:-30])  # without its end, which is not needed
     run(here, rows, "webdataset", root=here, out=here / "out")
     read = {sample["__key__"].decode(): sample["png"] for sample in shards(here / "out")[0]}
     assert read == {f"{name}/a/{number}": MEMBERS[f"a/{number}.png"] for name in "xyz" for number in order}
+
+
+def test_members_that_are_gone_do_not_begin_a_compressed_archive_again(
+    here: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    num_begun = 0
+
+    class CountedArchive(TarArchive):
+        def refs(self, *arguments: Any) -> Iterator[ImageRef]:
+            nonlocal num_begun
+            num_begun += 1
+            return super().refs(*arguments)
+
+    monkeypatch.setattr(images, "TarArchive", CountedArchive)
+    make_double_tar(here / "x.tgz", "w:gz")
+    rows = [caption(f"x.tgz#{name}") for number in range(5) for name in (f"gone{number}.png", f"a/{number}.png")]
+    summary = run(here, rows, "webdataset", root=here, out=here / "out")
+    assert (summary.num_written, summary.left_out, num_begun) == (5, {"missing_image": 5}, 2)
 
 
 def test_archives_behind_urls_are_read_too(here: Path) -> None:
