@@ -121,14 +121,14 @@ class ParquetSink:
     def __init__(
         self, path: Path, *, overwrite: bool = False, retry_failed: bool = False, files: Files = OS_FILES
     ) -> None:
-        self.path = path
-        self._files, self._overwrite, self._retry_failed = files, overwrite, retry_failed
-        self._target = behind(path)
-        self._begun = False
         try:
             replaceable(files, path)
         except OSError as error:
             raise OutputError(f"{path} cannot be written: {error.strerror}. Use another --out.") from error
+        self.path = path
+        self._files, self._overwrite, self._retry_failed = files, overwrite, retry_failed
+        self._target = behind(path)
+        self._begun = False
         self._sink = JournalSink(
             journal_path(self._target), overwrite=overwrite, retry_failed=retry_failed, files=files
         )
