@@ -111,7 +111,7 @@ def run_named(
     writer = make_writer(asked, str(root or ""), Manifest(settings={"model": "tiny"}, created="now"), files)
     names: dict[str, str] = {}
 
-    def note(item: Item, reason: str) -> None:
+    def note(item: Item, reason: str, why: str) -> None:
         names[item.row.file_name] = reason
 
     summary = export(open_rows(str(path)), writer, Items(asked, writer.root), dry_run=dry_run, on_left_out=note)

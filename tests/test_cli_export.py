@@ -3,6 +3,8 @@ from __future__ import annotations
 import csv
 import io
 import json
+import os
+import stat
 from contextlib import closing
 from pathlib import Path
 
@@ -18,7 +20,7 @@ from blip2cap.outputs.parts.plan import make_plan
 from blip2cap.outputs.parts.store import LocalStore
 from blip2cap.records import ImageRef
 from blip2cap.rows import Row
-from tests.commands import TINY, draw_scenes, invoke, read_rows
+from tests.commands import TINY, draw_scenes, finish, invoke, read_rows, start
 from tests.exports import answer, caption, failure, make_images, names_in, write_results
 from tests.rows import SETTINGS, row
 
@@ -200,6 +202,35 @@ def test_parts_that_are_not_there_yet_are_said_and_the_exit_code_is_3(here: Path
     assert (result.exit_code, result.stderr) == (0, "csv, q.csv: 2 written\n")
 
 
+def test_only_the_parts_of_the_plan_are_exported(here: Path) -> None:
+    write_parts(here / "captions", [row(0), row(1)], [row(2), row(3)], num_parts=2)
+    for name in ("part-00001-copy.parquet", "part-00002.parquet"):
+        (here / "captions" / name).write_bytes((here / "captions/part-00001.parquet").read_bytes())
+    result = invoke("export", "captions", "--to", "jsonl", "-o", "o.jsonl")
+    assert (result.exit_code, len(read_rows(here / "o.jsonl"))) == (0, 4)
+    assert result.stderr.splitlines() == [
+        "captions/part-00002.parquet: not in the plan of the parts, left out",
+        "captions/part-00001-copy.parquet: not in the plan of the parts, left out",
+        "jsonl, o.jsonl: 4 written",
+    ]
+    assert "0.jpg" in invoke("show", "captions").stdout
+
+
+def test_the_advice_for_a_damaged_part_is_about_parts(here: Path) -> None:
+    write_parts(here / "captions", [row(0), row(1)], num_parts=1)
+    part = here / "captions/part-00000.parquet"
+    table = pq.read_table(part)
+    pq.write_table(table.set_column(3, "status", pa.array(["ok", "odd"])), part)
+    result = invoke("export", "captions", "--to", "jsonl", "-o", "o.jsonl")
+    assert result.exit_code == 5
+    assert "captions/part-00000.parquet:2: not a row of blip2cap" in result.stderr
+    assert "if it was one, remove it, and run the command that made it again.\n" in result.stderr
+    part.write_bytes(part.read_bytes()[:-20])
+    result = invoke("export", "captions", "--to", "jsonl", "-o", "o.jsonl")
+    assert (result.exit_code, "Remove it, and run the command that made it" in result.stderr) == (5, True)
+    assert not (here / "o.jsonl").exists()
+
+
 def test_rows_of_a_parquet_run_that_was_stopped_are_exported_too(here: Path) -> None:
     root = make_images(here / "imgs", "0.jpg", "1.jpg")
     for number, stopped in ((0, True), (0, False), (1, True)):  # a journal, a whole file, both
@@ -246,6 +277,79 @@ def test_nothing_is_written_where_it_would_be_a_part_of_what_is_exported(here: P
     assert {name: (here / name).read_bytes() for name in names_in(here)} == before
 
 
+@pytest.mark.parametrize("to", ["csv", "jsonl", "coco", "labelstudio"])
+def test_a_hyphen_is_standard_output(captioned: Path, to: str) -> None:
+    before = names_in(captioned)
+    result = invoke("export", "captions.jsonl", "--to", to, "-o", "-")
+    assert (result.exit_code, names_in(captioned)) == (0, before)
+    assert result.stderr == f"{to}, standard output: 2 written, 1 failed row left out\n"
+    assert invoke("export", "captions.jsonl", "--to", to, "-o", "file").exit_code == 0
+    assert result.stdout_bytes == (captioned / "file").read_bytes()
+
+
+def test_standard_output_that_is_closed_or_has_no_reader_ends_as_in_other_commands(captioned: Path) -> None:
+    arguments = ("export", "captions.jsonl", "--to", "jsonl", "-o", "-")
+    reader, writer = os.pipe()
+    os.close(reader)
+    command = start(*arguments, cwd=captioned, stdout=writer)
+    os.close(writer)
+    assert (finish(command)[1], command.returncode) == (b"", 141)
+    with open("/dev/full", "wb") as full:
+        command = start(*arguments, cwd=captioned, stdout=full.fileno())
+    assert b"standard output cannot be written: No space left" in finish(command)[1]
+    assert command.returncode == 6
+
+
+def test_several_captions_are_chosen_from_and_the_summary_says_how(captioned: Path) -> None:
+    rows = [caption(name, "one", texts=("one", "two")) for name in ("a.jpg", "sub/b.jpg")]
+    write_results(captioned / "captions.jsonl", rows, captioned / "imgs")
+    for arguments, chosen in (
+        ("--to txt -o first", ", the first of several captions each"),
+        ("--to txt -o all --which all", ", 4 captions"),
+        ("--to txt -o random --which random:7", ", a random one of several captions each (seed 7)"),
+        ("--to coco -o coco.json", ", 4 captions"),
+        ("--to csv -o o.csv", ""),
+    ):
+        assert invoke("export", "captions.jsonl", *arguments.split()).stderr.endswith(f": 2 written{chosen}\n")
+    facts = json.loads(invoke("export", "captions.jsonl", "--to", "coco", "-o", "c", "--json").stdout)
+    assert (facts["which"], facts["captions"]) == ("all", 4)
+
+
+def test_an_entry_that_cannot_be_written_is_said_with_its_reason(captioned: Path) -> None:
+    (captioned / "imgs/a.txt").mkdir()
+    result = invoke("export", "captions.jsonl", "--to", "txt", "--existing", "overwrite")
+    assert result.exit_code == 3
+    assert result.stderr == (
+        f"a.jpg: unwritable: {captioned}/imgs/a.txt cannot be written: Is a directory\n"
+        "txt, beside the images: 1 written, 1 unwritable, 1 failed row left out\n"
+    )
+
+
+def test_what_is_no_file_is_never_replaced_and_nobody_is_told_to(captioned: Path) -> None:
+    os.mkfifo(captioned / "fifo")
+    (captioned / "link").symlink_to("fifo")
+    for out in ("fifo", "link"):
+        for existing in ("skip", "overwrite"):
+            for to, advice in (("csv", "--out - for standard output"), ("parquet", "another --out")):
+                result = invoke("export", "captions.jsonl", "--to", to, "-o", out, "--existing", existing)
+                assert result.exit_code == 6
+                assert result.stderr == f"blip2cap: {out} cannot be written: not a regular file. Use {advice}.\n"
+    assert stat.S_ISFIFO((captioned / "fifo").stat().st_mode)
+
+
+def test_a_link_to_a_file_is_written_through(captioned: Path) -> None:
+    (captioned / "link.csv").symlink_to("imgs/real.csv")
+    assert invoke("export", "captions.jsonl", "--to", "csv", "-o", "link.csv").exit_code == 0
+    assert "exists" in invoke("export", "captions.jsonl", "--to", "csv", "-o", "link.csv").stderr
+    assert ((captioned / "link.csv").is_symlink(), (captioned / "imgs/real.csv").is_file()) == (True, True)
+
+
+def test_absolute_names_need_no_folder(captioned: Path) -> None:
+    write_results(captioned / "captions.jsonl", [caption(str(captioned / "imgs/a.jpg"), "one")])
+    assert invoke("export", "captions.jsonl", "--to", "txt").exit_code == 0
+    assert (captioned / "imgs/a.txt").read_text() == "one"
+
+
 def test_a_bucket_is_no_results(here: Path) -> None:
     for arguments in (["show"], ["export", "--to", "csv", "--out", "o.csv"]):
         result = invoke(*arguments, "memory://captions/")
@@ -288,6 +392,9 @@ def test_damaged_results_end_with_5_and_leave_no_file(captioned: Path) -> None:
         ("captions.jsonl --to csv --out link.jsonl --existing overwrite", "that is what is exported"),
         ("captions.jsonl --to csv --out o.csv --shard-size 5", "--shard-size has no effect with --to csv"),
         ("captions.jsonl --to csv --out o.csv --question what?", "--question has no effect on captions"),
+        ("captions.jsonl --to parquet -o -", "--out -: standard output takes csv, jsonl, coco, labelstudio, not"),
+        ("captions.jsonl --to txt -o -", "--out -: standard output takes csv"),
+        ("captions.jsonl --to csv -o - --json", "--json and --out - exclude each other"),
         ("answers.jsonl --to xmp", "Choose one with --question TEXT"),
         ("captions.jsonl --to txt --prefix a/=1 --prefix a/=2", "was given before"),
     ],

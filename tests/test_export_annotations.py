@@ -47,6 +47,47 @@ def test_an_image_has_one_id(tmp_path: Path) -> None:
     assert run(tmp_path, rows, "coco", out=tmp_path / "coco.json").left_out == {"collision": 2}
 
 
+SEVERAL = [
+    caption("a.jpg", "one", texts=("one", "two", "two")),
+    failure("b.jpg", texts=()),
+    caption("c.jpg", "three", texts=("three", "four")),
+]
+
+
+def test_coco_has_an_annotation_for_each_caption_of_an_image(tmp_path: Path) -> None:
+    run(tmp_path, SEVERAL, "coco", out=tmp_path / "all.json", suffix={"": "."})
+    read = json.loads((tmp_path / "all.json").read_text())
+    assert [image["id"] for image in read["images"]] == [1, 3]
+    assert [(each["id"], each["image_id"], each["caption"]) for each in read["annotations"]] == [
+        *((1, 1, "one."), (2, 1, "two."), (3, 1, "two."), (4, 3, "three."), (5, 3, "four."))
+    ]
+    run(tmp_path, SEVERAL, "coco", out=tmp_path / "first.json", which="first")
+    first = json.loads((tmp_path / "first.json").read_text())["annotations"]
+    assert [(each["image_id"], each["caption"]) for each in first] == [(1, "one"), (3, "three")]
+    run(tmp_path, SEVERAL, "coco", out=tmp_path / "results.json", results_only=True)
+    assert json.loads((tmp_path / "results.json").read_text()) == [
+        {"image_id": 1, "caption": "one"},
+        {"image_id": 3, "caption": "three"},
+    ]
+
+
+def test_label_studio_has_a_prediction_for_each_caption_of_an_image(tmp_path: Path) -> None:
+    run(tmp_path, SEVERAL, "labelstudio", out=tmp_path / "tasks.json")
+    texts = [
+        [prediction["result"][0]["value"]["text"] for prediction in task["predictions"]]
+        for task in json.loads((tmp_path / "tasks.json").read_text())
+    ]
+    assert texts == [[["one"], ["two"], ["two"]], [["three"], ["four"]]]
+
+
+def test_label_studio_gets_urls_with_a_prefix(tmp_path: Path) -> None:
+    rows = [caption("a b/100%#?.jpg"), caption("\udce9.jpg"), caption("кот.jpg")]
+    prefix = "/data/local-files/?d=photos/"
+    run(tmp_path, rows, "labelstudio", out=tmp_path / "tasks.json", url_prefix=prefix)
+    urls = [task["data"]["image"] for task in json.loads((tmp_path / "tasks.json").read_text())]
+    assert urls == [f"{prefix}{name}.jpg" for name in ("a%20b/100%25%23%3F", "%E9", "%D0%BA%D0%BE%D1%82")]
+
+
 @pytest.mark.parametrize("to", ["coco", "labelstudio"])
 def test_without_a_row_there_is_an_empty_list(tmp_path: Path, to: str) -> None:
     run(tmp_path, [failure("a.jpg")], to, out=tmp_path / "empty.json")

@@ -102,6 +102,14 @@ def test_a_second_file_of_metadata_is_refused(tmp_path: Path) -> None:
     assert names_in(root) == ["metadata.jsonl", "sub/a.jpg"]
 
 
+def test_kohya_has_a_line_for_each_caption(tmp_path: Path) -> None:
+    root = make_images(tmp_path / "imgs", "a.jpg")
+    rows = [caption("a.jpg", "one", texts=("one", "two\nlines"))]
+    for which, text in ((None, "one"), ("all", "one\ntwo lines")):
+        run(tmp_path, rows, "kohya", root=root, out=tmp_path / "k.json", which=which, existing="overwrite")
+        assert json.loads((tmp_path / "k.json").read_text()) == {"a": {"caption": text}}
+
+
 def test_metadata_under_a_name_that_nobody_looks_for_is_refused(tmp_path: Path) -> None:
     root = make_images(tmp_path / "imgs", "a.jpg")
     with pytest.raises(UsageError, match="a file called metadata"):

@@ -7,9 +7,10 @@ import pytest
 
 from blip2cap.errors import UsageError
 from blip2cap.outputs.export.first_pass import NameHashes
+from blip2cap.outputs.export.images import Images
 from blip2cap.outputs.export.item import Items
 from blip2cap.outputs.export.options import ExportOptions, parse_affixes
-from tests.exports import caption
+from tests.exports import caption, make_images
 
 
 @pytest.mark.parametrize(
@@ -94,6 +95,14 @@ WRONG: dict[str, dict[str, Any]] = {
     "--extension ./../x: expected a dot": {"extension": "./../x"},
     "--column file_name: the name is taken": {"to": "csv", "column": "file_name"},
     "not valid UTF-8": {"prefix": {"": "\udcff"}},
+    "--out -: standard output takes csv, jsonl, coco, labelstudio, not parquet.": {"to": "parquet", "out": "-"},
+    "--which last: expected first, all or random:SEED": {"which": "last"},
+    "--which random: expected first": {"which": "random"},
+    "--which has no effect with --to csv": {"to": "csv", "which": "all"},
+    "--which all: --to imagefolder takes one caption": {"to": "imagefolder", "which": "all"},
+    "--which all: --results takes one caption": {"to": "coco", "results_only": True, "which": "all"},
+    "--which all: --existing append takes one caption": {"existing": "append", "which": "all"},
+    "--url-prefix has no effect with --to coco; it is for labelstudio": {"to": "coco", "url_prefix": "https://x/"},
 }
 
 
@@ -117,4 +126,49 @@ def test_repeated_names_are_found_among_many() -> None:
 
 def test_a_missing_folder_of_images_is_no_place(tmp_path: Path) -> None:
     item = Items(ExportOptions(to="txt"), "").item(caption("../b.jpg"), 1)
-    assert (item.image_path, item.path_in_root, item.path_in_out, item.has_image) == ("", "", "", False)
+    assert (item.image_path, item.path_in_root, item.path_in_out, Images().has(item)) == ("", "", "", False)
+
+
+@pytest.mark.parametrize(
+    ("name", "archive", "member", "path_in_out"),
+    [
+        ("a/x.tar#b/1.jpg", "/data/a/x.tar", "b/1.jpg", "a/x/b/1.jpg"),
+        ("x.TAR.gz#1.jpg", "/data/x.TAR.gz", "1.jpg", "x/1.jpg"),
+        ("x.tar#../../../1.jpg", "/data/x.tar", "../../../1.jpg", "x/1.jpg"),
+        ("x.tar#//etc/1.jpg", "/data/x.tar", "//etc/1.jpg", "x/etc/1.jpg"),
+        ("/else/x.parquet#17", "/else/x.parquet", "17", "else/x/17"),
+        ("../x.parquet#17", "/data/../x.parquet", "17", "x/17"),
+        ("s3://bucket/a/x.tar#1.jpg", "s3://bucket/a/x.tar", "1.jpg", "bucket/a/x/1.jpg"),
+        ("x.tar#y.tar#1.jpg", "/data/x.tar", "y.tar#1.jpg", "x/y.tar#1.jpg"),
+        ("x.tar.d/#1.jpg", "", "", "x.tar.d/#1.jpg"),
+        ("C#.parquetry#1.jpg", "", "", "C#.parquetry#1.jpg"),
+    ],
+)
+def test_a_member_has_a_place_below_a_folder_that_is_called_as_its_archive(
+    name: str, archive: str, member: str, path_in_out: str
+) -> None:
+    item = Items(ExportOptions(to="txt"), "/data").item(caption(name), 1)
+    assert (item.archive, item.member, item.path_in_out) == (archive, member, path_in_out)
+    assert bool(item.image_path) == (not member)
+
+
+def test_a_file_that_is_called_as_a_member_is_a_file(tmp_path: Path) -> None:
+    make_images(tmp_path, "x.tar#1.jpg")
+    item = Items(ExportOptions(to="txt"), str(tmp_path)).item(caption("x.tar#1.jpg"), 1)
+    assert (item.member, item.image_path) == ("", str(tmp_path / "x.tar#1.jpg"))
+
+
+def test_a_folder_for_a_prefix_may_be_that_of_an_archive() -> None:
+    items = Items(ExportOptions(to="csv", out="x", prefix=parse_affixes("--prefix", ("x/a/=in a, ",))), "")
+    assert [items.item(caption(name), 1).text for name in ("x.tar#a/1.jpg", "x.tar#1.jpg")] == ["in a, a cat", "a cat"]
+
+
+def test_a_random_caption_depends_on_the_seed_and_the_image_alone() -> None:
+    rows = [caption(f"{number}.jpg", "0", texts=tuple(map(str, range(9)))) for number in range(20)]
+    texts = {}
+    for seed in ("1", "2"):
+        items = Items(ExportOptions(to="txt", which=f"random:{seed}"), "")
+        texts[seed] = [items.item(row, 1).text for row in rows]
+        assert [items.item(row, 7).text for row in reversed(rows)] == texts[seed][::-1]
+    assert texts["1"] != texts["2"]
+    assert len(set(texts["1"])) > 3

@@ -5,6 +5,7 @@ import os
 import stat
 import xml.etree.ElementTree as ElementTree
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -208,14 +209,46 @@ def test_an_image_with_the_longest_name_has_a_sidecar(tmp_path: Path) -> None:
 
 
 def test_a_place_that_cannot_be_written_is_an_output_error_with_its_name(tmp_path: Path) -> None:
-    (tmp_path / "out/cat.txt").mkdir(parents=True)
-    with pytest.raises(OutputError, match=r"out/cat\.txt cannot be written: Is a directory"):
-        run(tmp_path, [caption("cat.jpg")], "txt", out=tmp_path / "out", existing="overwrite")
     for operation in ("open", "write", "fsync", "close", "replace"):
         files = Failing(0, errno.ENOSPC, only=operation)
         with pytest.raises(OutputError, match=r"dog\.txt cannot be written: No space left"):
             run(tmp_path, [caption("dog.jpg")], "txt", out=tmp_path / "out", files=files)
     assert names_in(tmp_path / "out") == []
+
+
+@pytest.mark.parametrize("existing", ["overwrite", "append"])
+def test_an_entry_that_cannot_be_written_costs_that_entry(tmp_path: Path, existing: str) -> None:
+    out = tmp_path / "out"
+    (out / "folder.caption").mkdir(parents=True)
+    os.mkfifo(out / "fifo.caption")
+    (out / "file").touch()
+    (out / "loop.caption").symlink_to("loop.caption")
+    names = ["first.jpg", "folder.jpg", f"{'x' * 251}.jpg", "file/a.jpg", "loop.jpg", "fifo.jpg", "last.jpg"]
+    summary, left = run_named(tmp_path, map(caption, names), "txt", out=out, existing=existing, extension=".caption")
+    assert left == dict.fromkeys([name for name in names if name not in ("first.jpg", "last.jpg")], "unwritable")
+    assert (summary.num_written, stat.S_ISFIFO((out / "fifo.caption").stat().st_mode)) == (2, True)
+    assert [(out / f"{name}.caption").read_text() for name in ("first", "last")] == ["a cat"] * 2
+
+
+def test_a_sidecar_that_is_a_link_is_followed_as_long_as_it_stays_below_out(tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    out.mkdir()
+    (tmp_path / "away.txt").write_text("by hand")
+    (out / "a.txt").symlink_to("real.txt")
+    (out / "b.txt").symlink_to("../away.txt")
+    _, left = run_named(tmp_path, map(caption, ("a.jpg", "b.jpg")), "txt", out=out, existing="overwrite")
+    assert left == {"b.jpg": "outside"}
+    assert ((out / "a.txt").is_symlink(), (out / "real.txt").read_text()) == (True, "a cat")
+    assert (tmp_path / "away.txt").read_text() == "by hand"
+
+
+def test_of_several_captions_the_first_all_or_a_random_one_are_written(tmp_path: Path) -> None:
+    rows = [caption("a.jpg", "one", texts=("one", "two\nlines", " ", "three")), caption("b.jpg", "x", texts=("x", "x"))]
+    affixes: dict[str, Any] = {"prefix": {"": "("}, "suffix": {"": ")"}}
+    for which, expected in ((None, "(one)"), ("all", "(one)\n(two lines)\n(three)"), ("random:1", "(three)")):
+        summary = run(tmp_path, rows, "txt", out=tmp_path / str(which), which=which, **affixes)
+        assert (tmp_path / str(which) / "a.txt").read_text() == expected
+        assert (summary.num_several, summary.num_captions) == (2, 6 if which == "all" else 2)
 
 
 def test_files_have_the_rights_that_other_new_files_have(tmp_path: Path) -> None:

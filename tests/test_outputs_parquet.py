@@ -217,10 +217,9 @@ def test_other_columns_than_the_manifest_says_are_refused(path):
 
 def test_a_folder_is_refused(path):
     path.mkdir()
-    with pytest.raises(OutputRefusedError, match="Is a directory"):
-        ParquetSink(path)
-    with pytest.raises(OutputError, match="Is a directory"):
-        write(path, row(1), overwrite=True)
+    for overwrite in (False, True):
+        with pytest.raises(OutputError, match=r"Is a directory\. Use another --out\."):
+            ParquetSink(path, overwrite=overwrite)
 
 
 def test_a_damaged_page_is_refused_before_anything_is_done(path):

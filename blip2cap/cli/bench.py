@@ -23,7 +23,7 @@ from blip2cap.cli.terminal import clean, say, write_out
 from blip2cap.errors import InputError, OutputError, UsageError
 from blip2cap.jobs.job import no_image
 from blip2cap.options import BatchOptions, DecodeOptions, GenerateOptions, ModelOptions, SourceOptions
-from blip2cap.outputs.files import OS_FILES, write_whole
+from blip2cap.outputs.files import OS_FILES, replaceable, write_whole
 from blip2cap.records import ImageRef
 
 _NEW_TOKENS = 12
@@ -138,6 +138,10 @@ def _check_writable(out: Path) -> None:
         raise OutputError(f"--out {out}: is a folder. Expected the name of a file.")
     if not folder.is_dir():
         raise OutputError(f"--out {out}: no such folder as {folder}. Make it first, or use another --out.")
+    try:
+        replaceable(OS_FILES, out)
+    except OSError as error:
+        raise OutputError(f"--out {out}: cannot be written: {error.strerror}. Use another --out.") from error
     if not os.access(out if out.exists() else folder, os.W_OK):
         raise OutputError(f"--out {out}: no permission to write it. Use another --out.")
 

@@ -5,35 +5,28 @@ from __future__ import annotations
 import functools
 import json
 import os
+import sys
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from blip2cap.cli.guard import handle_errors
-from blip2cap.cli.terminal import clean, say, write_out
-from blip2cap.errors import UsageError
-from blip2cap.outputs.export.item import Item, Items
+from blip2cap.cli.terminal import clean, discard, say, write_out
+from blip2cap.errors import OutputError, UsageError
 from blip2cap.outputs.export.options import APPLY, EXISTING, ExportOptions, parse_affixes
-from blip2cap.outputs.export.run import ExportCounts, export
-from blip2cap.outputs.export.writer import COLLISION, MISSING_IMAGE, NOT_TEXT, OUTSIDE, UNNAMEABLE
-from blip2cap.outputs.open import files_of, find_plan, open_rows, read_manifest
+from blip2cap.outputs.export.reasons import MEANINGS
+from blip2cap.outputs.open import files_of, find_plan, open_rows, part_files, read_manifest
 from blip2cap.outputs.read import Results
 from blip2cap.source.walk import IMAGE_SUFFIXES
 
+if TYPE_CHECKING:
+    from blip2cap.outputs.export.item import Item
+    from blip2cap.outputs.export.run import ExportCounts
+
 _SOME_LEFT_OUT = 3
 _MAX_PRINTED = 20
-_MEANINGS = {
-    COLLISION: "another image would get the same name",
-    MISSING_IMAGE: "the image does not exist, or cannot be read",
-    OUTSIDE: "it is not below the folder that names are relative to",
-    UNNAMEABLE: "its name is not valid UTF-8, which the format requires",
-    NOT_TEXT: "the existing file is not UTF-8 text",
-}
-"""Reasons that lead to exit code 3, with their meaning."""
-
-
 _option = functools.partial(typer.Option, show_default=False)
 
 
@@ -50,7 +43,8 @@ def run_export(
             "-o",
             "--out",
             metavar="PATH",
-            help="Output file or folder. Default: beside the images (txt, xmp, imagefolder).",
+            help="Output file or folder; `-` is stdout (csv, jsonl, coco, labelstudio). Default: beside the images "
+            "(txt, xmp, imagefolder).",
         ),
     ] = None,
     images: Annotated[
@@ -93,6 +87,20 @@ def run_export(
     shard_size: Annotated[
         int | None, _option("--shard-size", metavar="N", help="webdataset: images in one archive. Default: 10000.")
     ] = None,
+    which: Annotated[
+        str | None,
+        _option(
+            "--which",
+            metavar="CAPTIONS",
+            help="Of rows with several captions: first, all or random:SEED. Default: first; all for coco, labelstudio.",
+        ),
+    ] = None,
+    url_prefix: Annotated[
+        str | None,
+        _option(
+            "--url-prefix", metavar="URL", help="labelstudio: text before the names of images, which makes them URLs."
+        ),
+    ] = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Count what would be written; write nothing.")] = False,
     quiet: Annotated[bool, typer.Option("--quiet", help="Errors only.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print the summary as one JSON object on stdout.")] = False,
@@ -111,27 +119,44 @@ def run_export(
         full_path=full_path,
         results_only=results_only,
         shard_size=shard_size,
+        which=which,
+        url_prefix=url_prefix,
     )
+    if out == "-" and as_json:
+        raise UsageError("--json and --out - exclude each other: rows go to standard output. Leave one out.")
     parts = _count_parts(results)  # before the rows are read: a run may add parts meanwhile
     rows = open_rows(results)
     manifest = read_manifest(results)
     settings = manifest.settings if manifest else {}
     from blip2cap.outputs.export.formats import make_writer  # late: importing all formats takes time
+    from blip2cap.outputs.export.item import Items
+    from blip2cap.outputs.export.run import export
 
     writer = make_writer(options, _root(images, str(settings.get("input_root", ""))), manifest)
     _keep_inputs(writer.out, extension, results)
+    for stray in part_files(results)[1] if os.path.isdir(results) and not quiet else ():
+        say(f"{clean(stray)}: not in the plan of the parts, left out")
     left_out = _LeftOut(quiet=quiet)
     items = Items(options, writer.root)
-    counts = export(rows, writer, items, dry_run=dry_run, on_left_out=left_out.add)
+    try:
+        counts = export(rows, writer, items, dry_run=dry_run, on_left_out=left_out.add)
+    except OutputError:
+        if out == "-" and sys.stdout is not None:
+            discard(sys.stdout)  # Python would write what is left again at exit, and fail with code 120
+        raise
     left_out.close()
     for folder in sorted(items.unmatched) if not quiet else ():
         say(f"{clean(folder)}/: has a --prefix or --suffix, and no image in it")
     facts = _facts(options, writer.out, rows, counts, dry_run=dry_run) | parts
+    if writer.num_extracted:
+        facts["extracted"] = writer.num_extracted
+    if counts.num_several and "which" in APPLY[to]:
+        facts |= {"which": ":".join(filter(None, options.choice)), "captions": counts.num_captions}
     if as_json:
         write_out(json.dumps(facts) + "\n")
     elif not quiet:
         _say_summary(facts, rows)
-    if any(reason in _MEANINGS for reason in counts.left_out) or _are_missing(parts):
+    if any(reason in MEANINGS for reason in counts.left_out) or _are_missing(parts):
         raise typer.Exit(_SOME_LEFT_OUT)
 
 
@@ -163,7 +188,7 @@ def _keep_inputs(out: str, extension: str | None, results: str) -> None:
     for flag, name in (("--extension", extension), ("--out", "" if os.path.isdir(out) else out)):
         if name and os.path.splitext(f"x{name}")[1].lower() in IMAGE_SUFFIXES:
             raise UsageError(f"{flag} {name}: the name of an image, and images are never written. Choose another.")
-    for path in files_of(results) if out else ():
+    for path in files_of(results) if out not in ("", "-") else ():
         if _is_in(out, path):
             raise UsageError(f"--out {out}: that is what is exported, or a part of it. Use another --out.")
 
@@ -184,12 +209,12 @@ class _LeftOut:
         self.limit = 0 if quiet else _MAX_PRINTED
         self.count = 0
 
-    def add(self, item: Item, reason: str) -> None:
-        """Print one row and the reason."""
-        if reason in _MEANINGS:
+    def add(self, item: Item, reason: str, why: str) -> None:
+        """Print one row, the reason and its meaning."""
+        if reason in MEANINGS:
             self.count += 1
             if self.count <= self.limit:
-                say(f"{clean(item.row.file_name)}: {reason}: {_MEANINGS[reason]}")
+                say(f"{clean(item.row.file_name)}: {reason}: {clean(why)}")
 
     def close(self) -> None:
         """Print the number of rows that were not printed."""
@@ -212,8 +237,14 @@ def _facts(options: ExportOptions, out: str, rows: Results, counts: ExportCounts
 
 
 def _say_summary(facts: dict[str, Any], rows: Results) -> None:
-    where = clean(facts["out"]) or "beside the images"
+    where = "standard output" if facts["out"] == "-" else clean(facts["out"]) or "beside the images"
     parts = [f"{facts['to_write']} to write" if facts["dry_run"] else f"{facts['written']} written"]
+    if "which" in facts:
+        which, _, seed = facts["which"].partition(":")
+        chosen = {"all": f"{facts['captions']} captions", "first": "the first of several captions each"}
+        parts.append(chosen.get(which, f"a random one of several captions each (seed {seed})"))
+    if "extracted" in facts:
+        parts.append(f"{facts['extracted']} image{'s' if facts['extracted'] != 1 else ''} extracted")
     parts += [f"{count} {reason.replace('_', ' ')}" for reason, count in facts["left_out"].items()]
     if facts["failed"]:
         parts.append(f"{facts['failed']} failed row{'s' if facts['failed'] != 1 else ''} left out")

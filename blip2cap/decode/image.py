@@ -124,6 +124,12 @@ def read_header(data: bytes, options: DecodeOptions) -> Unpacked:
         return Unpacked(pixels_HWC=np.empty((0, 0, 3), dtype=np.uint8), width=width, height=height)
 
 
+def read_format(data: bytes, options: DecodeOptions) -> str:
+    """Return Pillow's name of the format of an image. Raises ImageError."""
+    with _opened(data, options) as image:
+        return image.format or ""
+
+
 @contextmanager
 def _opened(data: bytes, options: DecodeOptions) -> Iterator[ImageFile.ImageFile]:
     """Open an image and check its size; errors in the block become ImageError."""

@@ -124,7 +124,33 @@ OS_FILES = OsFiles()
 
 def behind(path: Path) -> Path:
     """Return the path, or the target if it is a symbolic link: a rename would replace the link."""
-    return path.resolve() if path.is_symlink() else path
+    return Path(os.path.realpath(path)) if path.is_symlink() else path
+
+
+def replaceable(files: Files, path: Path) -> os.stat_result | None:
+    """Return the metadata of the regular file at a path, also behind links, or None if there is none.
+
+    Raises OSError for anything else, which a rename would remove: a folder, a device, a FIFO, a socket, or a link to an
+    open file of a process, as /dev/stdout is.
+    """
+    try:
+        status = files.stat(path)
+    except FileNotFoundError:
+        return None
+    if stat.S_ISDIR(status.st_mode):
+        raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), str(path))
+    if not stat.S_ISREG(status.st_mode) or _leads_to_descriptor(path):
+        raise OSError(errno.EINVAL, "not a regular file", str(path))
+    return status
+
+
+def _leads_to_descriptor(path: Path) -> bool:
+    while path.is_symlink():
+        folder = os.path.realpath(path.parent)
+        if folder.startswith("/proc/"):
+            return True
+        path = Path(folder, os.readlink(path))
+    return False
 
 
 def read_blocks(files: Files, path: Path) -> Iterator[bytes]:
@@ -166,6 +192,8 @@ def sync_folder(files: Files, folder: Path) -> None:
 def replacing(files: Files, path: Path, *, unique: bool = False, sync_name: bool = True) -> Iterator[int]:
     """Yield a new open file that replaces `path` when the block is complete; an exception leaves `path` unchanged.
 
+    Links are followed. Raises OSError if something else than a regular file is there.
+
     Until then its name ends in .tmp. It is NAME.tmp for a file guarded by a lock, so that the next run overwrites what
     a killed run has left. For a file without a lock use a `unique` name: several processes may write at the same time,
     and the last one wins. That name is short, because `path` may have the greatest possible length.
@@ -173,17 +201,19 @@ def replacing(files: Files, path: Path, *, unique: bool = False, sync_name: bool
     The new file has the permissions of the old one. Without `sync_name`, a power cut may restore the old file. An
     OSError names `path`.
     """
-    temporary = path.with_name(f".blip2cap-{secrets.token_hex(8)}.tmp" if unique else f"{path.name}.tmp")
+    target = behind(path)
+    temporary = target.with_name(f".blip2cap-{secrets.token_hex(8)}.tmp" if unique else f"{target.name}.tmp")
     try:
+        old = replaceable(files, path)
         file = files.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
         try:
-            with contextlib.suppress(FileNotFoundError):
-                files.fchmod(file, stat.S_IMODE(files.stat(path).st_mode))
+            if old is not None:
+                files.fchmod(file, stat.S_IMODE(old.st_mode))
             yield file
             files.fsync(file)
         finally:
             files.close(file)
-        files.replace(temporary, path)
+        files.replace(temporary, target)
     except BaseException as error:
         with contextlib.suppress(OSError):
             files.unlink(temporary)
@@ -191,7 +221,7 @@ def replacing(files: Files, path: Path, *, unique: bool = False, sync_name: bool
             error.filename, error.filename2 = str(path), None  # the user does not know the temporary name
         raise
     if sync_name:
-        sync_folder(files, path.parent)
+        sync_folder(files, target.parent)
 
 
 def write_whole(files: Files, path: Path, data: bytes, *, unique: bool = False, sync_name: bool = True) -> None:

@@ -112,7 +112,7 @@ def open_rows(given: str, stdin: BinaryIO | None = None) -> Results:
     if kind is Kind.STREAM:
         return Results(given, stream=spool(stdin))
     if kind is Kind.PARTS:
-        return Results(given, tables=_part_files(given), manifest=manifest)
+        return Results(given, tables=part_files(given)[0], manifest=manifest)
     if os.path.exists(given) and not os.path.isfile(given):
         with readable(given), open(given, "rb") as pipe:  # such as <(...) of a shell
             return Results(given, stream=spool(pipe))
@@ -123,13 +123,22 @@ def open_rows(given: str, stdin: BinaryIO | None = None) -> Results:
     return Results(given, tables=(given,) if kind is Kind.PARQUET else (), journal=lines, manifest=manifest)
 
 
-def _part_files(folder: str) -> list[str]:
+def part_files(folder: str) -> tuple[list[str], list[str]]:
+    """Return the finished parts of a folder, and the files that only look like parts: its plan has other names."""
     if "://" in folder:
         raise InputError(
             f"{folder}: a URL. Expected a local output: copy it to a local folder and give that, or read its "
             "part-*.parquet with pyarrow or DuckDB. `blip2cap status` takes URLs too."
         )
-    paths = [str(path) for path in sorted(Path(folder).glob("part-*.parquet"), key=part_order)]
-    if not paths:
+    paths = sorted(Path(folder).glob("part-*.parquet"), key=part_order)
+    names, plan = {path.name for path in paths}, None
+    with suppress(OutputRefusedError):  # the parts may be whole although the plan is not
+        plan = find_plan(folder)
+    if plan is not None:
+        from blip2cap.outputs.parts.plan import part_name
+
+        names = {part_name(index) for index in range(plan.num_parts)}
+    parts = [str(path) for path in paths if path.name in names]
+    if not parts:
         raise InputError(f"{folder}: a folder without part-*.parquet. Expected an output of blip2cap.")
-    return paths
+    return parts, [str(path) for path in paths if path.name not in names]

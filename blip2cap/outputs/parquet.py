@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 from blip2cap.errors import OutputError, OutputRefusedError
 from blip2cap.key_set import KeySet
 from blip2cap.outputs import journal as journals
-from blip2cap.outputs.files import OS_FILES, Files, behind, replacing, sync_folder, write_all
+from blip2cap.outputs.files import OS_FILES, Files, behind, replaceable, replacing, sync_folder, write_all
 from blip2cap.outputs.journal import Journal, JournalSink, read_lines
 from blip2cap.outputs.manifest import Manifest
 from blip2cap.rows import Row, Schema, row_key
@@ -121,6 +121,10 @@ class ParquetSink:
     def __init__(
         self, path: Path, *, overwrite: bool = False, retry_failed: bool = False, files: Files = OS_FILES
     ) -> None:
+        try:
+            replaceable(files, path)
+        except OSError as error:
+            raise OutputError(f"{path} cannot be written: {error.strerror}. Use another --out.") from error
         self.path = path
         self._files, self._overwrite, self._retry_failed = files, overwrite, retry_failed
         self._target = behind(path)

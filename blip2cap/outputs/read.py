@@ -58,7 +58,7 @@ class Results:
         parser = _Parser(self._manifest)
         replaced, num_lines = self._journal_keys() if self._tables else (KeySet(), None)
         for columns, where in self._table_rows():
-            row = parser.row(columns, where)
+            row = parser.row(columns, where, self._table_remedy)
             if not replaced or row.key not in replaced:
                 yield row
         num_read = 0
@@ -77,11 +77,17 @@ class Results:
         if self._tables:
             num_rows = 0
             for path in self._tables:
-                with _parquet(path) as file:
+                with _parquet(path, self._table_remedy) as file:
                     num_rows += file.metadata.num_rows
             return num_rows
         with self._open_lines() as lines:
             return sum(block.count(b"\n") for block in iter(lambda: lines.read(_BLOCK), b""))
+
+    @property
+    def _table_remedy(self) -> str:
+        """Advice for a damaged Parquet file, whose rows nobody can repair one by one."""
+        is_part = os.path.isdir(self.given)
+        return "Remove it, and run the command that made it again." if is_part else "Make it again."
 
     @property
     def _has_lines(self) -> bool:
@@ -118,7 +124,7 @@ class Results:
             if self._has_lines and not os.path.exists(path):
                 continue
             number = 0
-            with _parquet(path) as file:
+            with _parquet(path, self._table_remedy) as file:
                 for batch in file.iter_batches(batch_size=_BATCH):
                     for columns in batch.to_pylist():
                         number += 1
@@ -144,16 +150,17 @@ class _Parser:
         self._recognised = False
         """Whether the schema was told by the names of the columns, not by a manifest."""
 
-    def row(self, columns: Any, where: str) -> Row:
+    def row(self, columns: Any, where: str, remedy: str = "Repair or delete that row.") -> Row:
         """Make a row of parsed columns. Raises OutputRefusedError, which names the place, if they are not a row."""
         try:
             if not isinstance(columns, dict):
                 raise TypeError("not an object")
-            return self._schema_for(columns, where).parse(columns)
+            return self._schema_for(columns).parse(columns)
         except (ValueError, KeyError, TypeError) as error:
-            raise _damaged(where, f"no column {error}" if isinstance(error, KeyError) else str(error)) from error
+            reason = f"no column {error}" if isinstance(error, KeyError) else str(error)
+            raise _damaged(where, reason, remedy) from error
 
-    def _schema_for(self, columns: dict[str, Any], where: str) -> Schema:
+    def _schema_for(self, columns: dict[str, Any]) -> Schema:
         names = tuple(name for name, value in columns.items() if value is not None)
         if self._schema is None:
             manifest = self._manifest()
@@ -164,7 +171,7 @@ class _Parser:
         if names != self._names:
             other = recognise(names)
             if other not in (None, self._schema) and (self._recognised or not set(self._schema.names) <= set(names)):
-                raise _damaged(where, "its columns differ from those of the rows before")
+                raise ValueError("its columns differ from those of the rows before")
             self._names = names
         return self._schema
 
@@ -179,10 +186,10 @@ def image_name(row: Row) -> str:
     return os.fsdecode(base64.b64decode(row.file_name_b64) if row.file_name_b64 else row.file_name.encode())
 
 
-def _damaged(where: str, reason: str) -> OutputRefusedError:
+def _damaged(where: str, reason: str, remedy: str = "Repair or delete that row.") -> OutputRefusedError:
     return OutputRefusedError(
         f"{where}: not a row of blip2cap ({reason}). Expected the output of caption or vqa; "
-        "if it was one, repair or delete that row."
+        f"if it was one, {remedy[0].lower()}{remedy[1:]}"
     )
 
 
@@ -196,8 +203,8 @@ def readable(path: str) -> Iterator[None]:
 
 
 @contextmanager
-def _parquet(path: str) -> Iterator[Any]:
-    """Open a Parquet file; errors of pyarrow become an OutputRefusedError."""
+def _parquet(path: str, remedy: str) -> Iterator[Any]:
+    """Open a Parquet file, with its checksums; errors of pyarrow become an OutputRefusedError."""
     import pyarrow as pa
     import pyarrow.parquet as pq
 
@@ -205,10 +212,11 @@ def _parquet(path: str) -> Iterator[Any]:
         file = open(path, "rb")  # noqa: SIM115  closed below; pyarrow's own errors name no reason
     with file:
         try:
-            yield pq.ParquetFile(file, buffer_size=_BLOCK)  # else whole column chunks are in memory
+            # With a buffer size; else whole column chunks are in memory.
+            yield pq.ParquetFile(file, buffer_size=_BLOCK, page_checksum_verification=True)
         except (pa.ArrowException, OSError) as error:
             raise OutputRefusedError(
-                f"{path} is damaged: not a complete Parquet file ({str(error).splitlines()[0]}). Make it again."
+                f"{path} is damaged: not a complete Parquet file ({str(error).splitlines()[0]}). {remedy}"
             ) from error
 
 

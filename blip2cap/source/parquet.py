@@ -56,12 +56,12 @@ class ParquetTable:
 
     def refs(self, skipped: Counter[str], damaged: list[str]) -> Iterator[ImageRef]:
         """Yield every row without reading it; none is skipped."""
-        rows = _Rows(self)
+        rows = TableRows(self)
         for number in range(self.num_rows):
             yield ImageRef(path=self.path, name=f"{self.path}#{number}", load=functools.partial(rows.load, number))
 
 
-class _Rows:
+class TableRows:
     """Reads rows for several threads, which need them roughly in order."""
 
     def __init__(self, table: ParquetTable) -> None:

@@ -9,9 +9,11 @@ import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import IO, Any
+from urllib.parse import quote
 
 from blip2cap.outputs.export.item import Item
 from blip2cap.outputs.export.writer import FileWriter
+from blip2cap.outputs.read import image_name
 
 
 class JsonList:
@@ -34,7 +36,8 @@ class JsonList:
 class Coco(FileWriter):
     """Captions with the list of images; with --results, the results format of evaluations. Answers are VQA results.
 
-    The id of an image, or of a question, is the number of its row in the results, from 1.
+    The id of an image, or of a question, is the number of its row in the results, from 1. So is that of a caption, but
+    where rows have several, captions are numbered by themselves.
     """
 
     unique_names = True
@@ -46,7 +49,8 @@ class Coco(FileWriter):
     @contextmanager
     def writing(self) -> Iterator[None]:
         """Open the file, and a temporary one for the list of annotations, which follows the list of images."""
-        folder = os.path.dirname(os.path.abspath(self.out))
+        folder = None if self.options.out == "-" else os.path.dirname(os.path.abspath(self.out))
+        self._num_captions = 0
         with super().writing(), tempfile.TemporaryFile(dir=folder) as annotations:
             self._annotations = JsonList(annotations)
             self._images: JsonList | None = None
@@ -61,7 +65,7 @@ class Coco(FileWriter):
                 self.file.write(b"}")
 
     def write(self, item: Item) -> str:
-        """Write one image with its caption, or one answer."""
+        """Write one image with its captions, or one answer."""
         row = item.row
         if row.question is not None:
             self._annotations.add({"question_id": item.number, "answer": item.text})
@@ -72,7 +76,10 @@ class Coco(FileWriter):
                 self.file.write(b'{"images": ')
                 self._images = JsonList(self.file)
             self._images.add({"id": item.number, "file_name": row.file_name, "width": row.width, "height": row.height})
-            self._annotations.add({"id": item.number, "image_id": item.number, "caption": item.text})
+            for text in item.texts:
+                self._num_captions += 1
+                number = item.number if row.texts is None else self._num_captions
+                self._annotations.add({"id": number, "image_id": item.number, "caption": text})
         return ""
 
 
@@ -91,8 +98,12 @@ class LabelStudio(FileWriter):
     def write(self, item: Item) -> str:
         """Write one task."""
         data = {"image": item.row.file_name}
+        if self.options.url_prefix is not None:
+            data["image"] = self.options.url_prefix + quote(os.fsencode(image_name(item.row)))
         if item.row.question is not None:
             data["question"] = item.row.question
-        result = {"from_name": "caption", "to_name": "image", "type": "textarea", "value": {"text": [item.text]}}
-        self._tasks.add({"data": data, "predictions": [{"model_version": self._model, "result": [result]}]})
+        place = {"from_name": "caption", "to_name": "image", "type": "textarea"}
+        results = [[{**place, "value": {"text": [text]}}] for text in item.texts]
+        predictions = [{"model_version": self._model, "result": result} for result in results]
+        self._tasks.add({"data": data, "predictions": predictions})
         return ""

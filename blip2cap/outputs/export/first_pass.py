@@ -87,10 +87,16 @@ class Overview:
 
 
 def first_pass(rows: Iterable[Row], writer: Writer, items: Items) -> Overview:
-    """Read all rows once. Raises UsageError if the format cannot hold their answers, or none of them is wanted."""
+    """Read all rows once.
+
+    Raises UsageError if the format cannot hold their answers, if none of them is wanted, or if it needs the images and
+    their folder is not known.
+    """
     questions, names, images = Questions(wanted=writer.options.question), NameHashes(), set()
     for number, row in enumerate(rows, start=1):
         item = items.item(row, number)
+        if writer.needs_root and not (item.image_path or item.archive):
+            raise UsageError(f"--to {writer.options.to}: nothing says where the images are. Give --images DIR.")
         if writer.extension and item.image_path.endswith(writer.extension):
             images.add(os.path.normpath(item.image_path))  # also of failed rows: no image is overwritten
         if row.status == "ok" and questions.match(row) and (name := writer.output_name(item)):

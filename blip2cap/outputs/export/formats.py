@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from blip2cap.errors import UsageError
 from blip2cap.outputs.export.annotations import Coco, LabelStudio
 from blip2cap.outputs.export.metadata import ImageFolder, Kohya
 from blip2cap.outputs.export.options import ExportOptions
@@ -32,10 +31,8 @@ _WRITERS: Mapping[str, type[Writer]] = {
 def make_writer(options: ExportOptions, root: str, manifest: Manifest | None, files: Files = OS_FILES) -> Writer:
     """Make the writer of a format. `manifest` is that of the rows, None if they have none.
 
-    Raises UsageError if the output must not be written there, or if the format needs the images and `root` is "".
+    Raises UsageError if the output must not be written there.
     """
     writer = _WRITERS[options.to](options, root, manifest, files)
-    if writer.needs_root and not root:
-        raise UsageError(f"--to {options.to}: nothing says where the images are. Give --images DIR.")
     writer.check()
     return writer

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
@@ -13,19 +14,24 @@ SHARD_SIZE = 10_000
 
 _AFFIXES = ("prefix", "suffix")
 APPLY = {
-    "txt": ("extension", "separator", *_AFFIXES),
-    "imagefolder": ("column", *_AFFIXES),
-    "kohya": ("full_path", *_AFFIXES),
+    "txt": ("extension", "separator", "which", *_AFFIXES),
+    "imagefolder": ("column", "which", *_AFFIXES),
+    "kohya": ("full_path", "which", *_AFFIXES),
     "csv": ("column", *_AFFIXES),
-    "coco": ("results_only", *_AFFIXES),
-    "webdataset": ("shard_size", *_AFFIXES),
-    "labelstudio": _AFFIXES,
-    "xmp": _AFFIXES,
+    "coco": ("results_only", "which", *_AFFIXES),
+    "webdataset": ("shard_size", "which", *_AFFIXES),
+    "labelstudio": ("url_prefix", "which", *_AFFIXES),
+    "xmp": ("which", *_AFFIXES),
     "parquet": (),
     "jsonl": (),
 }
 """Format -> the options that have an effect in it, beyond those of all formats."""
+STREAMED = ("csv", "jsonl", "coco", "labelstudio")
+"""Formats that can be written to standard output."""
+_ONE_CAPTION = ("imagefolder", "xmp")
+"""Formats that hold one caption for an image."""
 _FLAGS = {"results_only": "--results"}
+_NAMES = ("extension", "separator", "column", "full_path", "results_only", "shard_size", "which", "url_prefix")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -53,13 +59,28 @@ class ExportOptions:
     """COCO: the results format of evaluations, without the list of images."""
     shard_size: int | None = None
     """Webdataset: images in one archive."""
+    which: str | None = None
+    """Captions to export of rows with several: first, all or random:SEED."""
+    url_prefix: str | None = None
+    """Label Studio: text before the names of images, which become the ends of URLs."""
+
+    @property
+    def choice(self) -> tuple[str, str]:
+        """The captions to export: first, all, or random and a seed."""
+        several = self.to in ("coco", "labelstudio") and not self.results_only
+        name, _, seed = (self.which or ("all" if several else "first")).partition(":")
+        return name, seed
 
     def __post_init__(self) -> None:
         if self.to not in APPLY:
             raise UsageError(f"--to {self.to}: must be one of {', '.join(APPLY)}.")
         if self.existing not in EXISTING:
             raise UsageError(f"--existing {self.existing}: must be one of {', '.join(EXISTING)}.")
-        for name in ("extension", "separator", "column", "full_path", "results_only", "shard_size", *_AFFIXES):
+        if self.out == "-" and self.to not in STREAMED:
+            raise UsageError(
+                f"--out -: standard output takes {', '.join(STREAMED)}, not {self.to}. Give a file or a folder."
+            )
+        for name in (*_NAMES, *_AFFIXES):
             if getattr(self, name) not in (None, False, {}) and name not in APPLY[self.to]:
                 flag = _FLAGS.get(name, f"--{name.replace('_', '-')}")
                 formats = ", ".join(to for to, names in APPLY.items() if name in names)
@@ -75,9 +96,11 @@ class ExportOptions:
             raise UsageError(f"--column {self.column}: the name is taken. Choose another one.")
         if self.shard_size is not None and self.shard_size < 1:
             raise UsageError(f"--shard-size {self.shard_size}: must be 1 or more. Leave it out for {SHARD_SIZE}.")
+        self._check_which(joins=joins)
         texts = {
             "--separator": self.separator or "",
             "--column": self.column or "",
+            "--url-prefix": self.url_prefix or "",
             "--prefix": "".join(self.prefix.values()),
             "--suffix": "".join(self.suffix.values()),
         }
@@ -86,6 +109,13 @@ class ExportOptions:
                 text.encode()
             except UnicodeEncodeError as error:
                 raise UsageError(f"{flag} {text!r}: not valid UTF-8.") from error
+
+    def _check_which(self, *, joins: bool) -> None:
+        if not re.fullmatch("first|all|random:[0-9]+", self.which or "first"):
+            raise UsageError(f"--which {self.which}: expected first, all or random:SEED, where SEED is a number.")
+        if self.which == "all" and (self.to in _ONE_CAPTION or self.results_only or joins):
+            holder = "--results" if self.results_only else f"--existing {self.existing}" if joins else f"--to {self.to}"
+            raise UsageError(f"--which all: {holder} takes one caption for each image. Use first or random:SEED.")
 
 
 def parse_affixes(flag: str, values: tuple[str, ...]) -> dict[str, str]:

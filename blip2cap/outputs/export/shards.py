@@ -14,14 +14,16 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 from blip2cap.errors import UsageError
+from blip2cap.outputs.export.images import suffix_of
 from blip2cap.outputs.export.item import Item
 from blip2cap.outputs.export.options import SHARD_SIZE
-from blip2cap.outputs.export.writer import MISSING_IMAGE, OUTSIDE, Writer
+from blip2cap.outputs.export.reasons import MISSING_IMAGE, OUTSIDE
+from blip2cap.outputs.export.writer import Writer
 from blip2cap.outputs.files import replacing_stream
 
 
 class Shards(Writer):
-    """`--out` is a folder of 00000.tar, 00001.tar and so on; images are copied unchanged."""
+    """`--out` is a folder of 00000.tar, 00001.tar and so on; images are copied unchanged, also from archives."""
 
     def check(self) -> None:
         """Refuse a folder with archives in it: shards of two exports would be read as one."""
@@ -37,7 +39,7 @@ class Shards(Writer):
 
     def skip_reason(self, item: Item) -> str:
         """Leave out items without an image or a key."""
-        if not item.has_image:
+        if not self.images.has(item):
             return MISSING_IMAGE
         return "" if item.path_in_out else OUTSIDE
 
@@ -51,19 +53,19 @@ class Shards(Writer):
 
     def write(self, item: Item) -> str:
         """Write one sample: image, text, and the row as JSON."""
-        try:
-            with open(item.image_path, "rb") as file:
-                image = file.read()
-        except OSError:
-            return MISSING_IMAGE  # it was removed after the check
+        image = self.images.read(item)
+        path_of_image = item.path_in_out if item.member else item.image_path
+        suffix = os.path.splitext(path_of_image)[1].lower()
+        if item.member:
+            suffix = suffix_of(path_of_image, image) or suffix
         if self._num_samples == 0:
             path = Path(self.out, f"{self._num_shards:05}.tar")
             stream = self._shard.enter_context(replacing_stream(self.files, path))
             tar = tarfile.open(fileobj=stream, mode="w", format=tarfile.GNU_FORMAT)  # noqa: SIM115  `_shard` closes it
             self._tar = self._shard.enter_context(tar)
-        key, suffix = self.output_name(item), os.path.splitext(item.image_path)[1].lower()
+        key = self.output_name(item)
         self._add(key + (".image" if suffix in ("", ".txt", ".json") else suffix), image)
-        self._add(f"{key}.txt", item.text.encode())
+        self._add(f"{key}.txt", item.lines.encode())
         self._add(f"{key}.json", json.dumps(item.row.as_dict()).encode())
         self._num_samples += 1
         if self._num_samples == (self.options.shard_size or SHARD_SIZE):

@@ -10,7 +10,8 @@ from xml.sax.saxutils import escape
 from blip2cap.errors import UsageError
 from blip2cap.outputs.export.item import Item, one_line
 from blip2cap.outputs.export.options import SEPARATOR, ExportOptions
-from blip2cap.outputs.export.writer import EMPTY, EXISTING, MISSING_IMAGE, NOT_TEXT, OUTSIDE, Writer
+from blip2cap.outputs.export.reasons import COLLISION, EMPTY, EXISTING, IN_ARCHIVE, MISSING_IMAGE, NOT_TEXT, OUTSIDE
+from blip2cap.outputs.export.writer import Writer
 from blip2cap.outputs.files import OS_FILES, Files, write_whole
 from blip2cap.outputs.manifest import Manifest
 
@@ -33,7 +34,9 @@ _NOT_XML = re.compile("[\ufffe\uffff]")
 
 
 class Sidecars(Writer):
-    """Files named after the images, beside them or in the same folders below --out."""
+    """Files named after the images, beside them or in the same folders below --out, as are the images of archives."""
+
+    writes_entries = True
 
     def __init__(
         self, options: ExportOptions, root: str, manifest: Manifest | None = None, files: Files = OS_FILES
@@ -41,8 +44,6 @@ class Sidecars(Writer):
         super().__init__(options, root, manifest, files)
         self.needs_root = options.out is None
         self.extension = options.extension or self.extension
-        self._real_out = os.path.realpath(self.out) if self.out else ""
-        self._last_folder: tuple[str, bool] = ("", False)
 
     def output_path(self) -> str:
         """Return the folder, "" for beside the images."""
@@ -68,19 +69,25 @@ class Sidecars(Writer):
     def skip_reason(self, item: Item) -> str:
         """Leave out items without a path, an image beside it or a text, and existing sidecars."""
         path = self.path(item)
-        if not self.out and not item.has_image:
+        if not self.out and item.member:
+            return IN_ARCHIVE
+        if not self.out and not self.images.has(item):
             return MISSING_IMAGE
-        if not path or not self._stays_below(os.path.dirname(path)):
+        if not path or (self.out and not self.is_below(path)):
             return OUTSIDE
-        if not one_line(item.row.text):
+        if not any(map(one_line, item.captions)):
             return EMPTY
-        return EXISTING if self.options.existing == "skip" and os.path.lexists(path) else ""
+        if self.options.existing == "skip" and os.path.lexists(path):
+            return EXISTING
+        return MISSING_IMAGE if item.member and not self.images.has(item) else ""
 
     def write(self, item: Item) -> str:
         """Write one sidecar; a name that a power cut removes is written by the next export."""
         path, content = Path(self.path(item)), self.content(item).encode()
         if self.out:
             path.parent.mkdir(parents=True, exist_ok=True)
+        if item.member and not self.extract(item):
+            return COLLISION
         write_whole(self.files, path, content, unique=True, sync_name=False)
         return ""
 
@@ -88,18 +95,9 @@ class Sidecars(Writer):
         """Return the content of the file."""
         raise NotImplementedError
 
-    def _stays_below(self, folder: str) -> bool:
-        """Return whether no link in a path leads out of --out; rows of one folder usually follow each other."""
-        if not self.out:
-            return True
-        if self._last_folder[0] != folder:
-            below = os.path.commonpath((self._real_out, os.path.realpath(folder))) == self._real_out
-            self._last_folder = (folder, below)
-        return self._last_folder[1]
-
 
 class TextSidecars(Sidecars):
-    """`dir/cat.jpg` -> `dir/cat.txt`: UTF-8, one line."""
+    """`dir/cat.jpg` -> `dir/cat.txt`: UTF-8, a line for each caption."""
 
     extension = ".txt"
 
@@ -114,8 +112,8 @@ class TextSidecars(Sidecars):
             return NOT_TEXT
 
     def content(self, item: Item) -> str:
-        """Return the line, joined with the existing one if asked for; only once, so that an export can be repeated."""
-        text, mode = one_line(item.text), self.options.existing
+        """Return the lines, joined with the existing one if asked for; only once, so that an export can be repeated."""
+        text, mode = one_line(item.text) if len(item.captions) == 1 else item.lines, self.options.existing
         existing = self._existing(item) if mode in ("append", "prepend") else ""
         separator = SEPARATOR if self.options.separator is None else self.options.separator
         if not existing or existing == text:
@@ -126,11 +124,11 @@ class TextSidecars(Sidecars):
 
     def _existing(self, item: Item) -> str:
         """Read the existing caption, "" if there is none."""
-        try:
-            with open(self.path(item), encoding="utf-8-sig") as file:
-                return one_line(file.read())
-        except FileNotFoundError:
+        path = self.path(item)
+        if not os.path.isfile(path):  # what is there instead is refused by the write
             return ""
+        with open(path, encoding="utf-8-sig") as file:
+            return one_line(file.read())
 
 
 class XmpSidecars(Sidecars):
