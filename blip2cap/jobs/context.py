@@ -86,7 +86,12 @@ class Context:
         self.listener.begin(count)
         try:
             yield Engine(
-                model=model, task=job.task, decode=job.decode, batch=job.batch, on_failure=self.listener.failure
+                model=model,
+                task=job.task,
+                decode=job.decode,
+                batch=job.batch,
+                on_failure=self.listener.failure,
+                say=self.listener.say,
             )
         finally:
             self.listener.end()

@@ -19,6 +19,11 @@ Result: TypeAlias = list[Generated] | ImageError
 """Texts, best first, or the reason why there are none."""
 HINT = "`--model tiny` needs no download."
 """End of every message about a model that cannot be used."""
+TOKENIZER_FILES = (
+    *(("tokenizer.json",), ("vocab.json", "merges.txt"), ("vocab.txt",)),
+    *(("spiece.model",), ("tokenizer.model",)),
+)
+"""Files that make a tokenizer: any of these."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -112,6 +117,8 @@ class Family:
     """Beginning of a caption unless --prompt is given."""
     vqa_template: str = "{question}"
     """Template of a question unless --template is given."""
+    tokenizers: tuple[str, ...] = ()
+    """Folders below a checkpoint's own that hold a tokenizer each; "" is its own."""
     image_input: Callable[[Checkpoint], ImageInput]
     """Form in which images are taken, known before the model is loaded."""
     load: Callable[[Checkpoint, ModelOptions], Model]
@@ -127,6 +134,11 @@ class Family:
 def text_type(config: dict[str, Any]) -> str:
     """Return the type of the language model in the content of a config.json."""
     return str((config.get("text_config") or {}).get("model_type", "opt"))
+
+
+def has_tokenizer(folder: Path) -> bool:
+    """Return True if a folder holds the files of a tokenizer."""
+    return any(all((folder / name).is_file() for name in names) for names in TOKENIZER_FILES)
 
 
 def read_json(name: str, path: Path) -> dict[str, Any]:

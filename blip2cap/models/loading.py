@@ -16,8 +16,6 @@ from transformers import AutoTokenizer, PreTrainedTokenizerBase
 from blip2cap.errors import ModelError
 from blip2cap.models.base import HINT, Checkpoint
 
-_TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "spiece.model", "vocab.json", "vocab.txt")
-
 
 def read_network(network_class: Any, checkpoint: Checkpoint, **settings: Any) -> Any:
     """Read a network into main memory, or onto its devices if `settings` have a device_map.
@@ -39,11 +37,6 @@ def read_network(network_class: Any, checkpoint: Checkpoint, **settings: Any) ->
             f"({', '.join(missing[:3])}, ...). Fetch it again. {HINT}"
         )
     return network.eval()
-
-
-def has_tokenizer(folder: Path) -> bool:
-    """Return True if a folder holds the files of a tokenizer."""
-    return any((folder / name).is_file() for name in _TOKENIZER_FILES)
 
 
 def read_tokenizer(folder: Path) -> PreTrainedTokenizerBase:

@@ -12,7 +12,7 @@ from transformers import PreTrainedTokenizerBase
 from transformers.image_utils import OPENAI_CLIP_MEAN, OPENAI_CLIP_STD
 
 from blip2cap.errors import ModelError, UsageError
-from blip2cap.models.base import Checkpoint, read_json
+from blip2cap.models.base import Checkpoint, has_tokenizer, read_json
 from blip2cap.models.blip2 import quantize
 from blip2cap.models.blip2.attention import choose_attention
 from blip2cap.models.blip2.decoders import fuse
@@ -21,7 +21,7 @@ from blip2cap.models.blip2.linear_layers import pack
 from blip2cap.models.blip2.model import NETWORK_CLASSES, Blip2
 from blip2cap.models.blip2.random_weights import build, stand_in_tokenizer
 from blip2cap.models.device import choose_device, choose_dtype
-from blip2cap.models.loading import gpu_memory_errors, has_tokenizer, library_errors, read_network, read_tokenizer
+from blip2cap.models.loading import gpu_memory_errors, library_errors, read_network, read_tokenizer
 from blip2cap.options import ModelOptions
 
 _BICUBIC = 3
