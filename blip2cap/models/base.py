@@ -23,7 +23,7 @@ TOKENIZER_FILES = (
     *(("tokenizer.json",), ("vocab.json", "merges.txt"), ("vocab.txt",)),
     *(("spiece.model",), ("tokenizer.model",)),
 )
-"""Files that make a tokenizer: any of these."""
+"""Files that make a tokenizer: the first of these that is there."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -84,6 +84,8 @@ class Model(Protocol):
     """True if it computes on the cores that images are decoded on."""
     fallback_reason: str
     """Reason why texts are generated in a slower way than this family's own; empty if they are not."""
+    remark: str
+    """What the user should know about the checkpoint; empty if there is nothing."""
 
     @property
     def image_input(self) -> ImageInput:
@@ -136,9 +138,9 @@ def text_type(config: dict[str, Any]) -> str:
     return str((config.get("text_config") or {}).get("model_type", "opt"))
 
 
-def has_tokenizer(folder: Path) -> bool:
-    """Return True if a folder holds the files of a tokenizer."""
-    return any(all((folder / name).is_file() for name in names) for names in TOKENIZER_FILES)
+def tokenizer_files(folder: Path) -> tuple[str, ...]:
+    """Return the names of the files that make the tokenizer of a folder; () if there is none."""
+    return next((names for names in TOKENIZER_FILES if all((folder / name).is_file() for name in names)), ())
 
 
 def read_json(name: str, path: Path) -> dict[str, Any]:

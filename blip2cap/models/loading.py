@@ -11,7 +11,7 @@ from typing import Any
 import torch
 import transformers
 from safetensors import SafetensorError
-from transformers import AutoTokenizer, PreTrainedTokenizerBase
+from transformers import AutoTokenizer, PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
 from blip2cap.errors import ModelError
 from blip2cap.models.base import HINT, Checkpoint
@@ -39,9 +39,11 @@ def read_network(network_class: Any, checkpoint: Checkpoint, **settings: Any) ->
     return network.eval()
 
 
-def read_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
-    """Read the tokenizer of a folder."""
-    return AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+def read_tokenizer(folder: Path, *, as_saved: bool) -> PreTrainedTokenizerBase:
+    """Read the tokenizer of a folder; `as_saved`: as tokenizer.json has it, whatever class is named beside it."""
+    as_saved = as_saved and (folder / "tokenizer.json").is_file()
+    reader = PreTrainedTokenizerFast if as_saved else AutoTokenizer
+    return reader.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
 
 
 @contextmanager

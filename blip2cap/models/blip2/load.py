@@ -12,7 +12,7 @@ from transformers import PreTrainedTokenizerBase
 from transformers.image_utils import OPENAI_CLIP_MEAN, OPENAI_CLIP_STD
 
 from blip2cap.errors import ModelError, UsageError
-from blip2cap.models.base import Checkpoint, has_tokenizer, read_json
+from blip2cap.models.base import HINT, Checkpoint, read_json, tokenizer_files
 from blip2cap.models.blip2 import quantize
 from blip2cap.models.blip2.attention import choose_attention
 from blip2cap.models.blip2.decoders import fuse
@@ -20,6 +20,7 @@ from blip2cap.models.blip2.instructblip import InstructBlip
 from blip2cap.models.blip2.linear_layers import pack
 from blip2cap.models.blip2.model import NETWORK_CLASSES, Blip2
 from blip2cap.models.blip2.random_weights import build, stand_in_tokenizer
+from blip2cap.models.blip2.sampling import end_ids
 from blip2cap.models.device import choose_device, choose_dtype
 from blip2cap.models.loading import gpu_memory_errors, library_errors, read_network, read_tokenizer
 from blip2cap.options import ModelOptions
@@ -90,6 +91,7 @@ def load(checkpoint: Checkpoint, options: ModelOptions) -> Blip2:
                     device_map=options.device_map or ({"": device} if quantization is not None else None),
                     quantization_config=quantization,
                 )
+        remark = "" if options.random_weights else _agree_on_ends(network, tokenizer)
         if options.quantize is None and not is_placed:
             network.to(device)  # before projections are fused: views would be copied one by one, besides the whole
         if options.device_map is None:
@@ -107,8 +109,27 @@ def load(checkpoint: Checkpoint, options: ModelOptions) -> Blip2:
         model = Blip2(network, tokenizer, checkpoint=checkpoint, mean=mean, std=std)
     else:
         model = InstructBlip(network, tokenizer, qformer_tokenizer, checkpoint=checkpoint, mean=mean, std=std)
-    model.quantize = options.quantize
+    model.quantize, model.remark = options.quantize, remark
     return model
+
+
+def _agree_on_ends(network: Any, tokenizer: PreTrainedTokenizerBase) -> str:
+    """End a text at any end that the tokenizer, generation_config.json or the configuration names.
+
+    Returns what to tell the user about a special token that does not end texts by the tokenizer: on the hub, Vicuna's
+    configuration has the ids of another tokenizer. The line break that ends texts of OPT is no special token.
+    """
+    config = network.language_model.generation_config
+    named = {*end_ids(network.generation_config), *end_ids(config)}
+    ends = {*named, *({tokenizer.eos_token_id} - {None})}
+    config.eos_token_id = sorted(ends)
+    if config.pad_token_id is None or not 0 <= config.pad_token_id < network.config.text_config.vocab_size:
+        config.pad_token_id = max(ends, default=0)  # generate feeds it to rows that have ended
+    odd = [token for token in sorted(named - {tokenizer.eos_token_id}) if not tokenizer.decode([token], True)]
+    if not odd:
+        return ""
+    words = ", ".join(tokenizer.convert_ids_to_tokens(odd))
+    return f"its settings end texts with {words}, its tokenizer with {tokenizer.eos_token}; both end texts"
 
 
 def _return_freed_memory() -> None:
@@ -120,6 +141,14 @@ def _return_freed_memory() -> None:
 def _tokenizer(checkpoint: Checkpoint, which: Literal["text", "qformer"]) -> PreTrainedTokenizerBase:
     """Read a tokenizer; a configuration without one gets a stand-in of the same size."""
     folder = checkpoint.folder if which == "text" else checkpoint.folder / "qformer_tokenizer"
-    if checkpoint.commit == "random" and not has_tokenizer(folder):
+    if checkpoint.commit == "random" and not tokenizer_files(folder):
         return stand_in_tokenizer(checkpoint.config, which=which)
-    return read_tokenizer(folder)
+    # As transformers reads the tokenizers of these models by their names on the hub; of a folder it sees no name.
+    tokenizer = read_tokenizer(folder, as_saved=which == "text" and checkpoint.text_type in ("opt", "t5"))
+    num_words = (checkpoint.config.get(f"{which}_config") or {}).get("vocab_size", 0)
+    if len(tokenizer) < num_words // 2:
+        raise ModelError(
+            f"--model {checkpoint.name}: its tokenizer has {len(tokenizer)} tokens, the model {num_words}. Expected the "
+            f"tokenizer of this model. {HINT}"
+        )
+    return tokenizer
