@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 import torch
+import transformers
 from transformers import PreTrainedTokenizerBase
 from transformers.image_utils import OPENAI_CLIP_MEAN, OPENAI_CLIP_STD
 
@@ -92,6 +93,8 @@ def load(checkpoint: Checkpoint, options: ModelOptions) -> Blip2:
                     quantization_config=quantization,
                 )
         remark = "" if options.random_weights else _agree_on_ends(network, tokenizer)
+        if checkpoint.text_type == "t5":
+            _check_embeddings(checkpoint, network.language_model)
         if options.quantize is None and not is_placed:
             network.to(device)  # before projections are fused: views would be copied one by one, besides the whole
         if options.device_map is None:
@@ -130,6 +133,17 @@ def _agree_on_ends(network: Any, tokenizer: PreTrainedTokenizerBase) -> str:
         return ""
     words = ", ".join(tokenizer.convert_ids_to_tokens(odd))
     return f"its settings end texts with {words}, its tokenizer with {tokenizer.eos_token}; both end texts"
+
+
+def _check_embeddings(checkpoint: Checkpoint, language_model: Any) -> None:
+    """Raise ModelError if T5's embeddings differ, as transformers before 5.23 reads some files (its issue 48154)."""
+    stacks = (language_model.encoder, language_model.decoder)
+    first, *others = (language_model.shared.weight, *(stack.embed_tokens.weight for stack in stacks))
+    if not all(other is first or torch.equal(other.to(first.device), first) for other in others):
+        raise ModelError(
+            f"--model {checkpoint.name}: transformers {transformers.__version__} reads the embeddings of this T5 wrongly, "
+            f"as shared.weight is not in its files. Update it: pip install 'transformers>=5.23'. {HINT}"
+        )
 
 
 def _return_freed_memory() -> None:
