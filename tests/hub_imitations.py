@@ -82,7 +82,7 @@ def _write_weights(folder: Path, config: dict[str, Any], *, separate_head: bool)
     if separate_head:
         weights["language_model.lm_head.weight"] = torch.randn_like(weights["language_model.shared.weight"]) * 0.25
     names = sorted(weights)
-    weight_map = {}
+    weight_map: dict[str, str] = {}
     for number, part in enumerate((names[: len(names) // 2], names[len(names) // 2 :]), start=1):
         file = f"model-{number:05}-of-00002.safetensors"
         save_file({name: weights[name] for name in part}, folder / file, metadata={"format": "pt"})
@@ -110,7 +110,7 @@ def _config(form: Form, vocab_size: int, qformer_vocab: int) -> dict[str, Any]:
         "layer_norm_eps": 1e-12,
         "max_position_embeddings": 64,
         "num_attention_heads": 2,
-        "num_hidden_layers": 2,
+        "num_hidden_layers": 1,
         "pad_token_id": 0,
         "position_embedding_type": "absolute",
         "vocab_size": qformer_vocab or 60,
@@ -129,7 +129,7 @@ def _config(form: Form, vocab_size: int, qformer_vocab: int) -> dict[str, Any]:
         "layer_norm_eps": 1e-06 if form.instruct else 1e-05,
         "num_attention_heads": 2,
         "num_channels": 3,
-        "num_hidden_layers": 2,
+        "num_hidden_layers": 1,
         "patch_size": 7,
         "projection_dim": 512,
         "qkv_bias": True,
@@ -241,9 +241,9 @@ def _llama(width: int) -> dict[str, Any]:
 
 
 _TEXT = {"opt": _opt, "t5": _t5, "llama": _llama}
-_NULL = """bad_words_ids begin_suppress_tokens bos_token_id cross_attention_hidden_size decoder_start_token_id eos_token_id
-    exponential_decay_length_penalty finetuning_task forced_bos_token_id forced_eos_token_id pad_token_id prefix
-    problem_type sep_token_id suppress_tokens task_specific_params tokenizer_class torch_dtype"""
+_NULL = """bad_words_ids begin_suppress_tokens bos_token_id cross_attention_hidden_size decoder_start_token_id
+    eos_token_id exponential_decay_length_penalty finetuning_task forced_bos_token_id forced_eos_token_id pad_token_id
+    prefix problem_type sep_token_id suppress_tokens task_specific_params tokenizer_class torch_dtype"""
 _FALSE = """add_cross_attention do_sample early_stopping is_decoder is_encoder_decoder output_attentions
     output_hidden_states output_scores remove_invalid_values return_dict_in_generate tf_legacy_loss tie_encoder_decoder
     torchscript use_bfloat16"""
@@ -252,7 +252,9 @@ _BASE: dict[str, Any] = {
     "architectures": None,
     **dict.fromkeys(_NULL.split()),
     **dict.fromkeys(_FALSE.split(), False),
-    **dict.fromkeys(["chunk_size_feed_forward", "encoder_no_repeat_ngram_size", "min_length", "no_repeat_ngram_size"], 0),
+    **dict.fromkeys(
+        ["chunk_size_feed_forward", "encoder_no_repeat_ngram_size", "min_length", "no_repeat_ngram_size"], 0
+    ),
     **dict.fromkeys(["num_beam_groups", "num_beams", "num_return_sequences"], 1),
     **dict.fromkeys(["length_penalty", "repetition_penalty", "temperature", "top_p", "typical_p"], 1.0),
     "diversity_penalty": 0.0,
@@ -358,7 +360,9 @@ def _write_bert(folder: Path) -> int:
 
 def _write_tokenizer(folder: Path, tokenizer: Tokenizer, config: dict[str, Any], form: Form) -> None:
     tokenizer.save(str(folder / "tokenizer.json"))
-    special = {name: value for name, value in config.items() if name.endswith("_token") and isinstance(value, (str, dict))}
+    special = {
+        name: value for name, value in config.items() if name.endswith("_token") and isinstance(value, (str, dict))
+    }
     for name, value in special.items():
         special[name] = value if isinstance(value, str) else {key: value[key] for key in value if key != "__type"}
     _write(folder / "special_tokens_map.json", special)

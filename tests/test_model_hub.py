@@ -150,7 +150,7 @@ def test_weights_that_are_damaged_on_their_way_are_removed_and_refused(hub: Fake
 def test_what_does_not_fit_the_disk_is_refused_before_it_comes(
     hub: FakeHub, cache: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    full = shutil._ntuple_diskusage(10**12, 10**12 - SIZE // 2, SIZE // 2)  # type: ignore[attr-defined]
+    full = shutil._ntuple_diskusage(10**12, 10**12 - SIZE // 2, SIZE // 2)
     monkeypatch.setattr("blip2cap.models.hub.shutil.disk_usage", lambda path: full)
     message = refusal()
     assert f"{SIZE / 1e6:.1f} MB to download do not fit {cache}, where 0.1 MB are free" in message
@@ -226,9 +226,7 @@ def test_a_repository_of_pickles_is_refused_before_anything_comes_with_the_way_t
 
 
 @pytest.mark.parametrize("spoil", ["model_type", "tokenizer"])
-def test_a_model_that_cannot_be_used_is_refused_before_its_weights_come(
-    hub: FakeHub, folder: Path, spoil: str
-) -> None:
+def test_a_model_that_cannot_be_used_is_refused_before_its_weights_come(hub: FakeHub, folder: Path, spoil: str) -> None:
     if spoil == "model_type":
         config = json.loads((folder / "config.json").read_text())
         (folder / "config.json").write_text(json.dumps(config | {"model_type": "llava"}))

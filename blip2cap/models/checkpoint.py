@@ -26,9 +26,7 @@ _BLOCK = 65536
 _NUM_BLOCKS = 128
 
 
-def find(
-    options: ModelOptions, *, say: Callable[[str], None] = lambda line: None, quiet: bool = False
-) -> Checkpoint:
+def find(options: ModelOptions, *, say: Callable[[str], None] = lambda line: None, quiet: bool = False) -> Checkpoint:
     """Find the checkpoint of a name. Raises ModelError, which says why it cannot be used and what to do.
 
     `say` is called with a line before a download; `quiet`: without a progress bar.
@@ -47,10 +45,10 @@ def find(
             f"--model {options.name}: no such folder. Expected `tiny`, a folder with config.json, "
             f"or a hub id like Salesforce/blip2-opt-2.7b. {HINT}"
         )
-    folder = hub.find_cached(options)
-    if folder is not None:
+    cached = hub.find_cached(options)
+    if cached is not None:
         try:
-            return _check(options.name, folder, folder.name)
+            return _check(options.name, cached, cached.name)
         except ModelError:
             if hub.is_offline():
                 raise
@@ -145,8 +143,8 @@ def _check_tokenizer(name: str, folder: Path) -> None:
         # transformers would make a tokenizer without words, and every text would be empty.
         expected = ", or ".join(" and ".join(names) for names in TOKENIZER_FILES)
         raise ModelError(
-            f"--model {name}: no tokenizer in {folder}. Expected {expected}. Copy them from the model that this one was "
-            f"made from, or save its processor there: processor.save_pretrained(...). {HINT}"
+            f"--model {name}: no tokenizer in {folder}. Expected {expected}. Copy them from the model that this one "
+            f"was made from, or save its processor there: processor.save_pretrained(...). {HINT}"
         )
     missing = [name for name in ("sentencepiece", "protobuf") if not [*importlib.metadata.distributions(name=name)]]
     if files[0].endswith(".model") and missing:

@@ -86,8 +86,8 @@ def only_pickles(name: str, pickles: Sequence[str], config: dict[str, Any]) -> s
     """Return the message that a model has no weights but pickles, and how to convert them."""
     kind = next(iter(config.get("architectures") or ()), "Blip2ForConditionalGeneration")
     return (
-        f"--model {name}: has only {', '.join(pickles)}, which may run code when loaded. Expected model.safetensors. If "
-        "you trust them, convert them in Python and give the folder as --model: "
+        f"--model {name}: has only {', '.join(pickles)}, which may run code when loaded. Expected model.safetensors. "
+        "If you trust them, convert them in Python and give the folder as --model: "
         f"transformers.{kind}.from_pretrained({name!r}).save_pretrained('FOLDER'); "
         f"transformers.AutoProcessor.from_pretrained({name!r}).save_pretrained('FOLDER'). {HINT}"
     )
@@ -96,9 +96,7 @@ def only_pickles(name: str, pickles: Sequence[str], config: dict[str, Any]) -> s
 def _snapshot(options: ModelOptions, **settings: Any) -> Path:
     from huggingface_hub import snapshot_download
 
-    return Path(
-        snapshot_download(options.name, revision=options.revision, allow_patterns=_WANTED_FILES, **settings)
-    )
+    return Path(snapshot_download(options.name, revision=options.revision, allow_patterns=_WANTED_FILES, **settings))
 
 
 def _announce(options: ModelOptions, missing: Sequence[_Blob], cache: Path, say: Callable[[str], None]) -> None:

@@ -141,8 +141,8 @@ def _check_embeddings(checkpoint: Checkpoint, language_model: Any) -> None:
     first, *others = (language_model.shared.weight, *(stack.embed_tokens.weight for stack in stacks))
     if not all(other is first or torch.equal(other.to(first.device), first) for other in others):
         raise ModelError(
-            f"--model {checkpoint.name}: transformers {transformers.__version__} reads the embeddings of this T5 wrongly, "
-            f"as shared.weight is not in its files. Update it: pip install 'transformers>=5.23'. {HINT}"
+            f"--model {checkpoint.name}: transformers {transformers.__version__} reads the embeddings of this T5 "
+            f"wrongly, as its files have no shared.weight. Update it: pip install 'transformers>=5.23'. {HINT}"
         )
 
 
@@ -162,7 +162,7 @@ def _tokenizer(checkpoint: Checkpoint, which: Literal["text", "qformer"]) -> Pre
     num_words = (checkpoint.config.get(f"{which}_config") or {}).get("vocab_size", 0)
     if len(tokenizer) < num_words // 2:
         raise ModelError(
-            f"--model {checkpoint.name}: its tokenizer has {len(tokenizer)} tokens, the model {num_words}. Expected the "
-            f"tokenizer of this model. {HINT}"
+            f"--model {checkpoint.name}: its tokenizer has {len(tokenizer)} tokens, the model {num_words}. Expected "
+            f"the tokenizer of this model. {HINT}"
         )
     return tokenizer
