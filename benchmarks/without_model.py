@@ -41,6 +41,7 @@ class NoModel:
     """The model of a run without readable images."""
 
     fallback_reason = ""
+    remark = ""
     on_cpu = True
     dtype = "torch.float32"
     device = SimpleNamespace(type="cpu")

@@ -22,6 +22,7 @@ class FakeModel:
     device: Any = "cpu"
     dtype: Any = "torch.float32"
     fallback_reason = ""
+    remark = ""
     quantize: str | None = None
 
     def __init__(

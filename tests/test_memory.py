@@ -13,6 +13,7 @@ import pytest
 
 from blip2cap.batch_size import BatchSize
 from blip2cap.decode.image import Decoded, Pixels
+from blip2cap.engine.first_texts import FirstTexts
 from blip2cap.engine.flow import Flow
 from blip2cap.engine.run import Engine, run
 from blip2cap.errors import ImageError
@@ -113,7 +114,13 @@ def test_a_run_holds_as_much_after_many_images_as_after_few() -> None:
 def test_what_is_remembered_of_pictures_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
     """Beyond the maximum number of remembered results, further pictures cost nothing; all pictures differ."""
     monkeypatch.setattr("blip2cap.engine.flow._NUM_REMEMBERED", 1_000)
-    flow = Flow(Forgetful(), Caption(template=""), capacity=64, on_failure=lambda ref, error: None)
+    flow = Flow(
+        Forgetful(),
+        Caption(template=""),
+        capacity=64,
+        on_failure=lambda ref, error: None,
+        first_texts=FirstTexts(lambda line: None),
+    )
     size, used = BatchSize(64), []
     for number, task in enumerate(tasks(_MOMENTS[-1]), start=1):
         pixels = np.frombuffer(number.to_bytes(192, "little"), dtype=np.uint8).reshape(8, 8, 3)

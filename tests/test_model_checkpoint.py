@@ -118,6 +118,39 @@ def test_a_folder_without_weights_or_config_is_refused(folder: Path) -> None:
     assert "no config.json" in refusal(folder)
 
 
+def test_a_folder_without_a_tokenizer_is_refused_with_the_names_of_its_files(folder: Path) -> None:
+    (folder / "tokenizer.json").unlink()
+    assert (folder / "tokenizer_config.json").exists()
+    message = refusal(folder)
+    assert f"no tokenizer in {folder}. Expected tokenizer.json, or vocab.json and merges.txt, or " in message
+    assert "processor.save_pretrained" in message
+    (folder / "vocab.json").touch()
+    assert "no tokenizer" in refusal(folder)
+    (folder / "merges.txt").touch()
+    find(ModelOptions(name=str(folder)))
+
+
+def test_an_instructblip_without_the_tokenizer_of_its_qformer_is_refused(folder: Path) -> None:
+    change_config(folder, model_type="instructblip", text_config={"model_type": "t5"})
+    assert f"no tokenizer in {folder / 'qformer_tokenizer'}. Expected tokenizer.json" in refusal(folder)
+
+
+@pytest.mark.parametrize("name", ["spiece.model", "tokenizer.model"])
+def test_a_tokenizer_of_sentencepiece_alone_takes_packages_that_are_named(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    installed = {"protobuf"}
+    monkeypatch.setattr("importlib.metadata.distributions", lambda *, name: [name] if name in installed else [])
+    (folder / name).touch()
+    find(ModelOptions(name=str(folder)))  # not read beside tokenizer.json
+    (folder / "tokenizer.json").unlink()
+    message = refusal(folder)
+    assert f"its tokenizer is {name} without tokenizer.json" in message
+    assert "pip install sentencepiece." in message
+    installed.add("sentencepiece")
+    find(ModelOptions(name=str(folder)))
+
+
 def test_missing_shards_are_named(folder: Path) -> None:
     index = {"weight_map": {"a": "model-00001-of-00002.safetensors", "b": "model-00002-of-00002.safetensors"}}
     (folder / "model.safetensors.index.json").write_text(json.dumps(index))

@@ -93,6 +93,17 @@ def test_mean_and_deviation_come_from_either_place_where_they_are_kept(folder: P
     assert load(find(options), options).mean == pytest.approx([0.1, 0.2, 0.3])
 
 
+def test_a_tokenizer_of_another_model_is_refused_by_its_size(folder: Path) -> None:
+    path = folder / "tokenizer.json"
+    content = json.loads(path.read_text())
+    vocabulary = content["model"]["vocab"]
+    content["model"]["vocab"] = dict(sorted(vocabulary.items(), key=lambda item: item[1])[:100])
+    content["model"]["merges"] = []
+    path.write_text(json.dumps(content))
+    with pytest.raises(ModelError, match="its tokenizer has 100 tokens, the model 441"):
+        load_folder(folder)
+
+
 def test_old_snapshots_without_an_image_token_load(folder: Path) -> None:
     path = folder / "config.json"
     path.write_text(json.dumps(json.loads(path.read_text()) | {"image_token_index": None}))

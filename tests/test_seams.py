@@ -120,6 +120,7 @@ class Scorer:
     quantize: str | None = None
     on_cpu = True
     fallback_reason = ""
+    remark = ""
     image_input: ImageInput = BytesInput()
 
     def check(self, options: Any) -> None:

@@ -28,7 +28,7 @@ class TerminalListener(Listener):
     """Prints the messages and the progress of a run to stderr."""
 
     def __init__(self, job: Job, options: ReportOptions, stop: Stop) -> None:
-        self.job, self.options, self.stop = job, options, stop
+        self.job, self.options, self.stop, self.quiet = job, options, stop, options.quiet
         self._progress: Progress = Silent()
         self._failures = Failures(self._say_beside_progress, verbose=options.verbose, quiet=options.quiet)
 

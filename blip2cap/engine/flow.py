@@ -14,6 +14,7 @@ from typing import Any
 
 from blip2cap.batch_size import BatchSize
 from blip2cap.decode.image import Decoded
+from blip2cap.engine.first_texts import FirstTexts
 from blip2cap.errors import ImageError
 from blip2cap.models.base import Model
 from blip2cap.records import ImageRef, Prompt
@@ -67,8 +68,9 @@ class Flow:
         *,
         capacity: int | None,
         on_failure: Callable[[ImageRef, ImageError], None],
+        first_texts: FirstTexts,
     ) -> None:
-        self.model, self.task, self.on_failure = model, task, on_failure
+        self.model, self.task, self.on_failure, self.first_texts = model, task, on_failure, first_texts
         self.session = task.start(model, capacity=capacity)
         self.images: deque[_Image] = deque()
         self.tickets: dict[int, _Question] = {}
@@ -182,6 +184,7 @@ class Flow:
         for ticket, result in self.session.advance():
             question = self.tickets.pop(ticket)
             del self.in_flight[question.key]
+            self.first_texts.add(result, question.label)
             finished: Any = result
             if not isinstance(result, ImageError):
                 finished = self.task.finish(result)

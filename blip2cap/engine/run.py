@@ -9,6 +9,7 @@ from contextlib import closing
 from dataclasses import dataclass, field
 
 from blip2cap.batch_size import BatchSize
+from blip2cap.engine.first_texts import FirstTexts
 from blip2cap.engine.flow import DecodedRequest, Flow
 from blip2cap.engine.read_ahead import DecodeTrace, ReadAhead, in_batches
 from blip2cap.errors import ImageError
@@ -88,6 +89,8 @@ class Engine:
     batch: BatchOptions
     on_failure: Callable[[ImageRef, ImageError], None] = lambda ref, error: None
     """Called for every image that fails, and for every result that could not be made."""
+    say: Callable[[str], None] = lambda line: None
+    """Called with a warning about the texts of the run."""
 
     def read_ahead(self, requests: Iterable[Request], trace: DecodeTrace | None = None) -> ReadAhead:
         """Start to read and decode the images of requests."""
@@ -113,7 +116,14 @@ class Engine:
     def _row_batches(
         self, batches: Iterator[list[DecodedRequest]], size: BatchSize, stats: RunStats, stopped: Callable[[], bool]
     ) -> Generator[list[Row]]:
-        flow = Flow(self.model, self.task, capacity=self.batch.batch_size, on_failure=self.on_failure)
+        first_texts = FirstTexts(self.say)
+        flow = Flow(
+            self.model,
+            self.task,
+            capacity=self.batch.batch_size,
+            on_failure=self.on_failure,
+            first_texts=first_texts,
+        )
         started = mark = written = time.monotonic()
         more, finish_first = True, False
         while more or flow.num_images:
@@ -145,6 +155,7 @@ class Engine:
                     written = mark = time.monotonic()
                     stats.write_s += mark - done
                     stats.seconds = mark - started
+        first_texts.finish()
 
 
 def run(

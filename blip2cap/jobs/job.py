@@ -150,6 +150,9 @@ class DryRun:
 class Listener:
     """Receives the messages and the progress of a run; a subclass overrides the methods that it needs."""
 
+    quiet = True
+    """False: a bar is drawn on the terminal while a model is downloaded."""
+
     def say(self, line: str) -> None:
         """Receive a line for the user; names in it may hold any character."""
 

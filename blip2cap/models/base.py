@@ -19,6 +19,11 @@ Result: TypeAlias = list[Generated] | ImageError
 """Texts, best first, or the reason why there are none."""
 HINT = "`--model tiny` needs no download."
 """End of every message about a model that cannot be used."""
+TOKENIZER_FILES = (
+    *(("tokenizer.json",), ("vocab.json", "merges.txt"), ("vocab.txt",)),
+    *(("spiece.model",), ("tokenizer.model",)),
+)
+"""Files that make a tokenizer: the first of these that is there."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -79,6 +84,8 @@ class Model(Protocol):
     """True if it computes on the cores that images are decoded on."""
     fallback_reason: str
     """Reason why texts are generated in a slower way than this family's own; empty if they are not."""
+    remark: str
+    """What the user should know about the checkpoint; empty if there is nothing."""
 
     @property
     def image_input(self) -> ImageInput:
@@ -112,6 +119,8 @@ class Family:
     """Beginning of a caption unless --prompt is given."""
     vqa_template: str = "{question}"
     """Template of a question unless --template is given."""
+    tokenizers: tuple[str, ...] = ()
+    """Folders below a checkpoint's own that hold a tokenizer each; "" is its own."""
     image_input: Callable[[Checkpoint], ImageInput]
     """Form in which images are taken, known before the model is loaded."""
     load: Callable[[Checkpoint, ModelOptions], Model]
@@ -127,6 +136,11 @@ class Family:
 def text_type(config: dict[str, Any]) -> str:
     """Return the type of the language model in the content of a config.json."""
     return str((config.get("text_config") or {}).get("model_type", "opt"))
+
+
+def tokenizer_files(folder: Path) -> tuple[str, ...]:
+    """Return the names of the files that make the tokenizer of a folder; () if there is none."""
+    return next((names for names in TOKENIZER_FILES if all((folder / name).is_file() for name in names)), ())
 
 
 def read_json(name: str, path: Path) -> dict[str, Any]:

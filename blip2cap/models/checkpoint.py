@@ -6,12 +6,15 @@ Refused, with the reason: folders without safetensors, with code of their own, o
 from __future__ import annotations
 
 import hashlib
+import importlib.metadata
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from blip2cap.errors import ModelError, UsageError
-from blip2cap.models.base import HINT, Checkpoint, read_json
-from blip2cap.models.registry import recognise
+from blip2cap.models import hub
+from blip2cap.models.base import HINT, TOKENIZER_FILES, Checkpoint, read_json, tokenizer_files
+from blip2cap.models.registry import FAMILIES, recognise
 from blip2cap.options import ModelOptions
 
 TINY = Path(__file__).parent.parent / "tiny"
@@ -19,13 +22,15 @@ TINY = Path(__file__).parent.parent / "tiny"
 KNOWN = Path(__file__).parent / "known"
 """Folder of the configurations of known checkpoints on the hub, to measure speed without their weights."""
 
-_WANTED_FILES = ["*.json", "*.safetensors", "*.txt", "*.model"]
 _BLOCK = 65536
 _NUM_BLOCKS = 128
 
 
-def find(options: ModelOptions) -> Checkpoint:
-    """Find the checkpoint of a name. Raises ModelError, which says why it cannot be used and what to do."""
+def find(options: ModelOptions, *, say: Callable[[str], None] = lambda line: None, quiet: bool = False) -> Checkpoint:
+    """Find the checkpoint of a name. Raises ModelError, which says why it cannot be used and what to do.
+
+    `say` is called with a line before a download; `quiet`: without a progress bar.
+    """
     folder = TINY if options.name == "tiny" else Path(options.name).expanduser()
     if options.revision is not None and (options.random_weights or folder.is_dir()):
         raise UsageError(f"--revision {options.revision}: {options.name} is no model on the hub, it has no revisions.")
@@ -40,7 +45,18 @@ def find(options: ModelOptions) -> Checkpoint:
             f"--model {options.name}: no such folder. Expected `tiny`, a folder with config.json, "
             f"or a hub id like Salesforce/blip2-opt-2.7b. {HINT}"
         )
-    folder = _download(options)
+    cached = hub.find_cached(options)
+    if cached is not None:
+        try:
+            return _check(options.name, cached, cached.name)
+        except ModelError:
+            if hub.is_offline():
+                raise
+
+    def check(folder: Path) -> Checkpoint:
+        return _check_small_files(options.name, folder, folder.name)
+
+    folder = hub.download(options, check=check, say=say, quiet=quiet)
     return _check(options.name, folder, folder.name)
 
 
@@ -59,39 +75,16 @@ def _find_configuration(name: str, folder: Path) -> Checkpoint:
     return _check_config(name, path, "random")
 
 
-def _download(options: ModelOptions) -> Path:
-    """Return the folder of a hub id's snapshot: the cached one if it is complete, else a fetched one."""
-    from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
-
-    def snapshot(local_only: bool) -> Path:
-        return Path(
-            snapshot_download(
-                options.name, revision=options.revision, allow_patterns=_WANTED_FILES, local_files_only=local_only
-            )
-        )
-
-    try:
-        try:
-            cached = snapshot(local_only=True)
-            _check(options.name, cached, cached.name)
-            return cached
-        except (LocalEntryNotFoundError, ModelError):
-            return snapshot(local_only=False)
-    except HFValidationError as error:
-        raise ModelError(f"--model {options.name}: neither a folder nor a hub id. {HINT}") from error
-    except LocalEntryNotFoundError as error:
-        raise ModelError(
-            f"--model {options.name}: not in the local cache, and the hub cannot be reached. "
-            f"Check the network and the name. {HINT}"
-        ) from error
-    except (HfHubHTTPError, OSError) as error:
-        raise ModelError(f"--model {options.name}: cannot be fetched from the hub: {error}. {HINT}") from error
-
-
 def _check(name: str, folder: Path, commit: str) -> Checkpoint:
+    checkpoint = _check_small_files(name, folder, commit)
+    _check_weights(checkpoint)
+    return checkpoint
+
+
+def _check_small_files(name: str, folder: Path, commit: str) -> Checkpoint:
     checkpoint = _check_config(name, folder / "config.json", commit)
-    _check_weights(name, folder)
+    for subfolder in FAMILIES[checkpoint.family].tokenizers:
+        _check_tokenizer(name, folder / subfolder)
     return checkpoint
 
 
@@ -118,7 +111,8 @@ def _has_code(name: str, folder: Path, config: dict[str, Any]) -> bool:
     return any("auto_map" in part for part in parts)
 
 
-def _check_weights(name: str, folder: Path) -> None:
+def _check_weights(checkpoint: Checkpoint) -> None:
+    name, folder = checkpoint.name, checkpoint.folder
     index = folder / "model.safetensors.index.json"
     if index.is_file():
         weight_map = read_json(name, index).get("weight_map")
@@ -138,8 +132,26 @@ def _check_weights(name: str, folder: Path) -> None:
             )
     elif not (folder / "model.safetensors").is_file():
         pickles = [path.name for pattern in ("*.bin", "*.pth", "*.pt") for path in folder.glob(pattern)]
-        found = f"only {', '.join(sorted(pickles))}, which may run code when loaded" if pickles else "no weights"
-        raise ModelError(f"--model {name}: has {found}. Expected model.safetensors. {HINT}")
+        if pickles:
+            raise ModelError(hub.only_pickles(name, sorted(pickles), checkpoint.config))
+        raise ModelError(f"--model {name}: has no weights. Expected model.safetensors. {HINT}")
+
+
+def _check_tokenizer(name: str, folder: Path) -> None:
+    files = tokenizer_files(folder)
+    if not files:
+        # transformers would make a tokenizer without words, and every text would be empty.
+        expected = ", or ".join(" and ".join(names) for names in TOKENIZER_FILES)
+        raise ModelError(
+            f"--model {name}: no tokenizer in {folder}. Expected {expected}. Copy them from the model that this one "
+            f"was made from, or save its processor there: processor.save_pretrained(...). {HINT}"
+        )
+    missing = [name for name in ("sentencepiece", "protobuf") if not [*importlib.metadata.distributions(name=name)]]
+    if files[0].endswith(".model") and missing:
+        raise ModelError(
+            f"--model {name}: its tokenizer is {files[0]} without tokenizer.json. To read it, install what is missing: "
+            f"pip install {' '.join(missing)}. {HINT}"
+        )
 
 
 def _fingerprint(folder: Path) -> str:

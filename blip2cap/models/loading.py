@@ -11,12 +11,10 @@ from typing import Any
 import torch
 import transformers
 from safetensors import SafetensorError
-from transformers import AutoTokenizer, PreTrainedTokenizerBase
+from transformers import AutoTokenizer, PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
 from blip2cap.errors import ModelError
 from blip2cap.models.base import HINT, Checkpoint
-
-_TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "spiece.model", "vocab.json", "vocab.txt")
 
 
 def read_network(network_class: Any, checkpoint: Checkpoint, **settings: Any) -> Any:
@@ -41,14 +39,11 @@ def read_network(network_class: Any, checkpoint: Checkpoint, **settings: Any) ->
     return network.eval()
 
 
-def has_tokenizer(folder: Path) -> bool:
-    """Return True if a folder holds the files of a tokenizer."""
-    return any((folder / name).is_file() for name in _TOKENIZER_FILES)
-
-
-def read_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
-    """Read the tokenizer of a folder."""
-    return AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+def read_tokenizer(folder: Path, *, as_saved: bool) -> PreTrainedTokenizerBase:
+    """Read the tokenizer of a folder; `as_saved`: as tokenizer.json has it, whatever class is named beside it."""
+    as_saved = as_saved and (folder / "tokenizer.json").is_file()
+    reader = PreTrainedTokenizerFast if as_saved else AutoTokenizer
+    return reader.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
 
 
 @contextmanager

@@ -8,11 +8,12 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 import torch
+import transformers
 from transformers import PreTrainedTokenizerBase
 from transformers.image_utils import OPENAI_CLIP_MEAN, OPENAI_CLIP_STD
 
 from blip2cap.errors import ModelError, UsageError
-from blip2cap.models.base import Checkpoint, read_json
+from blip2cap.models.base import HINT, Checkpoint, read_json, tokenizer_files
 from blip2cap.models.blip2 import quantize
 from blip2cap.models.blip2.attention import choose_attention
 from blip2cap.models.blip2.decoders import fuse
@@ -20,8 +21,9 @@ from blip2cap.models.blip2.instructblip import InstructBlip
 from blip2cap.models.blip2.linear_layers import pack
 from blip2cap.models.blip2.model import NETWORK_CLASSES, Blip2
 from blip2cap.models.blip2.random_weights import build, stand_in_tokenizer
+from blip2cap.models.blip2.sampling import end_ids
 from blip2cap.models.device import choose_device, choose_dtype
-from blip2cap.models.loading import gpu_memory_errors, has_tokenizer, library_errors, read_network, read_tokenizer
+from blip2cap.models.loading import gpu_memory_errors, library_errors, read_network, read_tokenizer
 from blip2cap.options import ModelOptions
 
 _BICUBIC = 3
@@ -90,6 +92,9 @@ def load(checkpoint: Checkpoint, options: ModelOptions) -> Blip2:
                     device_map=options.device_map or ({"": device} if quantization is not None else None),
                     quantization_config=quantization,
                 )
+        remark = "" if options.random_weights else _agree_on_ends(network, tokenizer)
+        if checkpoint.text_type == "t5":
+            _check_embeddings(checkpoint, network.language_model)
         if options.quantize is None and not is_placed:
             network.to(device)  # before projections are fused: views would be copied one by one, besides the whole
         if options.device_map is None:
@@ -107,8 +112,38 @@ def load(checkpoint: Checkpoint, options: ModelOptions) -> Blip2:
         model = Blip2(network, tokenizer, checkpoint=checkpoint, mean=mean, std=std)
     else:
         model = InstructBlip(network, tokenizer, qformer_tokenizer, checkpoint=checkpoint, mean=mean, std=std)
-    model.quantize = options.quantize
+    model.quantize, model.remark = options.quantize, remark
     return model
+
+
+def _agree_on_ends(network: Any, tokenizer: PreTrainedTokenizerBase) -> str:
+    """End a text at any end that the tokenizer, generation_config.json or the configuration names.
+
+    Returns what to tell the user about a special token that does not end texts by the tokenizer: on the hub, Vicuna's
+    configuration has the ids of another tokenizer. The line break that ends texts of OPT is no special token.
+    """
+    config = network.language_model.generation_config
+    named = {*end_ids(network.generation_config), *end_ids(config)}
+    ends = {*named, *({tokenizer.eos_token_id} - {None})}
+    config.eos_token_id = sorted(ends)
+    if config.pad_token_id is None or not 0 <= config.pad_token_id < network.config.text_config.vocab_size:
+        config.pad_token_id = max(ends, default=0)  # generate feeds it to rows that have ended
+    odd = [token for token in sorted(named - {tokenizer.eos_token_id}) if not tokenizer.decode([token], True)]
+    if not odd:
+        return ""
+    words = ", ".join(tokenizer.convert_ids_to_tokens(odd))
+    return f"its settings end texts with {words}, its tokenizer with {tokenizer.eos_token}; both end texts"
+
+
+def _check_embeddings(checkpoint: Checkpoint, language_model: Any) -> None:
+    """Raise ModelError if T5's embeddings differ, as transformers before 5.23 reads some files (its issue 48154)."""
+    stacks = (language_model.encoder, language_model.decoder)
+    first, *others = (language_model.shared.weight, *(stack.embed_tokens.weight for stack in stacks))
+    if not all(other is first or torch.equal(other.to(first.device), first) for other in others):
+        raise ModelError(
+            f"--model {checkpoint.name}: transformers {transformers.__version__} reads the embeddings of this T5 "
+            f"wrongly, as its files have no shared.weight. Update it: pip install 'transformers>=5.23'. {HINT}"
+        )
 
 
 def _return_freed_memory() -> None:
@@ -120,6 +155,14 @@ def _return_freed_memory() -> None:
 def _tokenizer(checkpoint: Checkpoint, which: Literal["text", "qformer"]) -> PreTrainedTokenizerBase:
     """Read a tokenizer; a configuration without one gets a stand-in of the same size."""
     folder = checkpoint.folder if which == "text" else checkpoint.folder / "qformer_tokenizer"
-    if checkpoint.commit == "random" and not has_tokenizer(folder):
+    if checkpoint.commit == "random" and not tokenizer_files(folder):
         return stand_in_tokenizer(checkpoint.config, which=which)
-    return read_tokenizer(folder)
+    # As transformers reads the tokenizers of these models by their names on the hub; of a folder it sees no name.
+    tokenizer = read_tokenizer(folder, as_saved=which == "text" and checkpoint.text_type in ("opt", "t5"))
+    num_words = (checkpoint.config.get(f"{which}_config") or {}).get("vocab_size", 0)
+    if len(tokenizer) < num_words // 2:
+        raise ModelError(
+            f"--model {checkpoint.name}: its tokenizer has {len(tokenizer)} tokens, the model {num_words}. Expected "
+            f"the tokenizer of this model. {HINT}"
+        )
+    return tokenizer

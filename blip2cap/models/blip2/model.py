@@ -41,6 +41,7 @@ class Blip2(Model):
     """A network with its tokenizer, on one device."""
 
     quantize: str | None = None
+    remark = ""
 
     qformer_tokenizer: PreTrainedTokenizerBase | None = None
     """Tokenizer of the Q-Former; None if the Q-Former does not read the prompt."""
