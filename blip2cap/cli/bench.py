@@ -15,7 +15,6 @@ from typing import Annotated, Any
 import typer
 
 from blip2cap import urls
-from blip2cap.cli.guard import handle_errors
 from blip2cap.cli.options import ReportOptions, option, option_of, with_options
 from blip2cap.cli.report import print_json
 from blip2cap.cli.signals import stop_on_signal
@@ -33,7 +32,6 @@ _MOST_IMAGES = 4096
 """Largest number of images of an INPUT without --limit: more improve no figure."""
 
 
-@handle_errors
 @with_options(
     only=[
         *("model", "dtype", "quantize", "device", "revision", "random_weights", "batch_size", "decode", "threads"),

@@ -11,7 +11,6 @@ from typing import Annotated, Any
 
 import typer
 
-from blip2cap.cli.guard import handle_errors
 from blip2cap.cli.terminal import clean, say, write_out
 from blip2cap.errors import UsageError
 from blip2cap.outputs.export.item import Item, Items
@@ -37,7 +36,6 @@ _MEANINGS = {
 _option = functools.partial(typer.Option, show_default=False)
 
 
-@handle_errors
 def run_export(
     results: Annotated[
         str,
