@@ -31,6 +31,12 @@ def refusal(name: str | Path) -> str:
     return caught.value.message
 
 
+@pytest.mark.parametrize(("name", "meant"), [("tinny", "tiny"), ("blip2-opt-2.7b", "Salesforce/blip2-opt-2.7b")])
+def test_a_name_that_is_nearly_one_that_is_known_is_answered_with_that(name: str, meant: str) -> None:
+    assert f"no such folder. Did you mean {meant}? Expected" in refusal(name)
+    assert "Did you mean" not in refusal("./photos")
+
+
 def test_the_tiny_model_is_found_by_name_and_as_a_folder() -> None:
     by_name, as_folder = find(ModelOptions(name="tiny")), find(ModelOptions(name=str(TINY)))
     assert by_name.family == as_folder.family == "opt"

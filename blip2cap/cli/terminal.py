@@ -74,7 +74,7 @@ def page() -> Iterator[Console]:
     file = Page()  # rich itself would end the process with code 1 when `| head` closes the pipe
     on_terminal = sys.stdout is not None and sys.stdout.isatty()
     yield Console(file=file, force_terminal=on_terminal, markup=False, highlight=False, emoji=False)
-    write_out(file.getvalue())
+    write_out("".join(line.rstrip() + "\n" for line in file.getvalue().splitlines()))
 
 
 def write_out(text: str) -> None:
