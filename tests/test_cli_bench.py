@@ -201,6 +201,7 @@ def test_a_benchmark_keeps_its_time_and_says_what_it_leaves_out(bench: Bench, mo
     assert f"2 of 6 passes, {why}" in result.stderr
     assert f"plain transformers, batch size 1: skipped {why}" in result.stderr
     assert f"no batch size, {why}" in result.stderr
+    assert "once more" not in result.stderr, "there is nothing to compare with"
     assert "1 drawn scene of 64x48; 1 pass" in result.stdout
     assert "baseline  none:" in result.stdout
 

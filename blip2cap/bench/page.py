@@ -78,7 +78,7 @@ def header(facts: Facts) -> list[str]:
     return [
         f"{where}; Python {machine['python']}, {versions}{commit}",
         f"{name}{weights}: {numbers} on {model['device']}, {search}, {work['new_tokens']:.3g} new tokens; "
-        f"{work['images_at_once']} images and {work['texts_at_once']} texts at once",
+        f"{counted(work['images_at_once'], 'image')} and {counted(work['texts_at_once'], 'text')} at once",
         f"{shown}{size}{asked}; {counted(settings['repeats'], 'pass', 'passes')}",
     ]
 

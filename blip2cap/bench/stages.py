@@ -168,8 +168,9 @@ def choose_count(loaded: Loaded, options: BenchOptions, copies: Sequence[ImageRe
     Return it with the seconds that an image takes.
     """
     tried, fewest = 1, _FEWEST
-    run_once(loaded, options, copies[:1], folder)
     seconds = run_once(loaded, options, copies[:1], folder).seconds
+    if seconds < _PATIENCE_S:
+        seconds = run_once(loaded, options, copies[:1], folder).seconds
     while tried < len(copies) and seconds * (more := min(len(copies), _TIMES * tried)) < _PATIENCE_S:
         run_once(loaded, options, copies[:more], folder)
         seconds = run_once(loaded, options, copies[:more], folder).seconds / more
@@ -190,12 +191,14 @@ def measure(
 ) -> Measured:
     """Measure passes of both kinds in turns, so that the noise of the machine affects both.
 
-    They are preceded by a warm-up, and end early if the next two would take longer than what is left of `spare_s`.
+    They end early if the next two would take longer than what is left of `spare_s`. The model is warm on a CPU; on a
+    GPU, the sizes of its batches have to be met once.
     """
     model = loaded.model
     on_cpu = model.device.type == "cpu"
     ends = time.monotonic() + spare_s
-    run_once(loaded, options, copies[:_UNIT] if on_cpu else copies, folder)
+    if not on_cpu:
+        run_once(loaded, options, copies, folder)
     alone: list[Pass] = []
     whole: list[Pass] = []
     for _ in range(options.repeats):
