@@ -79,6 +79,7 @@ class Job:
             refs=tuple(ImageRef(path=str(path), name=path.name) for path in paths),
             num_images=len(paths),
             repeats=self.repeats,
+            max_minutes=60,
         )
 
 

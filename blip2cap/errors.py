@@ -10,18 +10,32 @@
     |   `-- OutputGoneError            6   its folder does not exist (any more)
     `-- ImageError                     -   one bad image: becomes a failed row, never ends a run
 
-Each message says what was given, what was expected and what to do next.
+Each message says what was given, what was expected and what to do next. It names options by their flags; Python shows
+it with their names there: `--batch-size` is `batch_size`.
 """
 
 from __future__ import annotations
 
+import re
 from typing import ClassVar
+
+_FLAG = re.compile(r"(?<![^\s`(])--([a-z][a-z0-9-]*[a-z0-9])")
+OTHER_NAMES = {"decode": "mode", "threads": "num_threads", "timeout": "timeout_s"}
+"""Names in Python of flags that are called otherwise there."""
 
 
 class Blip2CapError(Exception):
     """Base of all errors of this package."""
 
     exit_code: ClassVar[int] = 1
+
+    def __init__(self, message: str) -> None:
+        super().__init__(message)
+        self.message = message
+        """The message, as the command line prints it."""
+
+    def __str__(self) -> str:
+        return _FLAG.sub(lambda found: OTHER_NAMES.get(found[1]) or found[1].replace("-", "_"), self.message)
 
 
 class UsageError(Blip2CapError):
@@ -67,3 +81,8 @@ class ImageError(Blip2CapError):
         super().__init__(f"{code}: {detail}")
         self.code = code
         self.detail = detail
+        self.image = ""
+        """Name of the image in Python: its path, or `images[3]`; "" in a run, whose rows name it."""
+
+    def __str__(self) -> str:
+        return f"{self.image}: {super().__str__()}" if self.image else super().__str__()

@@ -103,7 +103,7 @@ def read(url: str, num_bytes: int | None, max_bytes: int) -> bytes:
     except ImageError:
         raise
     except InputError as error:
-        raise ImageError("unsupported", str(error)) from error
+        raise ImageError("unsupported", error.message) from error
     except Exception as error:  # back ends have their own exceptions, botocore's are not even OSErrors
         raise ImageError(*explain(error)) from error
 

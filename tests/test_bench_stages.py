@@ -11,6 +11,7 @@ import pytest
 import torch
 
 from blip2cap.bench import report, stages
+from blip2cap.bench.budget import Budget
 from blip2cap.bench.images import copy_small, draw_images, link
 from blip2cap.bench.machine import Decoding, decoding_rate
 from blip2cap.bench.options import BenchOptions, parse_size
@@ -102,7 +103,8 @@ def test_a_size_that_is_none_is_refused(text: str) -> None:
 
 def test_the_number_of_images_is_whole_batches(loaded: Loaded, refs: list[ImageRef], tmp_path: Path) -> None:
     copies = copy_small(refs, tmp_path, loaded.model.image_size, OPTIONS.decode)
-    number = choose_count(loaded, OPTIONS, copies, tmp_path)
+    number, seconds = choose_count(loaded, OPTIONS, copies, tmp_path)
+    assert seconds > 0
     assert number >= 4
     assert number % 2 == 0
 
@@ -157,7 +159,10 @@ def measured_of(*, decode_s: float = 0.001, model_s: float = 1.0, write_s: float
 def test_the_slowest_of_three_bounds_the_run(values: dict[str, float], bound_by: str) -> None:
     found = figures(measured_of(**values), LIMIT, num_threads=2)
     assert found["bound_by"] == bound_by
-    assert (found["overhead"] is not None) == (bound_by == "model")
+    assert (found["overhead"] is None) == (bound_by != "model")
+    assert found["overhead_unknown"] == (
+        "" if bound_by == "model" else f"the run waits for {bound_by}, not for the model"
+    )
 
 
 def test_threads_decode_together() -> None:
@@ -171,7 +176,11 @@ def test_rate_share_and_overhead_follow_from_the_passes() -> None:
     assert found["limit_images_per_s"] == 20
     assert found["share_of_limit"] == 0.25
     assert found["overhead"] == 0.5  # 10 images took 2 s, of which the model alone needs 1
-    assert figures(measured_of(model_s=2.5), LIMIT, 2)["overhead"] == -0.25, "a model that is slower alone is no 0"
+    slow = figures(measured_of(model_s=2.5), LIMIT, 2)
+    assert (slow["overhead"], slow["overhead_unknown"].split(":")[0]) == (
+        None,
+        "the model took longer alone than in whole runs",
+    )
     rest = {stage["stage"]: stage for stage in found["stages"]}
     assert rest["rest of the model"]["ms"] == 25
     assert rest["step"]["note"] == "11 steps of 22.7 ms"
@@ -196,6 +205,17 @@ def test_a_sweep_doubles_until_the_images_run_out(loaded: Loaded, refs: list[Ima
         assert {done.images_at_once for done in passes} == {size}
         rates = report.spread(passes)
         assert rates["min"] <= rates["median"] <= rates["max"]
+
+
+def test_passes_and_a_sweep_end_when_their_time_is_over(
+    loaded: Loaded, refs: list[ImageRef], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    copies = copy_small(refs[:2], tmp_path, loaded.model.image_size, OPTIONS.decode)
+    decoding = Decoding(num_images=2, read_s=0.1, decode_s=0.1)
+    measured = measure(loaded, OPTIONS, refs[:2], copies, decoding, tmp_path, spare_s=0)
+    assert (len(measured.whole), len(measured.alone)) == (1, 1)
+    clock = iter(range(0, 10_000, 30))
+    assert list(sweep(loaded, OPTIONS, refs, tmp_path, Budget(1.0, lambda: next(clock)))) == [1]
 
 
 def test_a_sweep_ends_where_more_is_worse(monkeypatch: pytest.MonkeyPatch, loaded: Loaded, tmp_path: Path) -> None:

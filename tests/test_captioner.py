@@ -5,14 +5,18 @@ from __future__ import annotations
 import io
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import psutil
 import pytest
+import torch
 from PIL import Image
 
 import blip2cap
 from blip2cap import Captioner
 from blip2cap.errors import ImageError, InputError, ModelError, UsageError
+from blip2cap.models.blip2.model import Blip2
 from blip2cap.options import DecodeOptions, GenerateOptions, TextOptions
 from blip2cap.rows import Row
 from blip2cap.tiny.scenes import draw
@@ -99,7 +103,7 @@ def test_prompts_and_options_are_checked_as_on_the_command_line(captioner: Capti
         captioner.ask(images, " ")
     with pytest.raises(UsageError, match="caption_folder"):
         captioner.caption(images, options=GenerateOptions(num_beams=2, num_captions=2))
-    with pytest.raises(UsageError, match="max-new-tokens"):
+    with pytest.raises(UsageError, match="max_new_tokens"):
         captioner.caption(images, options=GenerateOptions(max_new_tokens=1_000))
 
 
@@ -123,7 +127,7 @@ def test_a_model_is_quantised_and_spread_as_on_the_command_line(folder: Path) ->
     small = Captioner.load("tiny", device="cpu", quantize="int8-dynamic")
     assert any(type(module).__name__ == "Int8Linear" for module in small.model.network.modules())  # type: ignore[attr-defined]
     assert small.caption([folder / "0.png"])[0]
-    with pytest.raises(UsageError, match="--device-map auto and --device cpu exclude each other"):
+    with pytest.raises(UsageError, match="device_map auto and device cpu exclude each other"):
         Captioner.load("tiny", device="cpu", device_map="auto")
 
 
@@ -138,6 +142,70 @@ def test_errors_are_ours(captioner: Captioner, folder: Path) -> None:
         Captioner.load("./nowhere")
     with pytest.raises(TypeError, match="in a list"):
         captioner.caption("one.jpg")
+
+
+def test_arrays_are_images_too(captioner: Captioner, folder: Path) -> None:
+    with Image.open(folder / "0.png") as image:
+        pixels_HWC = np.array(image.convert("RGB"))
+    pixels_CHW = torch.from_numpy(pixels_HWC).permute(2, 0, 1)
+    (text,) = captioner.caption([folder / "0.png"])
+    upside_down = Image.fromarray(pixels_HWC[::-1].copy())
+    texts = captioner.caption([pixels_HWC, pixels_CHW, pixels_HWC[::-1]])
+    assert texts == [text, text, *captioner.caption([upside_down])]
+    assert captioner.caption(list(pixels_CHW[None])) == [text]
+    with pytest.raises(TypeError, match="got one ndarray: put it in a list"):
+        captioner.caption(pixels_HWC)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("image", "given"),
+    [
+        (np.zeros((4, 5, 3)), r"numpy.ndarray of float64 \[4, 5, 3\]"),
+        (np.zeros((4, 5), np.uint8), r"numpy.ndarray of uint8 \[4, 5\]"),
+        (torch.zeros(3, 4, 5), r"torch.Tensor of float32 \[3, 4, 5\]"),
+        (torch.zeros(4, 5, 3, dtype=torch.uint8), r"torch.Tensor of uint8 \[4, 5, 3\]"),
+        (7, "int"),
+    ],
+)
+def test_what_is_no_image_is_refused_with_what_is(captioner: Captioner, image: Any, given: str) -> None:
+    expected = (
+        r"Expected a path, a Pillow image, a numpy array of uint8 \[height, width, 3\] or a torch tensor of uint8"
+    )
+    with pytest.raises(TypeError, match=rf"^images\[0\]: {given}\. {expected} \[3, height, width\]"):
+        captioner.caption([image])
+
+
+@pytest.mark.parametrize(
+    "image", [Image.new("RGB", (0, 0)), np.zeros((0, 4, 3), np.uint8), torch.zeros(3, 4, 0).byte()]
+)
+def test_an_image_without_pixels_is_an_error_that_names_it(captioner: Captioner, folder: Path, image: Any) -> None:
+    with pytest.raises(ImageError, match=r"^images\[1\]: corrupt: .x. has no pixels$") as caught:
+        captioner.caption([folder / "0.png", image])
+    assert (caught.value.code, caught.value.image) == ("corrupt", "images[1]")
+
+
+def test_an_error_names_its_path_and_no_secrets(captioner: Captioner, folder: Path) -> None:
+    for path, name in (
+        (folder / "3.png", str(folder / "3.png")),
+        ("http://me:pw@host/a.png?key", "http://host/a.png?..."),
+    ):
+        with pytest.raises(ImageError) as caught:
+            captioner.ask([folder / "0.png", path], "what is it?")
+        assert caught.value.image == name
+        assert str(caught.value) == f"{name}: {caught.value.code}: {caught.value.detail}".replace(
+            "--allow-http", "allow_http"
+        )
+
+
+def test_an_image_that_fails_in_the_model_is_named_too(
+    captioner: Captioner, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def encode(model: Blip2, images: object) -> None:
+        raise MemoryError("full")
+
+    monkeypatch.setattr(Blip2, "encode", encode)
+    with Image.open(folder / "0.png") as image, pytest.raises(ImageError, match=r"^images\[0\]: out_of_memory"):
+        captioner.caption([image])
 
 
 def test_the_package_offers_nothing_by_accident() -> None:

@@ -42,10 +42,24 @@ def names_in(folder: Path) -> set[str]:
 def test_drawn_scenes_are_measured_by_stage(bench: Bench, here: Path) -> None:
     result = bench(*SMALL, *BATCH)
     assert result.exit_code == 0, result.stderr
-    for part in ("read", "decode", "vision", "write", "files to rows", "images/s", "limit", "bound by", "ms/image"):
+    for part in (
+        "read",
+        "decode",
+        "vision",
+        "write",
+        "files to rows",
+        "images/s",
+        "limit",
+        "limited by",
+        "what helps",
+        "ms/image",
+    ):
         assert part in result.stdout
     assert "tiny: float32 on cpu, greedy, 4 new tokens" in result.stdout
     assert "3 drawn scenes of 64x48; 1 pass" in result.stdout
+    assert "images take about" in result.stdout.splitlines()[0], "what people want to know comes first"
+    assert "this takes about" in result.stderr.splitlines()[1]
+    assert "at most 10 min (--max-minutes)" in result.stderr
     assert "loading tiny ..." in result.stderr
     assert names_in(here) == set()
 
@@ -140,37 +154,56 @@ def test_a_sweep_is_part_of_the_results(bench: Bench) -> None:
 def test_the_plain_script_is_compared_with(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
     asked: list[dict[str, Any]] = []
 
-    def run_peer(module: str, options: dict[str, Any]) -> dict[str, Any]:
+    def run_peer(module: str, options: dict[str, Any], *, timeout_s: float) -> dict[str, Any]:
         assert module == "blip2cap.bench.plain_transformers"
+        assert 0 < timeout_s < 600
         asked.append({**options, "files": len(list(options["images"].iterdir()))})
-        if options["batch_size"] == 64:
+        if options["batch_size"] == 16:
             raise ProgramError("no memory")
         size = options["batch_size"]
-        return {"batch_size": size, "images_per_s": 0.001 * size, "texts": ["x"], "images": 3, "load_s": 0.1}
+        return {"batch_size": size, "images_per_s": 0.1 * size, "texts": ["x"], "images": 3, "load_s": 0.1}
 
     monkeypatch.setattr(benchmark, "run_peer", run_peer)
     result = bench(*SMALL, *BATCH, "--baseline", "--json")
-    assert [each["batch_size"] for each in asked] == [1, 16, 64]
+    assert [each["batch_size"] for each in asked] == [1, 16], "64 would be the same batches of three images"
     assert all(each["files"] == each["limit"] == 3 for each in asked)
     assert all((each["max_new_tokens"], each["dtype"]) == (4, "float32") for each in asked)
-    assert "plain transformers, batch size 64: no memory" in result.stderr
+    assert "plain transformers, batch size 16: no memory" in result.stderr
     baseline = json.loads(result.stdout)["baseline"]
-    assert baseline["best_batch_size"] == 16
+    assert baseline["best_batch_size"] == 1
     assert baseline["ratio"] > 1
-    assert [run["error"] for run in baseline["runs"]] == ["", "", "no memory"]
-    assert {"images_per_s", "load_s", "peak_rss_mb", "num_images", "versions"} < baseline["runs"][2].keys()
+    assert [run["error"] for run in baseline["runs"]] == ["", "no memory"]
+    assert {"images_per_s", "load_s", "peak_rss_mb", "num_images", "versions"} < baseline["runs"][1].keys()
     page = bench(*SMALL, *BATCH, "--baseline").stdout
     assert "times the plain transformers script" in " ".join(page.split())
 
 
 def test_a_plain_script_that_never_ran_is_reported(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
-    def run_peer(module: str, options: dict[str, Any]) -> dict[str, Any]:
+    def run_peer(module: str, options: dict[str, Any], *, timeout_s: float) -> dict[str, Any]:
         raise ProgramError("no")
 
     monkeypatch.setattr(benchmark, "run_peer", run_peer)
     result = bench(*SMALL, *BATCH, "--baseline")
     assert result.exit_code == 0
     assert "the plain script gave no result at any batch size" in result.stdout
+
+
+def test_a_benchmark_keeps_its_time_and_says_what_it_leaves_out(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(benchmark, "run_peer", None)  # would fail
+    monkeypatch.setattr(stages, "PASS_S", 0.05)
+    result = bench(
+        *TINY, "--image-size", "64x48", "--num-images", "40", *BATCH, "--baseline", "--sweep", "--max-minutes", "0.0001"
+    )
+    assert result.exit_code == 0, result.stderr
+    why = "to stay within 0.0001 minutes (--max-minutes)"
+    assert f"it is cut short {why}" in result.stderr.splitlines()[1]
+    assert f"1 of 40 images, {why}" in result.stderr
+    assert f"2 of 6 passes, {why}" in result.stderr
+    assert f"plain transformers, batch size 1: skipped {why}" in result.stderr
+    assert f"no batch size, {why}" in result.stderr
+    assert "once more" not in result.stderr, "there is nothing to compare with"
+    assert "1 drawn scene of 64x48; 1 pass" in result.stdout
+    assert "baseline  none:" in result.stdout
 
 
 def test_left_out_the_number_of_images_is_chosen(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -185,6 +218,7 @@ def test_left_out_the_number_of_images_is_chosen(bench: Bench, monkeypatch: pyte
     [
         (("--limit", "3"), 2, "--limit has no effect without INPUT"),
         (("--num-images", "0"), 2, "--num-images 0: must be 1 or more"),
+        (("--max-minutes", "0"), 2, "--max-minutes 0: must be above 0"),
         (("--repeat", "0"), 2, "--repeat 0: must be 1 or more"),
         (("--image-size", "big"), 2, "--image-size big: expected WIDTHxHEIGHT"),
         (("--batch-size", "0"), 2, "--batch-size 0: must be 1 or more"),
@@ -245,7 +279,7 @@ def test_help_explains_every_option_and_imports_no_torch(tmp_path: Path) -> None
 def test_the_options_that_caption_has_too_are_the_same() -> None:
     commands: Any = typer.main.get_command(app).commands  # type: ignore[attr-defined]
     captions, ours = ({each.name: each for each in commands[name].params} for name in ("caption", "bench"))
-    own = {"max_new_tokens", "out", "as_json"}
+    own = {"max_new_tokens", "out", "as_json", "inputs"}
     for name in (captions.keys() & ours.keys()) - own:
         assert (captions[name].opts, captions[name].help, captions[name].default) == (
             ours[name].opts,

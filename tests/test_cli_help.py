@@ -1,7 +1,9 @@
 from __future__ import annotations
 
+import os
 import re
 from dataclasses import fields
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -20,7 +22,7 @@ from blip2cap.options import (
     ModelOptions,
     TextOptions,
 )
-from tests.commands import invoke
+from tests.commands import finish, invoke, start
 from tests.make_reference import PAGE, reference
 
 COMMANDS: dict[str, Any] = typer.main.get_command(app).commands  # type: ignore[attr-defined]
@@ -57,6 +59,25 @@ def test_the_help_of_all_names_every_command(arguments: tuple[str, ...]) -> None
     for name, command in COMMANDS.items():
         assert name in stdout
         assert command.help.splitlines()[0] in stdout
+
+
+def test_without_arguments_the_help_is_the_message() -> None:
+    result = invoke()
+    assert (result.exit_code, result.stdout) == (2, "")
+    assert result.stderr == invoke("--help").stdout
+    assert result.stderr.count("\n") > len(COMMANDS)
+
+
+@pytest.mark.parametrize("arguments", [("--help",), ("caption", "--help"), ("--version",)])
+def test_help_for_a_full_disk_or_a_reader_that_has_gone_is_no_bug(arguments: tuple[str, ...], here: Path) -> None:
+    full = start(*arguments, cwd=here, stdout=os.open("/dev/full", os.O_WRONLY))
+    stderr = finish(full)[1].decode()
+    assert (full.returncode, stderr.count("\n")) == (6, 1)
+    assert "cannot be written: No space left on device" in stderr
+    reader, writer = os.pipe()
+    os.close(reader)
+    gone = start(*arguments, cwd=here, stdout=writer)
+    assert (finish(gone)[1], gone.returncode) == (b"", 141)
 
 
 @pytest.mark.parametrize("command", DEFAULTS)

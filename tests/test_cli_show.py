@@ -3,7 +3,10 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+from rich.cells import cell_len
+from typer.testing import CliRunner
 
+from blip2cap.cli import app
 from blip2cap.rows import Row
 from tests.commands import finish, invoke, start, take_one_line
 from tests.rows import text_row
@@ -24,6 +27,20 @@ def test_captions_are_shown_as_a_table(here: Path) -> None:
     assert (result.exit_code, result.stderr) == (0, "")
     for part in ("file_name", "text", "status", "0.jpg", "caption 1", "bad.jpg", "failed: truncated"):
         assert part in result.stdout
+
+
+@pytest.mark.parametrize(("charset", "first"), [("latin-1", "caf\xe9"), ("ascii", "caf\\xe9"), ("utf-8", "caf\xe9")])
+def test_what_the_terminal_cannot_show_is_escaped_in_a_table_that_fits(here: Path, charset: str, first: str) -> None:
+    rows = [
+        text_row(file_name=f"{number}.jpg", file_name_b64="", text=text) for number, text in enumerate(("café", "海"))
+    ]
+    write(here / "captions.jsonl", *rows)
+    result = CliRunner(charset=charset).invoke(app, ["show", "captions.jsonl"])
+    assert result.exit_code == 0, result.output
+    lines = result.stdout.splitlines()
+    assert first in lines[3]
+    assert ("海" if charset == "utf-8" else "\\u6d77") in lines[4]
+    assert len({cell_len(line) for line in lines}) == 1
 
 
 def test_answers_are_shown_with_their_questions(here: Path) -> None:

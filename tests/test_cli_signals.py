@@ -109,12 +109,8 @@ def test_what_handled_the_signals_is_back_after_an_error() -> None:
 
 
 def test_an_interrupt_before_the_first_batch_ends_with_130() -> None:
-    @handle_errors
-    def command() -> None:
+    with pytest.raises(typer.Exit) as end, handle_errors():
         raise KeyboardInterrupt
-
-    with pytest.raises(typer.Exit) as end:
-        command()
     assert end.value.exit_code == 130
 
 

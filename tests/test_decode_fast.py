@@ -224,7 +224,7 @@ def test_the_limit_holds_for_the_full_size():
 
 
 def test_an_unknown_mode_is_refused_with_the_known_ones():
-    with pytest.raises(UsageError, match=r"^--decode quick: must be one of fast, exact\.$"):
+    with pytest.raises(UsageError, match=r"^mode quick: must be one of fast, exact\.$"):
         DecodeOptions(mode="quick")
 
 

@@ -229,7 +229,7 @@ def test_a_worker_that_cannot_start_is_no_fault_of_the_image(monkeypatch: pytest
     monkeypatch.setattr(isolate, "PROGRAM", "import no_such_module")
     with (
         closing(Isolation(DecodeOptions(), SIZE, None)) as isolation,
-        pytest.raises(UsageError, match=r"No module named 'no_such_module'\. Use fewer --threads"),
+        pytest.raises(UsageError, match=r"No module named 'no_such_module'\. Use fewer num_threads"),
     ):
         isolation.decode(crashing.picture(40))
 

@@ -19,7 +19,8 @@ from blip2cap.errors import (
     OutputRefusedError,
     UsageError,
 )
-from blip2cap.options import DecodeOptions
+from blip2cap.flags import flags_of
+from blip2cap.options import BatchOptions, DecodeOptions, GenerateOptions, OutputOptions, TextOptions
 from blip2cap.records import FAILURES
 
 EXIT_CODES = {
@@ -89,6 +90,15 @@ def test_the_tree_in_the_docstring_is_the_tree_in_the_code():
 def test_an_image_error_says_its_code_and_what_happened():
     error = ImageError("corrupt", "broken data stream")
     assert (error.code, error.detail, str(error)) == ("corrupt", "broken data stream", "corrupt: broken data stream")
+
+
+def test_options_have_their_names_of_python_in_messages_there():
+    error = UsageError("--top-k 5 (--num-beams) has no effect. Add --temperature, or `--top-p`; a--b -- stays.")
+    assert str(error) == "top_k 5 (num_beams) has no effect. Add temperature, or `top_p`; a--b -- stays."
+    assert error.message.startswith("--top-k 5 ")
+    for each in (DecodeOptions, GenerateOptions, TextOptions, BatchOptions, OutputOptions):
+        for field, its_flag in flags_of(each):
+            assert str(UsageError(f"--{its_flag.long_name}: x")) == f"{field.name}: x"
 
 
 @pytest.mark.parametrize(("error", "code"), PILLOW_ERRORS.items(), ids=repr)

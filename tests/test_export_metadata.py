@@ -129,7 +129,7 @@ def test_images_of_a_list_of_paths_are_found_from_the_folder_of_the_metadata(tmp
 @pytest.mark.parametrize("to", ["imagefolder", "kohya", "webdataset", "xmp", "txt"])
 def test_formats_that_need_the_images_ask_where_they_are(tmp_path: Path, to: str) -> None:
     options = {"out": tmp_path / "out"} if to == "webdataset" else {}
-    with pytest.raises(UsageError, match="Give --images DIR"):
+    with pytest.raises(UsageError, match="Give images DIR"):
         run(tmp_path, [caption("a.jpg")], to, **options)
 
 

@@ -110,7 +110,7 @@ WRONG: dict[str, dict[str, Any]] = {
 def test_options_that_mean_nothing_are_refused(message: str) -> None:
     with pytest.raises(UsageError) as caught:
         ExportOptions(**{"to": "txt", **WRONG[message]})
-    assert message in str(caught.value)
+    assert message in caught.value.message
 
 
 def test_repeated_names_are_found_among_many() -> None:

@@ -172,7 +172,7 @@ def test_the_real_bytes_of_a_name_are_used(tmp_path: Path) -> None:
 
 def test_answers_to_one_question_are_written_and_several_need_a_choice(tmp_path: Path) -> None:
     rows = [answer("a.jpg", "what?", "a cat"), answer("a.jpg", "where?", "here"), answer("b.jpg", "what?", "a dog")]
-    with pytest.raises(UsageError, match=r'"what\?", "where\?". Choose one with --question'):
+    with pytest.raises(UsageError, match=r'"what\?", "where\?". Choose one with question'):
         run(tmp_path, rows, "txt", out=tmp_path / "out")
     with pytest.raises(UsageError, match=r'"who\?": nobody asked that'):
         run(tmp_path, rows, "txt", out=tmp_path / "out", question="who?")
@@ -275,7 +275,7 @@ def test_xmp_of_others_is_kept_unless_told_otherwise(tmp_path: Path) -> None:
     (root / "cat.xmp").write_text("<ratings/>")
     assert run(tmp_path, [caption("cat.jpg")], "xmp", root=root).left_out == {"existing": 1}
     assert (root / "cat.xmp").read_text() == "<ratings/>"
-    with pytest.raises(UsageError, match="--existing append is for --to txt"):
+    with pytest.raises(UsageError, match="existing append is for to txt"):
         run(tmp_path, [caption("cat.jpg")], "xmp", root=root, existing="append")
     run(tmp_path, [caption("cat.jpg", "a < b & c")], "xmp", root=root, existing="overwrite")
     assert description(root / "cat.xmp") == "a < b & c"

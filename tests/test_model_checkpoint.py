@@ -27,8 +27,14 @@ def change_config(folder: Path, **changes: object) -> None:
 def refusal(name: str | Path) -> str:
     with pytest.raises(ModelError) as caught:
         find(ModelOptions(name=str(name)))
-    assert "--model tiny" in str(caught.value), "every refusal names what always works"
-    return str(caught.value)
+    assert "--model tiny" in caught.value.message, "every refusal names what always works"
+    return caught.value.message
+
+
+@pytest.mark.parametrize(("name", "meant"), [("tinny", "tiny"), ("blip2-opt-2.7b", "Salesforce/blip2-opt-2.7b")])
+def test_a_name_that_is_nearly_one_that_is_known_is_answered_with_that(name: str, meant: str) -> None:
+    assert f"no such folder. Did you mean {meant}? Expected" in refusal(name)
+    assert "Did you mean" not in refusal("./photos")
 
 
 def test_the_tiny_model_is_found_by_name_and_as_a_folder() -> None:
@@ -62,7 +68,7 @@ def test_the_commit_changes_with_a_part_in_the_middle_of_large_weights(folder: P
 
 def test_a_revision_of_what_has_none_is_refused(folder: Path) -> None:
     for name in ("tiny", str(folder)):
-        with pytest.raises(UsageError, match="--revision main"):
+        with pytest.raises(UsageError, match="revision main"):
             find(ModelOptions(name=name, revision="main"))
 
 

@@ -54,7 +54,7 @@ def test_a_gpu_without_bfloat16_takes_float16_but_never_for_t5(
 
 
 def test_a_gpu_that_does_not_exist_is_a_usage_error() -> None:
-    with pytest.raises(UsageError, match="--device cpu"):
+    with pytest.raises(UsageError, match="device cpu"):
         choose_device(f"cuda:{torch.cuda.device_count()}")
 
 

@@ -113,7 +113,7 @@ def test_old_snapshots_without_an_image_token_load(folder: Path) -> None:
 def test_a_model_is_spread_over_gpus_only_where_there_are_any(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     options = ModelOptions(name="tiny", device_map="auto")
-    with pytest.raises(UsageError, match=r"--device-map auto: .* sees no GPU"):
+    with pytest.raises(UsageError, match=r"device_map auto: .* sees no GPU"):
         load(find(options), options)
 
 
@@ -123,7 +123,7 @@ def test_weights_that_do_not_fit_a_gpu_are_an_error_that_says_what_to_do(monkeyp
 
     monkeypatch.setattr("blip2cap.models.blip2.load.fuse", fail)
     options = ModelOptions(name="tiny", device="cpu")
-    with pytest.raises(ModelError, match=r"does not fit the GPU. Try --quantize int8 or nf4, or --device-map auto"):
+    with pytest.raises(ModelError, match=r"does not fit the GPU. Try quantize int8 or nf4, or device_map auto"):
         load(find(options), options)
 
 

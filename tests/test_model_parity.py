@@ -186,7 +186,7 @@ def test_a_prompt_that_does_not_fit_fails_alone_and_options_that_never_fit_are_r
     else:
         assert isinstance(long, ImageError)
         assert long.code == "unsupported"
-        with pytest.raises(UsageError, match="--max-new-tokens 60"):
+        with pytest.raises(UsageError, match="max_new_tokens 60"):
             model.check(GenerateOptions(max_new_tokens=60))
     model.check(GenerateOptions(max_new_tokens=59))
 

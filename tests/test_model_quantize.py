@@ -154,7 +154,7 @@ def test_a_quantised_model_still_sees(dtype: str, plain_captions: list[str]) -> 
 
 @pytest.mark.parametrize("kind", ["int8", "nf4", "fp8"])
 def test_what_needs_a_gpu_is_refused_on_a_cpu(kind: str) -> None:
-    with pytest.raises(UsageError, match=f"--quantize {kind}: needs a GPU. On a CPU there is --quantize int8-dynamic"):
+    with pytest.raises(UsageError, match=f"quantize {kind}: needs a GPU. On a CPU there is quantize int8-dynamic"):
         quantize.check(ModelOptions(quantize=kind), CPU)
 
 
@@ -177,7 +177,7 @@ def test_a_missing_package_is_named_with_the_extra_that_brings_it(
 def test_gpus_without_fp8_are_told_what_to_use(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (8, 6))
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: "RTX 3090")
-    with pytest.raises(UsageError, match=r"RTX 3090 cannot compute in it. Use --quantize int8-dynamic"):
+    with pytest.raises(UsageError, match=r"RTX 3090 cannot compute in it. Use quantize int8-dynamic"):
         quantize.check(ModelOptions(quantize="fp8"), GPU)
 
 

@@ -99,11 +99,11 @@ def test_known_names_are_found_with_and_without_their_owner() -> None:
 
 def test_unknown_names_and_folders_without_configuration_are_refused(tmp_path: Path) -> None:
     for name in ("Salesforce/blip2-opt-66b", "blip2-itm-vit-g", "./nowhere"):
-        with pytest.raises(ModelError, match=r"one of blip2-flan-t5-xl, .*instructblip-vicuna-7b.*--model tiny"):
+        with pytest.raises(ModelError, match=r"one of blip2-flan-t5-xl, .*instructblip-vicuna-7b.*model tiny"):
             find_random(name)
     with pytest.raises(ModelError, match=r"has no config\.json"):
         find_random(tmp_path)
-    with pytest.raises(UsageError, match="--revision main"):
+    with pytest.raises(UsageError, match="revision main"):
         find(ModelOptions(name="blip2-opt-2.7b", revision="main", random_weights=True))
 
 

@@ -41,13 +41,13 @@ def test_families_are_recognised_by_their_config(config: dict[str, object], fami
 
 @pytest.mark.parametrize("config", [{}, config_of("llava"), config_of("instructblip"), config_of("blip-2", "llama")])
 def test_an_unknown_config_is_refused_with_the_known_ones(config: dict[str, object]) -> None:
-    with pytest.raises(ModelError, match=r"Expected blip-2 \(opt, t5\) or instructblip \(t5, llama\)\. `--model tiny`"):
+    with pytest.raises(ModelError, match=r"Expected blip-2 \(opt, t5\) or instructblip \(t5, llama\)\. `model tiny`"):
         recognise("some/model", config)
 
 
 def test_a_model_that_only_compares_is_refused_though_it_has_the_type_of_one_that_writes() -> None:
     config = config_of("blip-2", "opt", architectures=["Blip2ForImageTextRetrieval"])
-    with pytest.raises(ModelError, match=r"--model some/model: an image-text matching model, which writes no text"):
+    with pytest.raises(ModelError, match=r"model some/model: an image-text matching model, which writes no text"):
         recognise("some/model", config)
 
 

@@ -51,7 +51,7 @@ WRONG_COMBINATIONS = {
 def test_a_wrong_value_or_combination_is_refused_with_its_flag(message, options):
     with pytest.raises(UsageError) as caught:
         GenerateOptions(**options)
-    assert str(caught.value).startswith(message)
+    assert caught.value.message.startswith(message)
 
 
 @pytest.mark.parametrize(
@@ -76,7 +76,7 @@ def test_text_is_sampled_when_a_temperature_is_given():
 def test_an_empty_prefix_is_refused_and_spaces_around_one_do_not_matter():
     assert TextOptions(strip=(" a photo of ", "a")).strip == ("a photo of", "a")
     for empty in ("", " "):
-        with pytest.raises(UsageError, match="--strip is empty"):
+        with pytest.raises(UsageError, match="strip is empty"):
             TextOptions(strip=("a", empty))
 
 
@@ -100,7 +100,7 @@ def test_standard_input_and_a_list_go_together():
 
 @pytest.mark.parametrize("limit", [0, -1])
 def test_a_limit_below_one_is_refused(limit):
-    with pytest.raises(UsageError, match=r"--limit .*: must be 1 or more"):
+    with pytest.raises(UsageError, match=r"limit .*: must be 1 or more"):
         SourceOptions(inputs=("imgs",), limit=limit)
 
 
@@ -118,7 +118,7 @@ def test_a_device_that_cannot_be_is_refused(device):
 
 
 def test_an_unknown_dtype_is_refused_with_the_known_ones():
-    with pytest.raises(UsageError, match=r"--dtype int4: must be one of auto, float32, bfloat16, float16"):
+    with pytest.raises(UsageError, match=r"dtype int4: must be one of auto, float32, bfloat16, float16"):
         ModelOptions(dtype="int4")
 
 
@@ -135,35 +135,35 @@ def test_another_way_to_quantize_is_refused_with_the_known_ones(kind):
 
 @pytest.mark.parametrize("dtype", ["float32", "float16"])
 def test_fp8_is_made_of_bfloat16(dtype):
-    with pytest.raises(UsageError, match=f"--quantize fp8 and --dtype {dtype} exclude each other"):
+    with pytest.raises(UsageError, match=f"quantize fp8 and dtype {dtype} exclude each other"):
         ModelOptions(quantize="fp8", dtype=dtype)
     assert ModelOptions(quantize="fp8", dtype="bfloat16").dtype == "bfloat16"
 
 
 @pytest.mark.parametrize("device", ["cpu", "cuda:0", "cuda:1"])
 def test_a_device_map_is_for_all_gpus(device):
-    with pytest.raises(UsageError, match=f"--device-map balanced and --device {device} exclude each other"):
+    with pytest.raises(UsageError, match=f"device_map balanced and device {device} exclude each other"):
         ModelOptions(device_map="balanced", device=device)
     assert ModelOptions(device_map="balanced", device="cuda").device_map == "balanced"
 
 
 def test_an_unknown_device_map_is_refused_with_the_known_ones():
-    with pytest.raises(UsageError, match=r"--device-map cpu: must be one of auto, balanced, sequential\."):
+    with pytest.raises(UsageError, match=r"device_map cpu: must be one of auto, balanced, sequential\."):
         ModelOptions(device_map="cpu")
 
 
 def test_random_weights_are_not_spread_over_gpus():
-    with pytest.raises(UsageError, match="--device-map auto and random weights exclude each other"):
+    with pytest.raises(UsageError, match="device_map auto and random weights exclude each other"):
         ModelOptions(device_map="auto", random_weights=True)
 
 
 def test_an_empty_model_name_is_refused():
-    with pytest.raises(UsageError, match="--model is empty"):
+    with pytest.raises(UsageError, match="model is empty"):
         ModelOptions(name="")
 
 
 def test_a_negative_number_of_threads_is_refused():
-    with pytest.raises(UsageError, match="--threads -1"):
+    with pytest.raises(UsageError, match="num_threads -1"):
         DecodeOptions(num_threads=-1)
 
 
@@ -183,7 +183,7 @@ def test_whole_numbers_are_taken_for_what_they_mean():
 
 
 def test_a_batch_size_below_one_is_refused():
-    hint = r"--batch-size 0: must be 1 or more. Leave it out to let blip2cap measure a size that fits\."
+    hint = r"batch_size 0: must be 1 or more. Leave it out to let blip2cap measure a size that fits\."
     with pytest.raises(UsageError, match=hint):
         BatchOptions(batch_size=0)
 
@@ -236,7 +236,7 @@ def test_the_name_of_an_output_tells_its_kind(tmp_path, monkeypatch, out, kind):
 def test_a_wrong_output_is_refused_with_the_reason(options, message):
     with pytest.raises(UsageError) as caught:
         OutputOptions(**options)
-    assert str(caught.value).startswith(message)
+    assert caught.value.message.startswith(message)
 
 
 def test_shards_share_the_parts_and_together_take_all():

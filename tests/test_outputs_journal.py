@@ -108,9 +108,9 @@ def test_any_texts_come_back(path, texts):
 @pytest.mark.parametrize(
     ("changed", "said"),
     [
-        ({"prompt": "a photo of"}, '--prompt was none, now "a photo of"'),
-        ({"model": "other"}, '--model was "tiny", now "other"'),
-        ({"num_beams": 3}, "--num-beams was none, now 3"),
+        ({"prompt": "a photo of"}, 'prompt was none, now "a photo of"'),
+        ({"model": "other"}, 'model was "tiny", now "other"'),
+        ({"num_beams": 3}, "num_beams was none, now 3"),
     ],
 )
 def test_a_run_with_other_settings_is_refused_and_changes_nothing(path, changed, said):
@@ -125,7 +125,7 @@ def test_a_run_with_other_settings_is_refused_and_changes_nothing(path, changed,
 def test_settings_may_change_where_no_row_was_made(path):
     write(path)
     write(path, row(1), made_with=SETTINGS | {"prompt": "a photo of"})
-    with pytest.raises(OutputRefusedError, match=r'--prompt was "a photo of", now none'):
+    with pytest.raises(OutputRefusedError, match=r'prompt was "a photo of", now none'):
         write(path, row(2))
 
 

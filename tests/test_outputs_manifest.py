@@ -25,7 +25,7 @@ def path(tmp_path):
 def refusal(made: dict[str, object], wanted: dict[str, object]) -> str:
     with pytest.raises(OutputRefusedError) as caught:
         Manifest(settings=made).check(wanted, "captions.jsonl")
-    return str(caught.value)
+    return caught.value.message
 
 
 def test_what_was_written_is_read_back(path):

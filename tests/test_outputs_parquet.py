@@ -187,7 +187,7 @@ def test_overwriting_takes_a_file_that_is_not_ours_and_keeps_it_until_it_begins(
 def test_a_run_with_other_settings_is_refused_and_changes_nothing(path, stopped):
     write(path, row(1), stopped=stopped)
     before = {name: (path.parent / name).read_bytes() for name in left_in(path.parent)}
-    with pytest.raises(OutputRefusedError, match=r'captions.parquet.*--prompt was none, now "a photo of"'):
+    with pytest.raises(OutputRefusedError, match=r'captions.parquet.*prompt was none, now "a photo of"'):
         write(path, row(2), made_with=SETTINGS | {"prompt": "a photo of"})
     assert {name: (path.parent / name).read_bytes() for name in left_in(path.parent)} == before
 

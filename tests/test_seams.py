@@ -271,7 +271,7 @@ def test_a_family_is_found_by_the_type_in_its_config_and_its_own_loader_is_calle
 
 
 def test_a_task_that_a_family_cannot_do_is_refused_before_anything_is_loaded(images: Path) -> None:
-    with pytest.raises(UsageError, match=r"--model scorer: .* stub, which cannot caption\. It can: score"):
+    with pytest.raises(UsageError, match=r"model scorer: .* stub, which cannot caption\. It can: score"):
         run(replace(job(images, "captions.jsonl"), task=Caption()))
     assert not Path("captions.jsonl").exists()
 

@@ -1,5 +1,6 @@
 import io
 import os
+import sys
 
 import pytest
 
@@ -119,7 +120,7 @@ def test_a_list_file_that_does_not_exist_is_refused_at_once():
 
 def test_a_folder_is_refused_as_a_list(here):
     (here / "imgs").mkdir()
-    with pytest.raises(InputError, match=r"--files-from imgs: a folder"):
+    with pytest.raises(InputError, match=r"files_from imgs: a folder"):
         from_files("imgs")
 
 
@@ -127,7 +128,7 @@ def test_a_list_file_that_goes_away_is_an_input_error(here):
     (here / "list").touch()
     source = from_files("list")
     (here / "list").unlink()
-    with pytest.raises(InputError, match=r"--files-from list: cannot be read: No such file"):
+    with pytest.raises(InputError, match=r"files_from list: cannot be read: No such file"):
         list(source)
 
 
@@ -138,3 +139,10 @@ def test_what_is_read_from_a_pipe_cannot_be_read_again(here):
     assert not from_files("list", "pipe").repeatable
     assert not from_files("-").repeatable
     assert not Source(SourceOptions(inputs=("-",))).repeatable
+
+
+@pytest.mark.parametrize("options", [{"inputs": ("-",)}, {"files_from": ("-",)}])
+def test_a_closed_standard_input_is_refused_before_anything_is_read(monkeypatch, options):
+    monkeypatch.setattr(sys, "stdin", None)
+    with pytest.raises(InputError, match="standard input is closed"):
+        Source(SourceOptions(**options))

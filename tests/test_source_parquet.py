@@ -166,7 +166,7 @@ def test_the_column_is_the_only_one_that_fits_or_must_be_chosen():
     with pytest.raises(InputError, match=r"more than one column could hold images: image \(struct.*other \(binary\)"):
         source()
     assert [content(ref) for ref in source(image_column="other")] == PICTURES
-    with pytest.raises(InputError, match=r"--image-column text: no such column of image bytes. Its columns: image"):
+    with pytest.raises(InputError, match=r"image_column text: no such column of image bytes. Its columns: image"):
         source(image_column="text")
 
 
@@ -178,7 +178,7 @@ def test_a_table_without_images_is_refused_with_its_columns():
 
 def test_an_image_column_without_a_table_is_refused():
     Path("a.jpg").touch()
-    with pytest.raises(InputError, match=r"--image-column image: no .parquet file is among the inputs"):
+    with pytest.raises(InputError, match=r"image_column image: no .parquet file is among the inputs"):
         Source(SourceOptions(inputs=("a.jpg",), image_column="image"))
 
 

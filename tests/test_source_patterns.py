@@ -114,7 +114,7 @@ def test_patterns_match_names_that_are_not_utf8_or_hold_line_ends(here):
 
 @pytest.mark.parametrize("flag", ["include", "exclude"])
 def test_an_empty_pattern_is_refused(flag):
-    with pytest.raises(UsageError, match=f"--{flag} is empty: expected a pattern"):
+    with pytest.raises(UsageError, match=f"{flag} is empty: expected a pattern"):
         source("imgs", **{flag: ("*.jpg", "")})
 
 
@@ -124,12 +124,12 @@ def test_a_pattern_that_matches_nothing_is_refused_at_once(here, flag, pattern):
     touch("imgs/a.jpg")
     with pytest.raises(UsageError) as caught:
         source("imgs", **{flag: ("*.png", pattern)})
-    assert str(caught.value).startswith(f"--{flag} {pattern}: ")
+    assert caught.value.message.startswith(f"--{flag} {pattern}: ")
 
 
 def test_taking_back_without_anything_to_take_back_from_is_refused(here):
     touch("imgs/a.jpg")
-    with pytest.raises(UsageError, match=r"--exclude !a.jpg: `!` re-includes what other patterns match"):
+    with pytest.raises(UsageError, match=r"exclude !a.jpg: `!` re-includes what other patterns match"):
         source("imgs", exclude=("!a.jpg", "!b.jpg"))
 
 
@@ -144,7 +144,7 @@ def test_without_pathspec_patterns_are_refused_and_all_else_works(here, monkeypa
 
     monkeypatch.setattr(builtins, "__import__", without)
     assert names(source("imgs")) == ["a.jpg"]
-    with pytest.raises(UsageError, match=r"--include: pathspec is not installed. Run: pip install pathspec"):
+    with pytest.raises(UsageError, match=r"include: pathspec is not installed. Run: pip install pathspec"):
         source("imgs", include=("*.jpg",))
 
 

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 import re
+import sys
 from pathlib import Path
 
 import pytest
@@ -49,6 +50,13 @@ def test_what_steers_a_terminal_is_shown_as_an_escape(text: str, shown: str) -> 
 def test_a_line_is_said_on_stderr(capsys: pytest.CaptureFixture[str]) -> None:
     say("done")
     assert capsys.readouterr() == ("", "done\n")
+
+
+def test_a_log_on_a_full_disk_stops_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    with open("/dev/full", "w") as full:
+        monkeypatch.setattr(sys, "stderr", full)
+        say("one")
+        say("two")
 
 
 def test_hostile_file_names_reach_neither_stream_raw(here: Path) -> None:

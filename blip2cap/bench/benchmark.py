@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from datetime import UTC, datetime
@@ -10,12 +11,14 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 from blip2cap.bench import report
+from blip2cap.bench.budget import Budget, duration
 from blip2cap.bench.images import copy_small, draw_images, link
 from blip2cap.bench.machine import decoding_rate, describe, matrix_rate, memory_rate, num_cores
 from blip2cap.bench.options import IMAGE_SIZE, BenchOptions
+from blip2cap.bench.page import counted
 from blip2cap.bench.programs import PLAIN, ProgramError, run_peer
-from blip2cap.bench.stages import Loaded, Measured, choose_count, measure, median, run_once, sweep
-from blip2cap.bench.work import count
+from blip2cap.bench.stages import PASS_S, Loaded, Measured, choose_count, measure, median, run_once, sweep
+from blip2cap.bench.work import Work, count
 from blip2cap.errors import InputError, ModelError
 from blip2cap.models.blip2 import quantize
 from blip2cap.models.device import choose_device, choose_dtype
@@ -35,6 +38,12 @@ FIRST_DRAWN = 256
 _DRAW_S = 10.0
 _MOST_COPIES = 1024
 _WARM_UP = 16
+_ALONE, _SHARED = 0.9, 0.4
+"""Part of the time limit that the passes of blip2cap may take, without and with a baseline or a sweep after them."""
+_TIMES_SLOWER = 8
+"""The plain script is taken to be so many times slower than blip2cap, until it has run."""
+_LOAD_BYTES_PER_S = 2e8
+"""For the estimate at the start: a slow disk, or random weights on few cores."""
 _ANY_NAME = "x.jpg"
 """Prompts of a benchmark hold no name."""
 
@@ -58,10 +67,16 @@ class Benchmark:
         device = choose_device(options.model.device)
         dtype = choose_dtype(options.model.dtype, device, checkpoint)
         quantize.check(options.model, device)
+        self.budget = Budget(options.max_minutes)
         self.say("measuring the machine ...")
         machine = describe(device)
         kind = options.model.quantize
         flops_per_s, bytes_per_s = matrix_rate(device, dtype, kind), memory_rate(device)
+        expected_s = self._expected_s(flops_per_s, bytes_per_s, dtype.itemsize)
+        if expected_s <= self.budget.left_s:
+            self.say(f"this takes about {duration(expected_s)}, at most {options.max_minutes:g} min (--max-minutes)")
+        else:
+            self.say(f"in full, this would take about {duration(expected_s)}; it is cut short {self.budget.why}")
         self.say(f"loading {checkpoint.name} ...")
         self.loaded.model.check(options.generate)
         load_s = self.loaded.load_s
@@ -92,7 +107,7 @@ class Benchmark:
                     "decode": options.decode.mode,
                     "threads": options.decode.threads,
                     "questions": options.questions,
-                    "repeats": options.repeats,
+                    "repeats": len(measured.whole),
                 },
                 "images": {
                     "num_images": len(refs),
@@ -107,7 +122,9 @@ class Benchmark:
                 facts["baseline"] = self._compare(measured, refs, folder, limit)
             if options.sweep:
                 self.say("batch sizes 1, 2, 4, ...")
-                points = sweep(self.loaded, options, good, folder)
+                points = sweep(self.loaded, options, good, folder, self.budget)
+                if not points:
+                    self.say(f"no batch size, {self.budget.why}")
                 facts["sweep"] = [
                     {"batch_size": size, "images_per_s": report.spread(passes)} for size, passes in points.items()
                 ]
@@ -119,7 +136,7 @@ class Benchmark:
         found, size = list(options.refs or ()), options.image_size or IMAGE_SIZE
         self.say("drawing scenes ..." if options.refs is None else "trying the images ...")
         if options.refs is None:
-            budget_s = None if options.num_images else _DRAW_S
+            budget_s = self.budget.left_s / 4 if options.num_images else _DRAW_S
             found = draw_images(folder, range(options.num_images or FIRST_DRAWN), size, budget_s=budget_s)
         decoding, good = decoding_rate(found, image_size, options.decode)
         if not good:
@@ -127,15 +144,23 @@ class Benchmark:
         small = folder / "small"
         small.mkdir()
         copies = copy_small(good[:_MOST_COPIES], small, image_size, options.decode)
-        if options.num_images is None:
-            count = choose_count(self.loaded, options, copies, folder)
-            if options.refs is None and count > len(found):
-                more = draw_images(folder, range(len(found), count), size, budget_s=_DRAW_S)
-                copies += copy_small(more[: _MOST_COPIES - len(copies)], small, image_size, options.decode)
-                found, good = found + more, good + more
-            found = found[:count]
-        self.say(f"{len(found)} images, {2 * options.repeats} passes ...")
-        measured = measure(self.loaded, options, found, copies[: len(found)], decoding, folder)
+        chosen, image_s = choose_count(self.loaded, options, copies, folder)
+        spare_s = self.budget.left_s * (_SHARED if options.baseline or options.sweep else _ALONE)
+        wanted = min(options.num_images or chosen, len(options.refs or ()) or sys.maxsize)
+        count = min(wanted, max(1, int(spare_s / image_s / 3)))  # a warm-up and two passes
+        if options.refs is None and count > len(found):
+            more = draw_images(folder, range(len(found), count), size, budget_s=_DRAW_S)
+            copies += copy_small(more[: _MOST_COPIES - len(copies)], small, image_size, options.decode)
+            found, good = found + more, good + more
+        found = found[:count]
+        if len(found) < wanted:
+            self.say(f"{len(found)} of {wanted} images, {self.budget.why}")
+        passes_s = len(found) * image_s * (2 * options.repeats + 1)
+        time_s = duration(min(passes_s, spare_s))
+        self.say(f"{counted(len(found), 'image')}, {2 * options.repeats} passes, about {time_s} ...")
+        measured = measure(self.loaded, options, found, copies[: len(found)], decoding, folder, spare_s)
+        if len(measured.whole) < options.repeats:
+            self.say(f"{2 * len(measured.whole)} of {2 * options.repeats} passes, {self.budget.why}")
         if not median(measured.whole).num_images or not median(measured.alone).num_images:
             raise ModelError(
                 f"--model {options.model.name}: none of {len(found)} images went through the model; "
@@ -143,29 +168,43 @@ class Benchmark:
             )
         return measured, found, good
 
+    def _expected_s(self, flops_per_s: float, bytes_per_s: float, number_bytes: int) -> float:
+        """Estimate the time of the benchmark from the size of the model, at half the speed that the machine allows."""
+        options = self.options
+        work = self._work([16] * len(options.questions or (None,)), [], options.generate.max_new_tokens, number_bytes)
+        image_s = 2 * work.seconds(flops_per_s, bytes_per_s, images=4, texts=4)
+        load_s = (work["vision"].weight_bytes + work.step_bytes) / _LOAD_BYTES_PER_S
+        pass_s = options.num_images * image_s if options.num_images else max(PASS_S, 4 * image_s)
+        expected_s = 10 + load_s + pass_s * (2 * options.repeats + 2)
+        if options.baseline:
+            expected_s += len(BATCH_SIZES) * (10 + 2 * load_s + _TIMES_SLOWER * pass_s) + load_s + 2 * pass_s
+        return expected_s + (60 if options.sweep else 0)
+
+    def _work(
+        self, prompts: Sequence[int], qformer_prompts: Sequence[int], new_tokens: float, number_bytes: float
+    ) -> Work:
+        return count(
+            self.loaded.checkpoint.config,
+            prompts=prompts,
+            new_tokens=new_tokens,
+            num_beams=self.options.generate.num_beams,
+            qformer_prompts=qformer_prompts,
+            number_bytes=number_bytes,
+            weight_bytes=_WEIGHT_BYTES.get(self.options.model.quantize or ""),
+        )
+
     def _limit(self, measured: Measured, flops_per_s: float, bytes_per_s: float) -> report.Limit:
         """Count the work of the texts that were generated: their length, at the batch sizes that they had."""
         options, model, whole = self.options, self.loaded.model, median(measured.whole)
         checkpoint = self.loaded.checkpoint
         new_tokens = whole.num_tokens / max(1, whole.num_rows_ok)
-        task, ref = (
-            options.task.for_checkpoint(checkpoint, FAMILIES[checkpoint.family]),
-            ImageRef(path=_ANY_NAME, name=_ANY_NAME),
-        )
+        task = options.task.for_checkpoint(checkpoint, FAMILIES[checkpoint.family])
+        ref = ImageRef(path=_ANY_NAME, name=_ANY_NAME)
         prompts = [task.prompt(ref, label) for label in task.labels]
-        work = count(
-            checkpoint.config,
-            prompts=[len(model.tokenizer(prompt).input_ids) for prompt in prompts],
-            new_tokens=new_tokens,
-            num_beams=options.generate.num_beams,
-            qformer_prompts=[
-                len(model.qformer_tokenizer(prompt).input_ids) for prompt in prompts if model.qformer_tokenizer
-            ],
-            number_bytes=model.dtype.itemsize,
-            weight_bytes=_WEIGHT_BYTES.get(options.model.quantize or ""),
-        )
+        readers = [tokenizer for tokenizer in (model.tokenizer, model.qformer_tokenizer) if tokenizer]
+        lengths = [[len(reader(prompt).input_ids) for prompt in prompts] for reader in readers]
         return report.Limit(
-            work=work,
+            work=self._work(lengths[0], lengths[1] if lengths[1:] else (), new_tokens, model.dtype.itemsize),
             flops_per_s=flops_per_s,
             bytes_per_s=bytes_per_s,
             images=max(1, min(whole.images_at_once, whole.num_images)),
@@ -182,17 +221,32 @@ class Benchmark:
         linked = link(refs, folder / "linked")
         if sum(phase.weight_bytes for phase in limit.work.phases) > _SMALL_BYTES:
             self.loaded.free()
-        runs = []
-        for batch_size in BATCH_SIZES:
+        again_s = self.loaded.load_s + 2 * before.seconds  # ours once more, after the script
+        image_s = _TIMES_SLOWER * before.seconds / before.num_images
+        runs: list[dict[str, Any]] = []
+        for number, batch_size in enumerate(BATCH_SIZES):
+            if number and BATCH_SIZES[number - 1] >= len(refs):
+                break  # the same batches as before
             self.say(f"plain transformers, batch size {batch_size} ...")
+            share_s = (self.budget.left_s - again_s) / (len(BATCH_SIZES) - number)
+            num_images = max(1, min(len(refs), int((share_s - 2 * self.loaded.load_s) / image_s) - batch_size))
             try:
-                runs.append(run_peer(PLAIN, self._plain_options(linked, batch_size, len(refs))))
+                if share_s < image_s + self.loaded.load_s:
+                    raise ProgramError(f"skipped {self.budget.why}")
+                run = run_peer(PLAIN, self._plain_options(linked, batch_size, num_images), timeout_s=share_s)
+                image_s = 1 / run["images_per_s"]
             except ProgramError as error:
-                runs.append({"batch_size": batch_size, "error": str(error)})
+                run = {"batch_size": batch_size, "error": str(error)}
                 self.say(f"plain transformers, batch size {batch_size}: {error}")
-        self.say("blip2cap once more ...")
-        run_once(self.loaded, options, refs[:_WARM_UP], folder)
-        after = median([run_once(self.loaded, options, refs, folder) for _ in range(options.repeats)])
+            runs.append(run)
+        after = before
+        if any("error" not in run for run in runs):
+            self.say("blip2cap once more ...")
+            run_once(self.loaded, options, refs[:_WARM_UP], folder)
+            again = [run_once(self.loaded, options, refs, folder)]
+            while len(again) < options.repeats and again[-1].seconds < self.budget.left_s:
+                again.append(run_once(self.loaded, options, refs, folder))
+            after = median(again)
         # The script asks one question after the other about all images, we all questions about one after the other.
         texts = before.texts[:: len(options.questions or (None,))]
         return report.baseline_facts(runs, before.images_per_s, after.images_per_s, texts)

@@ -44,10 +44,14 @@ class BenchOptions:
     """Run the plain transformers script too."""
     sweep: bool = False
     """Measure batch sizes 1, 2, 4, ..."""
+    max_minutes: float = 10.0
+    """Time limit, downloads not counted. What would take longer is cut short or skipped."""
     command: str = ""
     """The command line, for the results."""
 
     def __post_init__(self) -> None:
+        if not self.max_minutes > 0:
+            raise UsageError(f"--max-minutes {self.max_minutes:g}: must be above 0.")
         if self.repeats < 1:
             raise UsageError(f"--repeat {self.repeats}: must be 1 or more.")
         if self.num_images is not None and self.num_images < 1:

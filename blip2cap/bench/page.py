@@ -1,4 +1,4 @@
-"""Figures in words: lines, a table of stages, sentences, bars."""
+"""Figures in words: first what people want to know, then lines, a table of stages, sentences, bars."""
 
 from __future__ import annotations
 
@@ -7,7 +7,55 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from blip2cap.bench.budget import duration
+
 Facts = Mapping[str, Any]
+
+
+def answers(facts: Facts) -> list[tuple[str, str]]:
+    """Return the speed, how long many images take, what limits it and what would help, as pairs of words."""
+    figures = facts["figures"]
+    rate, bounds = figures["images_per_s"], figures["bounds_ms"]
+    median = rate["median"]
+    in_order = ", ".join(f"{name} {short(ms)}" for name, ms in sorted(bounds.items(), key=lambda item: -item[1]))
+    return [
+        (
+            "images/s",
+            f"{short(median)} here ({short(rate['min'])} to {short(rate['max'])}): 1,000 images take about "
+            f"{duration(1e3 / median)}, 1,000,000 about {duration(1e6 / median)}",
+        ),
+        ("limited by", f"{figures['bound_by']}: {in_order} ms an image"),
+        ("what helps", advice(facts)),
+    ]
+
+
+def advice(facts: Facts) -> str:
+    """Say what would make the slowest of decoding, model and writing faster."""
+    settings, figures, model, machine = (facts[name] for name in ("settings", "figures", "model", "machine"))
+    tips = []
+    match figures["bound_by"]:
+        case "decode":
+            if settings["decode"] == "exact":
+                tips.append("--decode fast")
+            if settings["threads"] < machine["num_cores"]:
+                tips.append(f"--threads {machine['num_cores']}")
+            tips.append("more or faster processor cores, or smaller image files")
+        case "write":
+            tips.append("an --out on a faster disk")
+        case _:
+            if settings["batch_size"]:
+                tips.append("leave --batch-size out")
+            if settings["num_beams"] > 1:
+                tips.append("--num-beams 1")
+            times = {stage["stage"]: stage["ms"] for stage in figures["stages"]}
+            if times.get("step", 0) + times.get("generate", 0) > sum(times.values()) / 2:
+                tips.append(f"--max-new-tokens below {settings['max_new_tokens']}")
+            if model["device"] != "cpu":
+                tips.append("a smaller model, or one process for each of several GPUs")
+            else:
+                tips += [] if model["quantize"] else ["--quantize int8-dynamic"]
+                tips.append("a GPU")
+    return "; ".join(tips)
 
 
 def header(facts: Facts) -> list[str]:
@@ -25,13 +73,13 @@ def header(facts: Facts) -> list[str]:
     numbers = f"{model['quantize']} and {model['dtype']}" if model["quantize"] else model["dtype"]
     search = f"{settings['num_beams']} beams" if settings["num_beams"] > 1 else "greedy"
     size = f" of {images['size'][0]}x{images['size'][1]}" if images["size"] else ""
-    asked = f", {_count(len(settings['questions']), 'question')} about each" if settings["questions"] else ""
-    shown = _count(images["num_images"], "drawn scene" if images["drawn"] else "image")
+    asked = f", {counted(len(settings['questions']), 'question')} about each" if settings["questions"] else ""
+    shown = counted(images["num_images"], "drawn scene" if images["drawn"] else "image")
     return [
         f"{where}; Python {machine['python']}, {versions}{commit}",
         f"{name}{weights}: {numbers} on {model['device']}, {search}, {work['new_tokens']:.3g} new tokens; "
-        f"{work['images_at_once']} images and {work['texts_at_once']} texts at once",
-        f"{shown}{size}{asked}; {_count(settings['repeats'], 'pass', 'passes')}",
+        f"{counted(work['images_at_once'], 'image')} and {counted(work['texts_at_once'], 'text')} at once",
+        f"{shown}{size}{asked}; {counted(settings['repeats'], 'pass', 'passes')}",
     ]
 
 
@@ -58,12 +106,10 @@ def table(facts: Facts) -> list[tuple[str, str, str, str, str]]:
 
 
 def sentences(facts: Facts) -> list[tuple[str, str]]:
-    """Return the results as pairs of a word and a sentence."""
+    """Return the other results as pairs of a word and a sentence."""
     figures, rates, work = facts["figures"], facts["rates"], facts["work"]
-    rate, bounds = figures["images_per_s"], figures["bounds_ms"]
-    in_order = sorted(bounds.items(), key=lambda item: -item[1])
+    overhead = figures["overhead"]
     lines = [
-        ("images/s", f"{short(rate['median'])} ({short(rate['min'])} to {short(rate['max'])})"),
         (
             "limit",
             f"{short(figures['limit_images_per_s'])} images/s; {percent(figures['share_of_limit'])} of it reached. "
@@ -71,12 +117,12 @@ def sentences(facts: Facts) -> list[tuple[str, str]]:
             f"{short(work['weights_read_per_step_gb'])} GB a step at {short(rates['memory_gb_per_s'])} GB/s",
         ),
         (
-            "bound by",
-            f"{figures['bound_by']}: {', '.join(f'{name} {short(ms)}' for name, ms in in_order)} ms an image",
+            "overhead",
+            f"not measurable: {figures['overhead_unknown']}"
+            if overhead is None
+            else f"{percent(overhead)} of the time is not the model",
         ),
     ]
-    if figures["overhead"] is not None:
-        lines.append(("overhead", f"{percent(figures['overhead'])} of the time is not the model"))
     if figures["num_bad_images"]:
         lines.append(("bad images", f"{figures['num_bad_images']}, left out of the figures"))
     if "baseline" in facts:
@@ -125,5 +171,6 @@ def percent(share: float) -> str:
     return f"{share * 100:.1f} %" if share < 0.0995 else f"{share * 100:.0f} %"
 
 
-def _count(count: int, noun: str, nouns: str = "") -> str:
+def counted(count: int, noun: str, nouns: str = "") -> str:
+    """Write a number with its noun."""
     return f"{count} {noun}" if count == 1 else f"{count} {nouns or noun + 's'}"

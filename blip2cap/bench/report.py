@@ -54,6 +54,11 @@ def figures(measured: Measured, limit: Limit, num_threads: int) -> dict[str, Any
     }
     bound_by = max(bounds, key=lambda name: bounds[name])
     overhead = 1 - model_s * whole.num_images / whole.seconds
+    unknown = ""
+    if bound_by != "model":
+        unknown = f"the run waits for {bound_by}, not for the model"
+    elif overhead < 0:
+        unknown = "the model took longer alone than in whole runs: other programs use this machine"
     return {
         "images_per_s": spread(measured.whole),
         "model_alone_images_per_s": spread(measured.alone),
@@ -61,7 +66,8 @@ def figures(measured: Measured, limit: Limit, num_threads: int) -> dict[str, Any
         "share_of_limit": digits(whole.images_per_s * limit.seconds()),
         "bound_by": bound_by,
         "bounds_ms": {name: digits(seconds * 1e3) for name, seconds in bounds.items()},
-        "overhead": digits(overhead) if bound_by == "model" else None,
+        "overhead": None if unknown else digits(overhead),
+        "overhead_unknown": unknown,
         "waiting_for_images_ms": digits(whole.waiting_s / whole.num_images * 1e3),
         "num_bad_images": len(whole.bad),
         "stages": stages(measured, limit, num_threads),
@@ -80,7 +86,7 @@ def stages(measured: Measured, limit: Limit, num_threads: int) -> list[dict[str,
         note = f"{num_steps} steps of {short(seconds / num_steps * 1e3)} ms" if num_steps else ""
         found.append(_stage(name, seconds / staged.num_images, limit_s, note))
     rest = staged.model_s - sum(staged.stages.values())
-    found.append(_stage("rest of the model", max(0.0, rest) / staged.num_images))
+    found.append(_stage("rest of the model", rest / staged.num_images))
     found.append(_stage("write", whole.write_s / whole.num_images))
     return found
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import gc
 import json
+import math
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
@@ -15,6 +16,7 @@ from pathlib import Path
 
 import torch
 
+from blip2cap.bench.budget import Budget
 from blip2cap.bench.machine import Decoding, synchroniser
 from blip2cap.bench.options import BenchOptions
 from blip2cap.engine.run import Engine, run
@@ -160,18 +162,22 @@ def run_once(loaded: Loaded, options: BenchOptions, refs: Sequence[ImageRef], fo
     return done
 
 
-def choose_count(loaded: Loaded, options: BenchOptions, copies: Sequence[ImageRef], folder: Path) -> int:
-    """Choose the number of images for a pass of a few seconds, by ever larger passes; this warms up the model."""
+def choose_count(loaded: Loaded, options: BenchOptions, copies: Sequence[ImageRef], folder: Path) -> tuple[int, float]:
+    """Choose the number of images for a pass of a few seconds, by ever larger passes; this warms up the model.
+
+    Return it with the seconds that an image takes.
+    """
     tried, fewest = 1, _FEWEST
-    run_once(loaded, options, copies[:1], folder)
     seconds = run_once(loaded, options, copies[:1], folder).seconds
+    if seconds < _PATIENCE_S:
+        seconds = run_once(loaded, options, copies[:1], folder).seconds
     while tried < len(copies) and seconds * (more := min(len(copies), _TIMES * tried)) < _PATIENCE_S:
         run_once(loaded, options, copies[:more], folder)
         seconds = run_once(loaded, options, copies[:more], folder).seconds / more
         tried = fewest = more
     unit = options.batch.batch_size or _UNIT
     count = max(fewest, min(_MOST, int(PASS_S / seconds)))
-    return count // unit * unit or count
+    return count // unit * unit or count, seconds
 
 
 def measure(
@@ -181,13 +187,23 @@ def measure(
     copies: Sequence[ImageRef],
     decoding: Decoding,
     folder: Path,
+    spare_s: float = math.inf,
 ) -> Measured:
-    """Warm up, then measure passes of both kinds in turns, so that the noise of the machine affects both."""
+    """Measure passes of both kinds in turns, so that the noise of the machine affects both.
+
+    They end early if the next two would take longer than what is left of `spare_s`. The model is warm on a CPU; on a
+    GPU, the sizes of its batches have to be met once.
+    """
     model = loaded.model
     on_cpu = model.device.type == "cpu"
-    run_once(loaded, options, copies[:_UNIT] if on_cpu else copies, folder)
-    alone, whole = [], []
+    ends = time.monotonic() + spare_s
+    if not on_cpu:
+        run_once(loaded, options, copies, folder)
+    alone: list[Pass] = []
+    whole: list[Pass] = []
     for _ in range(options.repeats):
+        if whole and time.monotonic() + alone[-1].seconds + whole[-1].seconds > ends:
+            break
         alone.append(run_once(loaded, options, copies, folder))
         whole.append(run_once(loaded, options, refs, folder))
     staged = median(alone)
@@ -201,14 +217,20 @@ def measure(
     return Measured(decoding=decoding, whole=tuple(whole), alone=tuple(alone), staged=staged)
 
 
-def sweep(loaded: Loaded, options: BenchOptions, refs: Sequence[ImageRef], folder: Path) -> dict[int, list[Pass]]:
+def sweep(
+    loaded: Loaded, options: BenchOptions, refs: Sequence[ImageRef], folder: Path, budget: Budget | None = None
+) -> dict[int, list[Pass]]:
     """Measure runs from files to rows with batch sizes 1, 2, 4, ... until larger ones are no faster.
 
-    Each size is warmed up first. A size for which memory is too small for any image ends the sweep.
+    Each size is warmed up first. A size for which memory is too small for any image ends the sweep, and one that would
+    exceed the budget.
     """
     found: dict[int, list[Pass]] = {}
-    batch_size, best, num_worse = 1, 0.0, 0
+    batch_size, best, num_worse, longest_s = 1, 0.0, 0, 0.0
     while batch_size <= min(len(refs), _LARGEST[loaded.model.device.type]) and num_worse < 2:
+        if budget is not None and 2 * longest_s > budget.left_s:
+            break
+        started = time.monotonic()
         sized = replace(options, batch=BatchOptions(batch_size=batch_size))
         warm = run_once(loaded, sized, refs[:batch_size], folder)
         if not warm.num_images:
@@ -219,6 +241,7 @@ def sweep(loaded: Loaded, options: BenchOptions, refs: Sequence[ImageRef], folde
         found[batch_size] = [run_once(loaded, sized, taken, folder) for _ in range(1 if is_long else options.repeats)]
         rate = median(found[batch_size]).images_per_s
         best = max(best, rate)
+        longest_s = max(longest_s, time.monotonic() - started)
         num_worse = num_worse + 1 if rate < _WORSE * best else 0
         if warm.seconds > _TOO_LONG_S:
             break

@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 import os
-import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import Annotated, Any
 
 import typer
@@ -15,47 +12,39 @@ from blip2cap import __version__
 from blip2cap.cli.bench import bench
 from blip2cap.cli.caption import caption
 from blip2cap.cli.export import run_export
+from blip2cap.cli.guard import fill_standard_descriptors, handle_errors
 from blip2cap.cli.options import EPILOG, PanelCommand
 from blip2cap.cli.show import show
 from blip2cap.cli.status import status
-from blip2cap.cli.terminal import clean
+from blip2cap.cli.terminal import write_out
 from blip2cap.cli.vqa import vqa
 
 SPIN_COUNT = "10000"
 """Number of polls of a waiting thread before it sleeps: about 10 us, enough for the next operation to arrive."""
-_USAGE_ERROR: Any = typer.BadParameter.__base__
-"""Error of typer for arguments that it cannot parse; older versions give it no public name."""
-
-
-@contextmanager
-def _clean_errors() -> Iterator[None]:
-    try:
-        yield
-    except _USAGE_ERROR as error:
-        error.message = clean(error.message)
-        raise
 
 
 class Commands(TyperGroup):
-    """The commands. Usage errors may repeat arguments, which are data: their messages are cleaned."""
+    """The commands. Whatever goes wrong in them, in their help or their arguments, is handled here."""
 
-    def get_help_option(self, ctx: Any) -> Any:
-        """Return the option --help. Without a default, typer imports pydantic to convert it: 0.1 s for every help."""
-        option = super().get_help_option(ctx)
-        if option is not None:
-            option.default = False
-        return option
+    def get_params(self, ctx: Any) -> list[Any]:
+        """Return the options. For a switch without a default, typer would import pydantic to convert it: 0.1 s."""
+        options = super().get_params(ctx)
+        for each in options:
+            if getattr(each, "is_flag", False):
+                each.default = False
+        return options
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
         """Parse the arguments before the command."""
+        fill_standard_descriptors()
         if not args:
             return super().parse_args(ctx, args)  # raises an error whose message is the help: nothing to clean
-        with _clean_errors():
+        with handle_errors():
             return super().parse_args(ctx, args)
 
     def invoke(self, ctx: Any) -> Any:
         """Run the command."""
-        with _clean_errors():
+        with handle_errors():
             return super().invoke(ctx)
 
 
@@ -63,7 +52,6 @@ app = typer.Typer(
     name="blip2cap",
     cls=Commands,
     no_args_is_help=True,
-    add_completion=False,
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
     context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110},
@@ -72,7 +60,7 @@ app = typer.Typer(
 
 def _print_version(given: bool) -> None:
     if given:
-        sys.stdout.write(f"blip2cap {__version__}\n")
+        write_out(f"blip2cap {__version__}\n")
         raise typer.Exit
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import itertools
 import json
 import os
@@ -15,11 +14,10 @@ from typing import Annotated, Any
 import typer
 
 from blip2cap import urls
-from blip2cap.cli.guard import handle_errors
 from blip2cap.cli.options import ReportOptions, option, option_of, with_options
 from blip2cap.cli.report import print_json
 from blip2cap.cli.signals import stop_on_signal
-from blip2cap.cli.terminal import clean, say, write_out
+from blip2cap.cli.terminal import clean, page, say
 from blip2cap.errors import InputError, OutputError, UsageError
 from blip2cap.jobs.job import no_image
 from blip2cap.options import BatchOptions, DecodeOptions, GenerateOptions, ModelOptions, SourceOptions
@@ -33,7 +31,6 @@ _MOST_IMAGES = 4096
 """Largest number of images of an INPUT without --limit: more improve no figure."""
 
 
-@handle_errors
 @with_options(
     only=[
         *("model", "dtype", "quantize", "device", "revision", "random_weights", "batch_size", "decode", "threads"),
@@ -47,7 +44,7 @@ def bench(
     decode: DecodeOptions,
     generate: GenerateOptions,
     report: ReportOptions,
-    inputs: Annotated[list[str] | None, option_of(SourceOptions, "inputs")] = None,
+    inputs: Annotated[list[str] | None, option("INPUT", "Folders or image files.", panel="Input", once=False)] = None,
     limit: Annotated[int | None, option_of(SourceOptions, "limit")] = None,
     questions: Annotated[
         list[str] | None,
@@ -70,6 +67,10 @@ def bench(
         bool, option("--baseline", "Run the plain transformers script on the same images too.", panel="Speed")
     ] = False,
     sweep: Annotated[bool, option("--sweep", "Measure batch sizes 1, 2, 4, ...", panel="Speed")] = False,
+    max_minutes: Annotated[
+        float,
+        option("--max-minutes N", "Time limit; stages are cut short or skipped to stay within it.", panel="Speed"),
+    ] = 10,
 ) -> None:
     """Measure images/s, by stage, and the share of the limit.
 
@@ -97,6 +98,7 @@ def bench(
         repeats=repeat,
         baseline=baseline,
         sweep=sweep,
+        max_minutes=max_minutes,
     )
     from blip2cap.bench.benchmark import Benchmark
 
@@ -110,7 +112,7 @@ def bench(
     if report.as_json:
         print_json(facts)
     elif not report.quiet:
-        write_out(_page(facts))
+        _print_page(facts)
     if facts["figures"]["num_bad_images"]:
         raise typer.Exit(_SOME_FAILED)
 
@@ -146,43 +148,36 @@ def _check_writable(out: Path) -> None:
         raise OutputError(f"--out {out}: no permission to write it. Use another --out.")
 
 
-def _page(facts: Mapping[str, Any]) -> str:
-    """Lay out the results for people: the machine, the stages as a table, sentences, the sweep as bars."""
-    from rich import box
-    from rich.console import Console
+def _print_page(facts: Mapping[str, Any]) -> None:
+    """Print the results for people: the speed, the machine, the stages as a table, sentences, the sweep as bars."""
     from rich.table import Table
 
-    from blip2cap.bench.page import bars, header, sentences, table
+    from blip2cap.bench.page import answers, bars, header, sentences, table
 
-    page = io.StringIO()  # rich itself would end the process with code 1 when `| head` closes the pipe
-    encoding = getattr(sys.stdout, "encoding", None) or "ascii"
-    beyond_ascii = encoding.lower().startswith("utf")
-    console = Console(
-        file=page,
-        force_terminal=sys.stdout is not None and sys.stdout.isatty(),
-        markup=False,
-        highlight=False,
-        emoji=False,
-    )
-    for line in header(facts):
-        console.print(clean(line), style="dim")
-    stages = Table(box=box.HEAVY_HEAD if beyond_ascii else box.ASCII)
-    for name in ("stage", "ms/image", "least", "of limit"):
-        stages.add_column(name, justify="left" if name == "stage" else "right", no_wrap=True)
-    stages.add_column("")
-    *rows, last = table(facts)
-    for row in rows:
-        stages.add_row(*row)
-    stages.add_section()
-    stages.add_row(*last, style="bold")
-    console.print(stages)
-    words = Table.grid(padding=(0, 2))
-    words.add_column(no_wrap=True, style="bold")
-    for word, text in sentences(facts):
-        words.add_row(word, text)
-    console.print(words)
-    if facts.get("sweep"):
+    def grid(pairs: list[tuple[str, str]]) -> Table:
+        words = Table.grid(padding=(0, 2))
+        words.add_column(no_wrap=True, style="bold")
+        for word, text in pairs:
+            words.add_row(word, clean(text))
+        return words
+
+    with page() as console:
+        console.print(grid(answers(facts)))
         console.print()
-        console.print(bars(facts["sweep"], width=min(80, console.width), blocks=beyond_ascii), end="")
-    lines = (line.rstrip() + "\n" for line in page.getvalue().splitlines())
-    return "".join(lines).encode(encoding, "backslashreplace").decode(encoding)
+        for line in header(facts):
+            console.print(clean(line), style="dim")
+        stages = Table()
+        for name in ("stage", "ms/image", "least", "of limit"):
+            stages.add_column(name, justify="left" if name == "stage" else "right", no_wrap=True)
+        stages.add_column("")
+        *rows, last = table(facts)
+        for row in rows:
+            stages.add_row(*row)
+        stages.add_section()
+        stages.add_row(*last, style="bold")
+        console.print(stages)
+        console.print(grid(sentences(facts)))
+        if facts.get("sweep"):
+            console.print()
+            blocks = console.encoding.startswith("utf")
+            console.print(bars(facts["sweep"], width=min(80, console.width), blocks=blocks), end="")

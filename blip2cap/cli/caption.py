@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from typing import Annotated
 
-from blip2cap.cli.guard import handle_errors
 from blip2cap.cli.options import ReportOptions, option, with_options
 from blip2cap.cli.run import start
 from blip2cap.jobs.job import Job
@@ -20,7 +19,6 @@ from blip2cap.options import (
 from blip2cap.tasks.caption import Caption
 
 
-@handle_errors
 @with_options(without=["random_weights"])
 def caption(
     source: SourceOptions,

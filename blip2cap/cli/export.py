@@ -12,7 +12,6 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from blip2cap.cli.guard import handle_errors
 from blip2cap.cli.terminal import clean, discard, say, write_out
 from blip2cap.errors import OutputError, UsageError
 from blip2cap.outputs.export.options import APPLY, EXISTING, ExportOptions, parse_affixes
@@ -30,7 +29,6 @@ _MAX_PRINTED = 20
 _option = functools.partial(typer.Option, show_default=False)
 
 
-@handle_errors
 def run_export(
     results: Annotated[
         str,

@@ -133,6 +133,8 @@ def _typer_option(its_flag: Flag, *, once: bool, **settings: Any) -> Any:
     settings |= {"help": its_flag.help, "rich_help_panel": its_flag.panel, "metavar": its_flag.metavar or None}
     if not its_flag.names:
         return typer.Argument(show_default=False, **settings)
+    if its_flag.choices:
+        settings["autocompletion"] = lambda: list(its_flag.choices)
     variable = f"BLIP2CAP_{its_flag.long_name.replace('-', '_').upper()}" if once else None
     return typer.Option(*its_flag.names, envvar=variable, show_envvar=False, **settings)
 

@@ -2,19 +2,15 @@
 
 from __future__ import annotations
 
-import io
 import itertools
-import sys
 from typing import Annotated
 
 import typer
 
-from blip2cap.cli.guard import handle_errors
-from blip2cap.cli.terminal import clean, write_out
+from blip2cap.cli.terminal import clean, encodable, page
 from blip2cap.rows import FLOAT, INTEGER, STRING, Row
 
 
-@handle_errors
 def show(
     results: Annotated[
         str,
@@ -23,7 +19,6 @@ def show(
     limit: Annotated[int, typer.Option("--limit", min=1, metavar="N", help="At most N rows.")] = 50,
 ) -> None:
     """Show the rows of an output as a table."""
-    from rich.console import Console
     from rich.table import Table
 
     from blip2cap.outputs.open import open_rows
@@ -35,19 +30,11 @@ def show(
     table = Table(*columns, "status")
     for row in rows:
         status = "ok" if row.status == "ok" else f"{row.status}: {row.error}"
-        table.add_row(*(_cell(row[name]) for name in columns), clean(status))
-    page = io.StringIO()  # rich itself would end the process with code 1 when `| head` closes the pipe
-    console = Console(
-        file=page,
-        force_terminal=sys.stdout is not None and sys.stdout.isatty(),
-        markup=False,
-        highlight=False,
-        emoji=False,
-    )
-    console.print(table if rows else f"{clean(results)} has no rows yet.")
-    if num_more:
-        console.print(f"... and {num_more} more rows; --limit shows more.")
-    write_out(page.getvalue())
+        table.add_row(*(_cell(row[name]) for name in columns), _cell(status))
+    with page() as console:
+        console.print(table if rows else f"{clean(results)} has no rows yet.")
+        if num_more:
+            console.print(f"... and {num_more} more rows; --limit shows more.")
 
 
 def _shown(row: Row) -> list[str]:
@@ -58,4 +45,10 @@ def _shown(row: Row) -> list[str]:
 
 
 def _cell(value: object) -> str:
-    return clean(value) if isinstance(value, str) else f"{value:.4g}" if isinstance(value, float) else str(value)
+    return (
+        encodable(clean(value))
+        if isinstance(value, str)
+        else f"{value:.4g}"
+        if isinstance(value, float)
+        else str(value)
+    )

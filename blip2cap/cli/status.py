@@ -7,7 +7,6 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from blip2cap.cli.guard import handle_errors
 from blip2cap.cli.report import print_json
 from blip2cap.cli.terminal import clean, write_out
 
@@ -18,7 +17,6 @@ _NOT_ALL_OK = 3
 _SHOWN = ("command", "model", "dtype", "quantize", "prompt", "template")
 
 
-@handle_errors
 def status(
     out: Annotated[str, typer.Argument(metavar="OUT", help="A .jsonl or .parquet output, or a folder of parts.")],
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,

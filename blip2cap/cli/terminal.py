@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import errno
+import io
 import os
 import sys
 import unicodedata
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import TextIO
+from typing import TYPE_CHECKING, TextIO
 
 from blip2cap.errors import OutputError
+
+if TYPE_CHECKING:
+    from rich.console import Console
 
 _CONTROL = {"Cc", "Cf", "Cs", "Co", "Cn", "Zl", "Zp"}
 """Unicode categories: control, format (bidi overrides, zero width), surrogate, private, unassigned, line separators."""
@@ -34,11 +38,11 @@ def say(text: str) -> None:
 
 @contextmanager
 def lost_terminal() -> Iterator[None]:
-    """Ignore that the terminal was closed: nobody reads the messages of the run, but its rows are wanted."""
+    """Ignore that the terminal was closed, or the disk of a log is full: the rows of the run are still wanted."""
     try:
         yield
     except OSError as error:
-        if error.errno != errno.EIO:
+        if error.errno not in (errno.EIO, errno.ENOSPC):
             raise
         discard(sys.stderr)
 
@@ -50,14 +54,38 @@ def discard(stream: TextIO) -> None:
     os.close(null)
 
 
+def encodable(text: str) -> str:
+    """Replace every character that stdout cannot encode by a backslash escape."""
+    encoding = getattr(sys.stdout, "encoding", None) or "utf-8"
+    return text.encode(encoding, "backslashreplace").decode(encoding)
+
+
+@contextmanager
+def page() -> Iterator[Console]:
+    """Return a console of rich; what it prints is written to stdout at the end of the block.
+
+    Frames are in ASCII where stdout is not Unicode.
+    """
+    from rich.console import Console
+
+    class Page(io.StringIO):
+        encoding = getattr(sys.stdout, "encoding", None) or "utf-8"
+
+    file = Page()  # rich itself would end the process with code 1 when `| head` closes the pipe
+    on_terminal = sys.stdout is not None and sys.stdout.isatty()
+    yield Console(file=file, force_terminal=on_terminal, markup=False, highlight=False, emoji=False)
+    write_out("".join(line.rstrip() + "\n" for line in file.getvalue().splitlines()))
+
+
 def write_out(text: str) -> None:
     """Write to stdout. Raises OutputError if it is closed or full, BrokenPipeError if its reader has closed it."""
     if sys.stdout is None:
         raise OutputError("standard output is closed.")
     try:
-        sys.stdout.write(text)
+        sys.stdout.write(encodable(text))
         sys.stdout.flush()
     except BrokenPipeError:
         raise
     except OSError as error:
+        discard(sys.stdout)  # Python would try again at exit
         raise OutputError(f"standard output cannot be written: {error.strerror}.") from error

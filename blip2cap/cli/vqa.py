@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import Annotated
 
 from blip2cap.cli.config import read_questions
-from blip2cap.cli.guard import handle_errors
 from blip2cap.cli.options import ReportOptions, option, with_options
 from blip2cap.cli.run import start
 from blip2cap.errors import UsageError
@@ -24,7 +23,6 @@ from blip2cap.options import (
 from blip2cap.tasks.vqa import Vqa
 
 
-@handle_errors
 @with_options(without=["random_weights", "num_captions"], out="answers.jsonl", max_new_tokens=ANSWER_NEW_TOKENS)
 def vqa(
     source: SourceOptions,

@@ -5,6 +5,7 @@ Refused, with the reason: folders without safetensors, with code of their own, o
 
 from __future__ import annotations
 
+import difflib
 import hashlib
 import importlib.metadata
 from collections.abc import Callable
@@ -41,8 +42,11 @@ def find(options: ModelOptions, *, say: Callable[[str], None] = lambda line: Non
     if folder.is_dir():
         return _check(str(folder.resolve()), folder, _fingerprint(folder))
     if options.name.startswith((".", "/", "~")) or options.name.count("/") != 1:
+        known = {"tiny": "tiny"} | {path.stem: f"Salesforce/{path.stem}" for path in KNOWN.glob("*.json")}
+        close = difflib.get_close_matches(options.name.lower(), known, 1)
+        meant = f" Did you mean {known[close[0]]}?" if close else ""
         raise ModelError(
-            f"--model {options.name}: no such folder. Expected `tiny`, a folder with config.json, "
+            f"--model {options.name}: no such folder.{meant} Expected `tiny`, a folder with config.json, "
             f"or a hub id like Salesforce/blip2-opt-2.7b. {HINT}"
         )
     cached = hub.find_cached(options)

@@ -43,6 +43,8 @@ class Source:
         self.patterns = Patterns(options)
         self.inputs = tuple(name for given in options.inputs for name in _expanded(given))
         for given in (*self.inputs, *options.files_from):
+            if given == "-" and stdin is None and sys.stdin is None:
+                raise InputError("-: standard input is closed. Expected paths on it; give a folder or image files.")
             if given != "-" and not urls.scheme(given) and not os.path.exists(given):
                 raise InputError(f"{given}: no such file or folder. Paths are relative to {os.getcwd()}.")
         for given in options.files_from:
