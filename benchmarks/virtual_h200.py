@@ -16,7 +16,7 @@ import sys
 import time
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -29,8 +29,8 @@ from blip2cap.decode.image import Decoded
 from blip2cap.engine.read_ahead import in_batches
 from blip2cap.engine.run import Engine, run
 from blip2cap.models.base import Checkpoint
-from blip2cap.models.blip2 import beams, cache, search, text_session
-from blip2cap.models.blip2.cache import Cache
+from blip2cap.models.blip2 import beams, search, text_session
+from blip2cap.models.blip2.cache import Cache, CacheAllocator
 from blip2cap.models.blip2.stream import TextRow, Tokens
 from blip2cap.options import BatchOptions, DecodeOptions, GenerateOptions
 from blip2cap.records import Generated, ImageRef
@@ -60,10 +60,8 @@ class Costs:
     choose: float = 0.1e-3
     choose_beams: float = 0.3e-3
     choose_beams_row: float = 1.2e-6
-    move: float = 20e-6
-    """Copying one row of the cache to another slot."""
-    copy_position: float = 327_680 * 4 / 4e12
-    """Copying one position of one row to a buffer and back, at 4 TB/s."""
+    move: float = 327_680 * 2 * 2 / 4e12
+    """Copying one position of one row of the cache to a buffer and back, at 4 TB/s."""
     launch_vision: float = 3.5e-3
     """Host: 442 operations."""
     launch_qformer: float = 4.5e-3
@@ -138,37 +136,31 @@ CLOCK = Clock(COSTS)
 class VirtualCache(Cache):
     """A cache whose copies take time."""
 
-    def copy_rows(self, source: Cache, rows: slice, to: slice) -> None:
-        moved = rows.stop - rows.start
-        CLOCK.launch(CLOCK.costs.launch_move, CLOCK.costs.move * moved)
-        super().copy_rows(source, rows, to)
-
-    def reorder(self, rows_N: torch.Tensor, begin: int, end: int) -> None:
-        CLOCK.launch(20e-6, CLOCK.costs.copy_position * len(rows_N) * (end - begin))
-        super().reorder(rows_N, begin, end)
+    def move_rows(self, sources_N: torch.Tensor, targets_N: torch.Tensor) -> None:
+        CLOCK.launch(CLOCK.costs.launch_move, CLOCK.costs.move * self.length * len(sources_N))
+        super().move_rows(sources_N, targets_N)
 
 
-class VirtualDecoder:
+class VirtualDecoder(CacheAllocator):
     """Ends the text of an image after as many tokens as its features say; knows a row from its cache only."""
 
     def __init__(self, shapes: Shapes, greedy_length: int) -> None:
+        super().__init__(torch.zeros(()))
         self.shapes, self.greedy_length = shapes, greedy_length
-        self.graphs: set[int] = set()
 
     def num_given(self, num_prefix: int) -> int:
         return num_prefix
 
-    def forget(self) -> None:
-        self.graphs = set()
-
-    def bytes_per_row(self, num_prefix: int, max_new_tokens: int) -> int:
+    def bytes_per_row(self, num_prefix: int, max_new_tokens: int, num_beams: int = 1) -> int:
         return 1
 
-    def new_cache(self, num_rows: int, num_prefix: int, max_new_tokens: int) -> Cache:
-        self.forget()
-        CLOCK.launch(1e-3, 327_680 * self.greedy_length * num_rows / 2e12)
-        zeros = torch.zeros((1, 2, num_rows, 1, num_prefix + max_new_tokens, 1))
-        return VirtualCache(own_L2RHSK=zeros)
+    def new_cache(self, num_rows: int, num_prefix: int, max_new_tokens: int, num_beams: int = 1) -> Cache:
+        length = num_prefix + max_new_tokens * num_beams
+        CLOCK.launch(1e-3, 327_680 * length * num_rows / 2e12)
+        cache = VirtualCache.allocate(
+            self._like, num_layers=1, num_rows=num_rows, num_heads=1, head_size=1, length=length, num_beams=num_beams
+        )
+        return cache
 
     def prefill(
         self,
@@ -177,29 +169,23 @@ class VirtualDecoder:
         prompts: Sequence[torch.Tensor],
         cache: Cache,
         first_row: int,
-        num_beams: int = 1,
     ) -> torch.Tensor:
         num_texts = len(image_of_N)
-        CLOCK.wait()  # for the copy of the ids to the device
         self.shapes.prefill[num_texts] += 1
         CLOCK.launch(CLOCK.costs.launch_prefill, CLOCK.costs.prefill * num_texts)
-        lengths_N = image_IQD[image_of_N, 0, 0]
-        rows = slice(first_row, first_row + num_texts * num_beams)
-        cache.own_L2RHSK[0, 0, rows, 0, 0, 0] = lengths_N.repeat_interleave(num_beams)
+        lengths_N, rows = image_IQD[image_of_N, 0, 0], slice(first_row, first_row + num_texts)
+        cache.own_L2RHSK[0, 0, rows, 0, 0, 0] = lengths_N
+        cache.start(rows, 32 + _PROMPT)
         return _logits(lengths_N, torch.zeros(num_texts))
 
-    def step(self, ids_N: torch.Tensor, positions_N: torch.Tensor, cache: Cache, length: int) -> torch.Tensor:
-        num_rows, costs = len(ids_N), CLOCK.costs
-        if num_rows not in self.graphs:
-            self.graphs.add(num_rows)
-            self.shapes.captures[num_rows] += 1
-            CLOCK.wait()
-            CLOCK.host += costs.capture
+    def step(self, ids_N: torch.Tensor, positions_M: torch.Tensor, cache: Cache, length: int) -> torch.Tensor:
+        num_rows, num_texts, costs = len(ids_N), len(positions_M), CLOCK.costs
         self.shapes.step[num_rows] += 1
-        read = costs.step_cache * num_rows * cache.length / self.greedy_length
+        read = costs.step_cache * num_texts * cache.length / self.greedy_length
         CLOCK.launch(costs.launch_step, costs.step + costs.step_row * num_rows + read)
-        own = cache.own_L2RHSK[0, :, :num_rows, 0, 0, 0]
-        return _logits(own[0], positions_N - (32 + _PROMPT) + 1)
+        cache.next_indices(positions_M)
+        lengths_M, num_chosen_M = cache.own_L2RHSK[0, 0, :num_texts, 0, 0, 0], positions_M - (32 + _PROMPT) + 1
+        return _logits(*(each.repeat_interleave(cache.num_beams) for each in (lengths_M, num_chosen_M)))
 
 
 def _logits(lengths_N: torch.Tensor, num_chosen_N: torch.Tensor) -> torch.Tensor:
@@ -216,7 +202,7 @@ class VirtualModel:
 
     checkpoint = Checkpoint(name="virtual", folder=Path(), commit="", family="opt", config={})
     dtype, quantize, fallback_reason = "bfloat16", None, ""
-    on_cpu, graphs, check_every = False, False, 2
+    on_cpu, reads_late = False, True
     num_query_tokens, num_positions = 32, None
     device = torch.device("cpu")
 
@@ -224,7 +210,17 @@ class VirtualModel:
         self.watch, self.shapes = Stopwatch(), Shapes()
         self.decoder = VirtualDecoder(self.shapes, 32 + _PROMPT + options.max_new_tokens)
         config = SimpleNamespace(eos_token_id=_END)
+        self.workspaces = text_session.Workspaces()
         self.network = SimpleNamespace(language_model=SimpleNamespace(generation_config=config))
+
+    def start_capture(self) -> Any:
+        def capture(step: Any) -> Any:
+            self.shapes.captures[len(step.args[0])] += 1
+            CLOCK.wait()
+            CLOCK.host += CLOCK.costs.capture
+            return step
+
+        return capture
 
     @property
     def image_input(self) -> Any:
@@ -240,11 +236,10 @@ class VirtualModel:
         CLOCK.wait()
 
     def encode(self, images: Sequence[Any]) -> torch.Tensor:
-        num_images, costs = len(images), CLOCK.costs
+        num_images, costs = min(1 << (len(images) - 1).bit_length(), 128), CLOCK.costs  # with those it is filled up by
         self.shapes.vision[num_images] += 1
-        CLOCK.host += costs.stack * num_images
+        CLOCK.host += costs.stack * len(images)
         CLOCK.launch(costs.launch_vision, costs.vision * num_images)
-        CLOCK.wait()  # for a mask of ones, which is read
         CLOCK.launch(costs.launch_qformer, costs.qformer * num_images)
         return torch.tensor([float(content[0]) for content in images]).view(-1, 1, 1)
 
@@ -297,46 +292,43 @@ class VirtualSink:
         """Do nothing: there is no manifest."""
 
 
+class VirtualCopy:
+    """A copy to the host, which the host may wait for while the device computes what came after it."""
+
+    def __init__(self, values: torch.Tensor) -> None:
+        self.values, self.done_at = values.clone(), CLOCK.device
+
+    def tolist(self) -> list[Any]:
+        CLOCK.host = max(CLOCK.host, self.done_at) + 20e-6
+        return self.values.tolist()
+
+
 @contextmanager
 def virtual_time(costs: Costs) -> Iterator[None]:
-    """Let every read from the device wait for it, every choice take time, and every clock show the host's time."""
-    kept = time.perf_counter, time.monotonic, search.Greedy.read, search.Greedy.choose, beams.Beams.choose
-    finished, results = beams.Beams.finished, beams.Beams.results
-    most = text_session._MAX_CPU
+    """Let copies to the host and choices take time, and every clock show the host's time."""
     CLOCK.costs, CLOCK.host, CLOCK.device, CLOCK.busy = costs, 0.0, 0.0, 0.0
+    with ExitStack() as stack:
 
-    def waiting(method: Any, num_reads: int) -> Any:
-        def wrapped(*arguments: Any) -> Any:
-            for _ in range(num_reads):
-                CLOCK.wait()
-                CLOCK.host += 20e-6
-            return method(*arguments)
+        def replace(owner: Any, name: str, value: Any) -> None:
+            stack.callback(setattr, owner, name, getattr(owner, name))
+            setattr(owner, name, value)
 
-        return wrapped
+        def choosing(search_class: Any, host_s: float, device_s: float, row_s: float) -> None:
+            choose = search_class.choose
 
-    def choosing(method: Any, with_beams: bool) -> Any:
-        def wrapped(self: Any, scores_NV: torch.Tensor, first: int) -> Any:
-            if with_beams:
-                device_s = costs.choose_beams + costs.choose_beams_row * len(scores_NV)
-                CLOCK.launch(costs.launch_choose_beams, device_s)
-            else:
-                CLOCK.launch(costs.launch_choose, costs.choose)
-            return method(self, scores_NV, first)
+            def chosen(self: Any, scores_NV: torch.Tensor, first: int) -> Any:
+                CLOCK.launch(host_s, device_s + row_s * len(scores_NV))
+                return choose(self, scores_NV, first)
 
-        return wrapped
+            replace(search_class, "choose", chosen)
 
-    try:
-        time.perf_counter = time.monotonic = lambda: CLOCK.host
-        search.Greedy.read = waiting(search.Greedy.read, 1)  # type: ignore[method-assign]
-        search.Greedy.choose = choosing(search.Greedy.choose, False)  # type: ignore[method-assign]
-        beams.Beams.choose = choosing(beams.Beams.choose, True)  # type: ignore[method-assign]
-        beams.Beams.finished = waiting(beams.Beams.finished, 1)  # type: ignore[method-assign]
-        beams.Beams.results = waiting(beams.Beams.results, 2)  # type: ignore[method-assign]
-        text_session._MAX_CPU = text_session._MAX_GPU
+        for name in ("perf_counter", "monotonic"):
+            replace(time, name, lambda: CLOCK.host)
+        for module in (search, beams):
+            replace(module, "HostCopy", VirtualCopy)
+        choosing(search.Greedy, costs.launch_choose, costs.choose, 0.0)
+        choosing(beams.Beams, costs.launch_choose_beams, costs.choose_beams, costs.choose_beams_row)
         yield
-    finally:
-        time.perf_counter, time.monotonic, search.Greedy.read, search.Greedy.choose, beams.Beams.choose = kept  # type: ignore[method-assign]
-        beams.Beams.finished, beams.Beams.results, text_session._MAX_CPU = finished, results, most  # type: ignore[method-assign]
 
 
 def lengths_of_texts(num_images: int, spread: bool) -> list[int]:
