@@ -137,6 +137,7 @@ class VirtualCache(Cache):
     """A cache whose copies take time."""
 
     def move_rows(self, sources_N: torch.Tensor, targets_N: torch.Tensor) -> None:
+        """Copy rows, after two launches."""
         CLOCK.launch(CLOCK.costs.launch_move, CLOCK.costs.move * self.length * len(sources_N))
         super().move_rows(sources_N, targets_N)
 
@@ -149,18 +150,20 @@ class VirtualDecoder(CacheAllocator):
         self.shapes, self.greedy_length = shapes, greedy_length
 
     def num_given(self, num_prefix: int) -> int:
+        """Return the length of the prefix."""
         return num_prefix
 
     def bytes_per_row(self, num_prefix: int, max_new_tokens: int, num_beams: int = 1) -> int:
+        """Return hardly anything: everything fits."""
         return 1
 
     def new_cache(self, num_rows: int, num_prefix: int, max_new_tokens: int, num_beams: int = 1) -> Cache:
+        """Allocate a tiny cache; clearing a real one takes its time."""
         length = num_prefix + max_new_tokens * num_beams
         CLOCK.launch(1e-3, 327_680 * length * num_rows / 2e12)
-        cache = VirtualCache.allocate(
+        return VirtualCache.allocate(
             self._like, num_layers=1, num_rows=num_rows, num_heads=1, head_size=1, length=length, num_beams=num_beams
         )
-        return cache
 
     def prefill(
         self,
@@ -170,6 +173,7 @@ class VirtualDecoder(CacheAllocator):
         cache: Cache,
         first_row: int,
     ) -> torch.Tensor:
+        """Remember how long the texts will be; return their first logits."""
         num_texts = len(image_of_N)
         self.shapes.prefill[num_texts] += 1
         CLOCK.launch(CLOCK.costs.launch_prefill, CLOCK.costs.prefill * num_texts)
@@ -179,6 +183,7 @@ class VirtualDecoder(CacheAllocator):
         return _logits(lengths_N, torch.zeros(num_texts))
 
     def step(self, ids_N: torch.Tensor, positions_M: torch.Tensor, cache: Cache, length: int) -> torch.Tensor:
+        """Return the logits of an end or of another token."""
         num_rows, num_texts, costs = len(ids_N), len(positions_M), CLOCK.costs
         self.shapes.step[num_rows] += 1
         read = costs.step_cache * num_texts * cache.length / self.greedy_length
@@ -214,6 +219,8 @@ class VirtualModel:
         self.network = SimpleNamespace(language_model=SimpleNamespace(generation_config=config))
 
     def start_capture(self) -> Any:
+        """Count captures."""
+
         def capture(step: Any) -> Any:
             self.shapes.captures[len(step.args[0])] += 1
             CLOCK.wait()
@@ -224,18 +231,22 @@ class VirtualModel:
 
     @property
     def image_input(self) -> Any:
+        """Do without: images come decoded."""
         raise NotImplementedError
 
     def check(self, options: GenerateOptions) -> None:
         """Accept all options."""
 
     def current(self) -> Any:
+        """Do nothing: there is no GPU."""
         return nullcontext()
 
     def wait(self) -> None:
+        """Let the host wait."""
         CLOCK.wait()
 
     def encode(self, images: Sequence[Any]) -> torch.Tensor:
+        """Return the length of the text of each image as its features."""
         num_images, costs = min(1 << (len(images) - 1).bit_length(), 128), CLOCK.costs  # with those it is filled up by
         self.shapes.vision[num_images] += 1
         CLOCK.host += costs.stack * len(images)
@@ -244,18 +255,23 @@ class VirtualModel:
         return torch.tensor([float(content[0]) for content in images]).view(-1, 1, 1)
 
     def start_texts(self, options: GenerateOptions, *, capacity: int | None) -> Any:
+        """Open a real session."""
         return text_session.TextSession(self, options, capacity=capacity)  # type: ignore[arg-type]
 
     def tokenise(self, text: str) -> Tokens:
+        """Return a short prompt."""
         return Tokens(ids=[0] * _PROMPT, qformer_ids=[])
 
     def image_embeddings(self, rows: Sequence[TextRow]) -> tuple[torch.Tensor, torch.Tensor]:
+        """Return the features of each row."""
         return torch.stack([row.image for row in rows]), torch.arange(len(rows))
 
     def given_ids(self, tokens: Tokens) -> list[int]:
+        """Return the ids of image and prompt."""
         return [0] * self.num_query_tokens + tokens.ids
 
     def read_text(self, ids: list[int]) -> Generated:
+        """Return any text; decoding it takes the host a while."""
         CLOCK.host += CLOCK.costs.detokenise
         return Generated(text="x", num_tokens=len(ids), finish_reason="stop")
 
@@ -267,6 +283,7 @@ class VirtualImages:
         self.lengths, self.size = lengths, batch.images()
 
     def batches(self, *, on_cpu: bool, stopped: Any) -> Iterator[Any]:
+        """Yield batches."""
         return in_batches(self._items(), lambda: self.size.size)
 
     def _items(self) -> Iterator[Any]:
@@ -285,6 +302,7 @@ class VirtualSink:
     num_rows = 0
 
     def write(self, rows: Any) -> None:
+        """Count rows."""
         self.num_rows += len(rows)
         CLOCK.host += CLOCK.costs.row * len(rows) + CLOCK.costs.write
 
@@ -299,6 +317,7 @@ class VirtualCopy:
         self.values, self.done_at = values.clone(), CLOCK.device
 
     def tolist(self) -> list[Any]:
+        """Wait, and return the values."""
         CLOCK.host = max(CLOCK.host, self.done_at) + 20e-6
         return self.values.tolist()
 

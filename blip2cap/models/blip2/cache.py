@@ -255,18 +255,16 @@ class Slots:
     def compact(self, num_used: int, ended: Sequence[int]) -> list[int]:
         """Free the slots of ended texts; return the old number of each slot still in use."""
         assert self.cache is not None
-        gone = set(ended)
-        num_left = num_used - len(gone)
-        order = list(range(num_left))
-        moved = [slot for slot in range(num_left, num_used) if slot not in gone]
-        holes = [slot for slot in range(num_left) if slot in gone]
-        for hole, slot in zip(holes, reversed(moved), strict=True):
-            order[hole] = slot
-        if moved:
-            pairs_2N = to_device([[order[hole] for hole in holes], holes], self.positions_R.device)
-            for sources_N, targets_N in zip(*(each.split(_MOST_MOVED) for each in pairs_2N), strict=True):
-                self.cache.move_rows(sources_N, targets_N)
-            sources_N, targets_N = pairs_2N
+        order = list(range(num_used))
+        for slot in sorted(ended, reverse=True):
+            last = order.pop()
+            if slot < len(order):
+                order[slot] = last
+        moves = [(source, target) for target, source in enumerate(order) if source != target]
+        if moves:
+            sources_N, targets_N = to_device(moves, self.positions_R.device).unbind(1)
+            for some in zip(sources_N.split(_MOST_MOVED), targets_N.split(_MOST_MOVED), strict=True):
+                self.cache.move_rows(*some)
             self.ids_RB[targets_N], self.positions_R[targets_N] = self.ids_RB[sources_N], self.positions_R[sources_N]
-        self.free(num_left)
+        self.free(len(order))
         return order
