@@ -27,8 +27,8 @@ PEERS = ((PLAIN, 64, 256, 1), (TUNED, 256, 2048, 2), (PLAIN, 256, 512, 1), (TUNE
 NEW_TOKENS = 12
 NUM_IMAGES, NUM_LARGE = 4096, 256
 LADDER: dict[str, dict[str, Any]] = {
-    "without_cuda_graphs": {"switches": {"graphs": False}},
-    "looking_for_ends_at_every_step": {"switches": {"check_every": 1}},
+    "without_cuda_graphs": {"switches": {"start_capture": None}},
+    "waiting_for_every_step": {"switches": {"reads_late": False}},
     "exact_decoding": {"decode": "exact"},
     "one_decoding_thread": {"threads": 1},
     **{f"{count}_texts_at_once": {"capacity": count} for count in (64, 128, 256, 512)},

@@ -63,7 +63,7 @@ class Job:
     decode: str = "fast"
     threads: int = 0
     switches: Mapping[str, Any] = field(default_factory=dict)
-    """Attributes of the model for as long as the job lasts, as {"graphs": False}."""
+    """Attributes of the model for as long as the job lasts, as {"reads_late": False}."""
 
     def options(self, model: ModelOptions) -> BenchOptions:
         """Return the same as options of a benchmark."""

@@ -31,6 +31,12 @@ class BatchSize:
         self._previous = 0.0
         self._rates: list[float] = []
 
+    def settle(self) -> None:
+        """Take the largest size without measuring; a given size stays."""
+        if not self.settled:
+            self.size = self._largest = self.most
+            self.settled = True
+
     def measured(self, num_items: int, seconds: float) -> None:
         """Record the time of one batch; batches smaller than the current size do not count."""
         if self.settled or num_items < self.size:

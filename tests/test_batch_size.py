@@ -63,3 +63,16 @@ def test_what_had_no_room_is_never_tried_again_unless_one_item_was_to_blame() ->
     assert size.size == 1
     size.restore()
     assert size.size == 4
+
+
+def test_a_size_that_is_not_to_be_measured_is_the_largest_and_still_shrinks() -> None:
+    size, given = BatchSize(4, 128), BatchSize(4)
+    for each in (size, given):
+        each.settle()
+        assert each.settled
+    assert (size.size, given.size) == (128, 4)
+    size.too_large(128)
+    size.restore()
+    assert size.size == 128
+    size.too_large(128)
+    assert size.size == 64

@@ -56,11 +56,11 @@ def test_batch_sizes_of_the_vision_encoder_and_the_decoder_can_differ(drawn: str
 
 def test_switches_of_a_job_last_as_long_as_the_job(drawn: str) -> None:
     model = loaded_tiny().model
-    before, watch = (model.watch, model.check_every), Stopwatch()
-    facts = measured(drawn, num_images=2, switches={"watch": watch, "check_every": 5}, decode="exact", threads=1)
+    before, watch = (model.watch, model.reads_late), Stopwatch()
+    facts = measured(drawn, num_images=2, switches={"watch": watch, "reads_late": True}, decode="exact", threads=1)
     assert facts["rows"] == 2
     assert facts["counts"] == watch.counts
-    assert (model.watch, model.check_every) == before
+    assert (model.watch, model.reads_late) == before
     with pytest.raises(AttributeError, match="colour"):
         measured(drawn, switches={"colour": "red"})
 

@@ -21,7 +21,7 @@ from blip2cap.tasks.base import Worklist
 from blip2cap.tasks.caption import Caption
 from blip2cap.tasks.vqa import Vqa
 from tests.commands import draw_scenes, names_below
-from tests.fakes import FakeModel, ListSink
+from tests.fakes import FakeModel, FakeSession, ListSink
 
 
 def do(
@@ -268,3 +268,31 @@ def test_an_output_that_fails_ends_the_run_and_its_threads(folder: Path) -> None
     with pytest.raises(OutputError):
         do(folder, FakeModel(), sink=Full(), batch_size=1)
     assert not [thread for thread in threading.enumerate() if thread.name.startswith("decode")]
+
+
+def test_a_gpu_begins_with_the_largest_batch(folder: Path) -> None:
+    model = FakeModel()
+    model.on_cpu = False
+    _, summary = do(folder, model, batch_size=None)
+    assert (summary.batch_size, model.encode_sizes) == (128, [10])
+
+
+@pytest.mark.parametrize(("on_cpu", "num_pending"), [(True, [0, 0, 0, 0]), (False, [0, 3, 3, 3])])
+def test_for_a_gpu_one_batch_is_encoded_before_there_is_capacity_for_its_texts(
+    folder: Path, on_cpu: bool, num_pending: list[int]
+) -> None:
+    seen: list[int] = []
+
+    class Watching(FakeModel):
+        def encode(self, images: Sequence[Pixels]) -> list[str]:
+            seen.append(len(self.session.waiting))
+            return super().encode(images)
+
+        def start_texts(self, options: GenerateOptions, *, capacity: int | None) -> FakeSession:
+            self.session = super().start_texts(options, capacity=capacity)
+            return self.session
+
+    model = Watching(num_steps=lambda prompt: 5)
+    model.on_cpu = on_cpu
+    assert do(folder, model, batch_size=3)[0] == do(folder, FakeModel())[0]
+    assert seen == num_pending

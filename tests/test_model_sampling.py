@@ -2,9 +2,16 @@
 
 from __future__ import annotations
 
+import pytest
 import torch
+from transformers import (
+    LogitsProcessorList,
+    MinNewTokensLengthLogitsProcessor,
+    NoRepeatNGramLogitsProcessor,
+    RepetitionPenaltyLogitsProcessor,
+)
 
-from blip2cap.models.blip2.sampling import Sampler, SeededSampling, row_seed
+from blip2cap.models.blip2.sampling import Rules, Sampler, SeededSampling, row_seed
 from blip2cap.options import GenerateOptions
 
 
@@ -60,3 +67,34 @@ def test_a_row_draws_the_same_numbers_in_any_company() -> None:
 def test_seeds_names_and_copies_make_different_streams() -> None:
     seeds = {row_seed(seed, name, copy) for seed in (0, 1) for name in ("a", "b") for copy in (0, 1)}
     assert len(seeds) == 8
+
+
+@pytest.mark.parametrize("size", [1, 2, 3, 5])
+def test_rules_change_rows_of_all_lengths_as_transformers_changes_each_alone(size: int) -> None:
+    options = GenerateOptions(
+        max_new_tokens=12, min_new_tokens=4, repetition_penalty=1.3, no_repeat_ngram_size=size, num_beams=2
+    )
+    ends, generator = [1, 5], torch.Generator().manual_seed(size)
+    given = [[2], [3, 4, 3, 4], [2, 2, 2, 2, 2, 2, 3], [4]]
+    rules = Rules(options, ends, torch.device("cpu"))
+    rules.start(given[:2])
+    rules.start(given[2:])
+    rules.keep(torch.tensor([3, 1, 2]))
+    given = [given[3], given[1], given[2]]
+    ids_NT = torch.randint(0, 6, (6, 12), generator=generator)
+    for num_chosen in ([0, 0, 0], [1, 3, 12], [4, 0, 2], [11, 7, 5]):
+        scores_NV = torch.randn(6, 8, generator=generator)
+        expected = []
+        for row in range(2, 6):
+            text, ids = row // 2, ids_NT[row, : num_chosen[row // 2]].tolist()
+            processors = LogitsProcessorList(
+                [
+                    RepetitionPenaltyLogitsProcessor(1.3),
+                    NoRepeatNGramLogitsProcessor(size),
+                    MinNewTokensLengthLogitsProcessor(len(given[text]), 4, ends, device="cpu"),
+                ]
+            )
+            expected.append(processors(torch.tensor([given[text] + ids]), scores_NV[row : row + 1].clone()))
+        num_chosen_N = torch.tensor(num_chosen[1:]).repeat_interleave(2)
+        rules.apply(1, ids_NT[2:], num_chosen_N, scores_NV[2:])
+        assert torch.equal(scores_NV[2:], torch.cat(expected))

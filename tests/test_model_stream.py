@@ -11,7 +11,8 @@ import torch
 from blip2cap.batch_size import BatchSize
 from blip2cap.errors import ImageError
 from blip2cap.models.blip2.beams import Beams
-from blip2cap.models.blip2.cache import Cache
+from blip2cap.models.blip2.cache import Cache, CacheAllocator, Slots
+from blip2cap.models.blip2.decoders import Decoder
 from blip2cap.models.blip2.search import Greedy
 from blip2cap.models.blip2.stream import TextRow, TextStream, Tokens
 from blip2cap.options import GenerateOptions
@@ -41,17 +42,21 @@ class CountingDecoder:
     def forget(self) -> None:
         """Do nothing: it keeps nothing."""
 
-    def bytes_per_row(self, num_prefix: int, max_new_tokens: int) -> int:
+    def bytes_per_row(self, num_prefix: int, max_new_tokens: int, num_beams: int = 1) -> int:
         return 4
 
-    def new_cache(self, num_rows: int, num_prefix: int, max_new_tokens: int) -> Cache:
+    def step_sizes(self, num_rows: int) -> Sequence[int]:
+        return CacheAllocator(torch.zeros(())).step_sizes(num_rows)
+
+    def new_cache(self, num_rows: int, num_prefix: int, max_new_tokens: int, num_beams: int = 1) -> Cache:
         return Cache.allocate(
             torch.zeros(()),
             num_layers=1,
             num_rows=num_rows,
             num_heads=1,
             head_size=1,
-            length=num_prefix + max_new_tokens,
+            length=num_prefix + max_new_tokens * num_beams,
+            num_beams=num_beams,
         )
 
     def prefill(
@@ -61,26 +66,24 @@ class CountingDecoder:
         prompts: Sequence[torch.Tensor],
         cache: Cache,
         first_row: int,
-        num_beams: int = 1,
     ) -> torch.Tensor:
         texts = [ids for ids_NT in prompts for ids in ids_NT]
         assert len({len(ids) for ids in texts}) == len(prompts)
         self.prefills.append(len(texts))
-        if first_row + len(texts) * num_beams > self.room or self.never in [int(ids[0]) for ids in texts]:
+        if (first_row + len(texts)) * cache.num_beams > self.room or self.never in [int(ids[0]) for ids in texts]:
             raise MemoryError("prefill")
         for number, ids in enumerate(texts):
-            rows = slice(first_row + number * num_beams, first_row + (number + 1) * num_beams)
-            cache.own_L2RHSK[0, 0, rows, 0, 0, 0] = float(ids[0])
-            cache.own_L2RHSK[0, 1, rows, 0, 0, 0] = len(ids) + 2.0  # where new tokens begin
+            cache.own_L2RHSK[0, 0, first_row + number, 0, 0, 0] = float(ids[0])
+            cache.own_L2RHSK[0, 1, first_row + number, 0, 0, 0] = len(ids) + 2.0  # where new tokens begin
         return self._logits(torch.tensor([float(ids[0]) for ids in texts]), torch.zeros(len(texts)))
 
-    def step(self, ids_N: torch.Tensor, positions_N: torch.Tensor, cache: Cache, length: int) -> torch.Tensor:
+    def step(self, ids_N: torch.Tensor, positions_M: torch.Tensor, cache: Cache, length: int) -> torch.Tensor:
         self.num_rows.append(len(ids_N))
         if len(ids_N) > self.room:
             raise MemoryError("step")
-        assert int(positions_N.max()) < length <= cache.length
-        own = cache.own_L2RHSK[0, :, : len(ids_N), 0, 0, 0]
-        return self._logits(own[0], positions_N + 1 - own[1])
+        assert int(positions_M.max()) < length <= cache.length
+        own = cache.own_L2RHSK[0, :, : len(positions_M), 0, 0, 0].repeat_interleave(cache.num_beams, dim=1)
+        return self._logits(own[0], positions_M.repeat_interleave(cache.num_beams) + 1 - own[1])
 
     def _logits(self, lengths_N: torch.Tensor, num_said_N: torch.Tensor) -> torch.Tensor:
         """Return logits of 2, 3, 4, 2, ... and of the end in time; the second best token is 7."""
@@ -119,24 +122,26 @@ def rows_of(lengths: Sequence[int], *, copies: int = 1) -> list[TextRow]:
 
 
 def run(
-    decoder: CountingDecoder,
+    decoder: Decoder,
     lengths: Sequence[int],
     *,
     capacity: int,
     rows: list[TextRow] | None = None,
-    check_every: int = 1,
+    reads_late: bool = False,
+    few_sizes: bool = False,
     **options: float,
 ) -> dict[int, list[Generated] | ImageError]:
     generate = GenerateOptions(**({"max_new_tokens": 20} | options))  # type: ignore[arg-type]
     search = (Beams if generate.num_beams > 1 else Greedy)(generate, [END], CPU)
     size = BatchSize(capacity)
-    stream = TextStream(Surroundings(), decoder, search, generate, CPU, size=size, check_every=check_every)
+    slots = Slots(decoder, generate.num_beams, generate.max_new_tokens, CPU, few_sizes=few_sizes)
+    stream = TextStream(Surroundings(), slots, search, generate, CPU, size=size, reads_late=reads_late)
     stream.add(rows or rows_of(lengths))
     results: dict[int, list[Generated] | ImageError] = {}
-    while stream.num_pending:
-        before = len(results)
+    for _ in range(10_000):
         results.update(stream.advance())
-        assert len(decoder.num_rows) + len(decoder.prefills) < 10_000, before
+        if not stream.num_pending:
+            break
     return results | dict(stream.advance())
 
 
@@ -154,11 +159,11 @@ SPREAD = [4 + 37 * index % 17 for index in range(96)]
 
 
 @pytest.mark.parametrize("capacity", [1, 3, 8, 96])
-@pytest.mark.parametrize("check_every", [1, 3])
+@pytest.mark.parametrize("reads_late", [False, True])
 @pytest.mark.parametrize("num_beams", [1, 3])
-def test_every_text_has_its_length_whatever_runs_beside_it(capacity: int, check_every: int, num_beams: int) -> None:
+def test_every_text_has_its_length_whatever_runs_beside_it(capacity: int, reads_late: bool, num_beams: int) -> None:
     decoder = CountingDecoder()
-    results = run(decoder, SPREAD, capacity=capacity, check_every=check_every, num_beams=num_beams, max_new_tokens=21)
+    results = run(decoder, SPREAD, capacity=capacity, reads_late=reads_late, num_beams=num_beams, max_new_tokens=21)
     assert lengths_of(results) == SPREAD
     assert {result[0].finish_reason for result in results.values() if isinstance(result, list)} == {"stop"}
 
@@ -172,7 +177,7 @@ def test_texts_of_many_lengths_cost_their_mean_not_their_longest() -> None:
 
 
 def test_a_text_is_cut_at_the_longest_that_is_asked_for() -> None:
-    results = run(CountingDecoder(), [2, 9, 30], capacity=8, max_new_tokens=9, check_every=4)
+    results = run(CountingDecoder(), [2, 9, 30], capacity=8, max_new_tokens=9, reads_late=True)
     assert lengths_of(results) == [2, 9, 9]
     reasons = [result[0].finish_reason for _, result in sorted(results.items()) if isinstance(result, list)]
     assert reasons == ["stop", "length", "length"]
@@ -205,16 +210,16 @@ def test_a_text_without_room_in_any_company_fails_alone_and_the_others_run_toget
     assert max(decoder.prefills[decoder.prefills.index(1) + 1 :]) > 1
 
 
-@pytest.mark.parametrize("check_every", [1, 2])
-def test_a_step_that_does_not_fit_begins_anew_with_half_the_texts(check_every: int) -> None:
+@pytest.mark.parametrize("reads_late", [False, True])
+def test_a_step_that_does_not_fit_begins_anew_with_half_the_texts(reads_late: bool) -> None:
     class SmallSteps(CountingDecoder):
-        def step(self, ids_N: torch.Tensor, positions_N: torch.Tensor, cache: Cache, length: int) -> torch.Tensor:
+        def step(self, ids_N: torch.Tensor, positions_M: torch.Tensor, cache: Cache, length: int) -> torch.Tensor:
             if len(ids_N) > 3 and len(self.num_rows) % 3:
                 raise torch.OutOfMemoryError("step")
-            return super().step(ids_N, positions_N, cache, length)
+            return super().step(ids_N, positions_M, cache, length)
 
     decoder = SmallSteps()
-    assert lengths_of(run(decoder, SPREAD[:20], capacity=8, check_every=check_every)) == SPREAD[:20]
+    assert lengths_of(run(decoder, SPREAD[:20], capacity=8, reads_late=reads_late)) == SPREAD[:20]
 
 
 class Memory(CountingDecoder):
@@ -225,11 +230,12 @@ class Memory(CountingDecoder):
         self.positions = positions
         self.caches: weakref.WeakSet[Tracked] = weakref.WeakSet()
 
-    def new_cache(self, num_rows: int, num_prefix: int, max_new_tokens: int) -> Cache:
+    def new_cache(self, num_rows: int, num_prefix: int, max_new_tokens: int, num_beams: int = 1) -> Cache:
         taken = sum(cache.num_rows * cache.length for cache in self.caches)
         if taken + num_rows * (num_prefix + max_new_tokens) > self.positions:
             raise MemoryError("cache")
-        cache = Tracked(own_L2RHSK=super().new_cache(num_rows, num_prefix, max_new_tokens).own_L2RHSK)
+        cache = super().new_cache(num_rows, num_prefix, max_new_tokens, num_beams)
+        cache = Tracked(own_L2RHSK=cache.own_L2RHSK, seen_RBS=cache.seen_RBS, num_given_R=cache.num_given_R)
         self.caches.add(cache)
         return cache
 
@@ -278,11 +284,10 @@ class Tight(CountingDecoder):
         prompts: Sequence[torch.Tensor],
         cache: Cache,
         first_row: int,
-        num_beams: int = 1,
     ) -> torch.Tensor:
         self.begun.append([int(ids[0]) for ids_NT in prompts for ids in ids_NT])
         self.never = self.begun[-1][0] if len(self.begun) - 1 in self.failing else None
-        return super().prefill(image_IQD, image_of_N, prompts, cache, first_row, num_beams)
+        return super().prefill(image_IQD, image_of_N, prompts, cache, first_row)
 
 
 def test_after_memory_ran_out_the_number_of_texts_doubles_whenever_all_have_ended() -> None:
@@ -348,13 +353,14 @@ def test_the_number_of_texts_grows_while_it_pays(monkeypatch: pytest.MonkeyPatch
     monkeypatch.setattr("blip2cap.models.blip2.stream.time.perf_counter", lambda: clock[0])
 
     class Costly(CountingDecoder):
-        def step(self, ids_N: torch.Tensor, positions_N: torch.Tensor, cache: Cache, length: int) -> torch.Tensor:
+        def step(self, ids_N: torch.Tensor, positions_M: torch.Tensor, cache: Cache, length: int) -> torch.Tensor:
             clock[0] += max(8, len(ids_N))  # up to 8 rows cost the same
-            return super().step(ids_N, positions_N, cache, length)
+            return super().step(ids_N, positions_M, cache, length)
 
     decoder, options = Costly(), GenerateOptions(max_new_tokens=20)
     size = BatchSize(2, 64)
-    stream = TextStream(Surroundings(), decoder, Greedy(options, [END], CPU), options, CPU, size=size)
+    slots = Slots(decoder, 1, options.max_new_tokens, CPU)
+    stream = TextStream(Surroundings(), slots, Greedy(options, [END], CPU), options, CPU, size=size)
     stream.add(rows_of([9] * 200))
     while stream.num_pending:
         stream.advance()

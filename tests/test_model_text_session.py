@@ -15,6 +15,7 @@ from transformers import GenerationConfig
 
 from blip2cap.errors import ImageError
 from blip2cap.models.base import Result
+from blip2cap.models.blip2.cache import Cache
 from blip2cap.models.blip2.model import Blip2
 from blip2cap.models.blip2.stream import TextRow, Tokens
 from blip2cap.models.blip2.transformers_generate import TransformersStream
@@ -117,3 +118,36 @@ def test_less_memory_than_for_a_few_texts_is_respected(model: Blip2, monkeypatch
     num_bytes = model.decoder.bytes_per_row(model.num_query_tokens + 16, 8)
     monkeypatch.setattr("blip2cap.models.blip2.text_session.free_bytes", lambda device: num_bytes * 11)
     assert model.start_texts(GenerateOptions(max_new_tokens=8), capacity=None).capacity == 5
+
+
+def test_a_cache_outlives_its_session_and_other_options_free_it(model: Blip2, monkeypatch: pytest.MonkeyPatch) -> None:
+    decoder, allocated = model.decoder, list[weakref.ref[object]]()
+    assert decoder is not None
+    allocate = decoder.new_cache
+
+    def new_cache(*arguments: int) -> Cache:
+        cache = allocate(*arguments)
+        allocated.append(weakref.ref(cache.own_L2RHSK))
+        return cache
+
+    monkeypatch.setattr(decoder, "new_cache", new_cache)
+    features, prompts = encode(model, 2), [Prompt(image=image, text="a photo of", name="") for image in range(2)]
+    options = GenerateOptions(max_new_tokens=5)
+    results = [model.generate(features, prompts, options, capacity=2) for _ in range(3)]
+    assert results[0] == results[1] == results[2]
+    assert len(allocated) == 1
+    model.generate(features, prompts, GenerateOptions(max_new_tokens=6), capacity=2)
+    assert [reference() is None for reference in allocated] == [True, False]
+
+
+def test_a_run_that_broke_off_leaves_a_cache_that_the_next_can_use(model: Blip2) -> None:
+    features, options = encode(model, 3), GenerateOptions(max_new_tokens=7)
+    prompts = [Prompt(image=image, text="a photo of", name="") for image in range(3)]
+    expected = model.generate(features, prompts, options, capacity=3)
+    broken = model.start_texts(options, capacity=3)
+    broken.add(features, prompts)
+    for _ in range(4):
+        broken.advance()
+    del broken
+    assert model.generate(features, prompts[:1], options, capacity=3) == expected[:1]
+    assert model.generate(features, prompts, options, capacity=3) == expected

@@ -79,11 +79,14 @@ class Flow:
         """The same, by key."""
         self.known: OrderedDict[Hashable, Any] = OrderedDict()
 
-    @property
-    def accepts_more(self) -> bool:
-        """True if the session has capacity left and few enough images wait for a slow one before them."""
-        capacity = self.session.capacity
-        return self.session.num_pending < capacity and len(self.images) < _MOST_BEHIND * capacity
+    def accepts_more(self, size: BatchSize) -> bool:
+        """Return True if the session has capacity left and few enough images wait for a slow one before them.
+
+        For a GPU, one batch is encoded before there is capacity for its texts: when texts end, others are ready to
+        start, and while those start, the host prepares the next batch.
+        """
+        capacity, num_ahead = self.session.capacity, 0 if self.model.on_cpu else size.size
+        return self.session.num_pending < capacity + num_ahead and len(self.images) < _MOST_BEHIND * capacity
 
     @property
     def num_images(self) -> int:

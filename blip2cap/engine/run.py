@@ -116,6 +116,8 @@ class Engine:
     def _row_batches(
         self, batches: Iterator[list[DecodedRequest]], size: BatchSize, stats: RunStats, stopped: Callable[[], bool]
     ) -> Generator[list[Row]]:
+        if not self.model.on_cpu:
+            size.settle()  # a GPU is fastest with the largest batch, and each other size would cost it time
         first_texts = FirstTexts(self.say)
         flow = Flow(
             self.model,
@@ -127,7 +129,7 @@ class Engine:
         started = mark = written = time.monotonic()
         more, finish_first = True, False
         while more or flow.num_images:
-            if more and flow.accepts_more and not finish_first:
+            if more and flow.accepts_more(size) and not finish_first:
                 wanted = size.size
                 batch = next(batches, None)
                 decoded = time.monotonic()

@@ -8,10 +8,19 @@ Shapes: N = rows, H = heads, T = queries, S = keys, K = size of a head.
 
 from __future__ import annotations
 
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
 from torch.nn import functional
+from torch.nn.attention import SDPBackend, sdpa_kernel
+
+_DECODING = [SDPBackend.FLASH_ATTENTION, SDPBackend.EFFICIENT_ATTENTION, SDPBackend.MATH]
+
+
+def decoding_kernels(device: torch.device) -> AbstractContextManager[None]:
+    """Select the kernels for prefills and steps on a GPU: not cuDNN's, which plans each new shape for up to 0.4 s."""
+    return nullcontext() if device.type == "cpu" else sdpa_kernel(_DECODING)
 
 
 def attend(

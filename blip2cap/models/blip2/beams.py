@@ -8,13 +8,15 @@ T = new tokens, V = vocabulary.
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
 
 import torch
 
 from blip2cap.models.blip2.sampling import Rules
-from blip2cap.models.blip2.search import Start, Text
+from blip2cap.models.blip2.search import Results, Start, Text
+from blip2cap.models.blip2.transfer import HostCopy, to_device
 from blip2cap.options import GenerateOptions
 
 _NEVER = -1.0e9
@@ -56,6 +58,8 @@ class Beams:
         self.rules = Rules(options, ends, device)
         self.ends = torch.tensor(ends, dtype=torch.long, device=device)
         self.texts: list[Text] = []
+        self.unread: deque[tuple[list[Text], HostCopy]] = deque()
+        """Texts of each choice, with their flags `continues`."""
         self.state = self._new(0)
 
     def _new(self, num_slots: int) -> _State:
@@ -79,6 +83,7 @@ class Beams:
     def start(self, starts: Sequence[Start]) -> None:
         """Add texts, in the slots after the existing ones."""
         self.texts += [Text(start=start) for start in starts]
+        self.rules.start([start.given_ids for start in starts])
         new = self._new(len(starts))
         for field in fields(_State):
             joined = torch.cat([getattr(self.state, field.name), getattr(new, field.name)])
@@ -90,12 +95,8 @@ class Beams:
         num_slots, beams, vocabulary = len(texts), self.num_beams, scores_NV.shape[-1]
         log_probs_NV = scores_NV.log_softmax(-1)
         if self.rules.active:
-            chosen = state.ids_MBT.flatten(0, 1).tolist()
-            owners = [text for text in texts for _ in range(beams)]
-            sequences = [
-                [*text.start.given_ids, *ids[: text.num_chosen]] for text, ids in zip(owners, chosen, strict=True)
-            ]
-            self.rules.apply(sequences, [len(text.start.given_ids) for text in owners], log_probs_NV)
+            num_chosen_N = state.num_chosen_M.repeat_interleave(beams)
+            self.rules.apply(first, state.ids_MBT.flatten(0, 1), num_chosen_N, log_probs_NV)
         total_M_BV = (log_probs_NV.view(num_slots, beams, vocabulary) + state.scores_MB.unsqueeze(-1)).flatten(1)
         score_MC, index_MC = total_M_BV.topk(self.num_candidates)
         parent_MC, token_MC = index_MC // vocabulary, index_MC % vocabulary
@@ -112,10 +113,10 @@ class Beams:
         state.scores_MB.copy_(running_MC.gather(1, best_MB))
         state.num_chosen_M += 1
         self._update_flags(state, ended_MC, length_M1)
+        self.unread.append((texts, HostCopy(state.continues_M)))
         for text in texts:
             text.num_chosen += 1
-        first_row_M1 = torch.arange(num_slots, device=token_MC.device).unsqueeze(-1) * beams
-        return token_MC.gather(1, best_MB).flatten(), (parent_MC.gather(1, best_MB) + first_row_M1).flatten()
+        return token_MC.gather(1, best_MB).flatten(), parent_MC.gather(1, best_MB)
 
     def _keep_finished(
         self,
@@ -128,8 +129,10 @@ class Beams:
         """Replace worse finished beams by candidates that ended; only the best `num_beams` candidates count."""
         just_done_MC = ended_MC.clone()
         just_done_MC[:, self.num_beams :] = False
+        # The end of a text is read a step later: nothing may change in between.
+        just_done_MC &= (state.can_improve_M & state.continues_M).unsqueeze(-1)
         score_MC = score_MC / length_M1**self.options.length_penalty
-        score_MC = score_MC + (~(just_done_MC & state.can_improve_M.unsqueeze(-1))).float() * _NEVER
+        score_MC = score_MC + (~just_done_MC).float() * _NEVER
         scores, best = torch.cat([state.done_scores_MB, score_MC], 1).topk(self.num_beams)
         lengths = torch.cat([state.done_lengths_MB, length_M1.expand_as(score_MC)], 1)
         state.done_ids_MBT.copy_(_select_beams(torch.cat([state.done_ids_MBT, ids_MCT], 1), best))
@@ -144,21 +147,31 @@ class Beams:
         state.can_improve_M &= possible_M > worst_M
         state.continues_M &= state.can_improve_M & ~ended_MC.all(1)
 
+    def read(self, leave: int = 0) -> None:
+        """Wait for the device to make all but the last `leave` choices, and read which texts ended with them."""
+        while len(self.unread) > leave:
+            texts, continues_M = self.unread.popleft()
+            for text, continues in zip(texts, continues_M.tolist(), strict=True):
+                text.ended = text.ended or not continues
+
     def finished(self) -> list[int]:
         """Return the slots whose texts have ended."""
         longest = self.options.max_new_tokens
-        continues = self.state.continues_M.tolist()
-        return [slot for slot, text in enumerate(self.texts) if not continues[slot] or text.num_chosen >= longest]
+        return [slot for slot, text in enumerate(self.texts) if text.ended or text.num_chosen >= longest]
 
-    def results(self, slot: int) -> list[list[int]]:
-        """Return the ids of a slot's best texts, best first."""
-        ids, lengths = self.state.done_ids_MBT[slot].tolist(), self.state.done_lengths_MB[slot].tolist()
-        return [ids[at][: lengths[at]] for at in range(self.options.num_captions)]
+    def take(self, slots: Sequence[int]) -> Results:
+        """Return the results of finished slots, which are copied to the host together."""
+        state, number = self.state.select(to_device(list(slots), self.ends.device)), self.options.num_captions
+        lengths_MB1, ids_MBT = state.done_lengths_MB.unsqueeze(2), state.done_ids_MBT
+        copied = HostCopy(torch.cat([lengths_MB1, ids_MBT], dim=2)[:, :number])
+        return lambda: [[ids[1 : 1 + ids[0]] for ids in text] for text in copied.tolist()]
 
     def keep(self, slots: Sequence[int]) -> None:
         """Keep these slots, in this order."""
         self.texts = [self.texts[slot] for slot in slots]
-        self.state = self.state.select(torch.tensor(slots, dtype=torch.long, device=self.ends.device))
+        order_M = to_device(list(slots), self.ends.device)
+        self.rules.keep(order_M)
+        self.state = self.state.select(order_M)
 
 
 def _select_beams(values_MBT: torch.Tensor, beams_MC: torch.Tensor) -> torch.Tensor:

@@ -21,13 +21,16 @@ class Decoder(Protocol):
     def num_given(self, num_prefix: int) -> int:
         """Return the number of positions that a row uses before its first new token."""
 
-    def new_cache(self, num_rows: int, num_prefix: int, max_new_tokens: int) -> Cache:
+    def new_cache(self, num_rows: int, num_prefix: int, max_new_tokens: int, num_beams: int = 1) -> Cache:
         """Allocate a cache for prefixes of at most `num_prefix` tokens."""
+
+    def step_sizes(self, num_rows: int) -> Sequence[int]:
+        """Return the numbers of rows that a step of a cache with `num_rows` may have, in ascending order."""
 
     def forget(self) -> None:
         """Release everything that refers to the last cache."""
 
-    def bytes_per_row(self, num_prefix: int, max_new_tokens: int) -> int:
+    def bytes_per_row(self, num_prefix: int, max_new_tokens: int, num_beams: int = 1) -> int:
         """Return the memory that a row of such a cache takes."""
 
     def prefill(
@@ -37,15 +40,17 @@ class Decoder(Protocol):
         prompts: Sequence[torch.Tensor],
         cache: Cache,
         first_row: int,
-        num_beams: int = 1,
     ) -> torch.Tensor:
         """Run image and prompt of N texts, fill the cache, and return the logits of the next token, [N, V].
 
         Each of `prompts` holds the ids, [n, T], of the next n texts, whose prompts have the same length.
         """
 
-    def step(self, ids_N: torch.Tensor, positions_N: torch.Tensor, cache: Cache, length: int) -> torch.Tensor:
-        """Run one token of each of the first N rows; return the logits of the next token, [N, V]."""
+    def step(self, ids_N: torch.Tensor, positions_M: torch.Tensor, cache: Cache, length: int) -> torch.Tensor:
+        """Run one token of each beam of the first M rows; return the logits of the next token, [N, V].
+
+        N = M x beams: the beams of a row are adjacent. No beam sees an index of the cache from `length` on.
+        """
 
 
 def fuse(network: Any) -> None:

@@ -16,6 +16,7 @@ from transformers import PreTrainedTokenizerBase
 from blip2cap.models.base import Checkpoint
 from blip2cap.models.blip2.model import Blip2, token_ids
 from blip2cap.models.blip2.stream import TextRow, Tokens
+from blip2cap.models.blip2.transfer import to_device
 
 
 class InstructBlip(Blip2):
@@ -55,15 +56,11 @@ class InstructBlip(Blip2):
         """Run the Q-Former and the projection on rows whose instructions have the same length."""
         patches_NPD = torch.stack([row.image for row in rows])
         queries_NQD = self.network.query_tokens.expand(len(rows), -1, -1)
-        ids_NT = torch.tensor([row.tokens.qformer_ids for row in rows], device=self.device)
-        mask_NT = torch.ones((len(rows), self.num_query_tokens + ids_NT.shape[1]), dtype=torch.long, device=self.device)
+        ids_NT = to_device([row.tokens.qformer_ids for row in rows], self.device)
         with self.watch.measure("qformer"):
+            # No masks: transformers reads them, and so waits for the device.
             hidden_NTD = self.network.qformer(
-                input_ids=ids_NT,
-                attention_mask=mask_NT,
-                query_embeds=queries_NQD,
-                encoder_hidden_states=patches_NPD,
-                encoder_attention_mask=mask_NT.new_ones(patches_NPD.shape[:2]),
+                input_ids=ids_NT, query_embeds=queries_NQD, encoder_hidden_states=patches_NPD
             ).last_hidden_state
             projection = self.network.language_projection
             projected: torch.Tensor = projection(hidden_NTD[:, : self.num_query_tokens].to(projection.weight.dtype))

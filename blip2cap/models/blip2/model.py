@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -23,11 +24,13 @@ from blip2cap.decode.image import Pixels
 from blip2cap.decode.inputs import ImageInput, SquareInput
 from blip2cap.errors import UsageError
 from blip2cap.models.base import Checkpoint, Model, Result
+from blip2cap.models.blip2.cuda_graphs import CudaCapture
 from blip2cap.models.blip2.decoders import fallback_reason, make_decoder
 from blip2cap.models.blip2.resize import choose_resizer
 from blip2cap.models.blip2.sampling import end_ids
 from blip2cap.models.blip2.stream import TextRow, Tokens
-from blip2cap.models.blip2.text_session import TextSession
+from blip2cap.models.blip2.text_session import TextSession, Workspaces
+from blip2cap.models.blip2.transfer import to_device
 from blip2cap.models.device import memory_errors
 from blip2cap.options import GenerateOptions
 from blip2cap.records import Generated, Prompt
@@ -63,10 +66,14 @@ class Blip2(Model):
         self.device: torch.device = network.device
         self.dtype: torch.dtype = network.vision_model.dtype  # in float16 the Q-Former stays in float32
         self.on_cpu = self.device.type == "cpu"
-        self.graphs = self.device.type == "cuda" and getattr(network, "hf_quantizer", None) is None
-        """True if decoding steps are captured as CUDA graphs; not with bitsandbytes, which reads values in between."""
-        self.check_every = 1 if self.on_cpu else 2
-        """Steps between checks for ended texts: a check waits for the device, which costs nothing on a CPU."""
+        graphs = self.device.type == "cuda" and getattr(network, "hf_quantizer", None) is None
+        self.start_capture = partial(CudaCapture, self.device) if graphs else None
+        """Captures decoding steps as CUDA graphs; None with bitsandbytes, which reads values in between."""
+        self.reads_late = not self.on_cpu
+        """Read the tokens of a step only when the next one is queued, so that the device never waits for the host."""
+        self.workspaces = Workspaces()
+        """Caches, captured steps and measured sizes, which outlive a run."""
+        self._largest_batch = 0
         self.num_query_tokens = int(network.config.num_query_tokens)
         self.watch = Stopwatch()
         self.mean, self.std = tuple(mean), tuple(std)
@@ -75,8 +82,6 @@ class Blip2(Model):
         # (pixels / 255 - mean) / std in two passes over the pixels.
         self._scale, self._shift = 1 / (255 * std_311), torch.tensor(mean, device=self.device).view(3, 1, 1) / std_311
         self._ends = frozenset(end_ids(network.language_model.generation_config))
-        self._staging = torch.empty(0, dtype=torch.uint8)
-        self._staged: torch.cuda.Event | None = None
 
     @property
     def image_input(self) -> ImageInput:
@@ -144,27 +149,29 @@ class Blip2(Model):
                 pixels_BHWC = self._to_device(images)
             with self.watch.measure("vision"):
                 pixels_BCHW = pixels_BHWC.permute(0, 3, 1, 2).float().mul_(self._scale).sub_(self._shift).to(self.dtype)
-                return self.image_features(pixels_BCHW)
+                return self.image_features(pixels_BCHW)[: len(images)]
 
     def image_features(self, pixels_BCHW: torch.Tensor) -> torch.Tensor:
         """Return what the language model sees of each image, [B, Q, D]."""
-        queries_BQD: torch.Tensor = self.network.get_image_features(pixels_BCHW).pooler_output
-        return queries_BQD
+        network = self.network
+        patches_BPD = network.vision_model(pixels_BCHW).last_hidden_state
+        queries_BQD = network.query_tokens.expand(len(patches_BPD), -1, -1)
+        # Not get_image_features, which passes a mask of ones: transformers reads it, and so waits for the device.
+        queries_BQD = network.qformer(query_embeds=queries_BQD, encoder_hidden_states=patches_BPD).last_hidden_state
+        projected_BQD: torch.Tensor = network.language_projection(queries_BQD.to(patches_BPD.dtype))
+        return projected_BQD
 
     def _to_device(self, images: Sequence[Pixels]) -> torch.Tensor:
-        """Gather images in one buffer, which is kept, and pinned if the device is a GPU."""
+        """Gather images in one buffer. On a GPU it is pinned, and a short batch is filled up with black images."""
         if self.device.type == "cpu":
             return torch.from_numpy(np.stack(images))
-        if self._staged is not None:
-            self._staged.synchronize()  # the GPU may still be copying the last batch
-        if len(self._staging) < len(images):
-            self._staging = torch.empty((len(images), *images[0].shape), dtype=torch.uint8, pin_memory=True)
-        staged = self._staging[: len(images)]
-        np.stack(images, out=staged.numpy())
-        pixels_BHWC = staged.to(self.device, non_blocking=True)
-        self._staged = torch.cuda.Event()  # type: ignore[no-untyped-call]
-        self._staged.record()
-        return pixels_BHWC
+        # Kernels are planned for each number of images: few numbers occur, and a given batch size is one of them.
+        self._largest_batch = max(self._largest_batch, len(images))
+        num_images = min(1 << (len(images) - 1).bit_length(), self._largest_batch)
+        # torch reuses pinned memory, but only when the GPU has read it.
+        staged = torch.zeros((num_images, *images[0].shape), dtype=torch.uint8, pin_memory=True)
+        np.stack(images, out=staged[: len(images)].numpy())
+        return staged.to(self.device, non_blocking=True)
 
     def tokenise(self, text: str) -> Tokens:
         """Tokenise a prompt."""
@@ -178,7 +185,7 @@ class Blip2(Model):
             if id(row.image) not in numbers:
                 numbers[id(row.image)] = len(images)
                 images.append(row.image)
-        image_of_N = torch.tensor([numbers[id(row.image)] for row in rows], device=self.device)
+        image_of_N = to_device([numbers[id(row.image)] for row in rows], self.device)
         return torch.stack(images), image_of_N
 
     def given_ids(self, tokens: Tokens) -> list[int]:

@@ -1,7 +1,7 @@
 """Lean decoder for OPT: uses the weights that transformers loaded, and a cache that is written in place.
 
 Shapes: N = rows, I = images, Q = query tokens, T = tokens of the prompt, S = positions in the cache, H = heads,
-K = size of a head, D = hidden size, V = vocabulary.
+K = size of a head, D = hidden size, V = vocabulary, M = rows of a step, B = beams of a row.
 """
 
 from __future__ import annotations
@@ -40,14 +40,17 @@ class OptDecoder(CacheAllocator):
         """Return the number of positions that a row uses before its first new token."""
         return num_prefix
 
-    def _allocate(self, like: torch.Tensor, num_rows: int, num_prefix: int, max_new_tokens: int) -> Cache:
+    def _allocate(
+        self, like: torch.Tensor, num_rows: int, num_prefix: int, max_new_tokens: int, num_beams: int
+    ) -> Cache:
         return Cache.allocate(
             like,
             num_layers=len(self.decoder.layers),
             num_rows=num_rows,
             num_heads=self.config.num_attention_heads,
             head_size=self.head_size,
-            length=num_prefix + max_new_tokens,
+            length=num_prefix + max_new_tokens * num_beams,
+            num_beams=num_beams,
         )
 
     def prefill(
@@ -57,9 +60,8 @@ class OptDecoder(CacheAllocator):
         prompts: Sequence[torch.Tensor],
         cache: Cache,
         first_row: int,
-        num_beams: int = 1,
     ) -> torch.Tensor:
-        """Run image and prompt of N texts, and fill the cache, each `num_beams` times, from `first_row` on.
+        """Run image and prompt of N texts, and fill the cache from `first_row` on.
 
         Each of `prompts` holds the ids, [n, T], of the next n texts. Returns the logits of the next token, [N, V]. An
         image that is shared by several prompts runs once.
@@ -70,23 +72,24 @@ class OptDecoder(CacheAllocator):
         logits, first = [], 0
         for ids_NT in prompts:
             images_N = image_of_N[first : first + len(ids_NT)]
-            rows = slice(first_row + first * num_beams, first_row + (first + len(ids_NT)) * num_beams)
+            rows = slice(first_row + first, first_row + first + len(ids_NT))
+            cache.start(rows, image_IQD.shape[1] + ids_NT.shape[1])
             text_NTD = self.decoder.embed_tokens(ids_NT)
             if one_prompt_each:
                 prefix_NTD = torch.cat([image_IQD[images_N], text_NTD], dim=1)
-                hidden_NTD = self._run_together(prefix_NTD, cache, rows, num_beams)
+                hidden_NTD = self._run_together(prefix_NTD, cache, rows)
             else:
-                hidden_NTD = self._run_prompts(image_layers, images_N, text_NTD, cache, rows, num_beams)
+                hidden_NTD = self._run_prompts(image_layers, images_N, text_NTD, cache, rows)
             logits.append(self._logits(hidden_NTD[:, -1]))
             first += len(ids_NT)
         return torch.cat(logits)
 
-    def _run_together(self, prefix_NTD: torch.Tensor, cache: Cache, rows: slice, num_beams: int) -> torch.Tensor:
+    def _run_together(self, prefix_NTD: torch.Tensor, cache: Cache, rows: slice) -> torch.Tensor:
         """Run image and prompt together."""
         length = prefix_NTD.shape[1]
 
         def attention(index: int, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor) -> torch.Tensor:
-            cache.write(index, rows, key, value, num_beams)
+            cache.write(index, rows, key, value)
             return attend(query, key, value, None)
 
         return self._run(prefix_NTD, self._positions(0, length, prefix_NTD), attention)
@@ -109,7 +112,6 @@ class OptDecoder(CacheAllocator):
         text_NTD: torch.Tensor,
         cache: Cache,
         rows: slice,
-        num_beams: int,
     ) -> torch.Tensor:
         """Run prompts after their images, given the keys and values of the images."""
         num_queries, num_tokens = image_layers[0][0].shape[2], text_NTD.shape[1]
@@ -121,29 +123,31 @@ class OptDecoder(CacheAllocator):
             image_key, image_value = image_layers[index]
             key = torch.cat([image_key[image_of_N], key], dim=2)
             value = torch.cat([image_value[image_of_N], value], dim=2)
-            cache.write(index, rows, key, value, num_beams)
+            cache.write(index, rows, key, value)
             return attend(query, key, value, mask_TS)
 
         return self._run(text_NTD, self._positions(num_queries, length, text_NTD), attention)
 
-    def step(self, ids_N: torch.Tensor, positions_N: torch.Tensor, cache: Cache, length: int) -> torch.Tensor:
-        """Run one token of each of the first N rows at its position, all of them below `length`.
+    def step(self, ids_N: torch.Tensor, positions_M: torch.Tensor, cache: Cache, length: int) -> torch.Tensor:
+        """Run one token of each beam of the first M rows; no beam sees an index from `length` on.
 
-        Returns the logits of the next token, [N, V].
+        Returns the logits of the next token, [N, V], with N = M x B.
         """
-        own = cache.own_L2RHSK[:, :, : len(ids_N), :, :length]
-        unseen_NS = torch.arange(length, device=ids_N.device) > positions_N.unsqueeze(1)
-        mask_N11S = torch.zeros_like(unseen_NS, dtype=own.dtype).masked_fill_(unseen_NS, float("-inf"))[:, None, None]
-        rows_N = torch.arange(len(ids_N), device=ids_N.device)
+        num_rows = len(positions_M)
+        indices_MB = cache.next_indices(positions_M)
+        mask_M1BS = cache.mask(num_rows, length)
+        own = cache.own_L2RHSK[:, :, :num_rows, :, :length]
+        rows_M1 = torch.arange(num_rows, device=ids_N.device).unsqueeze(1)
 
         def attention(index: int, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor) -> torch.Tensor:
             keys, values = own[index]
-            keys[rows_N, :, positions_N] = key.squeeze(2)
-            values[rows_N, :, positions_N] = value.squeeze(2)
-            return attend(query, keys, values, mask_N11S)
+            keys[rows_M1, :, indices_MB] = key.transpose(1, 2)
+            values[rows_M1, :, indices_MB] = value.transpose(1, 2)
+            return attend(query, keys, values, mask_M1BS)
 
-        hidden_N1D = self._run(self.decoder.embed_tokens(ids_N).unsqueeze(1), positions_N.unsqueeze(1), attention)
-        return self._logits(hidden_N1D.squeeze(1))
+        embedded_MBD = self.decoder.embed_tokens(ids_N.view(num_rows, -1))
+        hidden_MBD = self._run(embedded_MBD, positions_M.unsqueeze(1), attention)
+        return self._logits(hidden_MBD.flatten(0, 1))
 
     def _positions(self, begin: int, end: int, like: torch.Tensor) -> torch.Tensor:
         return torch.arange(begin, end, device=like.device).unsqueeze(0)

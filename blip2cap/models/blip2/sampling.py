@@ -11,22 +11,20 @@ from __future__ import annotations
 
 import copy
 import hashlib
-from collections import defaultdict
 from collections.abc import Sequence
 
 import torch
+from torch.nn import functional
 from transformers import (
     GenerationConfig,
     LogitsProcessor,
     LogitsProcessorList,
-    MinNewTokensLengthLogitsProcessor,
-    NoRepeatNGramLogitsProcessor,
-    RepetitionPenaltyLogitsProcessor,
     TemperatureLogitsWarper,
     TopKLogitsWarper,
     TopPLogitsWarper,
 )
 
+from blip2cap.models.blip2.transfer import to_device
 from blip2cap.options import GenerateOptions
 
 _MASK = 0xFFFFFFFF
@@ -81,45 +79,68 @@ def end_ids(base: GenerationConfig) -> list[int]:
 class Rules:
     """Rules that depend on the tokens of a text so far: repetition, n-grams, minimum length.
 
-    transformers' processors expect rows of one length, so rows are grouped by length.
+    They change scores as transformers' processors do, for rows of different lengths at once, and wait for no device.
     """
 
     def __init__(self, options: GenerateOptions, ends: Sequence[int], device: torch.device) -> None:
         self.options = options
-        self.ends = torch.tensor(ends, device=device)
-        self.processors: dict[int, LogitsProcessorList] = {}
-        """By number of given ids."""
+        self.ends = torch.tensor(ends, dtype=torch.long, device=device)
+        self.given_MG = torch.empty((0, 0), dtype=torch.long, device=device)
+        """Ids before the first new one, at the right end of each row; -1 fills the others."""
         self.active = (
             options.repetition_penalty != 1.0
             or options.no_repeat_ngram_size > 0
             or (options.min_new_tokens > 0 and len(ends) > 0)
         )
 
-    def apply(self, sequences: Sequence[Sequence[int]], num_given: Sequence[int], scores_NV: torch.Tensor) -> None:
-        """Change the scores of rows in place, given the ids of each row, of which `num_given` were not generated."""
-        groups: dict[tuple[int, int], list[int]] = defaultdict(list)
-        for index, (sequence, given) in enumerate(zip(sequences, num_given, strict=True)):
-            groups[given, len(sequence)].append(index)
-        for (given, _), indices in groups.items():
-            rows = torch.tensor(indices, device=scores_NV.device)
-            ids = torch.tensor([sequences[index] for index in indices], device=scores_NV.device)
-            scores_NV[rows] = self._processors(given)(ids, scores_NV[rows])
+    def start(self, given: Sequence[Sequence[int]]) -> None:
+        """Add texts, in the slots after the existing ones, with their ids before the first new one."""
+        if not self.active:
+            return
+        width = max(self.given_MG.shape[1], *map(len, given))
+        padded_MG = to_device([[-1] * (width - len(ids)) + list(ids) for ids in given], self.given_MG.device)
+        before_MG = functional.pad(self.given_MG, (width - self.given_MG.shape[1], 0), value=-1)
+        self.given_MG = torch.cat([before_MG, padded_MG])
 
-    def _processors(self, given: int) -> LogitsProcessorList:
-        if given not in self.processors:
-            processors = LogitsProcessorList()
-            if self.options.repetition_penalty != 1.0:
-                processors.append(RepetitionPenaltyLogitsProcessor(self.options.repetition_penalty))
-            if self.options.no_repeat_ngram_size > 0:
-                processors.append(NoRepeatNGramLogitsProcessor(self.options.no_repeat_ngram_size))
-            if self.options.min_new_tokens > 0 and len(self.ends):
-                processors.append(
-                    MinNewTokensLengthLogitsProcessor(
-                        given, self.options.min_new_tokens, self.ends, device=str(self.ends.device)
-                    )
-                )
-            self.processors[given] = processors
-        return self.processors[given]
+    def keep(self, slots_M: torch.Tensor) -> None:
+        """Keep these slots, in this order."""
+        if self.active:
+            self.given_MG = self.given_MG[slots_M]
+
+    def apply(self, first: int, ids_NT: torch.Tensor, num_chosen_N: torch.Tensor, scores_NV: torch.Tensor) -> None:
+        """Change the scores of the slots from `first` on, in place, given the new ids of their rows so far."""
+        given_MG = self.given_MG[first:]
+        given_NG = given_MG.repeat_interleave(len(ids_NT) // len(given_MG), dim=0)
+        ids_NS, end_N1 = torch.cat([given_NG, ids_NT], dim=1), given_NG.shape[1] + num_chosen_N.unsqueeze(1)
+        if self.options.repetition_penalty != 1.0:
+            self._penalise_repetition(ids_NS, end_N1, scores_NV)
+        if self.options.no_repeat_ngram_size > 0:
+            self._block_ngrams(ids_NS, end_N1, scores_NV)
+        if self.options.min_new_tokens > 0 and len(self.ends):
+            is_short_N1 = num_chosen_N.unsqueeze(1) < self.options.min_new_tokens
+            scores_NV[:, self.ends] = scores_NV[:, self.ends].masked_fill(is_short_N1, float("-inf"))
+
+    def _penalise_repetition(self, ids_NS: torch.Tensor, end_N1: torch.Tensor, scores_NV: torch.Tensor) -> None:
+        """Make the tokens of each row before its end less likely, once each."""
+        is_used_NS = (torch.arange(ids_NS.shape[1], device=ids_NS.device) < end_N1) & (ids_NS >= 0)
+        ids_NS = torch.where(is_used_NS, ids_NS, ids_NS.gather(1, end_N1 - 1))
+        scores_NS, penalty = scores_NV.gather(1, ids_NS), self.options.repetition_penalty
+        scores_NV.scatter_(1, ids_NS, torch.where(scores_NS < 0, scores_NS * penalty, scores_NS / penalty))
+
+    def _block_ngrams(self, ids_NS: torch.Tensor, end_N1: torch.Tensor, scores_NV: torch.Tensor) -> None:
+        """Exclude tokens that would complete an n-gram for the second time."""
+        (num_rows, vocabulary), size = scores_NV.shape, self.options.no_repeat_ngram_size
+        if ids_NS.shape[1] < size:
+            return
+        ngrams_NWn = ids_NS.unfold(1, size, 1)
+        last = end_N1 + torch.arange(1 - size, 0, device=ids_NS.device)
+        last_N1n = ids_NS.gather(1, last.clamp(min=0)).unsqueeze(1)
+        is_whole_NW = torch.arange(size, ids_NS.shape[1] + 1, device=ids_NS.device) <= end_N1
+        is_blocked_NW = (ngrams_NWn[..., :-1] == last_N1n).all(-1) & is_whole_NW & (ngrams_NWn[..., 0] >= 0)
+        # One column more, for n-grams that block nothing.
+        blocked_NV = torch.zeros((num_rows, vocabulary + 1), dtype=torch.bool, device=ids_NS.device)
+        blocked_NV.scatter_(1, ngrams_NWn[..., -1].masked_fill(~is_blocked_NW, vocabulary), True)
+        scores_NV.masked_fill_(blocked_NV[:, :-1], float("-inf"))
 
 
 class Sampler:

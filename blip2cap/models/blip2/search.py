@@ -1,21 +1,22 @@
 """Chooses the next token: the most likely one, one drawn at random, or those that a beam search keeps.
 
-A search holds the state of the texts that are being decoded, in the order of their slots in the cache; a slot is
-`num_beams` rows. `finished` waits for the device and reads the tokens chosen since the last call. `choose` waits for
-the device only if there are rules.
+A search holds the state of the texts that are being decoded, in the order of their slots in the cache; a slot has
+`num_beams` rows of scores. Nothing here waits for the device but `read`, and the results that `take` returns.
 
-Shapes: M = slots, N = rows (M x beams), V = vocabulary.
+Shapes: M = slots, N = rows of scores (M x beams), V = vocabulary.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections import deque
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
 import torch
 
 from blip2cap.models.blip2.sampling import Rules, Sampler
+from blip2cap.models.blip2.transfer import HostCopy, to_device
 from blip2cap.options import GenerateOptions
 
 
@@ -35,9 +36,15 @@ class Text:
 
     start: Start
     ids: list[int] = field(default_factory=list)
-    """New tokens that were read so far, end token included."""
+    """New tokens that were read so far, end token included; not used with beams."""
     num_chosen: int = 0
     """Number of new tokens chosen so far, read or not."""
+    ended: bool = False
+    """True if its end was read."""
+
+
+Results = Callable[[], list[list[list[int]]]]
+"""Waits for the device; returns the ids of the best texts of each slot, best first, with their end tokens."""
 
 
 class Search(Protocol):
@@ -52,17 +59,20 @@ class Search(Protocol):
     def choose(self, scores_NV: torch.Tensor, first: int) -> tuple[torch.Tensor, torch.Tensor | None]:
         """Choose the next token of the slots from `first` on, given the logits of their rows.
 
-        Returns the ids of their rows, and the row that each continues (None: itself).
+        Returns the ids of their rows, and the beam of its slot that each continues, [M, beams] (None: itself).
         """
 
-    def finished(self) -> list[int]:
-        """Return the slots whose texts have ended."""
+    def read(self, leave: int = 0) -> None:
+        """Wait for the device to make all but the last `leave` choices, and read them."""
 
-    def results(self, slot: int) -> list[list[int]]:
-        """Return the ids of a slot's best texts, best first, with their end tokens."""
+    def finished(self) -> list[int]:
+        """Return the slots whose texts have ended, as far as choices were read or reached the largest number."""
+
+    def take(self, slots: Sequence[int]) -> Results:
+        """Return the results of finished slots, which may be read once all choices so far are."""
 
     def keep(self, slots: Sequence[int]) -> None:
-        """Keep these slots, in this order; unread tokens belong to the others."""
+        """Keep these slots, in this order."""
 
 
 class Greedy:
@@ -76,57 +86,63 @@ class Greedy:
         self.rules = Rules(options, ends, device)
         self.sampler = Sampler(options) if options.sampling else None
         self.texts: list[Text] = []
-        self.unread: list[tuple[int, torch.Tensor]] = []
+        self.unread: deque[tuple[list[Text], HostCopy]] = deque()
+        # The same as in `texts`, on the device; only if sampling or rules need them.
         self.seeds_M = torch.empty(0, dtype=torch.long, device=device)
-        self.steps_M = torch.empty(0, dtype=torch.long, device=device)
-        """Number of tokens drawn so far: `Text.num_chosen` on the device, so that drawing does not wait."""
+        self.ids_MT = torch.empty((0, options.max_new_tokens), dtype=torch.long, device=device)
+        self.num_chosen_M = torch.empty(0, dtype=torch.long, device=device)
 
     def start(self, starts: Sequence[Start]) -> None:
         """Add texts, in the slots after the existing ones."""
         self.texts += [Text(start=start) for start in starts]
-        if self.sampler is not None:
-            seeds = torch.tensor([start.seed for start in starts], device=self.seeds_M.device)
-            self.seeds_M = torch.cat([self.seeds_M, seeds])
-            self.steps_M = torch.cat([self.steps_M, torch.zeros_like(seeds)])
+        if self.sampler is not None or self.rules.active:
+            self.rules.start([start.given_ids for start in starts])
+            seeds_M = to_device([start.seed for start in starts], self.seeds_M.device)
+            self.seeds_M = torch.cat([self.seeds_M, seeds_M])
+            self.num_chosen_M = torch.cat([self.num_chosen_M, torch.zeros_like(seeds_M)])
+            self.ids_MT = torch.cat([self.ids_MT, self.ids_MT.new_zeros((len(starts), self.ids_MT.shape[1]))])
 
     def choose(self, scores_NV: torch.Tensor, first: int) -> tuple[torch.Tensor, None]:
         """Choose the next token of the slots from `first` on, given their logits."""
         texts = self.texts[first:]
+        ids_MT, num_chosen_M = self.ids_MT[first:], self.num_chosen_M[first:]
         if self.rules.active:
-            self.read()
-            sequences = [[*text.start.given_ids, *text.ids] for text in texts]
-            self.rules.apply(sequences, [len(text.start.given_ids) for text in texts], scores_NV)
+            self.rules.apply(first, ids_MT, num_chosen_M, scores_NV)
         if self.sampler is not None:
-            scores_NV = self.sampler.apply(scores_NV, self.seeds_M[first:], self.steps_M[first:])
-            self.steps_M[first:] += 1
+            scores_NV = self.sampler.apply(scores_NV, self.seeds_M[first:], num_chosen_M)
         ids_N = scores_NV.argmax(-1)
-        self.unread.append((first, ids_N))
+        if self.sampler is not None or self.rules.active:
+            ids_MT.scatter_(1, num_chosen_M.unsqueeze(1), ids_N.unsqueeze(1))
+            num_chosen_M += 1
+        self.unread.append((texts, HostCopy(ids_N)))
         for text in texts:
             text.num_chosen += 1
         return ids_N, None
 
-    def read(self) -> None:
-        """Wait for the device, and read the ids chosen since the last call."""
-        for first, ids_N in self.unread:
-            for text, token in zip(self.texts[first:], ids_N.tolist(), strict=True):
-                if not (text.ids and text.ids[-1] in self.ends):
+    def read(self, leave: int = 0) -> None:
+        """Wait for the device to make all but the last `leave` choices, and read their ids."""
+        while len(self.unread) > leave:
+            texts, ids_N = self.unread.popleft()
+            for text, token in zip(texts, ids_N.tolist(), strict=True):
+                if not text.ended:
                     text.ids.append(token)
-        self.unread.clear()
+                    text.ended = token in self.ends
 
     def finished(self) -> list[int]:
         """Return the slots whose texts have ended."""
-        self.read()
-        longest, ends = self.options.max_new_tokens, self.ends
-        return [slot for slot, text in enumerate(self.texts) if len(text.ids) >= longest or text.ids[-1] in ends]
+        longest = self.options.max_new_tokens
+        return [slot for slot, text in enumerate(self.texts) if text.ended or text.num_chosen >= longest]
 
-    def results(self, slot: int) -> list[list[int]]:
-        """Return the ids of a slot's text."""
-        return [self.texts[slot].ids]
+    def take(self, slots: Sequence[int]) -> Results:
+        """Return the results of finished slots, which may be read once all choices so far are."""
+        texts = [self.texts[slot] for slot in slots]
+        return lambda: [[text.ids] for text in texts]
 
     def keep(self, slots: Sequence[int]) -> None:
-        """Keep these slots, in this order; unread tokens belong to the others."""
-        self.unread.clear()
+        """Keep these slots, in this order."""
         self.texts = [self.texts[slot] for slot in slots]
-        if self.sampler is not None:
-            order = list(slots)
-            self.seeds_M, self.steps_M = self.seeds_M[order], self.steps_M[order]
+        if self.sampler is not None or self.rules.active:
+            order_M = to_device(list(slots), self.seeds_M.device)
+            self.rules.keep(order_M)
+            self.seeds_M, self.num_chosen_M = self.seeds_M[order_M], self.num_chosen_M[order_M]
+            self.ids_MT = self.ids_MT[order_M]

@@ -3,10 +3,13 @@
 A free slot in the cache goes to the next prompt at once, so a batch costs the mean length of its texts, not the
 longest. Rows never see each other: a text does not depend on the other texts of its batch.
 
+A GPU is given work without waiting for it: the tokens of a step are read when the next step is queued, so the host
+learns one step late that a text has ended.
+
 After the device has run out of memory, fewer texts are decoded at once, and the interrupted texts start again, with the
 same result. The result of a text that does not fit alone is an ImageError.
 
-Shapes: I = images, Q = query tokens, D = hidden size, N = rows (texts x beams), T = tokens of a prompt.
+Shapes: I = images, Q = query tokens, D = hidden size, N = texts, T = tokens of a prompt.
 """
 
 from __future__ import annotations
@@ -14,7 +17,7 @@ from __future__ import annotations
 import itertools
 import time
 from collections import deque
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -24,8 +27,8 @@ from blip2cap.batch_size import BatchSize
 from blip2cap.errors import ImageError
 from blip2cap.models.base import Result
 from blip2cap.models.blip2.cache import Slots
-from blip2cap.models.blip2.decoders import Decoder
-from blip2cap.models.blip2.search import Search, Start
+from blip2cap.models.blip2.search import Results, Search, Start
+from blip2cap.models.blip2.transfer import to_device
 from blip2cap.models.device import memory_errors
 from blip2cap.options import GenerateOptions
 from blip2cap.records import Generated
@@ -82,28 +85,31 @@ class TextStream:
     def __init__(
         self,
         model: StreamModel,
-        decoder: Decoder,
+        slots: Slots,
         search: Search,
         options: GenerateOptions,
         device: torch.device,
         *,
         size: BatchSize,
-        check_every: int = 1,
+        reads_late: bool = False,
+        release: Callable[[], None] = lambda: None,
     ) -> None:
-        self.model, self.decoder, self.search, self.options, self.device = model, decoder, search, options, device
+        self.model, self.search, self.options, self.device = model, search, options, device
+        self.slots, self.decoder = slots, slots.decoder
         self.size = size
         """Number of texts decoded at once."""
         self.memory_limit: int | None = None
         """Number of texts that fit the device's memory; None until it runs out."""
-        self.check_every = check_every
-        """Steps between checks for ended texts: a check waits for the device."""
-        self.slots = Slots(decoder, search.num_beams, options.max_new_tokens, device)
+        self.reads_late = reads_late
+        """Read the tokens of a step only when the next one is queued, so that the device never waits for the host."""
+        self.release = release
+        """Frees memory of others, after out-of-memory."""
         self.waiting: deque[TextRow] = deque()
         self.running: list[TextRow] = []
         self._wait_until_empty = False
         """After out-of-memory, finish the running texts before admitting more."""
-        self._num_unchecked = 0
-        self._started_at = 0.0
+        self._taken: list[tuple[list[TextRow], Results]] = []
+        """Texts that have left their slots, whose results are on their way to the host."""
         self._samples: dict[int, dict[int, list[Generated]]] = {}
         """Finished samples of incomplete results, by ticket and number of the sample."""
         self._done: list[tuple[int, Result]] = []
@@ -127,38 +133,51 @@ class TextStream:
         self._done.append((ticket, error))
 
     def advance(self) -> list[tuple[int, Result]]:
-        """Start texts in free slots, run one step of all texts, and return the results that are complete."""
-        self._refill()
+        """Run one step of all texts, start texts in free slots, and return the results that are complete."""
+        num_due = len(self._taken)  # the step reads their last tokens
         if self.running:
             self._step()
+        self._refill()
+        if not (self.reads_late and self.running):
+            self.search.read()
+            num_due = len(self._taken)
+        due, self._taken = self._taken[:num_due], self._taken[num_due:]
+        if due:  # after the device was given work, as this takes the host long
+            with self.model.watch.measure("detokenise"):
+                for rows, results in due:
+                    for row, texts in zip(rows, results(), strict=True):
+                        self._deliver(row, [self.model.read_text(ids) for ids in texts])
         done, self._done = self._done, []
         return done
 
     def _refill(self) -> None:
         """Start waiting texts in free slots, unless the free slots are too few to be worth a prefill."""
         while self.waiting:
-            num_running = len(self.running)
+            num_running, worthwhile = len(self.running), -(-self.capacity // 8)
             if num_running == 0:
                 self._wait_until_empty = False
             num_free = 0 if self._wait_until_empty else self.capacity - num_running
-            if num_free < (min(len(self.waiting), -(-self.capacity // 8)) if num_running else 1):
+            if num_free < (min(len(self.waiting), worthwhile) if num_running else 1):
                 return
-            if self._num_unchecked:
-                self._check()
-                continue
-            group = [self.waiting.popleft() for _ in range(min(num_free, len(self.waiting)))]
+            num_started = min(num_free, len(self.waiting))
+            if self.slots.few_sizes and num_started > worthwhile:
+                num_started = worthwhile << (num_started // worthwhile).bit_length() - 1
+            group = [self.waiting.popleft() for _ in range(num_started)]
             try:
                 with memory_errors():
                     self._start(group)
             except MemoryError as error:
                 detail = f"not enough memory: {error}"
             else:
-                self._check()
+                if not self.reads_late:
+                    self.search.read()
+                self._take_finished()
                 continue
             # Outside `except`: there the error would still hold the tensors that did not fit.
             del self.running[num_running:]
             self.search.keep(range(num_running))
             self.slots.free(num_running)
+            self.release()
             if num_running:
                 self.waiting.extendleft(reversed(group))
                 self._wait_until_empty = True
@@ -184,70 +203,65 @@ class TextStream:
 
     def _start(self, group: list[TextRow]) -> None:
         """Prefill texts into free slots, and choose their first tokens."""
-        beams, num_running = self.search.num_beams, len(self.running)
+        num_running, num_used = len(self.running), len(self.running) + len(group)
         group = sorted(group, key=lambda row: row.tokens.lengths)
         num_prefix = self.model.num_query_tokens + max(len(row.tokens.ids) for row in group)
-        cache = self.slots.reserve(num_running, num_running + len(group), num_prefix, self.capacity)
-        rows = self.slots.rows(num_running, num_running + len(group))
+        cache = self.slots.reserve(num_running, num_used, num_prefix, self.capacity)
         with self.model.watch.measure("prefill"):
             image_IQD, image_of_N = self.model.image_embeddings(group)
             by_length = itertools.groupby((row.tokens.ids for row in group), key=len)
-            prompts = [torch.tensor(list(ids), dtype=torch.long, device=self.device) for _, ids in by_length]
-            logits_NV = self.decoder.prefill(image_IQD, image_of_N, prompts, cache, rows.start, beams)
-            if beams > 1:
-                logits_NV = logits_NV.repeat_interleave(beams, dim=0)
+            prompts = [to_device(list(ids), self.device) for _, ids in by_length]
+            logits_NV = self.decoder.prefill(image_IQD, image_of_N, prompts, cache, num_running)
+            if self.search.num_beams > 1:
+                logits_NV = logits_NV.repeat_interleave(self.search.num_beams, dim=0)
             self.search.start([Start(given_ids=self.model.given_ids(row.tokens), seed=row.seed) for row in group])
             self.running += group
-            num_given = [self._num_given(row) for row in group for _ in range(beams)]
-            self.slots.positions_N[rows] = torch.tensor(num_given, device=self.device)
-            self.slots.ids_N[rows], _ = self.search.choose(logits_NV, num_running)
+            num_given = [self._num_given(row) for row in group]
+            self.slots.positions_R[num_running:num_used] = to_device(num_given, self.device)
+            ids_N, _ = self.search.choose(logits_NV, num_running)
+            self.slots.ids_RB[num_running:num_used] = ids_N.view(len(group), -1)
 
     def _step(self) -> None:
         """Run one token of every text and choose the next, or retreat if memory runs out."""
-        if self._num_unchecked == 0:
-            self._started_at = time.perf_counter()
+        num_running, started = len(self.running), time.perf_counter()
         try:
             with memory_errors(), self.model.watch.measure("step"):
                 self._advance_rows()
         except MemoryError as error:
             detail = f"not enough memory: {error}"
         else:
-            self._num_unchecked += 1
-            longest = max(text.num_chosen for text in self.search.texts)
-            if self._num_unchecked >= self.check_every or longest >= self.options.max_new_tokens:
-                num_pending, num_steps = len(self.running), self._num_unchecked
-                self._check()
-                self.size.measured(num_pending, (time.perf_counter() - self._started_at) / num_steps)
+            self.search.read(leave=int(self.reads_late))
+            self.size.measured(num_running, time.perf_counter() - started)
+            self._take_finished()
             return
-        group, self.running, self._num_unchecked = self.running, [], 0
+        group, self.running = self.running, []
         self.search.keep([])
+        self.release()
         self._retreat(group, detail)
 
     def _advance_rows(self) -> None:
-        slots, rows = self.slots, self.slots.rows(0, len(self.running))
-        stepped = slots.rows(0, slots.round_up(len(self.running)))
+        slots, num_running, beams = self.slots, len(self.running), self.search.num_beams
+        num_stepped = slots.round_up(num_running)
         assert slots.cache is not None
-        num_given = [self._num_given(row) for row in self.running]
-        end = max(given + text.num_chosen for given, text in zip(num_given, self.search.texts, strict=True))
-        logits_NV = self.decoder.step(slots.ids_N[stepped], slots.positions_N[stepped], slots.cache, end)[rows]
-        slots.ids_N[rows], parents_N = self.search.choose(logits_NV, 0)
-        slots.positions_N[rows] += 1
-        if parents_N is not None:
-            slots.cache.reorder(parents_N, min(num_given), end)
+        texts = zip(self.running, self.search.texts, strict=True)
+        end = max(self._num_given(row) + text.num_chosen * beams for row, text in texts)
+        ids_N, positions_M = slots.ids_RB[:num_stepped].view(-1), slots.positions_R[:num_stepped]
+        logits_NV = self.decoder.step(ids_N, positions_M, slots.cache, end)[: num_running * beams]
+        ids_N, parents_MB = self.search.choose(logits_NV, 0)
+        slots.ids_RB[:num_running] = ids_N.view(num_running, -1)
+        slots.positions_R[:num_running] += 1
+        if parents_MB is not None:
+            slots.cache.reorder(parents_MB)
 
     def _num_given(self, row: TextRow) -> int:
         return self.decoder.num_given(self.model.num_query_tokens + len(row.tokens.ids))
 
-    def _check(self) -> None:
-        """Deliver the texts that have ended, and free their slots."""
-        self._num_unchecked = 0
+    def _take_finished(self) -> None:
+        """Free the slots of the texts that have ended."""
         ended = self.search.finished()
         if not ended:
             return
-        with self.model.watch.measure("detokenise"):
-            for slot in ended:
-                texts = [self.model.read_text(ids) for ids in self.search.results(slot)]
-                self._deliver(self.running[slot], texts)
+        self._taken.append(([self.running[slot] for slot in ended], self.search.take(ended)))
         order = self.slots.compact(len(self.running), ended)
         self.running = [self.running[slot] for slot in order]
         self.search.keep(order)

@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator, Sequence
+import weakref
+from collections.abc import Callable, Hashable, Iterator, Sequence
 from functools import lru_cache
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 
 from blip2cap.batch_size import BatchSize
 from blip2cap.errors import ImageError
 from blip2cap.models.base import Result, Session
+from blip2cap.models.blip2.attention import decoding_kernels
 from blip2cap.models.blip2.beams import Beams
+from blip2cap.models.blip2.cache import Slots
 from blip2cap.models.blip2.cuda_graphs import GraphedDecoder
+from blip2cap.models.blip2.decoders import Decoder
 from blip2cap.models.blip2.sampling import end_ids, row_seed
 from blip2cap.models.blip2.search import Greedy
 from blip2cap.models.blip2.stream import TextRow, TextStream, Tokens
@@ -29,6 +33,10 @@ _FIRST = 16
 """Texts decoded at once when measuring begins."""
 _MAX_CPU, _MAX_GPU = 128, 512
 """A CPU is bound by arithmetic with far fewer rows; a GPU reads all weights for every step, even of a few rows."""
+_MAX_BEAMS_GPU = 1536
+"""Beams decoded at once on a GPU."""
+_GPU_UNIT = 64
+"""On a GPU, larger numbers of texts are multiples of it, as batches of images are: prefills do not fall to pieces."""
 _NUM_STEPS = 4
 """Steps that each number of texts is measured with: one step is short, so a single measurement is unreliable."""
 _QUICK_S = 0.02
@@ -38,41 +46,77 @@ _TYPICAL_PROMPT = 16
 """Number of tokens in a prompt, assumed for the estimate of memory."""
 
 
+class Workspaces:
+    """Caches with their captured steps and measured sizes, which sessions of a model use one after another."""
+
+    def __init__(self) -> None:
+        self._idle: list[tuple[Hashable, Slots, BatchSize]] = []
+
+    def borrow(self, session: object, key: Hashable, create: Callable[[], tuple[Slots, BatchSize]]) -> Any:
+        """Return an idle workspace of the same kind, or a new one; it is idle again when `session` is gone.
+
+        Before a new one is created, all idle ones are freed.
+        """
+        match = next((entry for entry in self._idle if entry[0] == key), None)
+        if match is None:
+            self.clear()
+            match = (key, *create())
+        else:
+            self._idle.remove(match)
+        _, slots, size = match
+        with torch.inference_mode():
+            slots.free(0)  # a run may have ended in the middle
+        weakref.finalize(session, self._idle.append, match).atexit = False
+        return slots, size
+
+    def clear(self) -> None:
+        """Free the memory of the idle ones."""
+        self._idle.clear()
+
+
 class TextSession(Session):
     """The texts of one run: prompts are added as their images are encoded, results come as they are ready."""
 
     def __init__(self, model: Blip2, options: GenerateOptions, *, capacity: int | None) -> None:
         self.model, self.options = model, options
         self.tickets = itertools.count()
-        if capacity is None:
-            most = self._max_texts()
-            size = BatchSize(min(_FIRST, most), most, quick_s=_QUICK_S, num_trials=_NUM_STEPS)
-        else:
-            size = BatchSize(capacity)
-        self.stream = self._open_stream(size)
+        self.stream = self._open_stream(capacity)
         # A method of the model, not of this session: the session would refer to itself, and its memory would be freed
         # by the next garbage collection only.
         self._tokenise = lru_cache(4096)(model.tokenise)
 
-    def _open_stream(self, size: BatchSize) -> TextStream | TransformersStream:
-        language_model, options, device = self.model.network.language_model, self.options, self.model.device
-        if self.model.decoder is None:
-            return TransformersStream(self.model, language_model, options, capacity=min(size.most, _MAX_TRANSFORMERS))
+    def _open_stream(self, capacity: int | None) -> TextStream | TransformersStream:
+        model, options, device = self.model, self.options, self.model.device
+        language_model, decoder = model.network.language_model, model.decoder
+        if decoder is None:
+            most = min(capacity or _MAX_TRANSFORMERS, _MAX_TRANSFORMERS)
+            return TransformersStream(model, language_model, options, capacity=most)
+
+        def create() -> tuple[Slots, BatchSize]:
+            stepper = decoder if model.start_capture is None else GraphedDecoder(decoder, model.start_capture)
+            few_sizes = not model.on_cpu
+            slots = Slots(stepper, options.num_beams, options.max_new_tokens, device, few_sizes=few_sizes)
+            return slots, self._size(decoder) if capacity is None else BatchSize(capacity)
+
+        key = (options.num_beams, options.max_new_tokens, capacity, model.start_capture)
+        slots, size = model.workspaces.borrow(self, key, create)
         ends = end_ids(language_model.generation_config)
         search = (Beams if options.num_beams > 1 else Greedy)(options, ends, device)
-        decoder = GraphedDecoder(self.model.decoder) if self.model.graphs else self.model.decoder
-        check_every = self.model.check_every
-        return TextStream(self.model, decoder, search, options, device, size=size, check_every=check_every)
+        release, reads_late = model.workspaces.clear, model.reads_late
+        return TextStream(model, slots, search, options, device, size=size, reads_late=reads_late, release=release)
 
-    def _max_texts(self) -> int:
-        """Return the largest number of texts decoded at once: their cache may take half of the free memory."""
-        device, decoder = self.model.device, self.model.decoder
-        most = _MAX_CPU if device.type == "cpu" else _MAX_GPU
-        if decoder is None:
-            return most
-        num_prefix = self.model.num_query_tokens + _TYPICAL_PROMPT
-        num_bytes = decoder.bytes_per_row(num_prefix, self.options.max_new_tokens) * self.options.num_beams
-        return max(1, min(most // self.options.num_beams, free_bytes(device) // 2 // num_bytes))
+    def _size(self, decoder: Decoder) -> BatchSize:
+        """Return the number of texts decoded at once, whose cache may take half of the free memory."""
+        model, options = self.model, self.options
+        num_prefix = model.num_query_tokens + _TYPICAL_PROMPT
+        num_bytes = decoder.bytes_per_row(num_prefix, options.max_new_tokens, options.num_beams)
+        num_fit = max(1, free_bytes(model.device) // 2 // num_bytes)
+        if model.on_cpu:
+            most = max(1, min(_MAX_CPU // options.num_beams, num_fit))
+            return BatchSize(min(_FIRST, most), most, quick_s=_QUICK_S, num_trials=_NUM_STEPS)
+        most = max(1, min(_MAX_GPU, _MAX_BEAMS_GPU // options.num_beams, num_fit))
+        most = most // _GPU_UNIT * _GPU_UNIT or most
+        return BatchSize(most, most)
 
     @property
     def capacity(self) -> int:
@@ -106,7 +150,7 @@ class TextSession(Session):
     @torch.inference_mode()
     def advance(self) -> list[tuple[int, Result]]:
         """Run the next step; return the results that are complete, by ticket."""
-        with self.model.current():
+        with self.model.current(), decoding_kernels(self.model.device):
             return self.stream.advance()
 
     def _rows(self, ticket: int, tokens: Tokens, prompt: Prompt, image: torch.Tensor) -> Iterator[TextRow]:
