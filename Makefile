@@ -62,7 +62,7 @@ measure-tiny: $(VENV)/.ready  ## How right it is about scenes it has never seen.
 bench-cpu: $(VENV)/.ready  ## Measure it beside the plain script on a CPU (9 minutes; 20 GB of memory for the largest model).
 	PYTHONPATH=. $(BIN)/python benchmarks/cpu.py --out benchmarks/results/cpu.json
 
-bench-gpu:  ## Measure it beside others on a GPU (9 minutes), with the machine's own python3 and torch: nothing is installed.
+bench-gpu:  ## Test, profile and measure it beside others on a GPU (9 minutes), with the machine's own python3 and torch: nothing is installed.
 	PYTHONPATH=. $(PYTHON) benchmarks/gpu.py --out benchmarks/results/gpu.json
 
 samples: $(VENV)/.ready  ## Draw sample_images again.

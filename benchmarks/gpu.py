@@ -1,13 +1,16 @@
-"""blip2cap on a GPU, beside others and switch by switch: one command, nine minutes at the most.
+"""The tests that need a GPU, profiles, and blip2cap beside others: one command, nine minutes at the most.
 
     PYTHONPATH=. python3 benchmarks/gpu.py --out benchmarks/results/gpu.json
 
 Models have their real size and random weights, compute in bfloat16, and generate 12 new tokens for each image. Needs
-torch with CUDA, transformers, accelerate, Pillow, psutil, typer, rich and tqdm; blip2cap need not be installed.
+torch with CUDA, transformers, accelerate, Pillow, psutil, typer, rich and tqdm, and pytest for the tests; blip2cap need
+not be installed.
 """
 
 from __future__ import annotations
 
+import os
+import subprocess
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import replace
@@ -16,14 +19,19 @@ from typing import Any
 
 from benchmarks.cpu import ask
 from benchmarks.measure import Facts, Job
+from benchmarks.programs import ROOT
 from benchmarks.suite import Section, divide, main, mean, most
-from blip2cap.bench.programs import PLAIN, SkipError
+from blip2cap.bench.programs import PLAIN, ProgramError, SkipError
 from blip2cap.options import ModelOptions
 
 OPT = ModelOptions(name="Salesforce/blip2-opt-2.7b", dtype="bfloat16", device="cuda", random_weights=True)
 TUNED, VLLM = "benchmarks.tuned_transformers", "benchmarks.vllm_opt"
 PEERS = ((PLAIN, 64, 256, 1), (TUNED, 256, 2048, 2), (PLAIN, 256, 512, 1), (TUNED, 64, 1024, 2), (PLAIN, 1, 64, 1))
 """Script, batch size, images, and batches to warm up with; the tuned one compiles in them."""
+TESTS = ("tests/test_model_gpu.py", "tests/test_model_quantize.py", "tests/test_model_load.py")
+"""The files that hold tests for a GPU: others may need packages that the machine lacks."""
+TESTS_S = 120.0
+"""The time that the tests may take from the measurements."""
 NEW_TOKENS = 12
 NUM_IMAGES, NUM_LARGE = 4096, 256
 LADDER: dict[str, dict[str, Any]] = {
@@ -43,6 +51,28 @@ def job(section: Section, count: int, **values: Any) -> Job:
     return Job(num_images=count, **{**settings, **values})
 
 
+def tests(section: Section) -> None:
+    """Run the tests that need a GPU, without the project's settings, which need plugins of pytest."""
+    if find_spec("pytest") is None:
+        raise SkipError("pytest is not installed")
+    command = [sys.executable, "-m", "pytest", "-c", os.devnull, "--rootdir", str(ROOT), "-p", "no:cacheprovider"]
+    command += ["-m", "gpu", "-q", "-rfEs", "--tb=short", "--color=no", *TESTS]
+    timeout_s = min(TESTS_S, section.suite.left_s())
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, errors="replace", timeout=timeout_s)
+    lines = done.stdout.splitlines()
+    section.facts |= {"summary": lines[-1] if lines else "", "lines": [line[:300] for line in lines[-200:]]}
+    if done.returncode:
+        raise ProgramError(f"pytest ended with {done.returncode}: {section.facts['summary'] or done.stderr[-300:]}")
+
+
+def profiles(section: Section) -> None:
+    """Profile one batch of the vision encoder, one step, and its capture."""
+    facts = section.programs.ours(OPT, job(section, 1, what="profiles"))
+    section.facts |= facts
+    for part in ("vision_batch", "step", "capture", "replay"):
+        section.judge(f"{part}_ms", facts.get(part, {}).get("ms"))
+
+
 def opt(section: Section) -> None:
     """Caption greedily: the stages, each with its own time, and the share of what the machine allows."""
     section.facts["bench"] = section.programs.ours(OPT, job(section, NUM_IMAGES, what="stages", repeats=2))
@@ -56,8 +86,6 @@ def one(model: ModelOptions, count: int, *, at_least: float | None = None, **val
     """Return a section that runs one job."""
 
     def run(section: Section) -> None:
-        if model.quantize == "fp8" and find_spec("torchao") is None:
-            raise SkipError("torchao is not installed")
         section.facts |= section.programs.ours(model, job(section, count, **values))
         section.judge("images_per_s", section.facts["images_per_s"], at_least=at_least)
 
@@ -118,18 +146,23 @@ def ladder(section: Section) -> None:
 
 
 SECTIONS: dict[str, Callable[[Section], None]] = {
+    "tests": tests,
+    "profiles": profiles,
     "opt-2.7b": opt,
     "beams": one(OPT, 2048, at_least=450, num_beams=5),
     "questions": questions,
-    "12mp": large,
-    "fp8": one(replace(OPT, quantize="fp8"), NUM_IMAGES, at_least=900),
-    "peers": peers,
-    "ladder": ladder,
-    "int8-dynamic": one(replace(OPT, quantize="int8-dynamic"), NUM_IMAGES),
+    "fp8": one(replace(OPT, quantize="fp8"), 2048),
     "flan-t5-xl": one(replace(OPT, name="Salesforce/blip2-flan-t5-xl"), 2048),
+    "peers": peers,
+    "12mp": large,
+    "ladder": ladder,
+    "int8-dynamic": one(replace(OPT, quantize="int8-dynamic"), 2048),
     "opt-6.7b": one(replace(OPT, name="Salesforce/blip2-opt-6.7b"), 2048),
 }
-"""First those with a target; sections of one model follow each other, so that it is loaded once."""
+"""First what decides what to mend, then targets and peers; sections of one model follow each other: it is loaded once.
+
+Quantisation saves memory on a GPU, and is measured for what it costs.
+"""
 
 if __name__ == "__main__":
     sys.exit(main(__doc__, SECTIONS, None, device="cuda"))

@@ -20,6 +20,7 @@ from typing import Any
 import torch
 
 from benchmarks.lengths import measure_lengths
+from benchmarks.profiles import measure_profiles
 from blip2cap.batch_size import BatchSize
 from blip2cap.bench.benchmark import Benchmark
 from blip2cap.bench.options import BenchOptions
@@ -43,7 +44,7 @@ class Job:
     images: str
     """Folder of JPEG files."""
     what: str = "run"
-    """run: from files to rows; stages: as `blip2cap bench`; lengths: see lengths.py."""
+    """run: from files to rows; stages: as `blip2cap bench`; lengths, profiles: see lengths.py and profiles.py."""
     num_images: int | None = None
     """Take the first ones. None: all."""
     warmup: int = 0
@@ -96,7 +97,7 @@ class Sizes(BatchOptions):
 
 def measure(loaded: Loaded, job: Job) -> Facts:
     """Measure a job."""
-    kinds = {"run": _run, "stages": _stages, "lengths": _lengths}
+    kinds = {"run": _run, "stages": _stages, "lengths": _lengths, "profiles": _profiles}
     if job.what not in kinds:
         raise ValueError(f"what={job.what}: must be one of {', '.join(kinds)}")
     options, model = job.options(loaded.options), loaded.model
@@ -144,6 +145,10 @@ def _lengths(loaded: Loaded, options: BenchOptions, warmup: int) -> Facts:
     model, refs = loaded.model, (options.refs or ())[:_NUM_FEATURES]
     pictures = [decode(read(ref, options.decode), model.image_size, options.decode) for ref in refs]
     return measure_lengths(model, model.encode([picture.pixels_HWC for picture in pictures]))
+
+
+def _profiles(loaded: Loaded, options: BenchOptions, warmup: int) -> Facts:
+    return measure_profiles(loaded.model)
 
 
 def reason(error: Exception) -> Facts:

@@ -1,7 +1,7 @@
 """An unattended suite of measurements: sections with a deadline, and one JSON file.
 
 The findings of a section are kept even if it fails later; the suite continues with the next section. The file is
-written after each.
+written after each measurement, so that nothing is lost if the machine is.
 """
 
 from __future__ import annotations
@@ -49,7 +49,8 @@ class Suite:
     ) -> None:
         self.out, self.about, self.minutes, self.only = out, about, minutes, only
         self.clock, self.say = clock, say
-        self.ends = clock() + 60 * minutes
+        self.started = clock()
+        self.ends = self.started + 60 * minutes
         self.found: dict[str, Facts] = {}
         """The findings of each section so far."""
 
@@ -62,21 +63,25 @@ class Suite:
 
     def run(self, sections: Mapping[str, Callable[[Section], None]], programs: Programs, pictures: Pictures) -> int:
         """Run all sections, or those asked for; return 0, or 1 if one failed in whole or in part."""
-        started = self.clock()
         for name in [name for name in sections if not self.only or name in self.only]:
             self.say(f"{name} ...")
-            section = Section(self, programs, pictures)
             began = self.clock()
+            section = Section(self, programs, pictures)
+            self.found[name] = section.facts
             try:
                 self.left_s()
                 sections[name](section)
             except Exception as error:  # of any kind: the other sections do not depend on this one
                 section.facts |= reason(error)
             self.found[name] = {"seconds": digits(self.clock() - began), **section.facts}
-            result = {**self.about, "seconds": digits(self.clock() - started), "sections": self.found}
-            write_whole(OS_FILES, self.out, (json.dumps(result, indent=2, ensure_ascii=False) + "\n").encode())
+            self.write()
             self.say(f"{name}: {sentence(self.found[name])}")
         return int(any(has_error(facts) for facts in self.found.values()))
+
+    def write(self) -> None:
+        """Write the findings so far."""
+        result = {**self.about, "seconds": digits(self.clock() - self.started), "sections": self.found}
+        write_whole(OS_FILES, self.out, (json.dumps(result, indent=2, ensure_ascii=False) + "\n").encode())
 
 
 class Section:
@@ -88,6 +93,7 @@ class Section:
 
     def attempt(self, name: str, measure: Callable[..., Facts], *args: Any, **options: Any) -> Facts:
         """Measure one part; one that fails gives the reason under its name, and {} here."""
+        began = self.suite.clock()
         try:
             self.suite.left_s()
             self.facts[name] = measure(*args, **options)
@@ -95,6 +101,9 @@ class Section:
             self.facts[name] = reason(error)
             self.suite.say(f"  {name}: {sentence(self.facts[name])}")
             return {}
+        finally:
+            self.suite.write()
+        self.suite.say(f"  {name}: {self.suite.clock() - began:.0f} s")
         return self.facts[name]
 
     def ours(self, name: str, model: ModelOptions, job: Job) -> Facts:

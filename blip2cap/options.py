@@ -157,7 +157,7 @@ class ModelOptions:
     quantize: str | None = flag(
         None,
         "--quantize KIND",
-        "int8 or nf4: less memory. int8-dynamic or fp8: faster too. On a CPU only int8-dynamic.",
+        "int8, nf4 or fp8: less memory, on a GPU. int8-dynamic: on a CPU too, where it is also faster.",
         choices=("int8", "nf4", "int8-dynamic", "fp8"),
     )
     device: str = flag("auto", "--device NAME", "auto, cpu, cuda or cuda:N.")

@@ -36,7 +36,7 @@ KINDS = ("opt", "t5", "instructblip-t5", "instructblip-llama")
 def make_checkpoint(folder: Path, kind: str, seed: int = 0) -> Path:
     """Save a random checkpoint of one of KINDS in `folder`."""
     torch.manual_seed(seed)
-    tokenizer = _tokenizer(ends=kind.endswith("t5"))
+    tokenizer = make_tokenizer(ends=kind.endswith("t5"))
     size = {"height": IMAGE_SIZE, "width": IMAGE_SIZE}
     image_processor = BlipImageProcessorPil(size=size)
     common: dict[str, Any] = {
@@ -45,7 +45,7 @@ def make_checkpoint(folder: Path, kind: str, seed: int = 0) -> Path:
         "text_config": _text_config(kind, len(tokenizer)),
     }
     if kind.startswith("instructblip"):
-        qformer_tokenizer = _tokenizer(ends=True)
+        qformer_tokenizer = make_tokenizer(ends=True)
         config: Any = InstructBlipConfig(
             vision_config=InstructBlipVisionConfig(**_VISION),
             qformer_config=InstructBlipQFormerConfig(**_QFORMER, vocab_size=len(qformer_tokenizer)),
@@ -125,7 +125,7 @@ def _text_config(kind: str, vocab_size: int) -> Any:
     )
 
 
-def _tokenizer(*, ends: bool) -> PreTrainedTokenizerFast:
+def make_tokenizer(*, ends: bool) -> PreTrainedTokenizerFast:
     """Make a tokenizer with one word per token; `ends`: the end token last, as in T5; else begin token first."""
     special = ["<pad>", "</s>", "<s>", "<unk>", "<image>", "?", ":", "."]
     vocabulary = {word: index for index, word in enumerate([*special, *WORDS])}

@@ -13,6 +13,7 @@ from benchmarks import measure, pictures
 from benchmarks.lengths import LONGEST, SHORTEST, spread
 from benchmarks.measure import Facts, Job
 from benchmarks.pictures import Pictures
+from benchmarks.profiles import measure_profiles
 from blip2cap.bench import benchmark
 from blip2cap.bench.stages import Loaded
 from blip2cap.options import ModelOptions
@@ -94,6 +95,16 @@ def test_jobs_of_the_command_line_print_one_object_each(drawn: str, capsys: pyte
     job = {"images": drawn, "num_images": 1, "new_tokens": 2}
     assert measure.main([json.dumps(model), json.dumps(job), json.dumps(job)]) == 0
     assert [json.loads(line)["rows"] for line in capsys.readouterr().out.splitlines()] == [1, 1]
+
+
+def test_profiles_name_what_takes_longest() -> None:
+    facts = measure_profiles(loaded_tiny().model, num_images=2, num_rows=4)
+    for part in ("vision_batch", "step"):
+        times = [kernel["ms"] for kernel in facts[part]["top"]]
+        assert times == sorted(times, reverse=True)
+        assert facts[part]["num_kernels"] > len(times) > 1
+        assert min(facts[part]["ms"], facts[part]["device_ms"]) > 0
+    assert "aten::addmm" in {kernel["name"] for kernel in facts["vision_batch"]["top"]}
 
 
 def test_lengths_are_spread_evenly_and_mixed() -> None:

@@ -43,6 +43,8 @@ class FakePrograms(Programs):
         self.jobs.append(job)
         if job.what == "stages":
             return {"figures": {"images_per_s": {"median": 700.0}, "share_of_limit": 0.7, "overhead": 0.01}}
+        if job.what == "profiles":
+            return {part: {"ms": 300.0} for part in ("vision_batch", "step", "capture", "replay")}
         if job.what == "lengths":
             return {"spread_to_mean": 1.1, "spread_to_longest": 0.7}
         rate = 500.0 / len(job.questions or [1])
@@ -205,7 +207,9 @@ def test_every_section_on_a_gpu_asks_for_what_there_is(run: Run, monkeypatch: py
     monkeypatch.setattr(gpu, "find_spec", lambda name: None)
     assert run(gpu.SECTIONS) == 0
     sections = run.written["sections"]
-    assert sections["fp8"]["skipped"] == "torchao is not installed"
+    assert sections["tests"]["skipped"] == "pytest is not installed"
+    assert sections["profiles"]["figures"]["capture_ms"] == {"value": 300.0}
+    assert "at_least" not in sections["fp8"]["figures"]["images_per_s"]  # it saves memory, not time
     assert sections["peers"]["vllm"] == {"skipped": "not installed"}
     assert sections["peers"]["figures"] == {
         "times_the_plain_script": {"value": 4.0, "at_least": 4, "reached": True},
@@ -213,7 +217,36 @@ def test_every_section_on_a_gpu_asks_for_what_there_is(run: Run, monkeypatch: py
     }
     assert sections["opt-2.7b"]["figures"]["images_per_s"]["reached"]
     assert set(sections["ladder"]["figures"]) == set(gpu.LADDER)
-    assert {job.num_images for job in run.programs.jobs} <= {256, 1024, 2048, 4096}
+    assert {job.num_images for job in run.programs.jobs} <= {1, 256, 1024, 2048, 4096}
+
+
+def test_the_suite_names_every_file_that_has_tests_for_a_gpu() -> None:
+    folder = Path(__file__).parent
+    # In halves, so that this file is not one of them.
+    found = {f"tests/{path.name}" for path in folder.glob("test_*.py") if "pytest.mark." + "gpu" in path.read_text()}
+    assert found == set(gpu.TESTS)
+
+
+@pytest.mark.long
+def test_tests_for_a_gpu_run_without_the_settings_of_the_project(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Here they are all skipped, or left out."""
+    monkeypatch.setattr(gpu, "TESTS", ("tests/test_model_device.py",))
+    assert run({"tests": gpu.tests}) == 1
+    assert "pytest ended with 5" in run.written["sections"]["tests"]["error"]
+    assert "deselected" in run.written["sections"]["tests"]["summary"]
+
+
+def test_what_was_measured_is_in_the_file_before_the_section_ends(run: Run) -> None:
+    seen: list[Facts] = []
+
+    def section(section: Section) -> None:
+        section.ours("first", gpu.OPT, Job(images="scenes"))
+        seen.append(run.written["sections"]["only"])
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        run({"only": section})
+    assert set(seen[0]) == set(run.written["sections"]["only"]) == {"first"}
 
 
 def test_without_a_gpu_nothing_is_measured_and_nothing_written(

@@ -1,4 +1,4 @@
-"""Linear layers with 8-bit weights and 8-bit activations, for a CPU or a GPU, without an extra package.
+"""Linear layers with 8-bit weights and 8-bit activations for a CPU, without an extra package.
 
 Weights have one scale for each output; activations have one for each row, computed in every call, so that a row does
 not depend on its neighbours.
@@ -18,14 +18,12 @@ from torch import nn
 
 from blip2cap.models.device import adds_int8_without_overflow, has_onednn
 
-_LARGEST = 126
+LARGEST = 126
 """Largest value of a quantised row: the rounded scale may make it one larger, and 127 still fits."""
 _LARGEST_WITHOUT_VNNI = 62
 """For processors that add pairs of products in 16 bits: 2 * 127 * (62 + 64) fits. Costs one bit of precision."""
 _BLOCK = 512
 """Number of rows multiplied at once on a CPU, so that intermediate results stay in its cache."""
-_GPU_MIN_ROWS = 32
-"""cuBLAS multiplies only 8-bit matrices of more than 16 rows."""
 
 
 def cpu_can_int8() -> bool:
@@ -42,11 +40,11 @@ class Int8Linear(nn.Module):
 
     def __init__(self, linear: nn.Linear) -> None:
         super().__init__()
-        values_OI, self.scale_O = _quantize_weight(linear.weight.detach())
+        values_OI, self.scale_O = quantize_weight(linear.weight.detach())
         self.weight: torch.Tensor = torch.ops.onednn.qlinear_prepack(values_OI, None)
         self.zero_O = torch.zeros(len(values_OI), dtype=torch.int32)
         self.bias = None if linear.bias is None else linear.bias.detach()
-        self.largest = _LARGEST if adds_int8_without_overflow() else _LARGEST_WITHOUT_VNNI
+        self.largest = LARGEST if adds_int8_without_overflow() else _LARGEST_WITHOUT_VNNI
         self.zero = self.largest + 2
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
@@ -74,29 +72,7 @@ class Int8Linear(nn.Module):
         return y_NO.to(x.dtype)
 
 
-class GpuInt8Linear(nn.Module):
-    """A Linear for a GPU."""
-
-    def __init__(self, linear: nn.Linear) -> None:
-        super().__init__()
-        self.weight, self.scale_O = _quantize_weight(linear.weight.detach())
-        self.bias = None if linear.bias is None else linear.bias.detach()
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """Return [..., out_features] for [..., in_features]."""
-        values_NI, scale_N1 = _quantize_rows(x.reshape(-1, x.shape[-1]), _LARGEST)
-        num_rows = len(values_NI)
-        signed_NI = values_NI.to(torch.int8)
-        if num_rows < _GPU_MIN_ROWS:
-            signed_NI = nn.functional.pad(signed_NI, (0, 0, 0, _GPU_MIN_ROWS - num_rows))
-        y_NO = torch._int_mm(signed_NI, self.weight.t())[:num_rows] * self.scale_O
-        y_NO.mul_(scale_N1)
-        if self.bias is not None:
-            y_NO += self.bias
-        return y_NO.to(x.dtype).view(*x.shape[:-1], -1)
-
-
-def _quantize_weight(weight_OI: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+def quantize_weight(weight_OI: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     """Return int8 [O, I] and its scales, float32 [O]."""
     weight_OI = weight_OI.float()
     scale_O = (weight_OI.abs().amax(1) / 127).clamp_(min=torch.finfo(torch.float32).tiny)

@@ -1,4 +1,4 @@
-"""Quantises weights: `int8` and `nf4` save memory, `int8-dynamic` and `fp8` save time as well.
+"""Quantises weights: all kinds save memory; on a CPU, `int8-dynamic` saves time as well.
 
 `int8` and `nf4` come from bitsandbytes and are applied while a checkpoint is read; the others are applied to a loaded
 network. Not covered: checkpoints that were saved quantised.
@@ -14,7 +14,8 @@ from torch import nn
 from transformers import BitsAndBytesConfig
 
 from blip2cap.errors import ModelError, UsageError
-from blip2cap.models.blip2.int8_linear import GpuInt8Linear, Int8Linear, cpu_can_int8
+from blip2cap.models.blip2.gpu_linear import FP8_UNIT, Fp8Linear, GpuInt8Linear
+from blip2cap.models.blip2.int8_linear import Int8Linear, cpu_can_int8
 from blip2cap.models.blip2.linear_layers import replace_linears
 from blip2cap.options import ModelOptions
 
@@ -25,7 +26,6 @@ keeps it in full precision too.
 Embeddings, norms and the patch embedding are not Linear layers, and never change.
 """
 _WHILE_READING = ("int8", "nf4")
-_PACKAGES = {"int8": "bitsandbytes", "nf4": "bitsandbytes", "fp8": "torchao"}
 _FP8_CAPABILITY = (8, 9)
 """Capability of the first GPUs with fp8: Ada and Hopper."""
 
@@ -49,9 +49,8 @@ def check(options: ModelOptions, device: torch.device) -> None:
             f"--quantize {kind} and random weights exclude each other: it is made while a checkpoint is read. "
             "Use --quantize int8-dynamic or fp8."
         )
-    package = _PACKAGES.get(kind)
-    if package is not None and find_spec(package) is None:
-        raise ModelError(f'--quantize {kind}: {package} is not installed. Run: pip install "blip2cap[quant]"')
+    if kind in _WHILE_READING and find_spec("bitsandbytes") is None:
+        raise ModelError(f'--quantize {kind}: bitsandbytes is not installed. Run: pip install "blip2cap[quant]"')
 
 
 def config_while_reading(kind: str | None, dtype: torch.dtype) -> BitsAndBytesConfig | None:
@@ -81,10 +80,6 @@ def quantize(network: nn.Module, kind: str, device: torch.device) -> int:
     return 0 if make is None else replace_linears(network, lambda linear: make(linear.to(device)), never=NEVER)
 
 
-def _make_fp8(linear: nn.Linear) -> nn.Linear:
-    """Quantise the weight of a bfloat16 Linear to fp8; each row of activations has its own scale."""
-    from torchao.quantization import Float8DynamicActivationFloat8WeightConfig, PerRow, quantize_
-
-    # Its compiler settings are global, and nothing is compiled here.
-    quantize_(linear, Float8DynamicActivationFloat8WeightConfig(granularity=PerRow(), set_inductor_config=False))
-    return linear
+def _make_fp8(linear: nn.Linear) -> Fp8Linear | None:
+    fits = linear.in_features % FP8_UNIT == 0 and linear.out_features % FP8_UNIT == 0
+    return Fp8Linear(linear) if fits else None
