@@ -9,7 +9,7 @@ import typer
 
 from blip2cap.cli.guard import handle_errors
 from blip2cap.cli.report import print_json
-from blip2cap.cli.terminal import clean, write_out
+from blip2cap.cli.terminal import clean, say, write_out
 
 if TYPE_CHECKING:
     from blip2cap.outputs.status import Status
@@ -22,15 +22,19 @@ _SHOWN = ("command", "model", "dtype", "quantize", "prompt", "template")
 def status(
     out: Annotated[str, typer.Argument(metavar="OUT", help="A .jsonl or .parquet output, or a folder of parts.")],
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
+    prune: Annotated[bool, typer.Option("--prune", help="Remove all failed rows of a .jsonl or .parquet.")] = False,
 ) -> None:
     """Count the rows of an output that are ok, failed or missing.
 
     Ends with 0 if every row exists and is ok, and with 3 if not. Only the inputs of a .jsonl or .parquet file could
     tell which rows are missing: ask the command that made it, with --dry-run.
     """
-    from blip2cap.outputs.status import read_status
+    from blip2cap.outputs import status as statuses
 
-    found = read_status(out)
+    if prune:
+        num_removed = statuses.prune(out)
+        say(f"{clean(out)}: {num_removed} failed row{'s' if num_removed != 1 else ''} removed")
+    found = statuses.read_status(out)
     facts = _facts(found)
     if as_json:
         print_json(facts)

@@ -97,7 +97,9 @@ class Outcome:
     num_rows_before: int
     """Number of their rows that already existed."""
     num_failed_before: int
-    """Number of existing failed rows, without those that were retried."""
+    """Number of their existing failed rows, without those that were retried."""
+    num_failed_not_asked: int = 0
+    """Number of existing failed rows of other images, which this run was not asked for."""
     skipped: Mapping[str, int]
     """Number of skipped entries, by reason."""
     damaged: tuple[str, ...]
@@ -127,7 +129,7 @@ class Outcome:
 
     @property
     def complete(self) -> bool:
-        """True if every input has an ok row, and every archive and folder could be read."""
+        """True if every input of this run has an ok row, and every archive and folder could be read."""
         unread = sum(self.skipped.get(reason, 0) for reason in ("unreadable_folder", "unreadable_archive"))
         num_failed = self.parts.num_failed if self.parts else self.num_failed + self.num_failed_before
         return not (self.stopped or self.error or num_failed or unread)
@@ -142,7 +144,8 @@ class DryRun:
     num_images_to_do: int
     num_rows_to_do: int
     num_rows_before: int
-    num_failed_before: int
+    num_failed_before: int = 0
+    num_failed_not_asked: int = 0
     skipped: Mapping[str, int]
     damaged: tuple[str, ...]
 
@@ -175,7 +178,6 @@ def count_requests(
     stream: ImageStream,
     worklist: Worklist,
     requests: Iterable[Request],
-    num_failed_before: int = 0,
 ) -> DryRun:
     """Count what a run would do. Raises InputError if there is no image."""
     num_images_to_do = num_rows_to_do = 0
@@ -190,7 +192,6 @@ def count_requests(
         num_images_to_do=num_images_to_do,
         num_rows_to_do=num_rows_to_do,
         num_rows_before=worklist.num_finished,
-        num_failed_before=num_failed_before,
         skipped=dict(stream.skipped),
         damaged=tuple(stream.damaged),
     )

@@ -10,7 +10,7 @@ import hashlib
 import os
 import secrets
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence, Set
 from contextlib import closing
 from typing import TYPE_CHECKING, Any
 
@@ -61,11 +61,11 @@ def run_parts_job(
     done = done_parts(store, plan)
     before = read_counts(store, plan, sorted(mine & done))
     sweep(store, plan, done)
-    again = {index for index, counts in before.items() if counts.failed} if job.output.retry_failed else set[int]()
-    queue = PartQueue(
-        store, plan, _in_turn(store, job, sorted(mine - done)) + sorted(again), again, context.listener.say
-    )
-    num_retried = sum(before[index].num_failed for index in again)
+    retried = {index: num for index, counts in before.items() if (num := job.output.num_retried(counts.failed))}
+    again = retried.keys()
+    todo = _in_turn(store, job, sorted(mine - done)) + sorted(again)
+    queue = PartQueue(store, plan, todo, again, job.output.retry_only, context.listener.say)
+    num_retried = sum(retried.values())
     stats = None
     if queue.todo:
         num_images = sum(map(plan.num_refs, mine - done)) + num_retried // len(plan.labels)
@@ -100,7 +100,7 @@ def run_parts_job(
     )
 
 
-def _num_failed(store: Store, plan: PartsPlan, mine: set[int], before: Mapping[int, Counts], again: set[int]) -> int:
+def _num_failed(store: Store, plan: PartsPlan, mine: set[int], before: Mapping[int, Counts], again: Set[int]) -> int:
     """Count the failed rows of all parts, those made by other processes too."""
     unchanged = {index: counts for index, counts in before.items() if index not in again}
     made = read_counts(store, plan, sorted(mine - unchanged.keys()))
@@ -246,7 +246,7 @@ def dry_run_parts(job: Job, source: Source) -> DryRun:
     mine = {index for index in range(plan.num_parts) if job.output.takes(index)}
     counts = read_counts(store, plan, sorted(mine & done_parts(store, plan)))
     existing = total(counts.values())
-    num_retried = existing.num_failed if job.output.retry_failed else 0
+    num_retried = job.output.num_retried(existing.failed)
     num_images_to_do = sum(plan.num_refs(index) for index in mine - counts.keys())
     return DryRun(
         out=job.output.out,

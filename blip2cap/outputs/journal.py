@@ -12,7 +12,7 @@ import json
 import os
 import stat
 from collections import Counter
-from collections.abc import Container, Iterable, Iterator, Mapping
+from collections.abc import Collection, Container, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -37,6 +37,8 @@ class Journal:
     num_ok: int = 0
     failed: Counter[str] = field(default_factory=Counter)
     """Number of failed rows by error."""
+    failed_keys: KeySet = field(default_factory=KeySet)
+    """Keys of the failed rows."""
     to_retry: dict[str, str] = field(default_factory=dict)
     """Keys of failed rows that may be retried, with their errors."""
     num_bytes: int = 0
@@ -49,10 +51,16 @@ class Journal:
         """Number of failed rows."""
         return self.failed.total()
 
-    def take_out(self, asked: Container[str]) -> set[str]:
-        """Remove the failed rows that are `asked` for, and so retried, from the counts; return their keys."""
-        keys = {key for key in self.to_retry if key in asked}
+    def take_out(self, asked: Container[str], only: Collection[str] = ()) -> set[str]:
+        """Remove the failed rows that are `asked` for, and so retried, from the counts; return their keys.
+
+        With `only`, just those that failed with these errors are retried. All others are finished.
+        """
+        keys = {key for key, error in self.to_retry.items() if key in asked and (not only or error in only)}
         self.failed -= Counter(self.to_retry.pop(key) for key in keys)
+        for key in self.to_retry:
+            self.finished.add(key)
+        self.to_retry.clear()
         return keys
 
     def count(self, status: str, error: str) -> None:
@@ -65,6 +73,8 @@ class Journal:
     def note(self, key: str, status: str, error: str, *, retry_failed: bool) -> None:
         """Count an existing row; a failed one is not finished if it may be retried."""
         self.count(status, error)
+        if status != "ok":
+            self.failed_keys.add(key)
         if status == "ok" or not retry_failed:
             self.finished.add(key)
         else:
@@ -208,10 +218,18 @@ class JournalSink:
         if self.manifest is not None:
             self.manifest.check(settings, self.path.name, self._remedy)
 
-    def retry(self, asked: Container[str]) -> None:
-        """Retry only the failed rows with these keys; comes before begin(). Without a call, all are retried."""
+    @property
+    def failed_keys(self) -> KeySet:
+        """Keys of the existing failed rows, also of those that are retried."""
+        return self.journal.failed_keys
+
+    def retry(self, asked: Container[str], only: Collection[str] = ()) -> None:
+        """Retry only the failed rows with these keys and, if `only` is given, these errors; comes before begin().
+
+        Without a call, all are retried.
+        """
         if self._retry_failed:
-            self.again, self._was_asked = self.journal.take_out(asked), True
+            self.again, self._was_asked = self.journal.take_out(asked, only), True
             self._num_failed_before = self.journal.num_failed
 
     def begin(self, settings: Mapping[str, Any]) -> None:
@@ -222,7 +240,7 @@ class JournalSink:
         self.check(settings)
         try:
             if self._retry_failed and not self._was_asked:
-                self.retry(self.journal.to_retry)
+                self.retry(self.journal.to_retry.copy())
             if self.again:
                 self._drop_failed()
             else:

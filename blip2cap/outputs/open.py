@@ -42,7 +42,7 @@ def open_output(options: OutputOptions, stdout: BinaryIO | None) -> Output:
             raise OutputError("--out -: standard output is closed.")
         return StreamSink(stdout)
     sink = ParquetSink if kind is Kind.PARQUET else JournalSink
-    return sink(Path(options.out), overwrite=options.overwrite, retry_failed=options.retry_failed)
+    return sink(Path(options.out), overwrite=options.overwrite, retry_failed=options.retries)
 
 
 def read_file(out: str, kind: Kind, *, retry_failed: bool = False) -> tuple[Manifest | None, Journal]:

@@ -11,7 +11,7 @@ import contextlib
 import io
 import itertools
 import json
-from collections.abc import Container, Iterable, Iterator, Mapping
+from collections.abc import Collection, Container, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -163,9 +163,17 @@ class ParquetSink:
             self._table.manifest.check(settings, self.path.name)
         self._sink.check(settings)
 
-    def retry(self, asked: Container[str]) -> None:
-        """Retry only the failed rows with these keys; comes before begin(). Without a call, all are retried."""
-        self._sink.retry(asked)
+    @property
+    def failed_keys(self) -> KeySet:
+        """Keys of the existing failed rows, also of those that are retried."""
+        return self._sink.failed_keys
+
+    def retry(self, asked: Container[str], only: Collection[str] = ()) -> None:
+        """Retry only the failed rows with these keys and, if `only` is given, these errors; comes before begin().
+
+        Without a call, all are retried.
+        """
+        self._sink.retry(asked, only)
         self._num_failed_before = self._sink.num_failed
 
     def begin(self, settings: Mapping[str, Any]) -> None:
@@ -190,7 +198,7 @@ class ParquetSink:
         self._sink.finish()
         if stopped:
             return
-        if self._sink.journal.num_bytes or (self._begun and self._table is None):
+        if self._sink.journal.num_bytes or (self._begun and (self._table is None or self._sink.again)):
             try:
                 self._write_table()
             except OSError as error:

@@ -5,13 +5,14 @@ from __future__ import annotations
 import os
 from collections import Counter
 from collections.abc import Mapping
+from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 
 from blip2cap.errors import InputError, UsageError
-from blip2cap.options import Kind
+from blip2cap.options import Kind, OutputOptions
 from blip2cap.outputs.manifest import Manifest
-from blip2cap.outputs.open import exists, find_plan, kind_of_existing, open_rows, read_file, read_manifest
+from blip2cap.outputs.open import exists, find_plan, kind_of_existing, open_output, open_rows, read_file, read_manifest
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -63,6 +64,27 @@ def read_status(out: str) -> Status:
     return Status(
         out=out, num_ok=journal.num_ok, failed=journal.failed, manifest=manifest, torn_bytes=journal.torn_bytes
     )
+
+
+def prune(out: str) -> int:
+    """Remove all failed rows of a .jsonl or .parquet output; return their number.
+
+    Their images are new to the next run that is given them. Raises what `read_status` raises, OutputLockedError while
+    a run is writing, and UsageError for outputs that cannot lose rows.
+    """
+    found = read_status(out)
+    if found.parts is not None:
+        raise UsageError(
+            f"--prune {out}: a folder of parts has a row for every input of its plan, so none is removed. Retry failed "
+            "images: run its command again with --retry-failed."
+        )
+    if found.manifest is None:
+        raise UsageError(f"--prune {out}: has no manifest. Expected the output of caption or vqa, not an export.")
+    with closing(open_output(OutputOptions(out=out, retry_failed=True), None)) as sink:
+        if num_failed := len(sink.failed_keys):
+            sink.begin(sink.made_with or {})
+            sink.finish(stopped=False)
+    return num_failed
 
 
 def _counted(out: str) -> Status:

@@ -22,7 +22,7 @@ from blip2cap.options import SourceOptions
 from blip2cap.records import ImageRef
 from blip2cap.source.braces import expand
 from blip2cap.source.buckets import look_up, open_url, walk
-from blip2cap.source.lists import split
+from blip2cap.source.lists import paths_in
 from blip2cap.source.parquet import ParquetTable
 from blip2cap.source.patterns import Patterns
 from blip2cap.source.tar import SUFFIXES as TAR_SUFFIXES
@@ -143,7 +143,7 @@ class ImageStream(Iterator[ImageRef]):
         source = self.source
         for given in source.inputs:
             if given == "-":
-                yield from self._listed(source.stdin or sys.stdin.buffer)
+                yield from self._listed(source.stdin or sys.stdin.buffer, "standard input")
             elif given in source.folders:
                 yield from self._folder(given, f"{given.rstrip('/')}/")
             elif (archive := source.archives.get(given)) is not None:
@@ -152,22 +152,18 @@ class ImageStream(Iterator[ImageRef]):
                 yield from self._wanted([_path_ref(given)])
         for given in source.options.files_from:
             if given == "-":
-                yield from self._listed(source.stdin or sys.stdin.buffer)
+                yield from self._listed(source.stdin or sys.stdin.buffer, "standard input")
             else:
                 try:
                     lines = open(given, "rb")  # noqa: SIM115  only its own errors are caught, not those of our caller
                 except OSError as error:
                     raise InputError(f"--files-from {given}: cannot be read: {error.strerror}.") from error
                 with lines:
-                    yield from self._listed(lines)
+                    yield from self._listed(lines, given)
 
-    def _listed(self, stream: BinaryIO) -> Iterator[ImageRef]:
-        null_separated = self.source.options.null_separated
-        for raw in split(stream, b"\0" if null_separated else b"\n"):
-            if not null_separated:
-                raw = raw.removesuffix(b"\r")
-            if raw:
-                yield from self._wanted([_path_ref(os.fsdecode(raw))])
+    def _listed(self, stream: BinaryIO, name: str) -> Iterator[ImageRef]:
+        for path in paths_in(stream, name, null_separated=self.source.options.null_separated):
+            yield from self._wanted([_path_ref(path)])
 
     def _folder(self, given: str, prefix: str) -> Iterator[ImageRef]:
         if given in self.source.remote:

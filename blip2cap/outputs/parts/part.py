@@ -11,7 +11,7 @@ import contextlib
 import json
 import re
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence, Set
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence, Set
 from pathlib import Path
 from typing import Any
 
@@ -36,11 +36,13 @@ class PartExistsError(OutputRefusedError):
 class Part:
     """A part of the plan, locked until it is closed; a sink for its rows.
 
-    With `again`, the failed rows of an existing part are retried. Raises OutputLockedError if another process has
+    With `again`, the failed rows of an existing part are retried: all, or those with an error in `retry_only`. Raises OutputLockedError if another process has
     locked it, PartExistsError if another process has finished it.
     """
 
-    def __init__(self, store: Store, plan: PartsPlan, index: int, *, again: bool = False) -> None:
+    def __init__(
+        self, store: Store, plan: PartsPlan, index: int, *, again: bool = False, retry_only: Collection[str] = ()
+    ) -> None:
         self.store, self.plan, self.index, self.again = store, plan, index, again
         self.name = part_name(index)
         self.schema = plan.manifest.schema
@@ -53,7 +55,7 @@ class Part:
             self.refs = plan.refs(index)
             self.trace = Trace(trace_path(path))
             """Images of this part that are being decoded, or were when a process died."""
-            self._kept = self._rows_to_keep() if again else {}
+            self._kept = self._rows_to_keep(retry_only) if again else {}
             self._sink.begin({"plan": plan.id, "part": index, **plan.manifest.settings})
             found = self._read_rows()
         except OSError as error:
@@ -112,10 +114,10 @@ class Part:
                 f"{self._sink.path.parent} cannot be changed: {error.strerror}. The finished parts are safe."
             ) from error
 
-    def _rows_to_keep(self) -> dict[str, Row]:
+    def _rows_to_keep(self, retry_only: Collection[str]) -> dict[str, Row]:
         with self.store.open(self.name) as file:
             rows = map(self.schema.parse, pq.read_table(file).to_pylist())
-        return {row.key: row for row in rows if row.status == "ok"}
+        return {row.key: row for row in rows if row.status == "ok" or (retry_only and row.error not in retry_only)}
 
     def _read_rows(self) -> dict[str, Row]:
         lines = self._sink.path.read_bytes().split(b"\n")[:-1]
