@@ -246,6 +246,9 @@ class OutputOptions:
     retry_only: tuple[str, ...] = flag(
         (), "--retry-only REASON", "Retry images that failed for this reason only, e.g. unreachable; repeatable."
     )
+    same_inputs: bool = flag(
+        False, "--same-inputs", "The folder of the images was renamed or moved: continue the output with its new name."
+    )
     part_size: int | None = flag(
         None,
         "--part-size N",
@@ -279,6 +282,11 @@ class OutputOptions:
             raise UsageError(
                 f"--overwrite and --out {self.out} exclude each other: a folder is never deleted. Remove it yourself, "
                 "or use another --out."
+            )
+        if kind is Kind.PARTS and self.same_inputs:
+            raise UsageError(
+                f"--same-inputs and --out {self.out} exclude each other: a folder of parts has a plan with the paths "
+                "of its images. Give the image folder its old name again, or use another --out."
             )
         if kind is not Kind.PARTS and (self.part_size is not None or self.shard is not None):
             raise UsageError("--part-size and --shard are for a folder of parts: give --out a name that ends in /.")

@@ -26,8 +26,9 @@ def status(
 ) -> None:
     """Count the rows of an output that are ok, failed or missing.
 
-    Ends with 0 if every row exists and is ok, and with 3 if not. Only the inputs of a .jsonl or .parquet file could
-    tell which rows are missing: ask the command that made it, with --dry-run.
+    Ends with 0 if every row exists and is ok, and with 3 if not, or if the run that makes the rows has not ended. Only
+    the inputs of a .jsonl or .parquet file could tell which rows are missing: ask the command that made it, with
+    --dry-run.
     """
     from blip2cap.outputs import status as statuses
 
@@ -52,6 +53,7 @@ def _facts(found: Status) -> dict[str, Any]:
         "failed_by_error": dict(found.failed),
         "rows_missing": None,
         "torn_bytes": found.torn_bytes,
+        "unfinished": found.unfinished,
         "created": found.manifest.created if found.manifest else "",
         "settings": dict(found.manifest.settings) if found.manifest else {},
     }
@@ -73,7 +75,9 @@ def _page(facts: Mapping[str, Any]) -> str:
     if facts["torn_bytes"]:
         again = ", whose row the next run makes again" if facts["settings"] else ""
         counts.append(f"a torn last line{again}")
-    if facts["rows_missing"] is None:
+    if facts["unfinished"]:
+        counts.append("unfinished: its run was stopped or is still writing; the same command continues it")
+    elif facts["rows_missing"] is None:
         counts.append("missing: not known from the file alone")
     else:
         counts.append(f"{facts['rows_missing']} missing")

@@ -52,8 +52,9 @@ class Job:
 
     def settings(self, source: Source) -> dict[str, Any]:
         """Return everything that changes a result or a name, except what only the model knows."""
-        root = os.fsencode(source.root).decode("utf-8", "backslashreplace")
-        inputs = {"decode": self.decode.mode, "input_root": root}
+        inputs = {"decode": self.decode.mode}
+        if source.root:
+            inputs["input_root"] = os.fsencode(source.root).decode("utf-8", "backslashreplace")
         if self.source.image_column is not None:
             inputs["image_column"] = self.source.image_column
         return {"command": self.task.name, **self.task.settings(), "quantize": self.model.quantize, **inputs}

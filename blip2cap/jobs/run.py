@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Collection, Container, Iterable, Iterator
+from collections.abc import Callable, Collection, Container, Iterable, Iterator, Mapping
 from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO
 
 from blip2cap.decode.trace import Trace, trace_path
-from blip2cap.errors import InputError
+from blip2cap.errors import Blip2CapError, InputError, UsageError
 from blip2cap.jobs.context import Context, dtype_name, make_context, open_source
 from blip2cap.jobs.job import Count, DryRun, Job, Listener, Outcome, count_requests, no_image, suspects_message
 from blip2cap.key_set import KeySet
@@ -59,6 +59,11 @@ def _run(context: Context, output: Output, trace: Trace | None) -> Outcome:
     if output.made_with is not None:
         if dtype == "auto":
             dtype = output.made_with.get("dtype", dtype)  # all texts of an output have one dtype
+        root = output.made_with.get("input_root", "")
+        if job.output.same_inputs:
+            output.move(_new_root(context.settings))
+        elif root != context.settings.get("input_root", ""):
+            source.continue_from_elsewhere(root)
         output.check(context.settings | {"dtype": dtype})
     worklist = Worklist(job.task.labels)
     stream, refs = _images(job, source, worklist, output.finished, output.retry)
@@ -83,6 +88,16 @@ def _run(context: Context, output: Output, trace: Trace | None) -> Outcome:
         stats=stats,
         stopped=stats is not None and context.stopped(),
     )
+
+
+def _new_root(settings: Mapping[str, Any]) -> str:
+    """Return the root of the inputs, for --same-inputs. Raises UsageError if no name is relative to it."""
+    if "input_root" not in settings:
+        raise UsageError(
+            "--same-inputs: expected a folder as the only INPUT, or relative paths: rows of absolute paths have their "
+            "names, wherever the command is run."
+        )
+    return str(settings["input_root"])
 
 
 class _Asked:
@@ -161,7 +176,10 @@ def _counter(job: Job, source: Source, output: Output) -> Count | None:
 
     def count(given_up: Callable[[], bool]) -> int:
         refs = itertools.takewhile(lambda ref: not given_up(), source.stream(ordered=False))
-        return sum(1 for _ in Worklist(job.task.labels).requests(refs, output.finished))
+        try:
+            return sum(1 for _ in Worklist(job.task.labels).requests(refs, output.finished))
+        except Blip2CapError:
+            return 0  # the run meets it too, and reports it
 
     return count
 
@@ -177,7 +195,13 @@ def dry_run(job: Job) -> DryRun:
     if job.kind is not Kind.STREAM and not job.output.overwrite:
         manifest, journal = read_file(job.output.out, job.kind, retry_failed=job.output.retries)
         if manifest is not None:
-            manifest.check({**manifest.settings, **job.known_settings(source)}, Path(job.output.out).name)
+            known, root = job.known_settings(source), manifest.settings.get("input_root", "")
+            if job.output.same_inputs:
+                manifest = manifest.moved(_new_root(known))
+            elif root != known.get("input_root", ""):
+                source.continue_from_elsewhere(root)
+                known = job.known_settings(source)
+            manifest.check({**manifest.settings, **known}, Path(job.output.out).name)
     worklist = Worklist(job.task.labels)
     stream, refs = _images(job, source, worklist, journal.finished, journal.take_out)
     asked = _Asked(journal.finished, journal.failed_keys, journal.num_failed)

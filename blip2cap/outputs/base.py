@@ -51,6 +51,9 @@ class Output(RowSink, Protocol):
         Without a call, all are retried.
         """
 
+    def move(self, root: str) -> None:
+        """Change the root of the inputs in the settings of existing rows: their folder was renamed."""
+
     def begin(self, settings: Mapping[str, Any]) -> None:
         """Set the settings of the new rows; called once, before the first write."""
 

@@ -20,7 +20,7 @@ from typing import Any
 from blip2cap.errors import OutputError, OutputGoneError, OutputLockedError, OutputRefusedError
 from blip2cap.key_set import KeySet
 from blip2cap.outputs.files import OS_FILES, Files, behind, close_quietly, read_blocks, sync_folder, write_all
-from blip2cap.outputs.manifest import USE_ANOTHER, Manifest
+from blip2cap.outputs.manifest import FINISHED, UNFINISHED, USE_ANOTHER, Manifest
 from blip2cap.rows import Row, row_key
 
 _BLOCK = 1 << 20
@@ -138,7 +138,7 @@ def manifest_path(path: Path) -> Path:
 
 
 def read_output(
-    path: Path, files: Files = OS_FILES, *, retry_failed: bool = False, remedy: str = USE_ANOTHER
+    path: Path, files: Files = OS_FILES, *, retry_failed: bool = False, remedy: str = ""
 ) -> tuple[Manifest | None, Journal]:
     """Read an output and the manifest of its rows, None if there are no rows.
 
@@ -146,11 +146,11 @@ def read_output(
     """
     manifest = Manifest.read(manifest_path(path), files, remedy)
     label = manifest.label if manifest else ""
-    journal = read_journal(path, files, label=label, retry_failed=retry_failed, remedy=remedy)
+    journal = read_journal(path, files, label=label, retry_failed=retry_failed, remedy=remedy or USE_ANOTHER)
     if manifest is None and (journal.num_bytes or journal.torn_bytes):
         raise OutputRefusedError(
             f"{path} exists, but its manifest {manifest_path(path).name} does not: how its "
-            f"rows were made is unknown. {remedy}"
+            f"rows were made is unknown. {remedy or 'Restore it from a copy, or use another --out.'}"
         )
     return manifest if journal.num_bytes else None, journal
 
@@ -170,7 +170,7 @@ class JournalSink:
         overwrite: bool = False,
         retry_failed: bool = False,
         files: Files = OS_FILES,
-        remedy: str = USE_ANOTHER,
+        remedy: str = "",
     ) -> None:
         self.path = path
         self.manifest: Manifest | None = None
@@ -188,6 +188,7 @@ class JournalSink:
         try:
             if not overwrite:
                 self.manifest, self.journal = read_output(path, files, retry_failed=retry_failed, remedy=remedy)
+            self._recorded = self.manifest
             self._num_failed_before = 0 if retry_failed else self.journal.num_failed
         except BaseException:
             close_quietly(files, self._file)
@@ -232,13 +233,21 @@ class JournalSink:
             self.again, self._was_asked = self.journal.take_out(asked, only), True
             self._num_failed_before = self.journal.num_failed
 
+    def move(self, root: str) -> None:
+        """Change the root of the inputs, whose folder was renamed; recorded by begin() or finish()."""
+        if self.manifest is not None:
+            self.manifest = self.manifest.moved(root)
+
     def begin(self, settings: Mapping[str, Any]) -> None:
         """Check the settings or write them to the manifest, then remove a torn last line; with `overwrite`, all rows.
 
-        With `retry_failed`, also remove the failed rows that are retried.
+        With `retry_failed`, also remove the failed rows that are retried. Until `finish`, the manifest says that the
+        output is unfinished.
         """
         self.check(settings)
         try:
+            if self.manifest is not None:
+                self._record(replace(self.manifest, state=UNFINISHED))
             if self._retry_failed and not self._was_asked:
                 self.retry(self.journal.to_retry.copy())
             if self.again:
@@ -248,8 +257,7 @@ class JournalSink:
                 self._files.fsync(self._file)
             if not self.journal.num_bytes:
                 sync_folder(self._files, self._target.parent)  # of a link, not the folder that the manifest is in
-                self.manifest = Manifest(settings=settings)
-                self.manifest.write(manifest_path(self.path), self._files)
+                self._record(Manifest(settings=settings, state=UNFINISHED))
         except OSError as error:
             raise self._failed(error) from error
         self._begun = True
@@ -276,15 +284,14 @@ class JournalSink:
             self.journal.count(row.status, row.error)
 
     def finish(self, *, stopped: bool = False) -> None:
-        """Record the counts of the output in the manifest, if they have changed."""
+        """Record in the manifest the counts of the output and, unless the run was `stopped`, that it is finished."""
         counts = {"ok": self.journal.num_ok, "failed": dict(self.journal.failed)}
         try:
             self._files.fdatasync(self._file)  # a killed run may have left rows that are not on the disk yet
             self._check_place()
-            if self.manifest is None or self.manifest.counts == counts:
-                return
-            self.manifest = replace(self.manifest, counts=counts)
-            self.manifest.write(manifest_path(self.path), self._files)
+            if self.manifest is not None:
+                state = FINISHED if self.manifest.state == UNFINISHED and not stopped else self.manifest.state
+                self._record(replace(self.manifest, counts=counts, state=state))
         except OSError as error:
             raise self._failed(error) from error
 
@@ -309,6 +316,12 @@ class JournalSink:
             if not self._begun and self._files.fstat(self._file).st_size == 0 and not self._has_manifest():
                 self._files.unlink(self._target)
         close_quietly(self._files, self._file)
+
+    def _record(self, manifest: Manifest) -> None:
+        """Write the manifest, unless the disk has it already."""
+        if manifest != self._recorded:
+            manifest.write(manifest_path(self.path), self._files)
+        self.manifest = self._recorded = manifest
 
     def _has_manifest(self) -> bool:
         try:

@@ -13,7 +13,7 @@ from blip2cap.outputs import journal, parquet
 from blip2cap.outputs.base import Output
 from blip2cap.outputs.files import behind
 from blip2cap.outputs.journal import Journal, JournalSink, manifest_path
-from blip2cap.outputs.manifest import Manifest
+from blip2cap.outputs.manifest import UNFINISHED, Manifest
 from blip2cap.outputs.parquet import ParquetSink, embedded_manifest, journal_path
 from blip2cap.outputs.read import Results, part_order, readable, spool
 from blip2cap.outputs.stream import StreamSink
@@ -67,6 +67,22 @@ def read_manifest(given: str) -> Manifest | None:
             return embedded_manifest(path) or Manifest.read(manifest_path(journal_path(behind(path))))
         case Kind.JOURNAL:
             return Manifest.read(manifest_path(path))
+
+
+def is_unfinished(given: str) -> bool:
+    """Return True if the last run into a .jsonl or .parquet output was stopped or killed, or is still writing.
+
+    False where that is unknown: outputs of older releases, without a manifest or with a damaged one. Of a folder of
+    parts, the missing parts tell.
+    """
+    path, kind = Path(given), kind_of_existing(given)
+    if kind not in (Kind.JOURNAL, Kind.PARQUET):
+        return False
+    lines = journal_path(behind(path)) if kind is Kind.PARQUET else path
+    with suppress(OutputRefusedError):
+        manifest = Manifest.read(manifest_path(lines)) or (embedded_manifest(path) if kind is Kind.PARQUET else None)
+        return manifest is not None and manifest.state == UNFINISHED
+    return False
 
 
 def find_plan(folder: str) -> PartsPlan | None:

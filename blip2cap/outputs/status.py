@@ -12,7 +12,16 @@ from pathlib import Path
 from blip2cap.errors import InputError, UsageError
 from blip2cap.options import Kind, OutputOptions
 from blip2cap.outputs.manifest import Manifest
-from blip2cap.outputs.open import exists, find_plan, kind_of_existing, open_output, open_rows, read_file, read_manifest
+from blip2cap.outputs.open import (
+    exists,
+    find_plan,
+    is_unfinished,
+    kind_of_existing,
+    open_output,
+    open_rows,
+    read_file,
+    read_manifest,
+)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -40,13 +49,16 @@ class Status:
     manifest: Manifest | None = None
     """None if the settings of the rows are unknown."""
     torn_bytes: int = 0
+    unfinished: bool = False
+    """True if its last run has not ended: it was stopped or killed, or is still writing."""
     parts: PartsStatus | None = None
     """None for other outputs, whose missing rows only their inputs could tell."""
 
     @property
     def complete(self) -> bool:
         """True if no row is known to have failed or to be missing."""
-        return not (sum(self.failed.values()) or self.torn_bytes or (self.parts and self.parts.num_missing))
+        missing = self.torn_bytes or self.unfinished or (self.parts and self.parts.num_missing)
+        return not (missing or sum(self.failed.values()))
 
 
 def read_status(out: str) -> Status:
@@ -62,7 +74,12 @@ def read_status(out: str) -> Status:
         return _counted(out)
     manifest, journal = read_file(out, kind)
     return Status(
-        out=out, num_ok=journal.num_ok, failed=journal.failed, manifest=manifest, torn_bytes=journal.torn_bytes
+        out=out,
+        num_ok=journal.num_ok,
+        failed=journal.failed,
+        manifest=manifest,
+        torn_bytes=journal.torn_bytes,
+        unfinished=is_unfinished(out),
     )
 
 
@@ -80,6 +97,8 @@ def prune(out: str) -> int:
         )
     if found.manifest is None:
         raise UsageError(f"--prune {out}: has no manifest. Expected the output of caption or vqa, not an export.")
+    if found.unfinished:
+        raise UsageError(f"--prune {out}: its last run has not ended. Run its command again first, to the end.")
     with closing(open_output(OutputOptions(out=out, retry_failed=True), None)) as sink:
         if num_failed := len(sink.failed_keys):
             sink.begin(sink.made_with or {})

@@ -27,6 +27,9 @@ class StreamSink:
     def retry(self, asked: Container[str], only: Collection[str] = ()) -> None:
         """Do nothing: no rows exist that could have failed."""
 
+    def move(self, root: str) -> None:
+        """Do nothing: no rows exist."""
+
     def begin(self, settings: Mapping[str, Any]) -> None:
         """Do nothing: there is nothing to prepare."""
 

@@ -11,7 +11,6 @@ from typing import BinaryIO
 
 from blip2cap.errors import InputError
 
-
 _BYTE_ORDER_MARK = b"\xef\xbb\xbf"
 _UTF_16 = (b"\xff\xfe", b"\xfe\xff")
 

@@ -36,8 +36,8 @@ class PartExistsError(OutputRefusedError):
 class Part:
     """A part of the plan, locked until it is closed; a sink for its rows.
 
-    With `again`, the failed rows of an existing part are retried: all, or those with an error in `retry_only`. Raises OutputLockedError if another process has
-    locked it, PartExistsError if another process has finished it.
+    With `again`, the failed rows of an existing part are retried: all, or those with an error in `retry_only`. Raises
+    OutputLockedError if another process has locked it, PartExistsError if another process has finished it.
     """
 
     def __init__(
