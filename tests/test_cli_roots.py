@@ -28,7 +28,8 @@ def test_absolute_inputs_are_resumed_from_any_folder(
     tar = make_tar(here / "x.tar", {"a.png": (scenes / "000.png").read_bytes()})
     listed = here / "list.txt"
     listed.write_text(f"{scenes}/002.png\n")
-    for number, given in enumerate([[tar], [scenes / "more", scenes / "000.png"], ["--files-from", listed]]):
+    inputs: list[list[str | Path]] = [[tar], [scenes / "more", scenes / "000.png"], ["--files-from", listed]]
+    for number, given in enumerate(inputs):
         for out in (here / f"{number}.jsonl", f"{here}/parts{number}/"):
             if "--files-from" in given and str(out).endswith("/"):
                 continue  # a plan does not read its lists again
