@@ -134,7 +134,7 @@ def test_a_name_that_no_server_has_is_not_looked_up_again(server: Server, monkey
     with closing(HttpClient(clock.sleep)) as client:
         for number, num_pauses in ((socket.EAI_NONAME, 0), (socket.EAI_AGAIN, 3)):
             reason.errno = number
-            with pytest.raises(ImageError, match="unreachable: .*Name or service not known"):
+            with pytest.raises(ImageError, match=r"unreachable: .*Name or service not known"):
                 client.get("http://x.invalid/a.png", 1000)
             assert len(clock.pauses) == num_pauses
 
@@ -180,7 +180,7 @@ def test_a_host_is_gone_after_twenty_failures_in_a_row() -> None:
     assert not hosts.is_down("a")
     for _ in range(NUM_IN_A_ROW - 1):
         hosts.failed("a", "no")
-    with pytest.raises(UnreachableError, match="a: cannot be reached, 20 images in a row failed; the last: no way."):
+    with pytest.raises(UnreachableError, match=r"a: cannot be reached, 20 images in a row failed; the last: no way\."):
         hosts.failed("a", "no way")
     assert hosts.is_down("a")
 

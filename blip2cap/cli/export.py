@@ -19,7 +19,7 @@ from blip2cap.outputs.export.options import APPLY, EXISTING, ExportOptions, pars
 from blip2cap.outputs.export.run import ExportCounts, export
 from blip2cap.outputs.export.writer import COLLISION, MISSING_IMAGE, NOT_TEXT, OUTSIDE, UNNAMEABLE
 from blip2cap.outputs.open import files_of, find_plan, open_rows, read_manifest
-from blip2cap.outputs.read import Results
+from blip2cap.outputs.read import Results, ignored_message
 from blip2cap.source.walk import IMAGE_SUFFIXES
 
 _SOME_LEFT_OUT = 3
@@ -223,5 +223,7 @@ def _say_summary(facts: dict[str, Any], rows: Results) -> None:
         parts.append(f"only {facts['parts_there']} of {facts['parts']} parts exist")
     if rows.torn_bytes:
         say(f"{clean(rows.given)}: a torn last line of {rows.torn_bytes} bytes is left out")
+    if rows.ignored:
+        say(clean(ignored_message(rows.given, rows.ignored)))
     end = "; nothing was written" if facts["dry_run"] else ""
     say(f"{facts['to']}, {where}: {', '.join(parts)}{end}")

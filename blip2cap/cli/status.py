@@ -65,6 +65,7 @@ def _facts(found: Status) -> dict[str, Any]:
             "parts": parts.num_parts,
             "parts_there": parts.num_existing,
             "skipped": dict(parts.skipped),
+            "ignored": [*parts.strays],
         }
     return facts
 
@@ -88,4 +89,8 @@ def _page(facts: Mapping[str, Any]) -> str:
     made = f"made with {', '.join(settings)}\n" if settings else ""
     if not facts["settings"] and (facts["rows_ok"] or facts["rows_failed"] or facts["torn_bytes"]):
         made = "without a manifest: no run can resume it\n"
+    if ignored := facts.get("ignored"):
+        from blip2cap.outputs.read import ignored_message
+
+        made += f"{clean(ignored_message(facts['out'], ignored))}\n"
     return f"{clean(facts['out'])}: {', '.join(counts)}\n{made}"

@@ -54,9 +54,9 @@ class Hosts:
             name = host if len(self._in_a_row) == 1 else f"{host} and {len(self._in_a_row) - 1} more"
             self._in_a_row.clear()
         raise UnreachableError(
-            f"{name}: cannot be reached, {NUM_IN_A_ROW} images in a row failed; the last: {detail}. The rows so far are "
-            "safe. When the network and the server work, run the same command again; --retry-only unreachable retries "
-            "these images too."
+            f"{name}: cannot be reached, {NUM_IN_A_ROW} images in a row failed; the last: {detail}. The rows so far "
+            "are safe. When the network and the server work, run the same command again; --retry-only unreachable "
+            "retries these images too."
         )
 
 

@@ -42,7 +42,7 @@ MOST_PAUSE_S = 30.0
 _NO_SUCH_HOST = {socket.EAI_NONAME, getattr(socket, "EAI_NODATA", socket.EAI_NONAME)}
 
 
-class _NoAnswer(Exception):
+class _NoAnswerError(Exception):
     """A request without an answer that is worth anything."""
 
     def __init__(self, detail: str, *, pause_s: float = 0.0, is_final: bool = False) -> None:
@@ -78,7 +78,7 @@ class HttpClient:
                 reading.cancel()  # does nothing, unless Ctrl-C has ended the wait
         except TimeoutError as error:
             raise ImageError("timeout", f"the server took too long: at most {timeout_s:g} s for a file") from error
-        except _NoAnswer as error:
+        except _NoAnswerError as error:
             raise ImageError("unreachable", str(error)) from error
         except aiohttp.ClientPayloadError as error:
             raise ImageError("truncated", "the connection ended before the file did") from error
@@ -114,14 +114,14 @@ class HttpClient:
         opened.wait()
 
     async def _fetch(self, url: str, max_bytes: int, timeout_s: float, retry: bool) -> bytes:
-        """Read one file within a time limit for all attempts. Raises _NoAnswer for the last of them."""
-        last: _NoAnswer | None = None
+        """Read one file within a time limit for all attempts. Raises _NoAnswerError for the last of them."""
+        last: _NoAnswerError | None = None
         try:
             async with asyncio.timeout(timeout_s):
                 for pause_s in PAUSES_S:
                     try:
                         return await self._attempt(url, max_bytes)
-                    except _NoAnswer as error:
+                    except _NoAnswerError as error:
                         last = error
                     if not retry or last.is_final or last.pause_s > MOST_PAUSE_S:
                         raise last
@@ -133,17 +133,19 @@ class HttpClient:
             raise last from None
 
     async def _attempt(self, url: str, max_bytes: int) -> bytes:
-        """Read one file. Raises _NoAnswer if the server cannot be reached."""
+        """Read one file. Raises _NoAnswerError if the server cannot be reached."""
         try:
             return await self._read(url, max_bytes)
         except aiohttp.ServerTimeoutError as error:
-            raise _NoAnswer(f"the server does not answer: {shown(str(error))}") from error
+            raise _NoAnswerError(f"the server does not answer: {shown(str(error))}") from error
         except aiohttp.ClientConnectionError as error:
             reason = getattr(error, "os_error", error)
             is_final = isinstance(error, aiohttp.ClientSSLError) or (
                 isinstance(reason, socket.gaierror) and reason.errno in _NO_SUCH_HOST
             )
-            raise _NoAnswer(f"no connection: {type(error).__name__}: {shown(str(error))}", is_final=is_final) from error
+            raise _NoAnswerError(
+                f"no connection: {type(error).__name__}: {shown(str(error))}", is_final=is_final
+            ) from error
 
     async def _read(self, url: str, max_bytes: int) -> bytes:
         timeout = aiohttp.ClientTimeout(total=None, sock_connect=CONNECT_S, sock_read=READ_S)
@@ -171,7 +173,7 @@ async def _body(response: aiohttp.ClientResponse, max_bytes: int) -> bytes:
     if response.status in _PASSING:
         pause_s = seconds_until(response.headers.get("Retry-After", ""))
         waits = f", and asks to wait {pause_s:.0f} s" if pause_s else ""
-        raise _NoAnswer(f"the server responded with {response.status}{waits}", pause_s=pause_s)
+        raise _NoAnswerError(f"the server responded with {response.status}{waits}", pause_s=pause_s)
     if response.status != 200:
         raise ImageError("corrupt", f"cannot be read: the server responded with {response.status}")
     check_size(response.content_length or 0, max_bytes)

@@ -203,6 +203,11 @@ def no_image(source: Source, skipped: Mapping[str, int]) -> str:
     given = shown(", ".join((*source.options.inputs, *source.options.files_from)))
     reasons = ", ".join(skipped_phrases(skipped))
     found = f"no image found in {given}" + (f" ({reasons})" if reasons else "")
+    if skipped.get("archive"):
+        return (
+            f"{found}. Archives and tables in a folder are not opened; give them by name, e.g. "
+            '"shards/{000..099}.tar" or shards/*.tar.'
+        )
     if skipped.keys() & {"excluded", "not_included"}:
         return f"{found}. Check --include and --exclude."
     return f"{found}. Expected files like .jpg .png .webp; give files with other names one by one."

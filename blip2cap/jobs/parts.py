@@ -20,10 +20,11 @@ from blip2cap.jobs.context import Context, make_context
 from blip2cap.jobs.job import DryRun, Job, Listener, Outcome, Parts, count_requests, no_image
 from blip2cap.jobs.part_queue import PartQueue
 from blip2cap.models.base import Model
-from blip2cap.outputs.parts.counts import Counts, done_parts, read_counts, total
+from blip2cap.outputs.parts.counts import Counts, done_parts, read_counts, stray_files, total
 from blip2cap.outputs.parts.part import sweep
 from blip2cap.outputs.parts.plan import PART_SIZE, PartsPlan, check_ref, labels_setting, make_plan, read_plan
 from blip2cap.outputs.parts.store import Store, open_store
+from blip2cap.outputs.read import ignored_message
 from blip2cap.source.inputs import Source
 from blip2cap.tasks.base import Worklist
 
@@ -171,6 +172,8 @@ def _say_plan(context: Context, plan: PartsPlan) -> None:
     say(f"{context.out}: {_size(plan)}, as listed {created} UTC; inputs added later need another --out")
     if part_size not in (None, plan.part_size):
         say(f"--part-size {part_size}: has no effect: the parts are already planned")
+    if strays := stray_files(plan.store, plan):
+        say(ignored_message(context.out, strays))
 
 
 def _size(plan: PartsPlan) -> str:

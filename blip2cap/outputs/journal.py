@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import shlex
 import stat
 from collections import Counter
 from collections.abc import Collection, Container, Iterable, Iterator, Mapping
@@ -384,8 +385,8 @@ def _open_locked(files: Files, path: Path) -> int:
         except OSError as error:
             if isinstance(error, FileNotFoundError):
                 raise OutputGoneError(
-                    f"{path} cannot be opened for writing: {error.strerror}. Create its folder first, or use another "
-                    "--out."
+                    f"{path} cannot be opened for writing: its folder does not exist. Create it first, with "
+                    f"mkdir -p {shlex.quote(str(path.parent))}, or use another --out."
                 ) from error
             raise OutputError(f"{path} cannot be opened for writing: {error.strerror}. Use another --out.") from error
         try:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import re
+import shlex
 from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO
@@ -41,8 +43,18 @@ def open_output(options: OutputOptions, stdout: BinaryIO | None) -> Output:
         if stdout is None:
             raise OutputError("--out -: standard output is closed.")
         return StreamSink(stdout)
+    check_regular(options.out)
     sink = ParquetSink if kind is Kind.PARQUET else JournalSink
     return sink(Path(options.out), overwrite=options.overwrite, retry_failed=options.retries)
+
+
+def check_regular(out: str) -> None:
+    """Raise OutputRefusedError for a FIFO, a socket or a device: opening it may wait for ever, or replace it."""
+    if os.path.exists(out) and not os.path.isfile(out) and not os.path.isdir(out):
+        raise OutputRefusedError(
+            f"{out}: a FIFO, a socket or a device, which keeps no rows. Use a new or regular file, or write to it "
+            f"through standard output: --out - > {shlex.quote(out)}"
+        )
 
 
 def read_file(out: str, kind: Kind, *, retry_failed: bool = False) -> tuple[Manifest | None, Journal]:
@@ -50,6 +62,7 @@ def read_file(out: str, kind: Kind, *, retry_failed: bool = False) -> tuple[Mani
 
     Raises OutputRefusedError if it is damaged or has no manifest.
     """
+    check_regular(out)
     read = parquet.read_output if kind is Kind.PARQUET else journal.read_output
     return read(Path(out), retry_failed=retry_failed)
 
@@ -128,7 +141,8 @@ def open_rows(given: str, stdin: BinaryIO | None = None) -> Results:
     if kind is Kind.STREAM:
         return Results(given, stream=spool(stdin))
     if kind is Kind.PARTS:
-        return Results(given, tables=_part_files(given), manifest=manifest)
+        names, ignored = _part_names(given)
+        return Results(given, tables=[f"{Path(given, name)}" for name in names], manifest=manifest, ignored=ignored)
     if os.path.exists(given) and not os.path.isfile(given):
         with readable(given), open(given, "rb") as pipe:  # such as <(...) of a shell
             return Results(given, stream=spool(pipe))
@@ -139,13 +153,22 @@ def open_rows(given: str, stdin: BinaryIO | None = None) -> Results:
     return Results(given, tables=(given,) if kind is Kind.PARQUET else (), journal=lines, manifest=manifest)
 
 
-def _part_files(folder: str) -> list[str]:
+def _part_names(folder: str) -> tuple[list[str], list[str]]:
+    """Return the names of the parts in a folder, in order, and those of other Parquet files, which are ignored."""
     if "://" in folder:
         raise InputError(
             f"{folder}: a URL. Expected a local output: copy it to a local folder and give that, or read its "
             "part-*.parquet with pyarrow or DuckDB. `blip2cap status` takes URLs too."
         )
-    paths = [str(path) for path in sorted(Path(folder).glob("part-*.parquet"), key=part_order)]
-    if not paths:
+    names, plan = {path.name for path in Path(folder).glob("*.parquet")}, None
+    with suppress(OutputRefusedError):  # a copy of the parts has no plan
+        plan = find_plan(folder)
+    if plan is not None:
+        from blip2cap.outputs.parts.counts import stray_files
+
+        parts = names - {*stray_files(plan.store, plan)}
+    else:
+        parts = {name for name in names if re.fullmatch(r"part-[0-9]+\.parquet", name)}
+    if not parts:
         raise InputError(f"{folder}: a folder without part-*.parquet. Expected an output of blip2cap.")
-    return paths
+    return sorted(parts, key=part_order), sorted(names - parts)

@@ -12,7 +12,6 @@ import tempfile
 import weakref
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from pathlib import Path
 from typing import Any, BinaryIO
 
 from blip2cap.errors import InputError, OutputRefusedError
@@ -43,9 +42,12 @@ class Results:
         journal: str = "",
         stream: BinaryIO | None = None,
         manifest: Callable[[], Manifest | None] = lambda: None,
+        ignored: Sequence[str] = (),
     ) -> None:
         self.given = given
         """Name of the output, or `-`."""
+        self.ignored = ignored
+        """Names of Parquet files in a folder of parts that are not among its parts."""
         self.torn_bytes = 0
         """Length of a torn last line, known once all rows have been read."""
         self._tables, self._journal, self._stream, self._manifest = tables, journal, stream, manifest
@@ -169,9 +171,15 @@ class _Parser:
         return self._schema
 
 
-def part_order(path: Path) -> tuple[int, str]:
+def ignored_message(given: str, names: Sequence[str]) -> str:
+    """Return the message about Parquet files in a folder of parts that are not among its parts."""
+    more = f" and {len(names) - 3} more" if len(names) > 3 else ""
+    return f"{given}: ignored {', '.join(names[:3])}{more}, not among its parts"
+
+
+def part_order(name: str) -> tuple[int, str]:
     """Return a sort key that orders parts by number, also with different numbers of digits."""
-    return len(path.name), path.name
+    return len(name), name
 
 
 def image_name(row: Row) -> str:
@@ -180,9 +188,9 @@ def image_name(row: Row) -> str:
 
 
 def _damaged(where: str, reason: str) -> OutputRefusedError:
+    remedy = "restore the file from a copy" if ".parquet:" in where else "repair or delete that row"
     return OutputRefusedError(
-        f"{where}: not a row of blip2cap ({reason}). Expected the output of caption or vqa; "
-        "if it was one, repair or delete that row."
+        f"{where}: not a row of blip2cap ({reason}). Expected the output of caption or vqa; if it was one, {remedy}."
     )
 
 
@@ -205,10 +213,12 @@ def _parquet(path: str) -> Iterator[Any]:
         file = open(path, "rb")  # noqa: SIM115  closed below; pyarrow's own errors name no reason
     with file:
         try:
-            yield pq.ParquetFile(file, buffer_size=_BLOCK)  # else whole column chunks are in memory
+            # Without a buffer, whole column chunks are in memory.
+            yield pq.ParquetFile(file, buffer_size=_BLOCK, page_checksum_verification=True)
         except (pa.ArrowException, OSError) as error:
             raise OutputRefusedError(
-                f"{path} is damaged: not a complete Parquet file ({str(error).splitlines()[0]}). Make it again."
+                f"{path} is damaged: not a complete Parquet file ({str(error).splitlines()[0]}). Restore it from a "
+                "copy. A part can be made again: move it to another folder, and run the command that made it again."
             ) from error
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
@@ -36,6 +36,8 @@ class PartsStatus:
     num_parts: int
     num_existing: int
     skipped: Mapping[str, int]
+    strays: Sequence[str]
+    """Names of Parquet files in the folder that are not among the parts of the plan."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -118,7 +120,7 @@ def _counted(out: str) -> Status:
 
 
 def _parts_status(out: str) -> Status:
-    from blip2cap.outputs.parts.counts import done_parts, read_counts, total
+    from blip2cap.outputs.parts.counts import done_parts, read_counts, stray_files, total
     from blip2cap.outputs.parts.part import num_rows_in_progress
 
     plan = find_plan(out)
@@ -138,5 +140,6 @@ def _parts_status(out: str) -> Status:
             num_parts=plan.num_parts,
             num_existing=len(done),
             skipped=plan.skipped,
+            strays=stray_files(plan.store, plan),
         ),
     )

@@ -25,9 +25,8 @@ from blip2cap.source.buckets import look_up, open_url, walk
 from blip2cap.source.lists import paths_in
 from blip2cap.source.parquet import ParquetTable
 from blip2cap.source.patterns import Patterns
-from blip2cap.source.tar import SUFFIXES as TAR_SUFFIXES
 from blip2cap.source.tar import TarArchive
-from blip2cap.source.walk import IMAGE_SUFFIXES, Walk
+from blip2cap.source.walk import ARCHIVE_SUFFIXES, IMAGE_SUFFIXES, Walk
 
 
 class Source:
@@ -67,7 +66,7 @@ class Source:
 
     def _open_archive(self, given: str) -> None:
         """Open a tar or Parquet file among the inputs, and check its header."""
-        if not given.lower().endswith((*TAR_SUFFIXES, ".parquet")) or given in self.folders:
+        if not given.lower().endswith(ARCHIVE_SUFFIXES) or given in self.folders:
             return
         if urls.is_http(given):
             raise InputError(f"{urls.shown(given)}: only images are read from web servers. Fetch this file first.")

@@ -116,7 +116,7 @@ class Part:
 
     def _rows_to_keep(self, retry_only: Collection[str]) -> dict[str, Row]:
         with self.store.open(self.name) as file:
-            rows = map(self.schema.parse, pq.read_table(file).to_pylist())
+            rows = map(self.schema.parse, pq.read_table(file, page_checksum_verification=True).to_pylist())
         return {row.key: row for row in rows if row.status == "ok" or (retry_only and row.error not in retry_only)}
 
     def _read_rows(self) -> dict[str, Row]:
@@ -125,8 +125,8 @@ class Part:
             return {row.key: row for row in (self.schema.parse(json.loads(line)) for line in lines)}
         except (ValueError, KeyError, TypeError) as error:
             raise OutputRefusedError(
-                f"{self._sink.path} is damaged: a row has other columns or values than its part ({error}). Remove the "
-                "file, and run the same command again: it makes the rows of that file again."
+                f"{self._sink.path} is damaged: a row has other columns or values than its part ({error}). Move the "
+                "file to another place, and run the same command again: it makes the rows of that file again."
             ) from error
 
     def _as_parquet(self, rows: Sequence[Row]) -> bytes:
@@ -140,7 +140,8 @@ class Part:
         }
         table = pa.Table.from_batches([self.schema.batch(rows)])
         buffer = pa.BufferOutputStream()
-        pq.write_table(table.replace_schema_metadata({KEY: json.dumps(content)}), buffer, compression="zstd")
+        table = table.replace_schema_metadata({KEY: json.dumps(content)})
+        pq.write_table(table, buffer, compression="zstd", write_page_checksum=True)
         return bytes(buffer.getvalue().to_pybytes())
 
 
@@ -176,7 +177,7 @@ def _journals(folder: Path) -> Iterator[tuple[Path, int, bool]]:
 
 
 def _open(path: Path, *, retry_failed: bool) -> JournalSink:
-    remedy = f"Remove {path}, and run the same command again: it makes the rows of that file again."
+    remedy = f"Move {path} to another place, and run the same command again: it makes the rows of that file again."
     while True:
         try:
             path.parent.mkdir(exist_ok=True)
