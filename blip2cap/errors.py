@@ -8,6 +8,7 @@
     |   `-- OutputLockedError          5   another run is writing it
     |-- OutputError                    6   the output cannot be written
     |   `-- OutputGoneError            6   its folder does not exist (any more)
+    |-- UnreachableError               6   the server of the images cannot be reached any more
     `-- ImageError                     -   one bad image: becomes a failed row, never ends a run
 
 Each message says what was given, what was expected and what to do next. It names options by their flags; Python shows
@@ -72,6 +73,12 @@ class OutputError(Blip2CapError):
 
 class OutputGoneError(OutputError):
     """An output whose folder does not exist, or was removed."""
+
+
+class UnreachableError(Blip2CapError):
+    """A web server or bucket that gives no more images: the network or the server is down."""
+
+    exit_code = 6
 
 
 class ImageError(Blip2CapError):

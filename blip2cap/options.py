@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass
 from enum import Enum
 from pathlib import Path
@@ -16,6 +17,7 @@ from typing import ClassVar
 from blip2cap.batch_size import BatchSize
 from blip2cap.errors import UsageError
 from blip2cap.flags import check_limits, flag
+from blip2cap.records import FAILURES
 
 DEFAULT_MODEL = "Salesforce/blip2-opt-2.7b"
 CAPTION_NEW_TOKENS = 30
@@ -241,6 +243,12 @@ class OutputOptions:
         False, "--overwrite", "Replace the output file instead of resuming it; not for folders of parts."
     )
     retry_failed: bool = flag(False, "--retry-failed", "Retry images that have a failed row.")
+    retry_only: tuple[str, ...] = flag(
+        (), "--retry-only REASON", "Retry images that failed for this reason only, e.g. unreachable; repeatable."
+    )
+    same_inputs: bool = flag(
+        False, "--same-inputs", "The folder of the images was renamed or moved: continue the output with its new name."
+    )
     part_size: int | None = flag(
         None,
         "--part-size N",
@@ -258,19 +266,41 @@ class OutputOptions:
             numbers = re.fullmatch(r"([0-9]+)/([0-9]+)", self.shard)
             if not numbers or not 1 <= int(numbers[1]) <= int(numbers[2]):
                 raise UsageError(f"--shard {self.shard}: must be I/N, with I from 1 to N, like 1/8.")
-        if self.overwrite and self.retry_failed:
-            raise UsageError("--overwrite and --retry-failed exclude each other: all images are processed anyway.")
+        for reason in self.retry_only:
+            if reason not in FAILURES:
+                raise UsageError(f"--retry-only {reason}: must be one of {', '.join(sorted(FAILURES))}.")
+        retry = "--retry-only" if self.retry_only else "--retry-failed"
+        if self.retry_only and self.retry_failed:
+            raise UsageError("--retry-failed and --retry-only exclude each other: leave out --retry-failed.")
+        if self.overwrite and self.retries:
+            raise UsageError(f"--overwrite and {retry} exclude each other: all images are processed anyway.")
         kind = self.kind
-        if kind is Kind.STREAM and (self.overwrite or self.retry_failed):
-            name = "--overwrite" if self.overwrite else "--retry-failed"
+        if kind is Kind.STREAM and (self.overwrite or self.retries):
+            name = "--overwrite" if self.overwrite else retry
             raise UsageError(f"{name} and --out - exclude each other: rows go to standard output. Leave one out.")
         if kind is Kind.PARTS and self.overwrite:
             raise UsageError(
                 f"--overwrite and --out {self.out} exclude each other: a folder is never deleted. Remove it yourself, "
                 "or use another --out."
             )
+        if kind is Kind.PARTS and self.same_inputs:
+            raise UsageError(
+                f"--same-inputs and --out {self.out} exclude each other: a folder of parts has a plan with the paths "
+                "of its images. Give the image folder its old name again, or use another --out."
+            )
         if kind is not Kind.PARTS and (self.part_size is not None or self.shard is not None):
             raise UsageError("--part-size and --shard are for a folder of parts: give --out a name that ends in /.")
+
+    @property
+    def retries(self) -> bool:
+        """True if failed images are retried: all of them, or those that failed for the reasons in `retry_only`."""
+        return self.retry_failed or bool(self.retry_only)
+
+    def num_retried(self, failed: Mapping[str, int]) -> int:
+        """Return the number of rows that are retried of those that `failed`, by error."""
+        if self.retry_failed:
+            return sum(failed.values())
+        return sum(failed.get(reason, 0) for reason in {*self.retry_only})
 
     @property
     def kind(self) -> Kind:

@@ -30,6 +30,11 @@ class Template:
         if question and "{question}" not in text:
             raise UsageError(f'{option} "{text}": has no {{question}}, so all questions would get the same prompt.')
 
+    @property
+    def is_constant(self) -> bool:
+        """True if all images have the same prompt, or the same for a question."""
+        return not any(f"{{{name}}}" in self.text for name in FIELDS)
+
     def fill(self, file_name: str, question: str = "") -> str:
         """Insert the values of one image; fields inside the values are not replaced.
 

@@ -16,6 +16,7 @@ FAILURES = frozenset(
         "unsupported",
         "permission",
         "vanished",
+        "unreachable",
         "not_regular",
         "decoder_crashed",
         "timeout",

@@ -7,6 +7,7 @@ file.
 
 from __future__ import annotations
 
+import errno
 import re
 from typing import Any
 
@@ -39,6 +40,11 @@ def scheme(path: str) -> str:
 def is_http(path: str) -> bool:
     """Return whether a path is read from a web server."""
     return scheme(path) in ("http", "https")
+
+
+def host(url: str) -> str:
+    """Return scheme and host of a URL, or scheme and bucket, without user and password."""
+    return re.sub(r"^([^:]*://)(?:[^/?#]*@)?([^/?#]*).*", r"\1\2", url, flags=re.DOTALL)
 
 
 def without_password(url: str) -> str:
@@ -83,8 +89,9 @@ def explain(error: Exception) -> tuple[str, str]:
     name = type(error).__name__
     if "Credentials" in name or "Forbidden" in name:
         return "permission", f"no permission to read it: {shown(str(error))}"
-    if "Timeout" in name:
-        return "timeout", f"no answer in time: {name}"
+    busy = isinstance(error, OSError) and error.errno == errno.EBUSY  # s3fs: the store asks for fewer requests
+    if busy or any(word in name for word in ("Timeout", "Connect", "Disconnected")):
+        return "unreachable", f"no answer: {name}: {shown(str(error))}"
     return "corrupt", f"cannot be read: {name}: {shown(str(error))}"
 
 

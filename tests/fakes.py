@@ -59,7 +59,7 @@ class FakeModel:
         self.num_encoded += len(images)
         return ["-".join(f"{value:.2f}" for value in pixels.mean(axis=(0, 1))) for pixels in images]
 
-    def check(self, options: GenerateOptions) -> None:
+    def check(self, options: GenerateOptions, prompts: Sequence[str] = ()) -> None:
         """Accept all options."""
 
     def wait(self) -> None:

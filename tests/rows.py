@@ -42,6 +42,7 @@ def write(path: Path, *rows: Row, overwrite: bool = False, made_with: Mapping[st
     try:
         sink.begin(made_with)
         sink.write(rows)
+        sink.finish()
     finally:
         sink.close()
 

@@ -1,8 +1,10 @@
 from __future__ import annotations
 
 import json
+import os
 import pickle
 import shutil
+import stat
 from collections.abc import Callable
 from pathlib import Path
 
@@ -250,7 +252,7 @@ def test_a_model_with_damaged_weights_ends_with_4(workplace: Path) -> None:
 @pytest.mark.parametrize(
     ("out", "reason"),
     [
-        ("missing/captions.jsonl", "No such file or directory. Create its folder first"),
+        ("missing/new/captions.jsonl", "its folder does not exist. Create it first, with mkdir -p missing/new, or"),
         ("empty/nothing.txt/captions.jsonl", "Not a directory"),
         ("folder.jsonl", "Is a directory"),
     ],
@@ -261,3 +263,30 @@ def test_an_output_that_cannot_be_opened_ends_with_6(workplace: Path, out: str, 
     assert result.exit_code == 6
     assert f"{out} cannot be opened for writing: {reason}" in result.stderr
     assert "another --out" in result.stderr
+
+
+@pytest.mark.parametrize("out", ["pipe.jsonl", "pipe.parquet"])
+def test_an_output_that_is_a_fifo_is_refused_and_nothing_hangs(workplace: Path, out: str) -> None:
+    os.mkfifo(workplace / out)
+    (workplace / "link.jsonl").symlink_to(out)
+    commands = (("caption", "images", *TINY, "-o"), ("caption", "images", *TINY, "--dry-run", "-o"), ("status",))
+    for command in commands:
+        for name in (out, "link.jsonl"):
+            result = invoke(*command, name)
+            assert (result.exit_code, result.stdout) == (5, "")
+            assert f"{name}: a FIFO, a socket or a device, which keeps no rows." in result.stderr
+            assert f"--out - > {name}" in result.stderr
+    assert stat.S_ISFIFO((workplace / out).stat().st_mode)
+    assert sorted(path.name for path in workplace.glob("pipe*")) == [out]
+
+
+def test_a_prompt_for_all_images_that_is_too_long_ends_with_2_before_the_first_row(workplace: Path) -> None:
+    long = "a house " * 300
+    for command in (("caption", "images", "--prompt", long), ("vqa", "images", "-q", "what?", "-q", long)):
+        result = invoke(*command, *TINY)
+        assert result.exit_code == 2
+        assert 'prompt "' in result.stderr
+        assert 'a house...": too long for this model: ' in result.stderr
+        assert not [*workplace.glob("*.jsonl")]
+    result = invoke("caption", "images", *TINY, "--prompt", long + "{stem}")
+    assert (result.exit_code, "unsupported" in result.stderr) == (3, True)

@@ -134,7 +134,7 @@ def test_settings_that_change_a_text_are_refused_by_name_with_both_values(
     result = invoke("caption", scenes, *TINY, *changed)
     assert result.exit_code == 5
     assert f"{OUT} was made with other settings: {message}" in result.stderr
-    assert "Use another --out, or --overwrite." in result.stderr
+    assert "Give those again, or use another --out." in result.stderr
     assert "loading" not in result.stderr
     assert (half / OUT).read_bytes() == before
 
@@ -148,7 +148,7 @@ def test_another_input_folder_is_refused_with_both_folders(scenes: Path, half: P
 def test_an_output_of_another_command_is_refused_with_the_command_alone(scenes: Path, half: Path) -> None:
     result = invoke("vqa", scenes, *TINY, "-q", "what?", "-o", OUT)
     assert result.exit_code == 5
-    assert 'other settings: the command was "caption", now "vqa". Use' in result.stderr
+    assert 'other settings: the command was "caption", now "vqa". Give' in result.stderr
 
 
 def test_overwrite_replaces_rows_and_settings(scenes: Path, half: Path) -> None:

@@ -10,12 +10,14 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from blip2cap.outputs.journal import JournalSink
+from blip2cap.outputs.open import is_unfinished
 from blip2cap.outputs.parquet import ParquetSink
 from blip2cap.outputs.parts.part import Part
 from blip2cap.outputs.parts.plan import make_plan
 from blip2cap.outputs.parts.store import LocalStore
 from blip2cap.records import ImageRef
-from tests.commands import invoke
+from tests.commands import TINY, invoke
 from tests.rows import SETTINGS, failed, row, text_row, write
 
 
@@ -148,3 +150,43 @@ def test_a_torn_line_of_a_file_without_a_manifest_is_not_promised_to_be_made_aga
     (here / "t.jsonl").write_bytes(text_row(file_name="a.jpg", text="a cat").as_json() + b"{")
     result = invoke("status", "t.jsonl")
     assert (result.exit_code, "a torn last line, missing" in result.stdout) == (3, True)
+
+
+@pytest.mark.parametrize("out", ["captions.jsonl", "captions.parquet"])
+def test_an_output_is_unfinished_until_its_run_has_made_all_its_rows(here: Path, out: str) -> None:
+    def make(number: int, *, stopped: bool | None) -> None:
+        with closing((ParquetSink if out.endswith(".parquet") else JournalSink)(here / out)) as sink:
+            sink.begin(SETTINGS)
+            sink.write([row(number)])
+            if stopped is not None:  # None: killed
+                sink.finish(stopped=stopped)
+
+    for stopped in (None, True, False, None):
+        make(1 if stopped is None else 2, stopped=stopped)
+        result = invoke("status", out)
+        assert result.exit_code == (0 if stopped is False else 3)
+        assert (", unfinished: its run was stopped or is still writing" in result.stdout) is (stopped is not False)
+        assert is_unfinished(out) is (stopped is not False)
+        assert json.loads(invoke("status", out, "--json").stdout)["unfinished"] is (stopped is not False)
+    result = invoke("status", out, "--prune")
+    assert (result.exit_code, "its last run has not ended" in result.stderr) == (2, True)
+
+
+def test_a_killed_run_with_nothing_left_to_do_is_finished_by_the_same_command(here: Path, scenes: Path) -> None:
+    assert invoke("caption", scenes, *TINY).exit_code == 0
+    path = here / "captions.jsonl.run.json"
+    path.write_text(path.read_text().replace('"finished"', '"unfinished"'))
+    assert invoke("status", "captions.jsonl").exit_code == 3
+    assert invoke("caption", scenes, *TINY).exit_code == 0
+    assert invoke("status", "captions.jsonl").exit_code == 0
+
+
+def test_an_output_of_an_older_release_does_not_count_as_unfinished(here: Path) -> None:
+    write(here / "captions.jsonl", row(1))
+    path = here / "captions.jsonl.run.json"
+    content = json.loads(path.read_text())
+    del content["state"], content["input_roots_before"]
+    path.write_text(json.dumps(content))
+    assert invoke("status", "captions.jsonl").exit_code == 0
+    write(here / "captions.jsonl", row(2))  # and a run continues it
+    assert json.loads(path.read_text())["state"] == "finished"

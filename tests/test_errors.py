@@ -17,6 +17,7 @@ from blip2cap.errors import (
     OutputGoneError,
     OutputLockedError,
     OutputRefusedError,
+    UnreachableError,
     UsageError,
 )
 from blip2cap.flags import flags_of
@@ -32,6 +33,7 @@ EXIT_CODES = {
     OutputLockedError: 5,
     OutputError: 6,
     OutputGoneError: 6,
+    UnreachableError: 6,
 }
 
 PARENTS = {
@@ -42,6 +44,7 @@ PARENTS = {
     OutputLockedError: OutputRefusedError,
     OutputError: Blip2CapError,
     OutputGoneError: OutputError,
+    UnreachableError: Blip2CapError,
     ImageError: Blip2CapError,
 }
 

@@ -231,7 +231,8 @@ def test_damage_in_a_journal_is_refused_not_waited_for(store: LocalStore, parts:
     with pytest.raises(OutputRefusedError, match=r"part-00000\.jsonl:1 is damaged") as refused:
         run_all(store, parts)
     assert refused.value.message.endswith(
-        f"; otherwise remove {journal}, and run the same command again: it makes the rows of that file again."
+        f"; otherwise move {journal} to another place, and run the same command again: it makes the rows of that file "
+        "again."
     )
     journal.unlink()
     summary, _ = run_all(store, parts)
@@ -245,7 +246,7 @@ def test_what_is_said_of_a_part_without_its_manifest_helps(store: LocalStore, pa
     (manifest,) = (store.scratch / parts.id).glob("*.run.json")
     for damage in (lambda: manifest.write_bytes(b"{"), manifest.unlink):
         damage()
-        with pytest.raises(OutputRefusedError, match=r"Remove .*/part-00000\.jsonl, and run") as refused:
+        with pytest.raises(OutputRefusedError, match=r"Move .*/part-00000\.jsonl to another place, and run") as refused:
             run_all(store, parts)
         assert "--" not in refused.value.message
 

@@ -167,7 +167,7 @@ class ReadyModel(FakeModel):
     dtype = "torch.float32"
     device = SimpleNamespace(type="cpu")
 
-    def check(self, options: object) -> None:
+    def check(self, options: object, prompts: object = ()) -> None:
         """Every option fits."""
 
 

@@ -108,7 +108,7 @@ def test_a_name_that_was_removed_between_open_and_lock_is_opened_anew(path, monk
 
 
 def test_an_output_in_a_folder_that_is_missing_cannot_be_opened(path):
-    with pytest.raises(OutputError, match=r"cannot be opened for writing: No such file"):
+    with pytest.raises(OutputError, match=r"cannot be opened for writing: its folder does not exist"):
         JournalSink(path.parent / "gone" / "captions.jsonl")
 
 

@@ -99,7 +99,10 @@ def test_a_setting_that_is_missing_equals_none():
 )
 def test_a_difference_is_refused_with_its_flag_and_both_values(changed, said):
     message = refusal(SETTINGS, SETTINGS | changed)
-    assert message == f"captions.jsonl was made with other settings: {said}. Use another --out, or --overwrite."
+    remedy = "Give those again, or use another --out."
+    if "root" in said:
+        remedy += " If only the folder was renamed: --same-inputs."
+    assert message == f"captions.jsonl was made with other settings: {said}. {remedy}"
 
 
 def test_rows_from_before_there_were_rules_for_texts_were_made_without():

@@ -123,7 +123,7 @@ class Scorer:
     remark = ""
     image_input: ImageInput = BytesInput()
 
-    def check(self, options: Any) -> None:
+    def check(self, options: Any, prompts: Any = ()) -> None:
         raise NotImplementedError
 
     def encode(self, images: Sequence[bytes]) -> list[float]:

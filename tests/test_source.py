@@ -10,6 +10,7 @@ from blip2cap.options import SourceOptions
 from blip2cap.records import ImageRef
 from blip2cap.source.inputs import Source
 from blip2cap.source.walk import IMAGE_SUFFIXES
+from tests.commands import invoke
 
 
 def touch(*names: str | bytes) -> None:
@@ -74,6 +75,26 @@ def test_other_suffixes_are_passed_over_and_counted(here):
     images = source("imgs").stream()
     assert names(images) == ["e.JPG"]
     assert images.skipped == {"other_suffix": 4}
+
+
+def test_folders_that_devices_create_are_passed_over_and_counted_unless_they_are_given(here):
+    touch("imgs/@eaDir/a.jpg/thumb.jpg", "imgs/b/__MACOSX/c.jpg", "imgs/#recycle/d.jpg", "imgs/e.jpg")
+    for ordered in (True, False):
+        images = source("imgs").stream(ordered=ordered)
+        assert names(images) == ["e.jpg"]
+        assert images.skipped == {"system_folder": 3}
+    assert names(source("imgs/#recycle").stream()) == ["d.jpg"]
+
+
+def test_archives_and_tables_in_a_folder_are_counted_and_it_is_said_how_to_give_them(here):
+    touch("shards/0.tar", "shards/1.TAR.GZ", "shards/2.parquet", "shards/3.txt")
+    images = source("shards").stream()
+    assert names(images) == []
+    assert images.skipped == {"archive": 3, "other_suffix": 1}
+    result = invoke("caption", "shards/", "--model", "tiny")
+    assert result.exit_code == 2
+    assert "(skipped 3 archive, skipped 1 other suffix). Archives and tables in a folder are not" in result.stderr
+    assert 'give them by name, e.g. "shards/{000..099}.tar" or shards/*.tar' in result.stderr
 
 
 @pytest.mark.parametrize("suffix", sorted(IMAGE_SUFFIXES))

@@ -30,7 +30,8 @@ def from_files(*files: str, **options) -> Source:
         (b"a.jpg\r\n\r\nb.jpg\r\n", ["a.jpg", "b.jpg"]),
         (b"  a b.jpg \n", ["  a b.jpg "]),
         (b"caf\xe9.jpg\n", [os.fsdecode(b"caf\xe9.jpg")]),
-        (b"a\0b.jpg\n", ["a\0b.jpg"]),
+        (b"a.jpg\na\0b.jpg\n", ["a.jpg", "a\0b.jpg"]),
+        (b"\xef\xbb\xbfa.jpg\r\nb.jpg\r\n", ["a.jpg", "b.jpg"]),
         ("a\u2028b.jpg\x85\n".encode(), ["a\u2028b.jpg\x85"]),
     ],
 )
@@ -50,6 +51,19 @@ def test_standard_input_holds_one_path_a_line(content, names):
 )
 def test_standard_input_holds_paths_that_end_with_nul(content, names):
     assert listed(content, null_separated=True) == names
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"a.jpg\0b.jpg\0", "standard input: the first path holds NUL bytes.* Did you mean -0?"),
+        (b"x" * 100_000 + b"\0b.jpg\0", "Did you mean -0?"),
+        ("a.jpg\n".encode("utf-16"), "standard input: is UTF-16"),
+    ],
+)
+def test_a_list_of_another_kind_is_refused_at_its_beginning(content, message):
+    with pytest.raises(InputError, match=message):
+        listed(content)
 
 
 @pytest.mark.parametrize("null_separated", [False, True])

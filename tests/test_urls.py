@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import errno
 import logging
 import subprocess
 import sys
@@ -12,6 +13,7 @@ import pyarrow.parquet as pq
 import pytest
 from fsspec.implementations.memory import MemoryFileSystem
 
+from blip2cap.decode import http
 from blip2cap.decode.read import read
 from blip2cap.errors import ImageError, InputError
 from blip2cap.options import DecodeOptions, SourceOptions
@@ -129,7 +131,8 @@ def test_remote_shards_are_written_with_braces_and_a_missing_one_is_named(bucket
         source("memory://b/{00..03}.tar")
 
 
-def test_lines_of_a_list_may_be_urls(bucket):
+def test_lines_of_a_list_may_be_urls(bucket, monkeypatch):
+    monkeypatch.setattr(http, "PAUSES_S", (0.0,))
     bucket("/b/a.jpg", b"x")
     Path("list").write_text(
         "memory://b/a.jpg\nmemory://b/gone.jpg\nhttp://user:secret@127.0.0.1:1/x.jpg\nftp://x/y.jpg\n"
@@ -138,7 +141,7 @@ def test_lines_of_a_list_may_be_urls(bucket):
     assert contents(images) == {
         "memory://b/a.jpg": b"x",
         "memory://b/gone.jpg": "vanished",
-        "http://127.0.0.1:1/x.jpg": "corrupt",
+        "http://127.0.0.1:1/x.jpg": "unreachable",
         "ftp://x/y.jpg": "unsupported",
     }
 
@@ -184,7 +187,9 @@ class ConnectTimeoutError(Exception):
         (NoCredentialsError("no credentials"), "permission"),
         (TimeoutError(), "timeout"),
         (fsspec.exceptions.FSTimeoutError(), "timeout"),
-        (ConnectTimeoutError("x"), "timeout"),
+        (ConnectTimeoutError("x"), "unreachable"),
+        (ConnectionRefusedError("x"), "unreachable"),
+        (OSError(errno.EBUSY, "Please reduce your request rate"), "unreachable"),
         (OSError("reset by peer"), "corrupt"),
         (RuntimeError("https://user:secret@x.org/?X-Amz-Signature=secret"), "corrupt"),
     ],

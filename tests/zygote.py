@@ -111,7 +111,7 @@ class LoadedStub(FakeModel):
         """Open a session."""
         return SlowSession(self, options, capacity or 16)
 
-    def check(self, options: object) -> None:
+    def check(self, options: object, prompts: object = ()) -> None:
         """Every option fits."""
 
 

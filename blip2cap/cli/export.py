@@ -16,8 +16,8 @@ from blip2cap.cli.terminal import clean, discard, say, write_out
 from blip2cap.errors import OutputError, UsageError
 from blip2cap.outputs.export.options import APPLY, EXISTING, ExportOptions, parse_affixes
 from blip2cap.outputs.export.reasons import MEANINGS
-from blip2cap.outputs.open import files_of, find_plan, open_rows, part_files, read_manifest
-from blip2cap.outputs.read import Results
+from blip2cap.outputs.open import files_of, find_plan, open_rows, read_manifest
+from blip2cap.outputs.read import Results, ignored_message
 from blip2cap.source.walk import IMAGE_SUFFIXES
 
 if TYPE_CHECKING:
@@ -132,8 +132,6 @@ def run_export(
 
     writer = make_writer(options, _root(images, str(settings.get("input_root", ""))), manifest)
     _keep_inputs(writer.out, extension, results)
-    for stray in part_files(results)[1] if os.path.isdir(results) and not quiet else ():
-        say(f"{clean(stray)}: not in the plan of the parts, left out")
     left_out = _LeftOut(quiet=quiet)
     items = Items(options, writer.root)
     try:
@@ -252,5 +250,7 @@ def _say_summary(facts: dict[str, Any], rows: Results) -> None:
         parts.append(f"only {facts['parts_there']} of {facts['parts']} parts exist")
     if rows.torn_bytes:
         say(f"{clean(rows.given)}: a torn last line of {rows.torn_bytes} bytes is left out")
+    if rows.ignored:
+        say(clean(ignored_message(rows.given, rows.ignored)))
     end = "; nothing was written" if facts["dry_run"] else ""
     say(f"{facts['to']}, {where}: {', '.join(parts)}{end}")

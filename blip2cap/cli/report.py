@@ -7,6 +7,7 @@ import sys
 from collections.abc import Callable
 from typing import Any
 
+from blip2cap.cli.resume import quote
 from blip2cap.cli.terminal import clean, say, write_out
 from blip2cap.errors import ImageError
 from blip2cap.jobs.job import DryRun, Outcome, skipped_phrases
@@ -46,6 +47,7 @@ def dry_run_facts(found: DryRun) -> dict[str, Any]:
         "rows_to_do": found.num_rows_to_do,
         "rows_there_before": found.num_rows_before,
         "rows_failed_before": found.num_failed_before,
+        "rows_failed_not_asked": found.num_failed_not_asked,
         "skipped": dict(found.skipped),
     }
 
@@ -62,6 +64,7 @@ def outcome_facts(outcome: Outcome, *, flags: bool) -> dict[str, Any]:
         "failed_by_error": dict(outcome.failed),
         "rows_there_before": outcome.num_rows_before,
         "rows_failed_before": outcome.num_failed_before,
+        "rows_failed_not_asked": outcome.num_failed_not_asked,
         "skipped": dict(outcome.skipped),
         "seconds": round(seconds, 3),
         "images_per_s": round(stats.num_images / seconds, 2) if stats and seconds else 0.0,
@@ -97,6 +100,9 @@ def say_outcome(facts: dict[str, Any], *, nothing_to_do: bool) -> None:
     rate = f"; {facts['images_per_s']} images/s" if facts["images_per_s"] else ""
     retry = "; --retry-failed retries failed ones" if facts["rows_failed_before"] else ""
     say(f"{_where(facts)}: {', '.join(counts + skipped_phrases(facts['skipped']))}{rate}{retry}")
+    if (not_asked := facts["rows_failed_not_asked"]) and not facts["stopped"]:
+        prune = quote(["blip2cap", "status", facts["out"], "--prune"])
+        say(f"{_where(facts)}: {_count(not_asked, 'failed row')} of other inputs, kept; {prune} removes failed rows")
     if "parts" in facts:
         say(f"{facts['parts_there']} of {facts['parts']} parts done")
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from blip2cap.cli.report import print_json
-from blip2cap.cli.terminal import clean, write_out
+from blip2cap.cli.terminal import clean, say, write_out
 
 if TYPE_CHECKING:
     from blip2cap.outputs.status import Status
@@ -20,15 +20,20 @@ _SHOWN = ("command", "model", "dtype", "quantize", "prompt", "template")
 def status(
     out: Annotated[str, typer.Argument(metavar="OUT", help="A .jsonl or .parquet output, or a folder of parts.")],
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
+    prune: Annotated[bool, typer.Option("--prune", help="Remove all failed rows of a .jsonl or .parquet.")] = False,
 ) -> None:
     """Count the rows of an output that are ok, failed or missing.
 
-    Ends with 0 if every row exists and is ok, and with 3 if not. Only the inputs of a .jsonl or .parquet file could
-    tell which rows are missing: ask the command that made it, with --dry-run.
+    Ends with 0 if every row exists and is ok, and with 3 if not, or if the run that makes the rows has not ended. Only
+    the inputs of a .jsonl or .parquet file could tell which rows are missing: ask the command that made it, with
+    --dry-run.
     """
-    from blip2cap.outputs.status import read_status
+    from blip2cap.outputs import status as statuses
 
-    found = read_status(out)
+    if prune:
+        num_removed = statuses.prune(out)
+        say(f"{clean(out)}: {num_removed} failed row{'s' if num_removed != 1 else ''} removed")
+    found = statuses.read_status(out)
     facts = _facts(found)
     if as_json:
         print_json(facts)
@@ -46,6 +51,7 @@ def _facts(found: Status) -> dict[str, Any]:
         "failed_by_error": dict(found.failed),
         "rows_missing": None,
         "torn_bytes": found.torn_bytes,
+        "unfinished": found.unfinished,
         "created": found.manifest.created if found.manifest else "",
         "settings": dict(found.manifest.settings) if found.manifest else {},
     }
@@ -57,6 +63,7 @@ def _facts(found: Status) -> dict[str, Any]:
             "parts": parts.num_parts,
             "parts_there": parts.num_existing,
             "skipped": dict(parts.skipped),
+            "ignored": [*parts.strays],
         }
     return facts
 
@@ -67,7 +74,9 @@ def _page(facts: Mapping[str, Any]) -> str:
     if facts["torn_bytes"]:
         again = ", whose row the next run makes again" if facts["settings"] else ""
         counts.append(f"a torn last line{again}")
-    if facts["rows_missing"] is None:
+    if facts["unfinished"]:
+        counts.append("unfinished: its run was stopped or is still writing; the same command continues it")
+    elif facts["rows_missing"] is None:
         counts.append("missing: not known from the file alone")
     else:
         counts.append(f"{facts['rows_missing']} missing")
@@ -78,4 +87,8 @@ def _page(facts: Mapping[str, Any]) -> str:
     made = f"made with {', '.join(settings)}\n" if settings else ""
     if not facts["settings"] and (facts["rows_ok"] or facts["rows_failed"] or facts["torn_bytes"]):
         made = "without a manifest: no run can resume it\n"
+    if ignored := facts.get("ignored"):
+        from blip2cap.outputs.read import ignored_message
+
+        made += f"{clean(ignored_message(facts['out'], ignored))}\n"
     return f"{clean(facts['out'])}: {', '.join(counts)}\n{made}"

@@ -1,7 +1,8 @@
 """URL of a web server -> bytes, through one pool of connections for the whole process.
 
-Covered: limits on size and time; redirects; connections that stay open between images; calls from many threads.
-Not covered: failed requests are not retried; nothing is cached, and no cookie goes from one image to the next.
+Covered: limits on size and time; redirects; connections that stay open between images; calls from many threads;
+requests are repeated, after a pause, where a server does not answer or asks to wait.
+Not covered: nothing is cached, and no cookie goes from one image to the next.
 """
 
 from __future__ import annotations
@@ -9,7 +10,11 @@ from __future__ import annotations
 import asyncio
 import atexit
 import os
+import socket
 import threading
+from collections.abc import Awaitable, Callable
+from datetime import UTC, datetime
+from email.utils import parsedate_to_datetime
 from urllib.parse import urljoin, urlsplit
 
 import aiohttp
@@ -27,8 +32,25 @@ _HEADERS = {"Accept-Encoding": "identity", "User-Agent": "blip2cap"}
 _STATUS_ERRORS = {
     **dict.fromkeys((404, 410), "vanished"),
     **dict.fromkeys((401, 403, 407, 451), "permission"),
-    **dict.fromkeys((408, 504), "timeout"),
 }
+_PASSING = (408, 425, 429, 500, 502, 503, 504)
+"""Responses of a server that may give the file later."""
+PAUSES_S = (0.5, 1.0, 2.0)
+"""Pauses before a request is repeated; longer if the server asks for it with Retry-After."""
+MOST_PAUSE_S = 30.0
+"""Longest pause: a server that asks for more is not asked again."""
+_NO_SUCH_HOST = {socket.EAI_NONAME, getattr(socket, "EAI_NODATA", socket.EAI_NONAME)}
+
+
+class _NoAnswerError(Exception):
+    """A request without an answer that is worth anything."""
+
+    def __init__(self, detail: str, *, pause_s: float = 0.0, is_final: bool = False) -> None:
+        super().__init__(detail)
+        self.pause_s = pause_s
+        """Pause that the server asks for."""
+        self.is_final = is_final
+        """True if the same request would fail again."""
 
 
 class HttpClient:
@@ -37,23 +59,27 @@ class HttpClient:
     `get` may be called from any number of threads.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, sleep: Callable[[float], Awaitable[None]] = asyncio.sleep) -> None:
+        self._sleep = sleep
         self._lock = threading.Lock()
         self._thread: threading.Thread | None = None
 
-    def get(self, url: str, max_bytes: int) -> bytes:
-        """Read one file. Raises ImageError."""
+    def get(self, url: str, max_bytes: int, timeout_s: float = TIMEOUT_S, *, retry: bool = True) -> bytes:
+        """Read one file; with `retry`, repeat a request that may succeed later. Raises ImageError."""
+        timeout_s = min(timeout_s, TIMEOUT_S)
         try:
             with self._lock:
                 if self._thread is None:
                     self._start()
-            reading = asyncio.run_coroutine_threadsafe(self._read(url, max_bytes), self._loop)
+            reading = asyncio.run_coroutine_threadsafe(self._fetch(url, max_bytes, timeout_s, retry), self._loop)
             try:
                 return reading.result()
             finally:
                 reading.cancel()  # does nothing, unless Ctrl-C has ended the wait
         except TimeoutError as error:
-            raise ImageError("timeout", f"the server took too long: at most {TIMEOUT_S:g} s for a file") from error
+            raise ImageError("timeout", f"the server took too long: at most {timeout_s:g} s for a file") from error
+        except _NoAnswerError as error:
+            raise ImageError("unreachable", str(error)) from error
         except aiohttp.ClientPayloadError as error:
             raise ImageError("truncated", "the connection ended before the file did") from error
         except (aiohttp.ClientError, OSError, ValueError) as error:
@@ -87,20 +113,51 @@ class HttpClient:
         self._thread.start()
         opened.wait()
 
+    async def _fetch(self, url: str, max_bytes: int, timeout_s: float, retry: bool) -> bytes:
+        """Read one file within a time limit for all attempts. Raises _NoAnswerError for the last of them."""
+        last: _NoAnswerError | None = None
+        try:
+            async with asyncio.timeout(timeout_s):
+                for pause_s in PAUSES_S:
+                    try:
+                        return await self._attempt(url, max_bytes)
+                    except _NoAnswerError as error:
+                        last = error
+                    if not retry or last.is_final or last.pause_s > MOST_PAUSE_S:
+                        raise last
+                    await self._sleep(max(pause_s, last.pause_s))
+                return await self._attempt(url, max_bytes)
+        except TimeoutError:
+            if last is None:
+                raise
+            raise last from None
+
+    async def _attempt(self, url: str, max_bytes: int) -> bytes:
+        """Read one file. Raises _NoAnswerError if the server cannot be reached."""
+        try:
+            return await self._read(url, max_bytes)
+        except aiohttp.ServerTimeoutError as error:
+            raise _NoAnswerError(f"the server does not answer: {shown(str(error))}") from error
+        except aiohttp.ClientConnectionError as error:
+            reason = getattr(error, "os_error", error)
+            is_final = isinstance(error, aiohttp.ClientSSLError) or (
+                isinstance(reason, socket.gaierror) and reason.errno in _NO_SUCH_HOST
+            )
+            raise _NoAnswerError(
+                f"no connection: {type(error).__name__}: {shown(str(error))}", is_final=is_final
+            ) from error
+
     async def _read(self, url: str, max_bytes: int) -> bytes:
-        timeout = aiohttp.ClientTimeout(total=TIMEOUT_S, sock_connect=CONNECT_S, sock_read=READ_S)
-        async with (
-            asyncio.timeout(TIMEOUT_S),
-            # A session for each image: it holds the cookies that a chain of redirects may need.
-            aiohttp.ClientSession(
-                connector=self._connector,
-                connector_owner=False,
-                timeout=timeout,
-                headers=_HEADERS,
-                trust_env=True,
-                auto_decompress=False,
-            ) as session,
-        ):
+        timeout = aiohttp.ClientTimeout(total=None, sock_connect=CONNECT_S, sock_read=READ_S)
+        # A session for each image: it holds the cookies that a chain of redirects may need.
+        async with aiohttp.ClientSession(
+            connector=self._connector,
+            connector_owner=False,
+            timeout=timeout,
+            headers=_HEADERS,
+            trust_env=True,
+            auto_decompress=False,
+        ) as session:
             for _ in range(_NUM_REDIRECTS + 1):
                 async with session.get(url, allow_redirects=False) as response:
                     if response.status in (301, 302, 303, 307, 308):
@@ -113,6 +170,10 @@ class HttpClient:
 async def _body(response: aiohttp.ClientResponse, max_bytes: int) -> bytes:
     if response.status in _STATUS_ERRORS:
         raise ImageError(_STATUS_ERRORS[response.status], f"the server responded with {response.status}")
+    if response.status in _PASSING:
+        pause_s = seconds_until(response.headers.get("Retry-After", ""))
+        waits = f", and asks to wait {pause_s:.0f} s" if pause_s else ""
+        raise _NoAnswerError(f"the server responded with {response.status}{waits}", pause_s=pause_s)
     if response.status != 200:
         raise ImageError("corrupt", f"cannot be read: the server responded with {response.status}")
     check_size(response.content_length or 0, max_bytes)
@@ -121,6 +182,16 @@ async def _body(response: aiohttp.ClientResponse, max_bytes: int) -> bytes:
         data += block
         check_size(len(data), max_bytes)
     return bytes(data)
+
+
+def seconds_until(retry_after: str) -> float:
+    """Return the seconds that a header Retry-After asks for: a number, or a date; 0 for anything else."""
+    if retry_after.strip().isdecimal():
+        return float(retry_after)
+    try:
+        return max(0.0, (parsedate_to_datetime(retry_after) - datetime.now(UTC)).total_seconds())
+    except (ValueError, TypeError):  # no date, or one without a time zone
+        return 0.0
 
 
 def redirected(url: str, location: str) -> str:

@@ -6,6 +6,7 @@ import os
 import stat
 
 from blip2cap import urls
+from blip2cap.decode.hosts import HOSTS
 from blip2cap.errors import ImageError
 from blip2cap.options import DecodeOptions
 from blip2cap.records import ImageRef
@@ -14,8 +15,8 @@ from blip2cap.records import ImageRef
 def read(ref: ImageRef, options: DecodeOptions) -> bytes:
     """Read the bytes of one input.
 
-    Raises ImageError: vanished, permission, not_regular, too_large, truncated, timeout, unsupported, corrupt
-    (unreadable), and errors that the source has found already.
+    Raises ImageError: vanished, permission, not_regular, too_large, truncated, timeout, unreachable, unsupported,
+    corrupt (unreadable), and errors that the source has found already. Raises UnreachableError if its server is gone.
     """
     if ref.error:
         raise ImageError(ref.error, ref.detail)
@@ -25,21 +26,35 @@ def read(ref: ImageRef, options: DecodeOptions) -> bytes:
         data = ref.load()
         urls.check_size(len(data), options.max_bytes)
         return data
-    if urls.is_http(ref.path):
-        if not options.allow_http:
-            raise ImageError("unsupported", "not fetched without --allow-http")
-        return _read_http(ref.path, options.max_bytes)
-    if urls.scheme(ref.path):
-        return urls.read(ref.path, ref.num_bytes, options.max_bytes)
-    return _read_file(ref, options)
+    return _read_remote(ref, options) if urls.scheme(ref.path) else _read_file(ref, options)
 
 
-def _read_http(url: str, max_bytes: int) -> bytes:
+def _read_remote(ref: ImageRef, options: DecodeOptions) -> bytes:
+    """Read from a web server or a bucket. Raises UnreachableError if too many images in a row cannot be fetched."""
+    host = urls.host(ref.path)
+    try:
+        if urls.is_http(ref.path):
+            data = _read_http(ref.path, options, retry=not HOSTS.is_down(host))
+        else:
+            data = urls.read(ref.path, ref.num_bytes, options.max_bytes)
+    except ImageError as error:
+        if error.code == "unreachable":
+            HOSTS.failed(host, error.detail)
+        else:
+            HOSTS.answered(host)
+        raise
+    HOSTS.answered(host)
+    return data
+
+
+def _read_http(url: str, options: DecodeOptions, *, retry: bool) -> bytes:
+    if not options.allow_http:
+        raise ImageError("unsupported", "not fetched without --allow-http")
     try:
         from blip2cap.decode.http import shared_client
     except ImportError as error:
         raise ImageError("unsupported", 'http needs an extra: pip install "blip2cap[remote]"') from error
-    return shared_client().get(url, max_bytes)
+    return shared_client().get(url, options.max_bytes, options.timeout_s, retry=retry)
 
 
 def _read_file(ref: ImageRef, options: DecodeOptions) -> bytes:

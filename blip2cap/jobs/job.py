@@ -52,8 +52,9 @@ class Job:
 
     def settings(self, source: Source) -> dict[str, Any]:
         """Return everything that changes a result or a name, except what only the model knows."""
-        root = os.fsencode(source.root).decode("utf-8", "backslashreplace")
-        inputs = {"decode": self.decode.mode, "input_root": root}
+        inputs = {"decode": self.decode.mode}
+        if source.root:
+            inputs["input_root"] = os.fsencode(source.root).decode("utf-8", "backslashreplace")
         if self.source.image_column is not None:
             inputs["image_column"] = self.source.image_column
         return {"command": self.task.name, **self.task.settings(), "quantize": self.model.quantize, **inputs}
@@ -97,7 +98,9 @@ class Outcome:
     num_rows_before: int
     """Number of their rows that already existed."""
     num_failed_before: int
-    """Number of existing failed rows, without those that were retried."""
+    """Number of their existing failed rows, without those that were retried."""
+    num_failed_not_asked: int = 0
+    """Number of existing failed rows of other images, which this run was not asked for."""
     skipped: Mapping[str, int]
     """Number of skipped entries, by reason."""
     damaged: tuple[str, ...]
@@ -127,7 +130,7 @@ class Outcome:
 
     @property
     def complete(self) -> bool:
-        """True if every input has an ok row, and every archive and folder could be read."""
+        """True if every input of this run has an ok row, and every archive and folder could be read."""
         unread = sum(self.skipped.get(reason, 0) for reason in ("unreadable_folder", "unreadable_archive"))
         num_failed = self.parts.num_failed if self.parts else self.num_failed + self.num_failed_before
         return not (self.stopped or self.error or num_failed or unread)
@@ -142,7 +145,8 @@ class DryRun:
     num_images_to_do: int
     num_rows_to_do: int
     num_rows_before: int
-    num_failed_before: int
+    num_failed_before: int = 0
+    num_failed_not_asked: int = 0
     skipped: Mapping[str, int]
     damaged: tuple[str, ...]
 
@@ -178,7 +182,6 @@ def count_requests(
     stream: ImageStream,
     worklist: Worklist,
     requests: Iterable[Request],
-    num_failed_before: int = 0,
 ) -> DryRun:
     """Count what a run would do. Raises InputError if there is no image."""
     num_images_to_do = num_rows_to_do = 0
@@ -193,7 +196,6 @@ def count_requests(
         num_images_to_do=num_images_to_do,
         num_rows_to_do=num_rows_to_do,
         num_rows_before=worklist.num_finished,
-        num_failed_before=num_failed_before,
         skipped=dict(stream.skipped),
         damaged=tuple(stream.damaged),
     )
@@ -204,6 +206,11 @@ def no_image(source: Source, skipped: Mapping[str, int]) -> str:
     given = shown(", ".join((*source.options.inputs, *source.options.files_from)))
     reasons = ", ".join(skipped_phrases(skipped))
     found = f"no image found in {given}" + (f" ({reasons})" if reasons else "")
+    if skipped.get("archive"):
+        return (
+            f"{found}. Archives and tables in a folder are not opened; give them by name, e.g. "
+            '"shards/{000..099}.tar" or shards/*.tar.'
+        )
     if skipped.keys() & {"excluded", "not_included"}:
         return f"{found}. Check --include and --exclude."
     return f"{found}. Expected files like .jpg .png .webp; give files with other names one by one."

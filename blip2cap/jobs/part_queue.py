@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Set
+from collections.abc import Callable, Collection, Iterable, Iterator, Set
 from contextlib import AbstractContextManager, nullcontext
 
 from blip2cap.errors import OutputLockedError
@@ -30,11 +30,14 @@ class PartQueue:
         plan: PartsPlan,
         indices: Iterable[int],
         again: Set[int] = frozenset(),
+        retry_only: Collection[str] = (),
         say: Callable[[str], None] = lambda line: None,
     ) -> None:
         self.store, self.plan, self.say = store, plan, say
         self.again = again
         """Existing parts whose failed rows are retried."""
+        self.retry_only = retry_only
+        """Errors of the rows that are retried; empty: all."""
         self.todo = deque(indices)
         self.locked: deque[int] = deque()
         """Parts that another process had locked when their turn came."""
@@ -68,7 +71,7 @@ class PartQueue:
     def _claim(self, index: int) -> Part | None:
         """Lock a part; return None if it exists, or if another process has locked it (then add it to `locked`)."""
         try:
-            return Part(self.store, self.plan, index, again=index in self.again)
+            return Part(self.store, self.plan, index, again=index in self.again, retry_only=self.retry_only)
         except OutputLockedError:
             self.locked.append(index)
         except PartExistsError:

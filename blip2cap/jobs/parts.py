@@ -10,7 +10,7 @@ import hashlib
 import os
 import secrets
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence, Set
 from contextlib import closing
 from typing import TYPE_CHECKING, Any
 
@@ -20,10 +20,11 @@ from blip2cap.jobs.context import Context, make_context
 from blip2cap.jobs.job import DryRun, Job, Listener, Outcome, Parts, count_requests, no_image
 from blip2cap.jobs.part_queue import PartQueue
 from blip2cap.models.base import Model
-from blip2cap.outputs.parts.counts import Counts, done_parts, read_counts, total
+from blip2cap.outputs.parts.counts import Counts, done_parts, read_counts, stray_files, total
 from blip2cap.outputs.parts.part import sweep
 from blip2cap.outputs.parts.plan import PART_SIZE, PartsPlan, check_ref, labels_setting, make_plan, read_plan
 from blip2cap.outputs.parts.store import Store, open_store
+from blip2cap.outputs.read import ignored_message
 from blip2cap.source.inputs import Source
 from blip2cap.tasks.base import Worklist
 
@@ -61,11 +62,11 @@ def run_parts_job(
     done = done_parts(store, plan)
     before = read_counts(store, plan, sorted(mine & done))
     sweep(store, plan, done)
-    again = {index for index, counts in before.items() if counts.failed} if job.output.retry_failed else set[int]()
-    queue = PartQueue(
-        store, plan, _in_turn(store, job, sorted(mine - done)) + sorted(again), again, context.listener.say
-    )
-    num_retried = sum(before[index].num_failed for index in again)
+    retried = {index: num for index, counts in before.items() if (num := job.output.num_retried(counts.failed))}
+    again = retried.keys()
+    todo = _in_turn(store, job, sorted(mine - done)) + sorted(again)
+    queue = PartQueue(store, plan, todo, again, job.output.retry_only, context.listener.say)
+    num_retried = sum(retried.values())
     stats = None
     if queue.todo:
         num_images = sum(map(plan.num_refs, mine - done)) + num_retried // len(plan.labels)
@@ -100,7 +101,7 @@ def run_parts_job(
     )
 
 
-def _num_failed(store: Store, plan: PartsPlan, mine: set[int], before: Mapping[int, Counts], again: set[int]) -> int:
+def _num_failed(store: Store, plan: PartsPlan, mine: set[int], before: Mapping[int, Counts], again: Set[int]) -> int:
     """Count the failed rows of all parts, those made by other processes too."""
     unchanged = {index: counts for index, counts in before.items() if index not in again}
     made = read_counts(store, plan, sorted(mine - unchanged.keys()))
@@ -171,6 +172,8 @@ def _say_plan(context: Context, plan: PartsPlan) -> None:
     say(f"{context.out}: {_size(plan)}, as listed {created} UTC; inputs added later need another --out")
     if part_size not in (None, plan.part_size):
         say(f"--part-size {part_size}: has no effect: the parts are already planned")
+    if strays := stray_files(plan.store, plan):
+        say(ignored_message(context.out, strays))
 
 
 def _size(plan: PartsPlan) -> str:
@@ -246,7 +249,7 @@ def dry_run_parts(job: Job, source: Source) -> DryRun:
     mine = {index for index in range(plan.num_parts) if job.output.takes(index)}
     counts = read_counts(store, plan, sorted(mine & done_parts(store, plan)))
     existing = total(counts.values())
-    num_retried = existing.num_failed if job.output.retry_failed else 0
+    num_retried = job.output.num_retried(existing.failed)
     num_images_to_do = sum(plan.num_refs(index) for index in mine - counts.keys())
     return DryRun(
         out=job.output.out,

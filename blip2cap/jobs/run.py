@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Container, Iterable, Iterator
+from collections.abc import Callable, Collection, Container, Iterable, Iterator, Mapping
 from contextlib import closing
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO
 
 from blip2cap.decode.trace import Trace, trace_path
-from blip2cap.errors import InputError
+from blip2cap.errors import Blip2CapError, InputError, UsageError
 from blip2cap.jobs.context import Context, dtype_name, make_context, open_source
 from blip2cap.jobs.job import Count, DryRun, Job, Listener, Outcome, count_requests, no_image, suspects_message
 from blip2cap.key_set import KeySet
@@ -58,10 +59,16 @@ def _run(context: Context, output: Output, trace: Trace | None) -> Outcome:
     if output.made_with is not None:
         if dtype == "auto":
             dtype = output.made_with.get("dtype", dtype)  # all texts of an output have one dtype
+        root = output.made_with.get("input_root", "")
+        if job.output.same_inputs:
+            output.move(_new_root(context.settings))
+        elif root != context.settings.get("input_root", ""):
+            source.continue_from_elsewhere(root)
         output.check(context.settings | {"dtype": dtype})
     worklist = Worklist(job.task.labels)
     stream, refs = _images(job, source, worklist, output.finished, output.retry)
-    requests = worklist.requests(refs, output.finished)
+    asked = _Asked(output.finished, output.failed_keys, output.num_failed)
+    requests = worklist.requests(refs, asked.finished)
     first = next(requests, None)
     if worklist.num_images == 0:
         raise InputError(no_image(source, stream.skipped))
@@ -74,12 +81,48 @@ def _run(context: Context, output: Output, trace: Trace | None) -> Outcome:
         out=context.out,
         num_images=worklist.num_images,
         num_rows_before=worklist.num_finished,
-        num_failed_before=output.num_failed,
+        num_failed_before=asked.num_failed,
+        num_failed_not_asked=asked.num_failed_not_asked,
         skipped=dict(stream.skipped),
         damaged=tuple(stream.damaged),
         stats=stats,
         stopped=stats is not None and context.stopped(),
     )
+
+
+def _new_root(settings: Mapping[str, Any]) -> str:
+    """Return the root of the inputs, for --same-inputs. Raises UsageError if no name is relative to it."""
+    if "input_root" not in settings:
+        raise UsageError(
+            "--same-inputs: expected a folder as the only INPUT, or relative paths: rows of absolute paths have their "
+            "names, wherever the command is run."
+        )
+    return str(settings["input_root"])
+
+
+class _Asked:
+    """The finished rows of an output, which counts the failed ones among those that it is asked for."""
+
+    def __init__(self, finished: Container[str], failed: Container[str], num_failed_in_all: int) -> None:
+        self._finished, self._failed, self._num_failed_in_all = finished, failed, num_failed_in_all
+        self.num_failed = 0
+        """Number of failed rows that were asked for, without those that are retried."""
+
+    @property
+    def finished(self) -> Container[str]:
+        """The container to ask; without failed rows there is nothing to count, which takes less time."""
+        return self if self._num_failed_in_all else self._finished
+
+    @property
+    def num_failed_not_asked(self) -> int:
+        """Number of failed rows that were not asked for."""
+        return self._num_failed_in_all - self.num_failed
+
+    def __contains__(self, key: object) -> bool:
+        if key not in self._finished:
+            return False
+        self.num_failed += key in self._failed
+        return True
 
 
 def _make_rows(
@@ -107,14 +150,19 @@ def _make_rows(
 
 
 def _images(
-    job: Job, source: Source, worklist: Worklist, finished: Container[str], retry: Callable[[KeySet], Any]
+    job: Job,
+    source: Source,
+    worklist: Worklist,
+    finished: Container[str],
+    retry: Callable[[Container[str], Collection[str]], Any],
 ) -> tuple[ImageStream, Iterable[ImageRef]]:
-    """Return a stream of the inputs, and its images; with --retry-failed, walk them once before to find their keys."""
+    """Return a stream of the inputs, and its images; to retry, walk them once before to find their keys."""
     stream = source.stream()
-    if not job.output.retry_failed:
+    if not job.output.retries:
         return stream, stream
     refs = list(stream) if source.from_pipe else stream
-    retry(KeySet(key for request in worklist.requests(refs, finished) for key in request.keys))
+    asked = KeySet(key for request in worklist.requests(refs, finished) for key in request.keys)
+    retry(asked, job.output.retry_only)
     if source.from_pipe:
         return stream, refs
     stream = source.stream()
@@ -128,7 +176,10 @@ def _counter(job: Job, source: Source, output: Output) -> Count | None:
 
     def count(given_up: Callable[[], bool]) -> int:
         refs = itertools.takewhile(lambda ref: not given_up(), source.stream(ordered=False))
-        return sum(1 for _ in Worklist(job.task.labels).requests(refs, output.finished))
+        try:
+            return sum(1 for _ in Worklist(job.task.labels).requests(refs, output.finished))
+        except Blip2CapError:
+            return 0  # the run meets it too, and reports it
 
     return count
 
@@ -142,9 +193,17 @@ def dry_run(job: Job) -> DryRun:
         return dry_run_parts(job, source)
     journal = Journal()
     if job.kind is not Kind.STREAM and not job.output.overwrite:
-        manifest, journal = read_file(job.output.out, job.kind, retry_failed=job.output.retry_failed)
+        manifest, journal = read_file(job.output.out, job.kind, retry_failed=job.output.retries)
         if manifest is not None:
-            manifest.check({**manifest.settings, **job.known_settings(source)}, Path(job.output.out).name)
+            known, root = job.known_settings(source), manifest.settings.get("input_root", "")
+            if job.output.same_inputs:
+                manifest = manifest.moved(_new_root(known))
+            elif root != known.get("input_root", ""):
+                source.continue_from_elsewhere(root)
+                known = job.known_settings(source)
+            manifest.check({**manifest.settings, **known}, Path(job.output.out).name)
     worklist = Worklist(job.task.labels)
     stream, refs = _images(job, source, worklist, journal.finished, journal.take_out)
-    return count_requests(job, source, stream, worklist, worklist.requests(refs, journal.finished), journal.num_failed)
+    asked = _Asked(journal.finished, journal.failed_keys, journal.num_failed)
+    found = count_requests(job, source, stream, worklist, worklist.requests(refs, asked.finished))
+    return replace(found, num_failed_before=asked.num_failed, num_failed_not_asked=asked.num_failed_not_asked)

@@ -91,8 +91,8 @@ class Model(Protocol):
     def image_input(self) -> ImageInput:
         """Form in which it takes images."""
 
-    def check(self, options: GenerateOptions) -> None:
-        """Raise UsageError for options that no prompt can be generated with."""
+    def check(self, options: GenerateOptions, prompts: Sequence[str] = ()) -> None:
+        """Raise UsageError for options that no prompt can be generated with, and for a prompt that is too long."""
 
     def encode(self, images: Sequence[Any]) -> Any:
         """Run the vision encoder on images in its form. Raises MemoryError if they do not fit."""

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Container, Iterable, Mapping
+from collections.abc import Collection, Container, Iterable, Mapping
 from typing import Any, Protocol
 
+from blip2cap.key_set import KeySet
 from blip2cap.rows import Row
 
 
@@ -27,7 +28,11 @@ class Output(RowSink, Protocol):
 
     @property
     def num_failed(self) -> int:
-        """Number of existing failed rows."""
+        """Number of existing failed rows, without those that are retried."""
+
+    @property
+    def failed_keys(self) -> KeySet | frozenset[str]:
+        """Keys of the existing failed rows, also of those that are retried."""
 
     @property
     def made_with(self) -> Mapping[str, Any] | None:
@@ -40,8 +45,14 @@ class Output(RowSink, Protocol):
     def check(self, settings: Mapping[str, Any]) -> None:
         """Raise OutputRefusedError if existing rows were made with other settings."""
 
-    def retry(self, asked: Container[str]) -> None:
-        """Retry only the failed rows with these keys; comes before begin(). Without a call, all are retried."""
+    def retry(self, asked: Container[str], only: Collection[str] = ()) -> None:
+        """Retry only the failed rows with these keys and, if `only` is given, these errors; comes before begin().
+
+        Without a call, all are retried.
+        """
+
+    def move(self, root: str) -> None:
+        """Change the root of the inputs in the settings of existing rows: their folder was renamed."""
 
     def begin(self, settings: Mapping[str, Any]) -> None:
         """Set the settings of the new rows; called once, before the first write."""

@@ -10,9 +10,10 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import shlex
 import stat
 from collections import Counter
-from collections.abc import Container, Iterable, Iterator, Mapping
+from collections.abc import Collection, Container, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -20,7 +21,7 @@ from typing import Any
 from blip2cap.errors import OutputError, OutputGoneError, OutputLockedError, OutputRefusedError
 from blip2cap.key_set import KeySet
 from blip2cap.outputs.files import OS_FILES, Files, behind, close_quietly, read_blocks, sync_folder, write_all
-from blip2cap.outputs.manifest import USE_ANOTHER, Manifest
+from blip2cap.outputs.manifest import FINISHED, UNFINISHED, USE_ANOTHER, Manifest
 from blip2cap.rows import Row, row_key
 
 _BLOCK = 1 << 20
@@ -37,6 +38,8 @@ class Journal:
     num_ok: int = 0
     failed: Counter[str] = field(default_factory=Counter)
     """Number of failed rows by error."""
+    failed_keys: KeySet = field(default_factory=KeySet)
+    """Keys of the failed rows."""
     to_retry: dict[str, str] = field(default_factory=dict)
     """Keys of failed rows that may be retried, with their errors."""
     num_bytes: int = 0
@@ -49,10 +52,16 @@ class Journal:
         """Number of failed rows."""
         return self.failed.total()
 
-    def take_out(self, asked: Container[str]) -> set[str]:
-        """Remove the failed rows that are `asked` for, and so retried, from the counts; return their keys."""
-        keys = {key for key in self.to_retry if key in asked}
+    def take_out(self, asked: Container[str], only: Collection[str] = ()) -> set[str]:
+        """Remove the failed rows that are `asked` for, and so retried, from the counts; return their keys.
+
+        With `only`, just those that failed with these errors are retried. All others are finished.
+        """
+        keys = {key for key, error in self.to_retry.items() if key in asked and (not only or error in only)}
         self.failed -= Counter(self.to_retry.pop(key) for key in keys)
+        for key in self.to_retry:
+            self.finished.add(key)
+        self.to_retry.clear()
         return keys
 
     def count(self, status: str, error: str) -> None:
@@ -65,6 +74,8 @@ class Journal:
     def note(self, key: str, status: str, error: str, *, retry_failed: bool) -> None:
         """Count an existing row; a failed one is not finished if it may be retried."""
         self.count(status, error)
+        if status != "ok":
+            self.failed_keys.add(key)
         if status == "ok" or not retry_failed:
             self.finished.add(key)
         else:
@@ -128,7 +139,7 @@ def manifest_path(path: Path) -> Path:
 
 
 def read_output(
-    path: Path, files: Files = OS_FILES, *, retry_failed: bool = False, remedy: str = USE_ANOTHER
+    path: Path, files: Files = OS_FILES, *, retry_failed: bool = False, remedy: str = ""
 ) -> tuple[Manifest | None, Journal]:
     """Read an output and the manifest of its rows, None if there are no rows.
 
@@ -136,11 +147,11 @@ def read_output(
     """
     manifest = Manifest.read(manifest_path(path), files, remedy)
     label = manifest.label if manifest else ""
-    journal = read_journal(path, files, label=label, retry_failed=retry_failed, remedy=remedy)
+    journal = read_journal(path, files, label=label, retry_failed=retry_failed, remedy=remedy or USE_ANOTHER)
     if manifest is None and (journal.num_bytes or journal.torn_bytes):
         raise OutputRefusedError(
             f"{path} exists, but its manifest {manifest_path(path).name} does not: how its "
-            f"rows were made is unknown. {remedy}"
+            f"rows were made is unknown. {remedy or 'Restore it from a copy, or use another --out.'}"
         )
     return manifest if journal.num_bytes else None, journal
 
@@ -160,7 +171,7 @@ class JournalSink:
         overwrite: bool = False,
         retry_failed: bool = False,
         files: Files = OS_FILES,
-        remedy: str = USE_ANOTHER,
+        remedy: str = "",
     ) -> None:
         self.path = path
         self.manifest: Manifest | None = None
@@ -178,6 +189,7 @@ class JournalSink:
         try:
             if not overwrite:
                 self.manifest, self.journal = read_output(path, files, retry_failed=retry_failed, remedy=remedy)
+            self._recorded = self.manifest
             self._num_failed_before = 0 if retry_failed else self.journal.num_failed
         except BaseException:
             close_quietly(files, self._file)
@@ -208,21 +220,37 @@ class JournalSink:
         if self.manifest is not None:
             self.manifest.check(settings, self.path.name, self._remedy)
 
-    def retry(self, asked: Container[str]) -> None:
-        """Retry only the failed rows with these keys; comes before begin(). Without a call, all are retried."""
+    @property
+    def failed_keys(self) -> KeySet:
+        """Keys of the existing failed rows, also of those that are retried."""
+        return self.journal.failed_keys
+
+    def retry(self, asked: Container[str], only: Collection[str] = ()) -> None:
+        """Retry only the failed rows with these keys and, if `only` is given, these errors; comes before begin().
+
+        Without a call, all are retried.
+        """
         if self._retry_failed:
-            self.again, self._was_asked = self.journal.take_out(asked), True
+            self.again, self._was_asked = self.journal.take_out(asked, only), True
             self._num_failed_before = self.journal.num_failed
+
+    def move(self, root: str) -> None:
+        """Change the root of the inputs, whose folder was renamed; recorded by begin() or finish()."""
+        if self.manifest is not None:
+            self.manifest = self.manifest.moved(root)
 
     def begin(self, settings: Mapping[str, Any]) -> None:
         """Check the settings or write them to the manifest, then remove a torn last line; with `overwrite`, all rows.
 
-        With `retry_failed`, also remove the failed rows that are retried.
+        With `retry_failed`, also remove the failed rows that are retried. Until `finish`, the manifest says that the
+        output is unfinished.
         """
         self.check(settings)
         try:
+            if self.manifest is not None:
+                self._record(replace(self.manifest, state=UNFINISHED))
             if self._retry_failed and not self._was_asked:
-                self.retry(self.journal.to_retry)
+                self.retry(self.journal.to_retry.copy())
             if self.again:
                 self._drop_failed()
             else:
@@ -230,8 +258,7 @@ class JournalSink:
                 self._files.fsync(self._file)
             if not self.journal.num_bytes:
                 sync_folder(self._files, self._target.parent)  # of a link, not the folder that the manifest is in
-                self.manifest = Manifest(settings=settings)
-                self.manifest.write(manifest_path(self.path), self._files)
+                self._record(Manifest(settings=settings, state=UNFINISHED))
         except OSError as error:
             raise self._failed(error) from error
         self._begun = True
@@ -258,15 +285,14 @@ class JournalSink:
             self.journal.count(row.status, row.error)
 
     def finish(self, *, stopped: bool = False) -> None:
-        """Record the counts of the output in the manifest, if they have changed."""
+        """Record in the manifest the counts of the output and, unless the run was `stopped`, that it is finished."""
         counts = {"ok": self.journal.num_ok, "failed": dict(self.journal.failed)}
         try:
             self._files.fdatasync(self._file)  # a killed run may have left rows that are not on the disk yet
             self._check_place()
-            if self.manifest is None or self.manifest.counts == counts:
-                return
-            self.manifest = replace(self.manifest, counts=counts)
-            self.manifest.write(manifest_path(self.path), self._files)
+            if self.manifest is not None:
+                state = FINISHED if self.manifest.state == UNFINISHED and not stopped else self.manifest.state
+                self._record(replace(self.manifest, counts=counts, state=state))
         except OSError as error:
             raise self._failed(error) from error
 
@@ -291,6 +317,12 @@ class JournalSink:
             if not self._begun and self._files.fstat(self._file).st_size == 0 and not self._has_manifest():
                 self._files.unlink(self._target)
         close_quietly(self._files, self._file)
+
+    def _record(self, manifest: Manifest) -> None:
+        """Write the manifest, unless the disk has it already."""
+        if manifest != self._recorded:
+            manifest.write(manifest_path(self.path), self._files)
+        self.manifest = self._recorded = manifest
 
     def _has_manifest(self) -> bool:
         try:
@@ -353,8 +385,8 @@ def _open_locked(files: Files, path: Path) -> int:
         except OSError as error:
             if isinstance(error, FileNotFoundError):
                 raise OutputGoneError(
-                    f"{path} cannot be opened for writing: {error.strerror}. Create its folder first, or use another "
-                    "--out."
+                    f"{path} cannot be opened for writing: its folder does not exist. Create it first, with "
+                    f"mkdir -p {shlex.quote(str(path.parent))}, or use another --out."
                 ) from error
             raise OutputError(f"{path} cannot be opened for writing: {error.strerror}. Use another --out.") from error
         try:

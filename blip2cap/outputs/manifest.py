@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -29,7 +29,8 @@ _FLAGS = {
     "null_separated": "--null",
     "questions": "the questions",
 }
-USE_ANOTHER = "Use another --out, or --overwrite."
+USE_ANOTHER = "Use another --out."
+UNFINISHED, FINISHED = "unfinished", "finished"
 _BEFORE = {"decode": "exact", "loop_guard": False, "trim_sentence": False, "strip": []}
 """Values of settings in manifests that are older than these settings."""
 
@@ -44,6 +45,10 @@ class Manifest:
     """Time of creation, UTC, ISO 8601."""
     counts: Mapping[str, Any] = field(default_factory=dict)
     """Number of rows by status and error, at the end of the last run that ended normally."""
+    state: str = ""
+    """UNFINISHED from the start of a run until it has made all its rows, then FINISHED; "" in older outputs."""
+    input_roots_before: Sequence[str] = ()
+    """Earlier values of the setting `input_root`: the folder was renamed, see `moved`."""
     blip2cap_version: str = __version__
     schema_version: int = SCHEMA_VERSION
 
@@ -62,14 +67,27 @@ class Manifest:
         """Name of the column that tells the rows of an image apart, "" if there is none."""
         return self.schema.key
 
-    def check(self, wanted: Mapping[str, Any], output: str, remedy: str = USE_ANOTHER) -> None:
-        """Raise OutputRefusedError if `wanted` settings differ from these; the message names each difference."""
+    def moved(self, root: str) -> Manifest:
+        """Return the manifest of the same inputs in a folder that was renamed to `root`."""
+        before = self.settings.get("input_root", "")
+        if before == root:
+            return self
+        settings = {**self.settings, "input_root": root}
+        return replace(self, settings=settings, input_roots_before=[*self.input_roots_before, before])
+
+    def check(self, wanted: Mapping[str, Any], output: str, remedy: str = "") -> None:
+        """Raise OutputRefusedError if `wanted` settings differ from these; the message names each difference.
+
+        Settings that are wanted without an input root are those of a run whose names are absolute: any root will do.
+        """
         if self.schema_version != SCHEMA_VERSION:
             raise OutputRefusedError(
                 f"{output} has rows of schema {self.schema_version}, this blip2cap writes schema {SCHEMA_VERSION}. "
-                f"{remedy}"
+                f"{remedy or USE_ANOTHER}"
             )
         made, wanted = _BEFORE | {**self.settings}, _BEFORE | {**wanted}
+        if "input_root" not in wanted:
+            made.pop("input_root", None)
         names = [name for name in {**made, **wanted} if made.get(name) != wanted.get(name)]
         if "command" in names:  # then other settings differ too, which explains nothing
             names = ["command"]
@@ -77,6 +95,8 @@ class Manifest:
             differences = "; ".join(
                 f"{_flag(name)} was {_show(made.get(name))}, now {_show(wanted.get(name))}" for name in names
             )
+            renamed = " If only the folder was renamed: --same-inputs." if names == ["input_root"] else ""
+            remedy = remedy or f"Give those again, or use another --out.{renamed}"
             raise OutputRefusedError(f"{output} was made with other settings: {differences}. {remedy}")
 
     def as_json(self) -> bytes:
@@ -89,13 +109,19 @@ class Manifest:
         write_whole(files, path, self.as_json() + b"\n")
 
     @classmethod
-    def read(cls, path: Path, files: Files = OS_FILES, remedy: str = USE_ANOTHER) -> Manifest | None:
-        """Read a manifest, None if there is none. Raises OutputRefusedError if it is damaged."""
+    def read(cls, path: Path, files: Files = OS_FILES, remedy: str = "") -> Manifest | None:
+        """Read a manifest, None if there is none. Raises OutputRefusedError if it is damaged or cannot be read."""
         try:
             return cls.from_json(b"".join(read_blocks(files, path)))
         except FileNotFoundError:
             return None
-        except (OSError, ValueError, TypeError) as error:
+        except OSError as error:
+            raise OutputRefusedError(f"{path} cannot be read: {error.strerror}. Make it readable.") from error
+        except (ValueError, TypeError) as error:
+            remedy = remedy or (
+                f"Restore it from a copy, or use another --out. Without {path.name}, `blip2cap show` and `export` "
+                "still read the rows."
+            )
             raise OutputRefusedError(f"{path} is damaged ({error}). {remedy}") from error
 
     @classmethod

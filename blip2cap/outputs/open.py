@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import re
+import shlex
 from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO
@@ -13,7 +15,7 @@ from blip2cap.outputs import journal, parquet
 from blip2cap.outputs.base import Output
 from blip2cap.outputs.files import behind
 from blip2cap.outputs.journal import Journal, JournalSink, manifest_path
-from blip2cap.outputs.manifest import Manifest
+from blip2cap.outputs.manifest import UNFINISHED, Manifest
 from blip2cap.outputs.parquet import ParquetSink, embedded_manifest, journal_path
 from blip2cap.outputs.read import Results, part_order, readable, spool
 from blip2cap.outputs.stream import StreamSink
@@ -41,8 +43,18 @@ def open_output(options: OutputOptions, stdout: BinaryIO | None) -> Output:
         if stdout is None:
             raise OutputError("--out -: standard output is closed.")
         return StreamSink(stdout)
+    check_regular(options.out)
     sink = ParquetSink if kind is Kind.PARQUET else JournalSink
-    return sink(Path(options.out), overwrite=options.overwrite, retry_failed=options.retry_failed)
+    return sink(Path(options.out), overwrite=options.overwrite, retry_failed=options.retries)
+
+
+def check_regular(out: str) -> None:
+    """Raise OutputRefusedError for a FIFO, a socket or a device: opening it may wait for ever, or replace it."""
+    if os.path.exists(out) and not os.path.isfile(out) and not os.path.isdir(out):
+        raise OutputRefusedError(
+            f"{out}: a FIFO, a socket or a device, which keeps no rows. Use a new or regular file, or write to it "
+            f"through standard output: --out - > {shlex.quote(out)}"
+        )
 
 
 def read_file(out: str, kind: Kind, *, retry_failed: bool = False) -> tuple[Manifest | None, Journal]:
@@ -50,6 +62,7 @@ def read_file(out: str, kind: Kind, *, retry_failed: bool = False) -> tuple[Mani
 
     Raises OutputRefusedError if it is damaged or has no manifest.
     """
+    check_regular(out)
     read = parquet.read_output if kind is Kind.PARQUET else journal.read_output
     return read(Path(out), retry_failed=retry_failed)
 
@@ -67,6 +80,22 @@ def read_manifest(given: str) -> Manifest | None:
             return embedded_manifest(path) or Manifest.read(manifest_path(journal_path(behind(path))))
         case Kind.JOURNAL:
             return Manifest.read(manifest_path(path))
+
+
+def is_unfinished(given: str) -> bool:
+    """Return True if the last run into a .jsonl or .parquet output was stopped or killed, or is still writing.
+
+    False where that is unknown: outputs of older releases, without a manifest or with a damaged one. Of a folder of
+    parts, the missing parts tell.
+    """
+    path, kind = Path(given), kind_of_existing(given)
+    if kind not in (Kind.JOURNAL, Kind.PARQUET):
+        return False
+    lines = journal_path(behind(path)) if kind is Kind.PARQUET else path
+    with suppress(OutputRefusedError):
+        manifest = Manifest.read(manifest_path(lines)) or (embedded_manifest(path) if kind is Kind.PARQUET else None)
+        return manifest is not None and manifest.state == UNFINISHED
+    return False
 
 
 def find_plan(folder: str) -> PartsPlan | None:
@@ -112,7 +141,8 @@ def open_rows(given: str, stdin: BinaryIO | None = None) -> Results:
     if kind is Kind.STREAM:
         return Results(given, stream=spool(stdin))
     if kind is Kind.PARTS:
-        return Results(given, tables=part_files(given)[0], manifest=manifest)
+        names, ignored = _part_names(given)
+        return Results(given, tables=[f"{Path(given, name)}" for name in names], manifest=manifest, ignored=ignored)
     if os.path.exists(given) and not os.path.isfile(given):
         with readable(given), open(given, "rb") as pipe:  # such as <(...) of a shell
             return Results(given, stream=spool(pipe))
@@ -123,22 +153,22 @@ def open_rows(given: str, stdin: BinaryIO | None = None) -> Results:
     return Results(given, tables=(given,) if kind is Kind.PARQUET else (), journal=lines, manifest=manifest)
 
 
-def part_files(folder: str) -> tuple[list[str], list[str]]:
-    """Return the finished parts of a folder, and the files that only look like parts: its plan has other names."""
+def _part_names(folder: str) -> tuple[list[str], list[str]]:
+    """Return the names of the parts in a folder, in order, and those of other Parquet files, which are ignored."""
     if "://" in folder:
         raise InputError(
             f"{folder}: a URL. Expected a local output: copy it to a local folder and give that, or read its "
             "part-*.parquet with pyarrow or DuckDB. `blip2cap status` takes URLs too."
         )
-    paths = sorted(Path(folder).glob("part-*.parquet"), key=part_order)
-    names, plan = {path.name for path in paths}, None
-    with suppress(OutputRefusedError):  # the parts may be whole although the plan is not
+    names, plan = {path.name for path in Path(folder).glob("*.parquet")}, None
+    with suppress(OutputRefusedError):  # a copy of the parts has no plan
         plan = find_plan(folder)
     if plan is not None:
-        from blip2cap.outputs.parts.plan import part_name
+        from blip2cap.outputs.parts.counts import stray_files
 
-        names = {part_name(index) for index in range(plan.num_parts)}
-    parts = [str(path) for path in paths if path.name in names]
+        parts = names - {*stray_files(plan.store, plan)}
+    else:
+        parts = {name for name in names if re.fullmatch(r"part-[0-9]+\.parquet", name)}
     if not parts:
         raise InputError(f"{folder}: a folder without part-*.parquet. Expected an output of blip2cap.")
-    return parts, [str(path) for path in paths if path.name not in names]
+    return sorted(parts, key=part_order), sorted(names - parts)

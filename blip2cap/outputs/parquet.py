@@ -11,7 +11,7 @@ import contextlib
 import io
 import itertools
 import json
-from collections.abc import Container, Iterable, Iterator, Mapping
+from collections.abc import Collection, Container, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -21,7 +21,7 @@ from blip2cap.key_set import KeySet
 from blip2cap.outputs import journal as journals
 from blip2cap.outputs.files import OS_FILES, Files, behind, replaceable, replacing, sync_folder, write_all
 from blip2cap.outputs.journal import Journal, JournalSink, read_lines
-from blip2cap.outputs.manifest import Manifest
+from blip2cap.outputs.manifest import FINISHED, Manifest
 from blip2cap.rows import Row, Schema, row_key
 
 if TYPE_CHECKING:
@@ -73,7 +73,9 @@ def read_table(path: Path, journal: Journal, *, retry_failed: bool = False) -> T
             f"{path} is not an output of blip2cap: it has no manifest. Use another --out."
         ) from error
     except (OSError, ValueError, TypeError, pa.ArrowException) as error:
-        raise OutputRefusedError(f"{path} is damaged ({error}). Use another --out, or --overwrite.") from error
+        raise OutputRefusedError(
+            f"{path} is damaged ({error}). Restore it from a copy, or use another --out."
+        ) from error
 
 
 def journal_path(path: Path) -> Path:
@@ -128,7 +130,7 @@ class ParquetSink:
         self.path = path
         self._files, self._overwrite, self._retry_failed = files, overwrite, retry_failed
         self._target = behind(path)
-        self._begun = False
+        self._begun = self._moved = False
         self._sink = JournalSink(
             journal_path(self._target), overwrite=overwrite, retry_failed=retry_failed, files=files
         )
@@ -167,10 +169,26 @@ class ParquetSink:
             self._table.manifest.check(settings, self.path.name)
         self._sink.check(settings)
 
-    def retry(self, asked: Container[str]) -> None:
-        """Retry only the failed rows with these keys; comes before begin(). Without a call, all are retried."""
-        self._sink.retry(asked)
+    @property
+    def failed_keys(self) -> KeySet:
+        """Keys of the existing failed rows, also of those that are retried."""
+        return self._sink.failed_keys
+
+    def retry(self, asked: Container[str], only: Collection[str] = ()) -> None:
+        """Retry only the failed rows with these keys and, if `only` is given, these errors; comes before begin().
+
+        Without a call, all are retried.
+        """
+        self._sink.retry(asked, only)
         self._num_failed_before = self._sink.num_failed
+
+    def move(self, root: str) -> None:
+        """Change the root of the inputs, whose folder was renamed; recorded by finish()."""
+        self._sink.move(root)
+        if self._table:
+            manifest = self._table.manifest.moved(root)
+            self._moved = manifest != self._table.manifest
+            self._table = replace(self._table, manifest=manifest)
 
     def begin(self, settings: Mapping[str, Any]) -> None:
         """Check the settings and begin the journal; with `overwrite`, remove the Parquet file."""
@@ -191,10 +209,11 @@ class ParquetSink:
 
     def finish(self, *, stopped: bool = False) -> None:
         """Write the Parquet file and remove the journal; a run that was `stopped` keeps the journal."""
-        self._sink.finish()
+        self._sink.finish(stopped=True)  # it is unfinished until there is a Parquet file
         if stopped:
             return
-        if self._sink.journal.num_bytes or (self._begun and self._table is None):
+        removed = self._begun and (self._table is None or self._sink.again)
+        if self._sink.journal.num_bytes or removed or self._moved:
             try:
                 self._write_table()
             except OSError as error:
@@ -213,7 +232,7 @@ class ParquetSink:
         manifest = self._table.manifest if self._table else self._sink.manifest
         assert manifest is not None, "rows have a manifest"
         counts = {"ok": self._sink.journal.num_ok, "failed": dict(self._sink.journal.failed)}
-        metadata = {_MANIFEST: replace(manifest, counts=counts).as_json()}
+        metadata = {_MANIFEST: replace(manifest, counts=counts, state=FINISHED).as_json()}
         schema = manifest.schema.arrow().with_metadata(metadata)
         with replacing(self._files, self._target) as file:
             feed = _Feed(self._files, file)

@@ -12,7 +12,6 @@ import tempfile
 import weakref
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from pathlib import Path
 from typing import Any, BinaryIO
 
 from blip2cap.errors import InputError, OutputRefusedError
@@ -43,9 +42,12 @@ class Results:
         journal: str = "",
         stream: BinaryIO | None = None,
         manifest: Callable[[], Manifest | None] = lambda: None,
+        ignored: Sequence[str] = (),
     ) -> None:
         self.given = given
         """Name of the output, or `-`."""
+        self.ignored = ignored
+        """Names of Parquet files in a folder of parts that are not among its parts."""
         self.torn_bytes = 0
         """Length of a torn last line, known once all rows have been read."""
         self._tables, self._journal, self._stream, self._manifest = tables, journal, stream, manifest
@@ -58,7 +60,7 @@ class Results:
         parser = _Parser(self._manifest)
         replaced, num_lines = self._journal_keys() if self._tables else (KeySet(), None)
         for columns, where in self._table_rows():
-            row = parser.row(columns, where, self._table_remedy)
+            row = parser.row(columns, where)
             if not replaced or row.key not in replaced:
                 yield row
         num_read = 0
@@ -77,17 +79,11 @@ class Results:
         if self._tables:
             num_rows = 0
             for path in self._tables:
-                with _parquet(path, self._table_remedy) as file:
+                with _parquet(path) as file:
                     num_rows += file.metadata.num_rows
             return num_rows
         with self._open_lines() as lines:
             return sum(block.count(b"\n") for block in iter(lambda: lines.read(_BLOCK), b""))
-
-    @property
-    def _table_remedy(self) -> str:
-        """Advice for a damaged Parquet file, whose rows nobody can repair one by one."""
-        is_part = os.path.isdir(self.given)
-        return "Remove it, and run the command that made it again." if is_part else "Make it again."
 
     @property
     def _has_lines(self) -> bool:
@@ -124,7 +120,7 @@ class Results:
             if self._has_lines and not os.path.exists(path):
                 continue
             number = 0
-            with _parquet(path, self._table_remedy) as file:
+            with _parquet(path) as file:
                 for batch in file.iter_batches(batch_size=_BATCH):
                     for columns in batch.to_pylist():
                         number += 1
@@ -150,17 +146,16 @@ class _Parser:
         self._recognised = False
         """Whether the schema was told by the names of the columns, not by a manifest."""
 
-    def row(self, columns: Any, where: str, remedy: str = "Repair or delete that row.") -> Row:
+    def row(self, columns: Any, where: str) -> Row:
         """Make a row of parsed columns. Raises OutputRefusedError, which names the place, if they are not a row."""
         try:
             if not isinstance(columns, dict):
                 raise TypeError("not an object")
-            return self._schema_for(columns).parse(columns)
+            return self._schema_for(columns, where).parse(columns)
         except (ValueError, KeyError, TypeError) as error:
-            reason = f"no column {error}" if isinstance(error, KeyError) else str(error)
-            raise _damaged(where, reason, remedy) from error
+            raise _damaged(where, f"no column {error}" if isinstance(error, KeyError) else str(error)) from error
 
-    def _schema_for(self, columns: dict[str, Any]) -> Schema:
+    def _schema_for(self, columns: dict[str, Any], where: str) -> Schema:
         names = tuple(name for name, value in columns.items() if value is not None)
         if self._schema is None:
             manifest = self._manifest()
@@ -171,14 +166,20 @@ class _Parser:
         if names != self._names:
             other = recognise(names)
             if other not in (None, self._schema) and (self._recognised or not set(self._schema.names) <= set(names)):
-                raise ValueError("its columns differ from those of the rows before")
+                raise _damaged(where, "its columns differ from those of the rows before")
             self._names = names
         return self._schema
 
 
-def part_order(path: Path) -> tuple[int, str]:
+def ignored_message(given: str, names: Sequence[str]) -> str:
+    """Return the message about Parquet files in a folder of parts that are not among its parts."""
+    more = f" and {len(names) - 3} more" if len(names) > 3 else ""
+    return f"{given}: ignored {', '.join(names[:3])}{more}, not among its parts"
+
+
+def part_order(name: str) -> tuple[int, str]:
     """Return a sort key that orders parts by number, also with different numbers of digits."""
-    return len(path.name), path.name
+    return len(name), name
 
 
 def image_name(row: Row) -> str:
@@ -186,10 +187,10 @@ def image_name(row: Row) -> str:
     return os.fsdecode(base64.b64decode(row.file_name_b64) if row.file_name_b64 else row.file_name.encode())
 
 
-def _damaged(where: str, reason: str, remedy: str = "Repair or delete that row.") -> OutputRefusedError:
+def _damaged(where: str, reason: str) -> OutputRefusedError:
+    remedy = "restore the file from a copy" if ".parquet:" in where else "repair or delete that row"
     return OutputRefusedError(
-        f"{where}: not a row of blip2cap ({reason}). Expected the output of caption or vqa; "
-        f"if it was one, {remedy[0].lower()}{remedy[1:]}"
+        f"{where}: not a row of blip2cap ({reason}). Expected the output of caption or vqa; if it was one, {remedy}."
     )
 
 
@@ -203,8 +204,8 @@ def readable(path: str) -> Iterator[None]:
 
 
 @contextmanager
-def _parquet(path: str, remedy: str) -> Iterator[Any]:
-    """Open a Parquet file, with its checksums; errors of pyarrow become an OutputRefusedError."""
+def _parquet(path: str) -> Iterator[Any]:
+    """Open a Parquet file; errors of pyarrow become an OutputRefusedError."""
     import pyarrow as pa
     import pyarrow.parquet as pq
 
@@ -212,11 +213,12 @@ def _parquet(path: str, remedy: str) -> Iterator[Any]:
         file = open(path, "rb")  # noqa: SIM115  closed below; pyarrow's own errors name no reason
     with file:
         try:
-            # With a buffer size; else whole column chunks are in memory.
+            # Without a buffer, whole column chunks are in memory.
             yield pq.ParquetFile(file, buffer_size=_BLOCK, page_checksum_verification=True)
         except (pa.ArrowException, OSError) as error:
             raise OutputRefusedError(
-                f"{path} is damaged: not a complete Parquet file ({str(error).splitlines()[0]}). {remedy}"
+                f"{path} is damaged: not a complete Parquet file ({str(error).splitlines()[0]}). Restore it from a "
+                "copy. A part can be made again: move it to another folder, and run the command that made it again."
             ) from error
 
 

@@ -4,14 +4,24 @@ from __future__ import annotations
 
 import os
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 
 from blip2cap.errors import InputError, UsageError
-from blip2cap.options import Kind
+from blip2cap.options import Kind, OutputOptions
 from blip2cap.outputs.manifest import Manifest
-from blip2cap.outputs.open import exists, find_plan, kind_of_existing, open_rows, read_file, read_manifest
+from blip2cap.outputs.open import (
+    exists,
+    find_plan,
+    is_unfinished,
+    kind_of_existing,
+    open_output,
+    open_rows,
+    read_file,
+    read_manifest,
+)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -26,6 +36,8 @@ class PartsStatus:
     num_parts: int
     num_existing: int
     skipped: Mapping[str, int]
+    strays: Sequence[str]
+    """Names of Parquet files in the folder that are not among the parts of the plan."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -39,13 +51,16 @@ class Status:
     manifest: Manifest | None = None
     """None if the settings of the rows are unknown."""
     torn_bytes: int = 0
+    unfinished: bool = False
+    """True if its last run has not ended: it was stopped or killed, or is still writing."""
     parts: PartsStatus | None = None
     """None for other outputs, whose missing rows only their inputs could tell."""
 
     @property
     def complete(self) -> bool:
         """True if no row is known to have failed or to be missing."""
-        return not (sum(self.failed.values()) or self.torn_bytes or (self.parts and self.parts.num_missing))
+        missing = self.torn_bytes or self.unfinished or (self.parts and self.parts.num_missing)
+        return not (missing or sum(self.failed.values()))
 
 
 def read_status(out: str) -> Status:
@@ -61,8 +76,36 @@ def read_status(out: str) -> Status:
         return _counted(out)
     manifest, journal = read_file(out, kind)
     return Status(
-        out=out, num_ok=journal.num_ok, failed=journal.failed, manifest=manifest, torn_bytes=journal.torn_bytes
+        out=out,
+        num_ok=journal.num_ok,
+        failed=journal.failed,
+        manifest=manifest,
+        torn_bytes=journal.torn_bytes,
+        unfinished=is_unfinished(out),
     )
+
+
+def prune(out: str) -> int:
+    """Remove all failed rows of a .jsonl or .parquet output; return their number.
+
+    Their images are new to the next run that is given them. Raises what `read_status` raises, OutputLockedError while
+    a run is writing, and UsageError for outputs that cannot lose rows.
+    """
+    found = read_status(out)
+    if found.parts is not None:
+        raise UsageError(
+            f"--prune {out}: a folder of parts has a row for every input of its plan, so none is removed. Retry failed "
+            "images: run its command again with --retry-failed."
+        )
+    if found.manifest is None:
+        raise UsageError(f"--prune {out}: has no manifest. Expected the output of caption or vqa, not an export.")
+    if found.unfinished:
+        raise UsageError(f"--prune {out}: its last run has not ended. Run its command again first, to the end.")
+    with closing(open_output(OutputOptions(out=out, retry_failed=True), None)) as sink:
+        if num_failed := len(sink.failed_keys):
+            sink.begin(sink.made_with or {})
+            sink.finish(stopped=False)
+    return num_failed
 
 
 def _counted(out: str) -> Status:
@@ -77,7 +120,7 @@ def _counted(out: str) -> Status:
 
 
 def _parts_status(out: str) -> Status:
-    from blip2cap.outputs.parts.counts import done_parts, read_counts, total
+    from blip2cap.outputs.parts.counts import done_parts, read_counts, stray_files, total
     from blip2cap.outputs.parts.part import num_rows_in_progress
 
     plan = find_plan(out)
@@ -97,5 +140,6 @@ def _parts_status(out: str) -> Status:
             num_parts=plan.num_parts,
             num_existing=len(done),
             skipped=plan.skipped,
+            strays=stray_files(plan.store, plan),
         ),
     )

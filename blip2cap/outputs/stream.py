@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Container, Iterable, Mapping
+from collections.abc import Collection, Container, Iterable, Mapping
 from typing import Any, BinaryIO
 
 from blip2cap.errors import OutputError
@@ -14,6 +14,7 @@ class StreamSink:
 
     finished: Container[str] = frozenset()
     num_failed = 0
+    failed_keys: frozenset[str] = frozenset()
     made_with = None
     torn_bytes = 0
 
@@ -23,8 +24,11 @@ class StreamSink:
     def check(self, settings: Mapping[str, Any]) -> None:
         """Do nothing: no rows exist that could differ."""
 
-    def retry(self, asked: Container[str]) -> None:
+    def retry(self, asked: Container[str], only: Collection[str] = ()) -> None:
         """Do nothing: no rows exist that could have failed."""
+
+    def move(self, root: str) -> None:
+        """Do nothing: no rows exist."""
 
     def begin(self, settings: Mapping[str, Any]) -> None:
         """Do nothing: there is nothing to prepare."""

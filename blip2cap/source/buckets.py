@@ -13,6 +13,7 @@ from typing import Any
 from blip2cap import urls
 from blip2cap.errors import InputError
 from blip2cap.records import ImageRef
+from blip2cap.source.walk import ARCHIVE_SUFFIXES, SYSTEM_FOLDERS
 
 _NUM_THREADS = 16
 """Number of objects looked up at once."""
@@ -72,9 +73,11 @@ def _walk(
             continue  # an object that represents the folder itself
         if name.startswith("."):
             skipped["hidden"] += 1
+        elif entry["type"] == "directory" and name in SYSTEM_FOLDERS:
+            skipped["system_folder"] += 1
         elif entry["type"] == "directory":
             yield from _walk(system, path, f"{prefix}{name}/", origin, suffixes, skipped)
         elif os.path.splitext(name)[1].lower() not in suffixes:
-            skipped["other_suffix"] += 1
+            skipped["archive" if name.lower().endswith(ARCHIVE_SUFFIXES) else "other_suffix"] += 1
         else:
             yield ImageRef(path=f"{origin}{path.lstrip('/')}", name=f"{prefix}{name}", num_bytes=entry["size"])

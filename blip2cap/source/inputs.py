@@ -16,18 +16,17 @@ from itertools import islice
 from typing import BinaryIO
 
 from blip2cap import urls
-from blip2cap.errors import InputError
+from blip2cap.errors import InputError, OutputRefusedError
 from blip2cap.key_set import KeySet
 from blip2cap.options import SourceOptions
 from blip2cap.records import ImageRef
 from blip2cap.source.braces import expand
 from blip2cap.source.buckets import look_up, open_url, walk
-from blip2cap.source.lists import split
+from blip2cap.source.lists import paths_in
 from blip2cap.source.parquet import ParquetTable
 from blip2cap.source.patterns import Patterns
-from blip2cap.source.tar import SUFFIXES as TAR_SUFFIXES
 from blip2cap.source.tar import TarArchive
-from blip2cap.source.walk import IMAGE_SUFFIXES, Walk
+from blip2cap.source.walk import ARCHIVE_SUFFIXES, IMAGE_SUFFIXES, Walk
 
 
 class Source:
@@ -59,6 +58,8 @@ class Source:
             self._open_archive(given)
         if options.image_column is not None and not any(map(_is_parquet, self.inputs)):
             raise InputError(f"--image-column {options.image_column}: no .parquet file is among the inputs.")
+        self._names_of_rows = ""
+        """Description of the names of existing rows, if only absolute paths may be added to them."""
 
     def _is_folder(self, given: str) -> bool:
         if given in self.remote:
@@ -67,7 +68,7 @@ class Source:
 
     def _open_archive(self, given: str) -> None:
         """Open a tar or Parquet file among the inputs, and check its header."""
-        if not given.lower().endswith((*TAR_SUFFIXES, ".parquet")) or given in self.folders:
+        if not given.lower().endswith(ARCHIVE_SUFFIXES) or given in self.folders:
             return
         if urls.is_http(given):
             raise InputError(f"{urls.shown(given)}: only images are read from web servers. Fetch this file first.")
@@ -91,10 +92,31 @@ class Source:
 
     @property
     def root(self) -> str:
-        """Folder that the names are relative to, absolute or a URL: the only input, else the current folder."""
-        if self.one_folder and self.inputs[0] in self.remote:
-            return self.inputs[0].rstrip("/")
-        return os.path.realpath(self.inputs[0] if self.one_folder else os.getcwd())
+        """Folder that the names are relative to, absolute or a URL; "" if all of them are absolute.
+
+        It is the only input, else the current folder. Lists of paths may hold both kinds.
+        """
+        if self.one_folder:
+            return self.inputs[0].rstrip("/") if self.inputs[0] in self.remote else os.path.realpath(self.inputs[0])
+        if self._names_of_rows or (not self.options.files_from and all(map(_is_absolute, self.inputs))):
+            return ""
+        return os.path.realpath(os.getcwd())
+
+    def continue_from_elsewhere(self, root: str) -> None:
+        """Add to rows with names relative to another root, or to none. From here on, lists hold only absolute paths."""
+        has_lists = bool(self.options.files_from) or "-" in self.inputs
+        if has_lists and all(given == "-" or _is_absolute(given) for given in self.inputs):
+            self._names_of_rows = (
+                f"relative to {root}. Run the command there" if root else "absolute. Use another --out"
+            )
+
+    def check_listed(self, path: str) -> None:
+        """Raise OutputRefusedError for a relative path in a list, if existing rows are relative to another folder."""
+        if self._names_of_rows and not _is_absolute(path):
+            raise OutputRefusedError(
+                f"{path}: in a list of paths, and relative to {os.getcwd()}; the names of existing rows are "
+                f"{self._names_of_rows}, or list absolute paths."
+            )
 
     @property
     def one_folder(self) -> bool:
@@ -145,7 +167,7 @@ class ImageStream(Iterator[ImageRef]):
         source = self.source
         for given in source.inputs:
             if given == "-":
-                yield from self._listed(source.stdin or sys.stdin.buffer)
+                yield from self._listed(source.stdin or sys.stdin.buffer, "standard input")
             elif given in source.folders:
                 yield from self._folder(given, f"{given.rstrip('/')}/")
             elif (archive := source.archives.get(given)) is not None:
@@ -154,22 +176,19 @@ class ImageStream(Iterator[ImageRef]):
                 yield from self._wanted([_path_ref(given)])
         for given in source.options.files_from:
             if given == "-":
-                yield from self._listed(source.stdin or sys.stdin.buffer)
+                yield from self._listed(source.stdin or sys.stdin.buffer, "standard input")
             else:
                 try:
                     lines = open(given, "rb")  # noqa: SIM115  only its own errors are caught, not those of our caller
                 except OSError as error:
                     raise InputError(f"--files-from {given}: cannot be read: {error.strerror}.") from error
                 with lines:
-                    yield from self._listed(lines)
+                    yield from self._listed(lines, given)
 
-    def _listed(self, stream: BinaryIO) -> Iterator[ImageRef]:
-        null_separated = self.source.options.null_separated
-        for raw in split(stream, b"\0" if null_separated else b"\n"):
-            if not null_separated:
-                raw = raw.removesuffix(b"\r")
-            if raw:
-                yield from self._wanted([_path_ref(os.fsdecode(raw))])
+    def _listed(self, stream: BinaryIO, name: str) -> Iterator[ImageRef]:
+        for path in paths_in(stream, name, null_separated=self.source.options.null_separated):
+            self.source.check_listed(path)
+            yield from self._wanted([_path_ref(path)])
 
     def _folder(self, given: str, prefix: str) -> Iterator[ImageRef]:
         if given in self.source.remote:
@@ -189,6 +208,10 @@ class ImageStream(Iterator[ImageRef]):
 def _expanded(given: str) -> list[str]:
     """Return the names that an input with braces stands for; an existing file with braces in its name is that file."""
     return [given] if os.path.exists(given) else expand(given)
+
+
+def _is_absolute(given: str) -> bool:
+    return os.path.isabs(given) or bool(urls.scheme(given))
 
 
 def _path_ref(path: str) -> ImageRef:

@@ -22,8 +22,6 @@ from typing import Any
 from blip2cap.errors import InputError
 from blip2cap.records import Held, ImageRef
 
-SUFFIXES = (".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tbz2", ".tbz", ".tar.xz", ".txz", ".tar.zst", ".tzst")
-
 _BLOCK = 1 << 20
 _MAX_HEADER = 1 << 20
 """Maximum length of the headers of one member in bytes, with long names and extended headers."""

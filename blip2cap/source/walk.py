@@ -22,6 +22,17 @@ IMAGE_SUFFIXES = frozenset(
     }
 )
 """Suffixes of images in a folder; the content decides later. A file given as INPUT is always tried."""
+ARCHIVE_SUFFIXES = (
+    *(".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tbz2", ".tbz", ".tar.xz", ".txz", ".tar.zst", ".tzst"),
+    ".parquet",
+)
+"""Ends of the names of archives and tables, which are read only if they are given by name."""
+SYSTEM_FOLDERS = frozenset(
+    {"@eaDir", "#recycle", "#snapshot", "@Recycle", "@Recently-Snapshot", "__MACOSX", "$RECYCLE.BIN", "lost+found"}
+)
+"""Folders that storage devices and systems create, with thumbnails and deleted files in them."""
+_ARCHIVES = tuple(map(os.fsencode, ARCHIVE_SUFFIXES))
+_SYSTEM_FOLDERS = frozenset(map(os.fsencode, SYSTEM_FOLDERS))
 _NAME = re.compile(rb"[^\0]+")
 _SUFFIXES = frozenset(map(os.fsencode, IMAGE_SUFFIXES))
 
@@ -130,12 +141,14 @@ class Walk:
                 if name.startswith(b"."):
                     self.skipped["hidden"] += 1
                 elif is_folder := _is_folder(entry):
-                    if self.patterns and self.patterns.excludes(f"{folder.below}{os.fsdecode(name)}/"):
+                    if name in _SYSTEM_FOLDERS:
+                        self.skipped["system_folder"] += 1
+                    elif self.patterns and self.patterns.excludes(f"{folder.below}{os.fsdecode(name)}/"):
                         self.skipped["excluded"] += 1
                     else:
                         yield name, is_folder
                 elif name[name.rfind(b".") :].lower() not in _SUFFIXES:
-                    self.skipped["other_suffix"] += 1
+                    self.skipped["archive" if name.lower().endswith(_ARCHIVES) else "other_suffix"] += 1
                 elif self.patterns and (why := self.patterns.reason_against(f"{folder.below}{os.fsdecode(name)}")):
                     self.skipped[why] += 1
                 else:

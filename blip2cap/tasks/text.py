@@ -83,8 +83,13 @@ class TextTask:
         return self if self.template is not None else replace(self, template=self._default_template(family))
 
     def check(self, model: Any) -> None:
-        """Raise UsageError for options with which no prompt would fit the model."""
-        model.check(self.generate)
+        """Raise UsageError for options and prompts that do not fit the model, before any image is read.
+
+        Prompts that hold the name of an image are not known yet: one that does not fit costs its row.
+        """
+        template = self._parsed()
+        prompts = [template.fill("", label or "") for label in self.labels] if template.is_constant else []
+        model.check(self.generate, prompts)
 
     def start(self, model: Model, *, capacity: int | None) -> Session:
         """Open a session that generates text, with the loop guard if it is on."""

@@ -99,8 +99,8 @@ class Blip2(Model):
         config = self.network.config.text_config
         return None if config.is_encoder_decoder else int(config.max_position_embeddings)
 
-    def check(self, options: GenerateOptions) -> None:
-        """Raise UsageError for options with which no prompt at all would fit."""
+    def check(self, options: GenerateOptions, prompts: Sequence[str] = ()) -> None:
+        """Raise UsageError for options with which no prompt at all would fit, and for a prompt that does not."""
         if self.num_positions is not None:
             num_free = self.num_positions - self.num_query_tokens - 1
             if options.max_new_tokens > num_free:
@@ -108,6 +108,14 @@ class Blip2(Model):
                     f"--max-new-tokens {options.max_new_tokens}: this model takes at most {num_free} tokens after the "
                     "image. Ask for fewer."
                 )
+            for prompt in prompts:
+                num_tokens = len(self.tokenise(prompt).ids)
+                if num_tokens + options.max_new_tokens > num_free + 1:
+                    shown = prompt if len(prompt) <= 60 else f"{prompt[:60]}..."
+                    raise UsageError(
+                        f'prompt "{shown}": too long for this model: {num_tokens} tokens, and --max-new-tokens '
+                        f"{options.max_new_tokens}; both together may be {num_free + 1}. Shorten it, or ask for fewer."
+                    )
 
     def current(self) -> AbstractContextManager[Any]:
         """Make its GPU the current one: new streams, events and graphs belong to the current GPU."""

@@ -11,7 +11,7 @@ import contextlib
 import json
 import re
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence, Set
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence, Set
 from pathlib import Path
 from typing import Any
 
@@ -36,11 +36,13 @@ class PartExistsError(OutputRefusedError):
 class Part:
     """A part of the plan, locked until it is closed; a sink for its rows.
 
-    With `again`, the failed rows of an existing part are retried. Raises OutputLockedError if another process has
-    locked it, PartExistsError if another process has finished it.
+    With `again`, the failed rows of an existing part are retried: all, or those with an error in `retry_only`. Raises
+    OutputLockedError if another process has locked it, PartExistsError if another process has finished it.
     """
 
-    def __init__(self, store: Store, plan: PartsPlan, index: int, *, again: bool = False) -> None:
+    def __init__(
+        self, store: Store, plan: PartsPlan, index: int, *, again: bool = False, retry_only: Collection[str] = ()
+    ) -> None:
         self.store, self.plan, self.index, self.again = store, plan, index, again
         self.name = part_name(index)
         self.schema = plan.manifest.schema
@@ -53,7 +55,7 @@ class Part:
             self.refs = plan.refs(index)
             self.trace = Trace(trace_path(path))
             """Images of this part that are being decoded, or were when a process died."""
-            self._kept = self._rows_to_keep() if again else {}
+            self._kept = self._rows_to_keep(retry_only) if again else {}
             self._sink.begin({"plan": plan.id, "part": index, **plan.manifest.settings})
             found = self._read_rows()
         except OSError as error:
@@ -112,10 +114,10 @@ class Part:
                 f"{self._sink.path.parent} cannot be changed: {error.strerror}. The finished parts are safe."
             ) from error
 
-    def _rows_to_keep(self) -> dict[str, Row]:
+    def _rows_to_keep(self, retry_only: Collection[str]) -> dict[str, Row]:
         with self.store.open(self.name) as file:
-            rows = map(self.schema.parse, pq.read_table(file).to_pylist())
-        return {row.key: row for row in rows if row.status == "ok"}
+            rows = map(self.schema.parse, pq.read_table(file, page_checksum_verification=True).to_pylist())
+        return {row.key: row for row in rows if row.status == "ok" or (retry_only and row.error not in retry_only)}
 
     def _read_rows(self) -> dict[str, Row]:
         lines = self._sink.path.read_bytes().split(b"\n")[:-1]
@@ -123,8 +125,8 @@ class Part:
             return {row.key: row for row in (self.schema.parse(json.loads(line)) for line in lines)}
         except (ValueError, KeyError, TypeError) as error:
             raise OutputRefusedError(
-                f"{self._sink.path} is damaged: a row has other columns or values than its part ({error}). Remove the "
-                "file, and run the same command again: it makes the rows of that file again."
+                f"{self._sink.path} is damaged: a row has other columns or values than its part ({error}). Move the "
+                "file to another place, and run the same command again: it makes the rows of that file again."
             ) from error
 
     def _as_parquet(self, rows: Sequence[Row]) -> bytes:
@@ -138,7 +140,8 @@ class Part:
         }
         table = pa.Table.from_batches([self.schema.batch(rows)])
         buffer = pa.BufferOutputStream()
-        pq.write_table(table.replace_schema_metadata({KEY: json.dumps(content)}), buffer, compression="zstd")
+        table = table.replace_schema_metadata({KEY: json.dumps(content)})
+        pq.write_table(table, buffer, compression="zstd", write_page_checksum=True)
         return bytes(buffer.getvalue().to_pybytes())
 
 
@@ -174,7 +177,7 @@ def _journals(folder: Path) -> Iterator[tuple[Path, int, bool]]:
 
 
 def _open(path: Path, *, retry_failed: bool) -> JournalSink:
-    remedy = f"Remove {path}, and run the same command again: it makes the rows of that file again."
+    remedy = f"Move {path} to another place, and run the same command again: it makes the rows of that file again."
     while True:
         try:
             path.parent.mkdir(exist_ok=True)

@@ -76,7 +76,8 @@ class PartsPlan:
         """Read the inputs of a part, in their order."""
         try:
             with self.store.open(NAME) as file:
-                rows = pq.ParquetFile(file, metadata=self.metadata).read_row_group(index).to_pylist()
+                parquet = pq.ParquetFile(file, metadata=self.metadata, page_checksum_verification=True)
+                rows = parquet.read_row_group(index).to_pylist()
         except (OSError, pa.ArrowException) as error:
             raise OutputError(f"{NAME} cannot be read: {error}. Run the same command again.") from error
         return [ImageRef(**{name: _text(value) for name, value in row.items()}) for row in rows]
@@ -169,7 +170,7 @@ def _list_inputs(
 ) -> int:
     """Write all inputs, a row group for each part, and the settings; return the number of inputs."""
     iterator = iter(refs)
-    with pq.ParquetWriter(path, _SCHEMA, compression="zstd") as writer:
+    with pq.ParquetWriter(path, _SCHEMA, compression="zstd", write_page_checksum=True) as writer:
         num_images = 0
         while part := list(itertools.islice(iterator, part_size)):
             writer.write_table(pa.Table.from_pylist([*map(_row, part)], schema=_SCHEMA), row_group_size=part_size)
