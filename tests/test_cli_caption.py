@@ -146,6 +146,7 @@ def test_with_json_stdout_is_one_object(scenes: Path, here: Path) -> None:
         "failed_by_error": {"truncated": 1},
         "rows_there_before": 0,
         "rows_failed_before": 0,
+        "rows_failed_not_asked": 0,
         "skipped": {},
         "stopped": False,
     }
@@ -190,6 +191,7 @@ def test_a_dry_run_counts_and_writes_nothing(scenes: Path, here: Path) -> None:
         "rows_to_do": 3,
         "rows_there_before": 2,
         "rows_failed_before": 0,
+        "rows_failed_not_asked": 0,
         "skipped": {},
     }
     assert {path: path.read_bytes() for path in here.iterdir()} == before

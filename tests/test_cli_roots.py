@@ -51,7 +51,7 @@ def test_outputs_of_older_releases_that_name_a_root_are_resumed_too(
     content = json.loads(path.read_text())
     assert "input_root" not in content["settings"]
     content["settings"]["input_root"] = str(here)
-    del content["state"], content["input_roots_before"]
+    del content["state"]
     path.write_text(json.dumps(content))
     monkeypatch.chdir(elsewhere)
     assert DONE in invoke(*command).stderr

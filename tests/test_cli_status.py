@@ -185,8 +185,27 @@ def test_an_output_of_an_older_release_does_not_count_as_unfinished(here: Path) 
     write(here / "captions.jsonl", row(1))
     path = here / "captions.jsonl.run.json"
     content = json.loads(path.read_text())
-    del content["state"], content["input_roots_before"]
+    del content["state"]
     path.write_text(json.dumps(content))
     assert invoke("status", "captions.jsonl").exit_code == 0
     write(here / "captions.jsonl", row(2))  # and a run continues it
     assert json.loads(path.read_text())["state"] == "finished"
+
+
+def test_a_journal_that_lost_its_manifest_is_counted_and_no_advice_would_lose_its_rows(
+    here: Path, scenes: Path
+) -> None:
+    with closing(ParquetSink(here / "captions.parquet")) as sink:
+        sink.begin(SETTINGS)
+        sink.write([row(1)])
+        sink.finish(stopped=True)
+    (here / "captions.parquet.jsonl.run.json").unlink()
+    result = invoke("status", "captions.parquet")
+    assert (result.exit_code, "1 ok, 0 failed" in result.stdout) == (0, True)
+    for damage in (b"", b"{", None):
+        path = here / "captions.jsonl.run.json"
+        write(here / "captions.jsonl", row(1), overwrite=True)
+        path.unlink() if damage is None else path.write_bytes(damage)
+        result = invoke("caption", scenes, *TINY)
+        assert (result.exit_code, "Restore it from a copy, or use another --out" in result.stderr) == (5, True)
+        assert "--overwrite" not in result.stderr

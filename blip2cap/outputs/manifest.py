@@ -99,10 +99,18 @@ class Manifest:
             remedy = remedy or f"Give those again, or use another --out.{renamed}"
             raise OutputRefusedError(f"{output} was made with other settings: {differences}. {remedy}")
 
+    def as_dict(self) -> dict[str, Any]:
+        """Return the manifest as JSON values; without fields that older releases lack, where these are empty."""
+        content = asdict(self) | {"settings": dict(self.settings)}
+        content["created"] = self.created or datetime.now(UTC).isoformat(timespec="seconds")
+        for name in ("state", "input_roots_before"):
+            if not content[name]:
+                del content[name]
+        return content
+
     def as_json(self) -> bytes:
         """Return the manifest as JSON."""
-        created = self.created or datetime.now(UTC).isoformat(timespec="seconds")
-        return json.dumps(asdict(self) | {"settings": dict(self.settings), "created": created}, indent=2).encode()
+        return json.dumps(self.as_dict(), indent=2).encode()
 
     def write(self, path: Path, files: Files = OS_FILES) -> None:
         """Write the manifest atomically."""

@@ -90,6 +90,8 @@ def embedded_manifest(path: Path) -> Manifest | None:
     """
     import pyarrow as pa
 
+    if not path.is_file():  # reading a FIFO would wait for ever
+        return None
     try:
         with _open(path) as parquet:
             content = (parquet.schema_arrow.metadata or {}).get(_MANIFEST)

@@ -14,6 +14,7 @@ from blip2cap.options import Kind, OutputOptions
 from blip2cap.outputs.manifest import Manifest
 from blip2cap.outputs.open import (
     exists,
+    files_of,
     find_plan,
     is_unfinished,
     kind_of_existing,
@@ -72,7 +73,8 @@ def read_status(out: str) -> Status:
         raise InputError(f"{out}: no such file or folder. Expected an output of blip2cap.")
     if kind is Kind.JOURNAL and Path(out).suffix.lower() != ".jsonl":
         raise UsageError(f"{out}: expected a .jsonl or .parquet output, or a folder of parts.")
-    if os.path.exists(out) and os.path.getsize(out) > 0 and read_manifest(out) is None:
+    has_rows = any(os.path.exists(path) and os.path.getsize(path) > 0 for path in files_of(out))
+    if has_rows and read_manifest(out) is None:
         return _counted(out)
     manifest, journal = read_file(out, kind)
     return Status(

@@ -13,8 +13,7 @@ import os
 import secrets
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass, fields
-from datetime import UTC, datetime
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -175,10 +174,8 @@ def _list_inputs(
         while part := list(itertools.islice(iterator, part_size)):
             writer.write_table(pa.Table.from_pylist([*map(_row, part)], schema=_SCHEMA), row_group_size=part_size)
             num_images += len(part)
-        created = datetime.now(UTC).isoformat(timespec="seconds")
-        manifest = asdict(Manifest(settings=dict(settings), created=created))
         content = {
-            "manifest": manifest,
+            "manifest": Manifest(settings=dict(settings)).as_dict(),
             "id": secrets.token_hex(8),
             "skipped": dict(skipped or {}),
             "part_size": part_size,
