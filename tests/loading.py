@@ -34,11 +34,10 @@ def read_tiny_once() -> None:
             networks[dtype] = loading.read_network(network_class, checkpoint, **settings)
         return copy.deepcopy(networks[dtype])
 
-    @functools.cache
-    def tiny_tokenizer() -> Any:
-        return loading.read_tokenizer(TINY)
+    tokenizers = functools.cache(loading.read_tokenizer)
 
-    def tokenizer(folder: Path) -> Any:
-        return copy.deepcopy(tiny_tokenizer()) if folder == TINY else loading.read_tokenizer(folder)
+    def tokenizer(folder: Path, **settings: Any) -> Any:
+        read = tokenizers if folder == TINY else loading.read_tokenizer
+        return copy.deepcopy(read(folder, **settings))
 
     vars(load).update(read_network=network, read_tokenizer=tokenizer)

@@ -12,7 +12,7 @@ from blip2cap import urls
 from blip2cap.outputs.export.options import ExportOptions, folder_key
 from blip2cap.outputs.read import image_name
 from blip2cap.rows import Row
-from blip2cap.source.tar import SUFFIXES as TAR_SUFFIXES
+from blip2cap.source.walk import ARCHIVE_SUFFIXES as TAR_SUFFIXES
 
 _NOT_IN_A_LINE = re.compile("[\x00-\x1f\x7f-\x9f\u2028\u2029]+")
 """Control characters, and everything that ends a line for some reader."""
