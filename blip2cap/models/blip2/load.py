@@ -131,7 +131,7 @@ def _agree_on_ends(network: Any, tokenizer: PreTrainedTokenizerBase) -> str:
     odd = [token for token in sorted(named - {tokenizer.eos_token_id}) if not tokenizer.decode([token], True)]
     if not odd:
         return ""
-    words = ", ".join(tokenizer.convert_ids_to_tokens(odd))
+    words = ", ".join(map(str, tokenizer.convert_ids_to_tokens(odd)))
     return f"its settings end texts with {words}, its tokenizer with {tokenizer.eos_token}; both end texts"
 
 
