@@ -78,7 +78,6 @@ class Gpu(TorchDispatchMode):
         tensors = list(_tensors([*args, *kwargs.values()]))
         known = {id(tensor.meta): tensor for tensor in tensors if isinstance(tensor, GpuTensor)}
         if not known and torch.device(kwargs.get("device") or "cpu").type != "cuda":
-            kwargs.pop("pin_memory", None)
             return func(*args, **kwargs)
         if _may_be_view(func):
             with self:
@@ -152,10 +151,13 @@ def _to_gpu(value: Any) -> Any:
 
 
 class _Guardless(TorchFunctionMode):
-    """Runs as plain operations what asks a CPU build of torch for CUDA before it is dispatched."""
+    """Runs as plain operations what asks a CPU build of torch for CUDA before it is dispatched; pins no memory."""
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         name, kwargs = func.__name__, dict(kwargs or {})
+        kwargs.pop("pin_memory", None)
+        if name == "pin_memory":
+            return args[0]
         if name in ("tensor", "as_tensor") and "device" in kwargs:
             device = kwargs.pop("device")
             return _to(func(*args, **kwargs), device)
