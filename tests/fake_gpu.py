@@ -66,19 +66,20 @@ class Gpu(TorchDispatchMode):
         """Operations that start work on the device: all but views."""
         self.reads: list[str] = []
         """Operations whose result the host waits for."""
-        self.uploads = 0
+        self.num_uploads = 0
         """Copies to the device that the host waits for, and so for all work before them."""
+        self.num_waits = 0
+        """Waits for an event, as before reading what was copied without waiting."""
 
     def forget(self) -> None:
         """Count from zero."""
-        self.operations, self.reads, self.uploads = [], [], 0
+        self.operations, self.reads, self.num_uploads, self.num_waits = [], [], 0, 0
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         name, kwargs = func.overloadpacket.__name__, dict(kwargs or {})
         tensors = list(_tensors([*args, *kwargs.values()]))
         known = {id(tensor.meta): tensor for tensor in tensors if isinstance(tensor, GpuTensor)}
         if not known and torch.device(kwargs.get("device") or "cpu").type != "cuda":
-            kwargs.pop("pin_memory", None)
             return func(*args, **kwargs)
         if _may_be_view(func):
             with self:
@@ -97,7 +98,7 @@ class Gpu(TorchDispatchMode):
                 ones = torch.ones(args[0].shape, dtype=kwargs.get("dtype") or args[0].dtype)
                 return ones if name == "_to_copy" else args[0].copy_(ones)
             if any(tensor.device.type == "cpu" and tensor.ndim for tensor in tensors):
-                self.uploads += waits
+                self.num_uploads += waits
         elif name in READS:
             self.reads.append(name)
         if not _is_view(func) and name not in _NO_WORK:
@@ -152,10 +153,13 @@ def _to_gpu(value: Any) -> Any:
 
 
 class _Guardless(TorchFunctionMode):
-    """Runs as plain operations what asks a CPU build of torch for CUDA before it is dispatched."""
+    """Runs as plain operations what asks a CPU build of torch for CUDA before it is dispatched; pins no memory."""
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         name, kwargs = func.__name__, dict(kwargs or {})
+        kwargs.pop("pin_memory", None)
+        if name == "pin_memory":
+            return args[0]
         if name in ("tensor", "as_tensor") and "device" in kwargs:
             device = kwargs.pop("device")
             return _to(func(*args, **kwargs), device)
@@ -233,8 +237,17 @@ class _Nothing:
         return lambda *args, **kwargs: None
 
 
+class _Event(_Nothing):
+    def __init__(self, gpu: Gpu) -> None:
+        super().__init__()
+        self.gpu = gpu
+
+    def synchronize(self) -> None:
+        self.gpu.num_waits += 1
+
+
 _CUDA: dict[str, Any] = {
-    **dict.fromkeys(("device", "stream", "Stream", "Event", "CUDAGraph", "graph"), _Nothing),
+    **dict.fromkeys(("device", "stream", "Stream", "CUDAGraph", "graph"), _Nothing),
     **dict.fromkeys(("current_stream", "default_stream", "graph_pool_handle"), _Nothing),
     "_lazy_init": lambda: None,
     "synchronize": lambda *args: None,
@@ -252,7 +265,12 @@ _CUDA: dict[str, Any] = {
 def fake_gpu() -> Iterator[Gpu]:
     """Let there be a GPU; give what it was asked to do."""
     gpu = Gpu()
-    with patch.multiple(torch.cuda, **_CUDA), torch.inference_mode(), _Guardless(), gpu:
+    with (
+        patch.multiple(torch.cuda, **_CUDA, Event=lambda *args, **options: _Event(gpu)),
+        torch.inference_mode(),
+        _Guardless(),
+        gpu,
+    ):
         yield gpu
 
 
