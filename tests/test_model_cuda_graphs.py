@@ -36,8 +36,7 @@ class Graphs:
 def test_texts_are_the_same_with_captured_steps_of_four_sizes(num_beams: int) -> None:
     graphs = Graphs()
     decoder = GraphedDecoder(CountingDecoder(), graphs.start)
-    options = {"num_beams": num_beams, "max_new_tokens": 21}
-    results = run(decoder, SPREAD, capacity=16, reads_late=True, few_sizes=True, **options)
+    results = run(decoder, SPREAD, reads_late=True, few_sizes=True, num_beams=num_beams, capacity=16, max_new_tokens=21)
     assert lengths_of(results) == SPREAD
     assert graphs.sizes == [16, 8, 4, 2], "the largest first, and once"
 

@@ -151,3 +151,26 @@ def test_a_run_that_broke_off_leaves_a_cache_that_the_next_can_use(model: Blip2)
     del broken
     assert model.generate(features, prompts[:1], options, capacity=3) == expected[:1]
     assert model.generate(features, prompts, options, capacity=3) == expected
+
+
+OPTIONS = {
+    "greedy": GenerateOptions(max_new_tokens=7),
+    "beams": GenerateOptions(max_new_tokens=7, num_beams=3, num_captions=2),
+    "rules": GenerateOptions(max_new_tokens=7, num_beams=2, no_repeat_ngram_size=2, repetition_penalty=1.4),
+    "samples": GenerateOptions(max_new_tokens=7, num_captions=2, temperature=1.0, min_new_tokens=3),
+}
+
+
+@pytest.mark.parametrize("name", OPTIONS)
+def test_texts_are_the_same_as_on_a_gpu_with_replayed_steps_that_are_read_late(
+    model: Blip2, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    features, options = encode(model, 3), OPTIONS[name]
+    texts = ("a", "a photo of", "what is it ?")
+    prompts = [Prompt(image=image, text=text, name=f"{image}{text}") for image in range(3) for text in texts]
+    expected = model.generate(features, prompts, options, capacity=9)
+    monkeypatch.setattr(model, "on_cpu", False)
+    monkeypatch.setattr(model, "reads_late", True)
+    monkeypatch.setattr(model, "start_capture", lambda: lambda step: step)
+    for capacity in (2, 5, 9):
+        assert model.generate(features, prompts, options, capacity=capacity) == expected

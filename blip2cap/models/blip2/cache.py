@@ -263,8 +263,8 @@ class Slots:
         moves = [(source, target) for target, source in enumerate(order) if source != target]
         if moves:
             sources_N, targets_N = to_device(moves, self.positions_R.device).unbind(1)
-            for some in zip(sources_N.split(_MOST_MOVED), targets_N.split(_MOST_MOVED), strict=True):
-                self.cache.move_rows(*some)
+            for at in range(0, len(moves), _MOST_MOVED):
+                self.cache.move_rows(sources_N[at : at + _MOST_MOVED], targets_N[at : at + _MOST_MOVED])
             self.ids_RB[targets_N], self.positions_R[targets_N] = self.ids_RB[sources_N], self.positions_R[sources_N]
         self.free(len(order))
         return order

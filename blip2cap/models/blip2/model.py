@@ -177,8 +177,9 @@ class Blip2(Model):
         self._largest_batch = max(self._largest_batch, len(images))
         num_images = min(1 << (len(images) - 1).bit_length(), self._largest_batch)
         # torch reuses pinned memory, but only when the GPU has read it.
-        staged = torch.zeros((num_images, *images[0].shape), dtype=torch.uint8, pin_memory=True)
+        staged = torch.empty((num_images, *images[0].shape), dtype=torch.uint8, pin_memory=True)
         np.stack(images, out=staged[: len(images)].numpy())
+        staged[len(images) :] = 0
         return staged.to(self.device, non_blocking=True)
 
     def tokenise(self, text: str) -> Tokens:

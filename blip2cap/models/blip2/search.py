@@ -111,9 +111,9 @@ class Greedy:
         if self.sampler is not None:
             scores_NV = self.sampler.apply(scores_NV, self.seeds_M[first:], num_chosen_M)
         ids_N = scores_NV.argmax(-1)
-        if self.sampler is not None or self.rules.active:
+        if self.rules.active:
             ids_MT.scatter_(1, num_chosen_M.unsqueeze(1), ids_N.unsqueeze(1))
-            num_chosen_M += 1
+        num_chosen_M += 1
         self.unread.append((texts, HostCopy(ids_N)))
         for text in texts:
             text.num_chosen += 1

@@ -166,12 +166,12 @@ class TextStream:
             try:
                 with memory_errors():
                     self._start(group)
+                    if not self.reads_late:
+                        self.search.read()
+                    self._take_finished()
             except MemoryError as error:
                 detail = f"not enough memory: {error}"
             else:
-                if not self.reads_late:
-                    self.search.read()
-                self._take_finished()
                 continue
             # Outside `except`: there the error would still hold the tensors that did not fit.
             del self.running[num_running:]
@@ -227,12 +227,12 @@ class TextStream:
         try:
             with memory_errors(), self.model.watch.measure("step"):
                 self._advance_rows()
+                self.search.read(leave=int(self.reads_late))
+                self._take_finished()
         except MemoryError as error:
             detail = f"not enough memory: {error}"
         else:
-            self.search.read(leave=int(self.reads_late))
             self.size.measured(num_running, time.perf_counter() - started)
-            self._take_finished()
             return
         group, self.running = self.running, []
         self.search.keep([])
@@ -261,8 +261,9 @@ class TextStream:
         ended = self.search.finished()
         if not ended:
             return
-        self._taken.append(([self.running[slot] for slot in ended], self.search.take(ended)))
-        order = self.slots.compact(len(self.running), ended)
+        taken = [self.running[slot] for slot in ended], self.search.take(ended)
+        order = self.slots.compact(len(self.running), ended)  # needs memory: nothing has changed if there is none
+        self._taken.append(taken)
         self.running = [self.running[slot] for slot in order]
         self.search.keep(order)
         if not self.running and self.memory_limit is not None:
