@@ -12,7 +12,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from blip2cap.outputs.manifest import Manifest
+from blip2cap.outputs.manifest import UNFINISHED, Manifest
 from blip2cap.outputs.open import read_manifest
 from blip2cap.outputs.parquet import ParquetSink
 from blip2cap.outputs.parts.part import Part
@@ -209,8 +209,7 @@ def test_only_the_parts_of_the_plan_are_exported(here: Path) -> None:
     result = invoke("export", "captions", "--to", "jsonl", "-o", "o.jsonl")
     assert (result.exit_code, len(read_rows(here / "o.jsonl"))) == (0, 4)
     assert result.stderr.splitlines() == [
-        "captions/part-00002.parquet: not in the plan of the parts, left out",
-        "captions/part-00001-copy.parquet: not in the plan of the parts, left out",
+        "captions: ignored part-00001-copy.parquet, part-00002.parquet, not among its parts",
         "jsonl, o.jsonl: 4 written",
     ]
     assert "0.jpg" in invoke("show", "captions").stdout
@@ -224,10 +223,10 @@ def test_the_advice_for_a_damaged_part_is_about_parts(here: Path) -> None:
     result = invoke("export", "captions", "--to", "jsonl", "-o", "o.jsonl")
     assert result.exit_code == 5
     assert "captions/part-00000.parquet:2: not a row of blip2cap" in result.stderr
-    assert "if it was one, remove it, and run the command that made it again.\n" in result.stderr
+    assert "if it was one, restore it from a copy. A part can be made again: move it" in result.stderr
     part.write_bytes(part.read_bytes()[:-20])
     result = invoke("export", "captions", "--to", "jsonl", "-o", "o.jsonl")
-    assert (result.exit_code, "Remove it, and run the command that made it" in result.stderr) == (5, True)
+    assert (result.exit_code, "A part can be made again: move it" in result.stderr) == (5, True)
     assert not (here / "o.jsonl").exists()
 
 
@@ -354,6 +353,13 @@ def test_a_bucket_is_no_results(here: Path) -> None:
     for arguments in (["show"], ["export", "--to", "csv", "--out", "o.csv"]):
         result = invoke(*arguments, "memory://captions/")
         assert (result.exit_code, "Expected a local output: copy it to a local folder" in result.stderr) == (2, True)
+
+
+def test_an_output_whose_run_has_not_ended_is_said(captioned: Path) -> None:
+    manifest = Manifest(settings={"input_root": str(captioned / "imgs")}, state=UNFINISHED)
+    manifest.write(captioned / "captions.jsonl.run.json")
+    result = invoke("export", "captions.jsonl", "--to", "csv", "--out", "o.csv")
+    assert (result.exit_code, "its run has not ended, rows may be missing\n" in result.stderr) == (0, True)
 
 
 def test_a_torn_tail_is_said(captioned: Path) -> None:

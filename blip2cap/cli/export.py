@@ -16,7 +16,7 @@ from blip2cap.cli.terminal import clean, discard, say, write_out
 from blip2cap.errors import OutputError, UsageError
 from blip2cap.outputs.export.options import APPLY, EXISTING, ExportOptions, parse_affixes
 from blip2cap.outputs.export.reasons import MEANINGS
-from blip2cap.outputs.open import files_of, find_plan, open_rows, read_manifest
+from blip2cap.outputs.open import files_of, find_plan, is_unfinished, open_rows, read_manifest
 from blip2cap.outputs.read import Results, ignored_message
 from blip2cap.source.walk import IMAGE_SUFFIXES
 
@@ -144,6 +144,8 @@ def run_export(
     for folder in sorted(items.unmatched) if not quiet else ():
         say(f"{clean(folder)}/: has a --prefix or --suffix, and no image in it")
     facts = _facts(options, writer.out, rows, counts, dry_run=dry_run) | parts
+    if is_unfinished(results):
+        facts["unfinished"] = True
     if writer.num_extracted:
         facts["extracted"] = writer.num_extracted
     if counts.num_several and "which" in APPLY[to]:
@@ -248,6 +250,8 @@ def _say_summary(facts: dict[str, Any], rows: Results) -> None:
         parts.append(f"{facts['other_questions']} for other questions left out")
     if _are_missing(facts):
         parts.append(f"only {facts['parts_there']} of {facts['parts']} parts exist")
+    if "unfinished" in facts:
+        parts.append("its run has not ended, rows may be missing")
     if rows.torn_bytes:
         say(f"{clean(rows.given)}: a torn last line of {rows.torn_bytes} bytes is left out")
     if rows.ignored:

@@ -22,6 +22,10 @@ from blip2cap.tasks.registry import recognise
 
 _BATCH = 4096
 _BLOCK = 1 << 20
+_RESTORE = (
+    "restore it from a copy. A part can be made again: move it to another folder, and run the command that made it "
+    "again."
+)
 
 
 class Results:
@@ -188,9 +192,9 @@ def image_name(row: Row) -> str:
 
 
 def _damaged(where: str, reason: str) -> OutputRefusedError:
-    remedy = "restore the file from a copy" if ".parquet:" in where else "repair or delete that row"
+    remedy = _RESTORE if ".parquet:" in where else "repair or delete that row."
     return OutputRefusedError(
-        f"{where}: not a row of blip2cap ({reason}). Expected the output of caption or vqa; if it was one, {remedy}."
+        f"{where}: not a row of blip2cap ({reason}). Expected the output of caption or vqa; if it was one, {remedy}"
     )
 
 
@@ -217,8 +221,7 @@ def _parquet(path: str) -> Iterator[Any]:
             yield pq.ParquetFile(file, buffer_size=_BLOCK, page_checksum_verification=True)
         except (pa.ArrowException, OSError) as error:
             raise OutputRefusedError(
-                f"{path} is damaged: not a complete Parquet file ({str(error).splitlines()[0]}). Restore it from a "
-                "copy. A part can be made again: move it to another folder, and run the command that made it again."
+                f"{path} is damaged: not a complete Parquet file ({str(error).splitlines()[0]}). To mend it, {_RESTORE}"
             ) from error
 
 
