@@ -41,7 +41,7 @@ class Held:
         return data
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
+@dataclass(kw_only=True, slots=True, unsafe_hash=True)  # not frozen: a million of them would take 3 s instead of 1
 class ImageRef:
     """One image to process, and the place of its bytes: a file, a URL, a section of a file, or a function."""
 
@@ -63,23 +63,25 @@ class ImageRef:
     """Explanation of that error for users."""
 
     @property
+    def names(self) -> tuple[str, str]:
+        """`file_name` and `file_name_b64`."""
+        if self.name.isascii():  # a fast path for most names: a resumed run may ask a million times
+            return self.name, ""
+        raw = os.fsencode(self.name)
+        try:
+            return raw.decode("utf-8"), ""
+        except UnicodeDecodeError:
+            return raw.decode("utf-8", "backslashreplace"), base64.b64encode(raw).decode("ascii")
+
+    @property
     def file_name(self) -> str:
         """The name as valid UTF-8: undecodable bytes as backslash escapes."""
-        if self.name.isascii():  # a fast path for most names: a resumed run may ask a million times
-            return self.name
-        return os.fsencode(self.name).decode("utf-8", "backslashreplace")
+        return self.names[0]
 
     @property
     def file_name_b64(self) -> str:
         """Bytes of the name in base64 if `file_name` holds escapes, else ""."""
-        if self.name.isascii():
-            return ""
-        raw = os.fsencode(self.name)
-        try:
-            raw.decode("utf-8")
-        except UnicodeDecodeError:
-            return base64.b64encode(raw).decode("ascii")
-        return ""
+        return self.names[1]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

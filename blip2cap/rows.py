@@ -334,4 +334,4 @@ def make_schema(*results: Column, details: Sequence[Column] = (), key: str = "")
 
 def row_key(file_name: str, file_name_b64: str, label: str | None) -> str:
     """Return the key of a row, which is unique in its output; file names cannot contain NUL."""
-    return "\0".join((file_name_b64 or file_name, "b64" if file_name_b64 else "", label or ""))
+    return f"{file_name_b64}\0b64\0{label or ''}" if file_name_b64 else f"{file_name}\0\0{label or ''}"

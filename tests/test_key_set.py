@@ -1,6 +1,7 @@
 """The keys of finished rows: all are found, no others are, and they are small."""
 
 import tracemalloc
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
@@ -44,6 +45,46 @@ def test_keys_compare_with_collections_of_strings():
     assert KeySet(["a", "b"]) != {"a", "c"}
     assert KeySet(["a"]) != {"a", "b"}
     assert KeySet() != 0
+
+
+def filled(*batches):
+    keys = KeySet()
+    for batch in batches:
+        keys.extend(f"{number}.jpg".encode() for number in batch)
+    return keys
+
+
+@pytest.mark.parametrize(
+    "order", [range(3_000), range(2_999, -1, -1), [5, 4, *range(3_000)]], ids=["same", "back", "other"]
+)
+def test_keys_that_were_added_together_are_found_in_any_order_and_no_others(order, monkeypatch):
+    monkeypatch.setattr("blip2cap.key_set._AT_ONCE", 1_000)
+    keys = filled(range(1_000), range(1_000, 3_000))
+    assert len(keys) == 3_000
+    assert all(f"{number}.jpg" in keys for number in order)
+    assert not any(f"{number}.jpg" in keys for number in range(3_000, 6_000))
+    assert len(keys) == 3_000
+
+
+def test_keys_may_be_added_together_after_others_and_again(monkeypatch):
+    monkeypatch.setattr("blip2cap.key_set._AT_ONCE", 10)
+    keys = filled(range(50), [])
+    assert [keys.add(f"{number}.jpg") for number in (49, 50)] == [False, True]
+    keys.extend(f"{number}.jpg".encode() for number in range(51, 100))
+    assert all(f"{number}.jpg" in keys for number in range(100))
+    assert "100.jpg" not in keys
+    assert len(keys) == 100
+
+
+def test_two_threads_look_keys_up_at_once(monkeypatch):
+    """One in the order in which they were added, one in another, as a run and the count of its images."""
+    monkeypatch.setattr("blip2cap.key_set._AT_ONCE", 100)
+    for _ in range(20):
+        keys = filled(range(1_000))
+        orders = [range(1_000), range(999, -1, -1), range(1_000)]
+        with ThreadPoolExecutor(3) as pool:
+            found = pool.map(lambda order, keys=keys: sum(f"{number}.jpg" in keys for number in order), orders)
+            assert [*found] == [1_000] * 3
 
 
 def test_a_long_key_costs_no_more_than_about_twenty_bytes():

@@ -135,7 +135,7 @@ def test_what_is_remembered_of_pictures_is_bounded(monkeypatch: pytest.MonkeyPat
 
 @pytest.mark.slow
 def test_a_finished_journal_costs_about_twenty_bytes_a_row(tmp_path: Path) -> None:
-    path, number = tmp_path / "captions.jsonl", 20_000
+    path, number = tmp_path / "captions.jsonl", 40_000
     sink = JournalSink(path)
     sink.begin(SETTINGS)
     sink.write(row(index, text="a long text about a picture " * 4) for index in range(number))

@@ -149,6 +149,9 @@ class ImageStream(Iterator[ImageRef]):
     def __next__(self) -> ImageRef:
         return next(self._refs)
 
+    def __iter__(self) -> Iterator[ImageRef]:
+        return self._refs  # a loop then calls no function of Python for each image
+
     def _all(self) -> Iterator[ImageRef]:
         """Yield every image once: inputs may overlap."""
         source = self.source

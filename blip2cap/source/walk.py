@@ -7,7 +7,6 @@ file (a FIFO, a device) that is named like an image is yielded but not opened: i
 from __future__ import annotations
 
 import os
-import re
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -33,7 +32,8 @@ SYSTEM_FOLDERS = frozenset(
 """Folders that storage devices and systems create, with thumbnails and deleted files in them."""
 _ARCHIVES = tuple(map(os.fsencode, ARCHIVE_SUFFIXES))
 _SYSTEM_FOLDERS = frozenset(map(os.fsencode, SYSTEM_FOLDERS))
-_NAME = re.compile(rb"[^\0]+")
+_NUM_PACKED = 1 << 8
+"""Number of names that are packed into one bytes object, and decoded at once."""
 _SUFFIXES = frozenset(map(os.fsencode, IMAGE_SUFFIXES))
 
 
@@ -67,11 +67,12 @@ class Walk:
             levels = [(root, *names)]
         while levels:
             folder, names_left, folders = levels[-1]
+            below = f"{self.prefix}{folder.below}"
             for name in names_left:
                 if name not in folders:
-                    yield self._ref(folder, name)
-                elif (below := self._enter(folder, name)) is not None and (names := self._sorted(below)) is not None:
-                    levels.append((below, *names))
+                    yield ImageRef(path=f"{folder.path}{name}", name=f"{below}{name}")
+                elif (inner := self._enter(folder, name)) is not None and (names := self._sorted(inner)) is not None:
+                    levels.append((inner, *names))
                     break
             else:
                 levels.pop()
@@ -83,21 +84,17 @@ class Walk:
         while folders:
             folder = folders.pop()
             try:
-                for name, is_folder in self._entries(folder):
+                for raw, is_folder in self._entries(folder):
+                    name = os.fsdecode(raw)
                     if not is_folder:
-                        yield self._ref(folder, name)
-                    elif (below := self._enter(folder, name)) is not None:
-                        folders.append(below)
+                        yield ImageRef(path=f"{folder.path}{name}", name=f"{self.prefix}{folder.below}{name}")
+                    elif (inner := self._enter(folder, name)) is not None:
+                        folders.append(inner)
             except OSError:
                 self.skipped["unreadable_folder"] += 1
 
-    def _ref(self, folder: _Folder, name: bytes) -> ImageRef:
-        decoded = os.fsdecode(name)
-        return ImageRef(path=f"{folder.path}{decoded}", name=f"{self.prefix}{folder.below}{decoded}")
-
-    def _enter(self, folder: _Folder, name: bytes) -> _Folder | None:
-        decoded = os.fsdecode(name)
-        return self._open(f"{folder.path}{decoded}/", f"{folder.below}{decoded}/", folder)
+    def _enter(self, folder: _Folder, name: str) -> _Folder | None:
+        return self._open(f"{folder.path}{name}/", f"{folder.below}{name}/", folder)
 
     def _open(self, path: str, below: str, parent: _Folder | None) -> _Folder | None:
         """Look up a folder; return None, and count it, if it is unreadable or a loop."""
@@ -115,23 +112,24 @@ class Walk:
             above = above.parent
         return _Folder(path=path, below=below, identity=identity, parent=parent)
 
-    def _sorted(self, folder: _Folder) -> tuple[Iterator[bytes], set[bytes]] | None:
+    def _sorted(self, folder: _Folder) -> tuple[Iterator[str], set[str]] | None:
         """List the images and folders in a folder, and which are folders; return None, and count it, if unreadable."""
         names: list[bytes] = []
-        folders: set[bytes] = set()
+        folders: set[str] = set()
         try:
             for name, is_folder in self._entries(folder):
                 names.append(name)
                 if is_folder:
-                    folders.add(name)
+                    folders.add(os.fsdecode(name))
         except OSError:
             self.skipped["unreadable_folder"] += 1
             return None
         names.sort(reverse=True)
-        packed = bytearray()  # a third of the memory, until the folder is finished
+        packed = []  # a third of the memory, until the folder is finished
         while names:
-            packed += names.pop() + b"\0"
-        return (match[0] for match in _NAME.finditer(packed)), folders
+            packed.append(b"\0".join(names[: -_NUM_PACKED - 1 : -1]))
+            del names[-_NUM_PACKED:]
+        return (name for block in packed for name in os.fsdecode(block).split("\0")), folders
 
     def _entries(self, folder: _Folder) -> Iterator[tuple[bytes, bool]]:
         """Yield the name of each entry that is not skipped, and whether it is a folder. Raises OSError."""
@@ -140,7 +138,12 @@ class Walk:
                 name = entry.name
                 if name.startswith(b"."):
                     self.skipped["hidden"] += 1
-                elif is_folder := _is_folder(entry):
+                    continue
+                try:
+                    is_folder = entry.is_dir()  # only a link has to be looked up
+                except OSError:
+                    is_folder = False
+                if is_folder:
                     if name in _SYSTEM_FOLDERS:
                         self.skipped["system_folder"] += 1
                     elif self.patterns and self.patterns.excludes(f"{folder.below}{os.fsdecode(name)}/"):
@@ -153,11 +156,3 @@ class Walk:
                     self.skipped[why] += 1
                 else:
                     yield name, is_folder
-
-
-def _is_folder(entry: os.DirEntry[bytes]) -> bool:
-    """Return whether an entry is a folder; only a link has to be looked up."""
-    try:
-        return entry.is_dir()
-    except OSError:
-        return False

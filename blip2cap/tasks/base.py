@@ -22,8 +22,7 @@ class Request:
     @property
     def keys(self) -> Iterator[str]:
         """Keys of these rows."""
-        file_name, file_name_b64 = self.ref.file_name, self.ref.file_name_b64
-        return (row_key(file_name, file_name_b64, label) for label in self.labels)
+        return (row_key(*self.ref.names, label) for label in self.labels)
 
 
 class Task(Protocol):
@@ -86,8 +85,8 @@ class Worklist:
         self.num_images = self.num_finished = 0
         for ref in refs:
             self.num_images += 1
-            file_name, file_name_b64 = ref.file_name, ref.file_name_b64
-            missing = tuple(label for label in self.labels if row_key(file_name, file_name_b64, label) not in finished)
+            file_name, file_name_b64 = ref.names
+            missing = [label for label in self.labels if row_key(file_name, file_name_b64, label) not in finished]
             self.num_finished += len(self.labels) - len(missing)
             if missing:
-                yield Request(ref=ref, labels=missing)
+                yield Request(ref=ref, labels=tuple(missing))

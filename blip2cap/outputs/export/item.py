@@ -16,7 +16,7 @@ from blip2cap.source.walk import ARCHIVE_SUFFIXES
 
 _NOT_IN_A_LINE = re.compile("[\x00-\x1f\x7f-\x9f\u2028\u2029]+")
 """Control characters, and everything that ends a line for some reader."""
-_MEMBER = re.compile(f"(.+?)({'|'.join(map(re.escape, (*ARCHIVE_SUFFIXES, '.parquet')))})#(.+)", re.IGNORECASE | re.DOTALL)
+_MEMBER = re.compile(f"(.+?)({'|'.join(map(re.escape, ARCHIVE_SUFFIXES))})#(.+)", re.IGNORECASE | re.DOTALL)
 """The name of a member of an archive, or of a row of a table."""
 
 
