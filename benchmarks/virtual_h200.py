@@ -409,7 +409,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     content["what"] = (
         "A MODEL, NOT A MEASUREMENT: images/s that the loop of a run would reach on one H200 with opt-2.7b, if the "
         "parts took the seconds in `costs`. No GPU was used. benchmarks/virtual_h200.py says what is real and what is "
-        "modelled."
+        "modelled. For `before`, a moved row took 20 microseconds in five launches, and beams copied their positions."
     )
     content["costs"] = {name: getattr(COSTS, name) for name in Costs.__dataclass_fields__}
     content[arguments.name] = figures
