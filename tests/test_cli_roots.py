@@ -29,7 +29,7 @@ def test_absolute_inputs_are_resumed_from_any_folder(
     listed = here / "list.txt"
     listed.write_text(f"{scenes}/002.png\n")
     inputs: list[list[str | Path]] = [[tar], [scenes / "more", scenes / "000.png"], ["--files-from", listed]]
-    outs = [f"{here}/parts/", here / "0.jsonl", here / "1.jsonl", here / "2.jsonl"]
+    outs: list[str | Path] = [f"{here}/parts/", here / "0.jsonl", here / "1.jsonl", here / "2.jsonl"]
     for given, out in zip([inputs[0], *inputs], outs, strict=True):
         monkeypatch.chdir(here)
         assert invoke("caption", *given, *TINY, "-o", out).exit_code == 0
