@@ -110,7 +110,7 @@ def test_the_help_names_the_defaults(command: str) -> None:
 @pytest.mark.parametrize("command", DEFAULTS)
 def test_every_option_that_is_given_once_has_a_variable_of_its_name(command: str) -> None:
     given = {name: parameter for name, parameter in parameters(command).items() if name not in ("inputs", "help")}
-    several = {"files_from", "questions", "strip", "include", "exclude"}
+    several = {"files_from", "questions", "strip", "include", "exclude", "retry_only"}
     for name, parameter in given.items():
         long = next(flag[2:] for flag in parameter.opts if flag.startswith("--"))
         expected = None if name in several else f"BLIP2CAP_{long.replace('-', '_').upper()}"

@@ -41,6 +41,7 @@ VALUES = {
     "device": "cuda:1",
     "out": "other.parquet",
     "shard": "2/3",
+    "retry-only": ["unreachable", "timeout"],
     "timeout": 2.5,
     "top-p": 0.5,
 }

@@ -29,17 +29,15 @@ def test_absolute_inputs_are_resumed_from_any_folder(
     listed = here / "list.txt"
     listed.write_text(f"{scenes}/002.png\n")
     inputs: list[list[str | Path]] = [[tar], [scenes / "more", scenes / "000.png"], ["--files-from", listed]]
-    for number, given in enumerate(inputs):
-        for out in (here / f"{number}.jsonl", f"{here}/parts{number}/"):
-            if "--files-from" in given and str(out).endswith("/"):
-                continue  # a plan does not read its lists again
-            monkeypatch.chdir(here)
-            assert invoke("caption", *given, *TINY, "-o", out).exit_code == 0
-            monkeypatch.chdir(elsewhere)
-            result = invoke("caption", *given, *TINY, "-o", out, "--dry-run")
-            assert (result.exit_code, "dry run of" in result.stderr and ": 0 of " in result.stderr) == (0, True)
-            result = invoke("caption", *given, *TINY, "-o", out)
-            assert (result.exit_code, DONE in result.stderr) == (0, True), result.stderr
+    outs: list[str | Path] = [f"{here}/parts/", here / "0.jsonl", here / "1.jsonl", here / "2.jsonl"]
+    for given, out in zip([inputs[0], *inputs], outs, strict=True):
+        monkeypatch.chdir(here)
+        assert invoke("caption", *given, *TINY, "-o", out).exit_code == 0
+        monkeypatch.chdir(elsewhere)
+        result = invoke("caption", *given, *TINY, "-o", out, "--dry-run")
+        assert (result.exit_code, ": 0 of " in result.stderr) == (0, True), result.stderr
+        result = invoke("caption", *given, *TINY, "-o", out)
+        assert (result.exit_code, DONE in result.stderr) == (0, True), result.stderr
 
 
 def test_outputs_of_older_releases_that_name_a_root_are_resumed_too(

@@ -192,9 +192,7 @@ def test_an_output_of_an_older_release_does_not_count_as_unfinished(here: Path) 
     assert json.loads(path.read_text())["state"] == "finished"
 
 
-def test_a_journal_that_lost_its_manifest_is_counted_and_no_advice_would_lose_its_rows(
-    here: Path, scenes: Path
-) -> None:
+def test_a_journal_without_manifest_is_counted_and_no_advice_would_lose_its_rows(here: Path, scenes: Path) -> None:
     with closing(ParquetSink(here / "captions.parquet")) as sink:
         sink.begin(SETTINGS)
         sink.write([row(1)])

@@ -40,7 +40,7 @@ def test_a_flipped_bit_of_a_part_is_found_or_changes_no_row(plan: PartsPlan) -> 
     path = Path(FOLDER, "part-00001.parquet")
     content, good = path.read_bytes(), rows_of(path)
     num_found = 0
-    for at in range(0, len(content), 5):
+    for at in range(0, len(content), 47):
         flipped = bytearray(content)
         flipped[at] ^= 1 << at % 8
         path.write_bytes(flipped)
@@ -50,7 +50,7 @@ def test_a_flipped_bit_of_a_part_is_found_or_changes_no_row(plan: PartsPlan) -> 
             num_found += 1
         else:
             assert rows_of(path) == good, at
-    assert num_found > 100
+    assert num_found > 10
 
 
 @pytest.mark.parametrize(
