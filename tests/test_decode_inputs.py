@@ -37,7 +37,7 @@ def of_bytes() -> Iterator[ImageDecoder]:
 def half_black(pixels_HWC: Pixels, size: int) -> Pixels:
     """A resizer that is easy to recognise."""
     square_HWC = np.zeros((size, size, 3), dtype=np.uint8)
-    square_HWC[: size // 2] = pixels_HWC[0, 0]
+    square_HWC[: size // 2] = pixels_HWC[0, 0, :3]
     return square_HWC
 
 

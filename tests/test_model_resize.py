@@ -63,7 +63,7 @@ def test_it_is_used_in_fast_mode_only_and_never_for_what_would_need_a_large_copy
     draw(3, (320, 240)).image.save(file, "PNG")
     fast = decode(file.getvalue(), 112, DecodeOptions(), counting)
     exact = decode(file.getvalue(), 112, DecodeOptions(mode="exact"), counting)
-    assert used == [(240, 320, 3)]
+    assert used == [(240, 320, 4)]
     assert np.abs(fast.pixels_HWC.astype(int) - exact.pixels_HWC).max() <= 2
     monkeypatch.setattr("blip2cap.decode.image._RESIZER_PIXELS", 1000)
     assert np.array_equal(decode(file.getvalue(), 112, DecodeOptions(), counting).pixels_HWC, exact.pixels_HWC)

@@ -27,6 +27,7 @@ from PIL import ExifTags, Image, ImageFile
 
 from blip2cap.decode.failures import our_errors
 from blip2cap.decode.formats import formats
+from blip2cap.decode.pixel_view import view_pixels
 from blip2cap.errors import ImageError
 from blip2cap.options import DecodeOptions
 
@@ -52,7 +53,7 @@ _RESIZER_PIXELS = 50_000_000
 
 Pixels = npt.NDArray[np.uint8]
 Resizer = Callable[[Pixels, int], Pixels]
-"""RGB [H, W, 3] and a size -> RGB [size, size, 3], bicubic."""
+"""RGB, [H, W, 3] or with a fourth channel to be dropped, and a size -> RGB [size, size, 3], bicubic."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -82,7 +83,7 @@ class Unpacked:
     """One image after the steps that need Pillow; it may still have to be resized."""
 
     pixels_HWC: Pixels
-    """uint8 RGB, upright; [0, 0, 3] if only the header was read."""
+    """uint8 RGB, upright; a fourth channel is to be dropped; [0, 0, 3] if only the header was read."""
     width: int
     """Width of the image as displayed, in pixels."""
     height: int
@@ -147,10 +148,11 @@ def _opened(data: bytes, options: DecodeOptions) -> Iterator[ImageFile.ImageFile
 
 def finish(image: Unpacked, size: int, resizer: Resizer | None) -> Decoded:
     """Resize to the square if unpack() has not done it."""
-    pixels_HWC = image.pixels_HWC
-    if pixels_HWC.shape[:2] != (size, size):
+    if image.pixels_HWC.shape[:2] == (size, size):
+        pixels_HWC = np.ascontiguousarray(image.pixels_HWC[:, :, :3])
+    else:
         assert resizer is not None, "without a resizer, unpack() returns the square"
-        pixels_HWC = resizer(pixels_HWC, size)
+        pixels_HWC = resizer(image.pixels_HWC, size)
     return Decoded(content=pixels_HWC, width=image.width, height=image.height)
 
 
@@ -169,14 +171,15 @@ def _unpack_reduced(image: ImageFile.ImageFile, size: int, *, to_square: bool) -
     image.load()
     turn = _transposition(image)
     rgb = to_rgb(image)
-    if turn is None and box == (0, 0, *image.size):
-        return Unpacked(pixels_HWC=_pixels(rgb, size, to_square=to_square), width=width, height=height)
+    if turn in _SIDEWAYS:
+        width, height = height, width
+    if box == (0, 0, *image.size):
+        upright = rgb if turn is None else rgb.transpose(turn)
+        return Unpacked(pixels_HWC=_pixels(upright, size, to_square=to_square), width=width, height=height)
     # If the size is no multiple of the factor, the last column and row reach beyond the image: the box cuts that off.
     small = rgb.resize((size, size), Image.Resampling.BICUBIC, box)
     if turn is not None:
         small = small.transpose(turn)
-    if turn in _SIDEWAYS:
-        width, height = height, width
     return Unpacked(pixels_HWC=np.array(small), width=width, height=height)
 
 
@@ -187,8 +190,8 @@ def _unpack(image: Image.Image, size: int, *, to_square: bool) -> Unpacked:
 
 def _pixels(rgb: Image.Image, size: int, *, to_square: bool) -> Pixels:
     if to_square or min(rgb.size) < size or rgb.width * rgb.height > _RESIZER_PIXELS:
-        rgb = rgb.resize((size, size), Image.Resampling.BICUBIC)
-    return np.array(rgb)
+        return np.array(rgb.resize((size, size), Image.Resampling.BICUBIC))
+    return view_pixels(rgb)
 
 
 def upright_rgb(image: Image.Image) -> Image.Image:

@@ -21,6 +21,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
+import numpy as np
 from PIL import AvifImagePlugin
 
 from blip2cap.decode.formats import formats
@@ -71,8 +72,9 @@ def _decode(requests: socket.socket, data: bytes, size: int, options: DecodeOpti
     except Exception as error:
         answer(requests, {"error": "decoder_crashed", "detail": f"{type(error).__name__}: {error}"[:MOST_DETAIL]})
     else:
-        answer(requests, {"width": image.width, "height": image.height, "shape": image.pixels_HWC.shape})
-        requests.sendall(image.pixels_HWC.data)
+        pixels_HWC = np.ascontiguousarray(image.pixels_HWC[:, :, :3])
+        answer(requests, {"width": image.width, "height": image.height, "shape": pixels_HWC.shape})
+        requests.sendall(pixels_HWC.data)
 
 
 def answer(requests: socket.socket, content: dict[str, object]) -> None:

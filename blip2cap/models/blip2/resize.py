@@ -25,9 +25,9 @@ def choose_resizer() -> Resizer | None:
 
 
 def resize_pixels(pixels_HWC: Pixels, size: int) -> Pixels:
-    """Resize uint8 RGB [H, W, 3] to the square, bicubic."""
+    """Resize uint8 RGB [H, W, 3] to the square, bicubic; a fourth channel is dropped."""
     pixels_1CHW = torch.from_numpy(pixels_HWC[None]).permute(0, 3, 1, 2)
     square_1CHW = torch.nn.functional.interpolate(pixels_1CHW, size=(size, size), mode="bicubic", antialias=True)
     # Copied by numpy: a large copy by torch starts OpenMP threads for every decoding thread, and with more threads than
     # cores the model's own threads have to wait at every operation.
-    return np.stack(list(square_1CHW[0].numpy()), axis=-1)
+    return np.stack(list(square_1CHW[0, :3].numpy()), axis=-1)
