@@ -9,6 +9,7 @@ import sys
 from pathlib import Path
 
 import pytest
+import typer.testing
 
 from tests.commands import environment, invoke
 
@@ -52,6 +53,7 @@ def test_shells_themselves_take_the_script(shell: str, tmp_path: Path, monkeypat
     if program is None:
         pytest.skip(f"{shell} is not installed")
     monkeypatch.setenv("_TYPER_COMPLETE_TEST_DISABLE_SHELL_DETECTION", "1")  # this process is no child of that shell
+    vars(typer.testing)["_get_command"].cache_clear()  # the commands are made for that variable
     script = invoke("--show-completion", shell)
     assert script.exit_code == 0
     (tmp_path / "script").write_text(script.stdout)

@@ -263,7 +263,7 @@ def test_a_run_goes_on_only_as_it_began(images: Path, command: str) -> None:
     for flags in ([], ["--dry-run"]):
         refused = invoke(*arguments, *flags, "--decode", "exact")
         assert refused.exit_code == 5
-        assert f'{out} was made with other settings: --decode was "fast", now "exact". Use' in refused.stderr
+        assert f'{out} was made with other settings: --decode was "fast", now "exact". Give' in refused.stderr
     assert len(read_rows(path)) == 1
     assert invoke(*arguments, "--decode", "fast").exit_code == 0
     assert [(row["width"], row["height"], row["status"]) for row in read_rows(path)] == [(640, 480, "ok")] * 2

@@ -78,7 +78,7 @@ def test_what_the_source_knows_to_be_bad_is_not_read(digits):
 
 @pytest.mark.parametrize("url", ["http://127.0.0.1:1/x.jpg", "HTTPS://example.org/x.jpg"])
 def test_nothing_is_fetched_from_web_servers_unless_that_is_allowed(url):
-    assert why(ImageRef(path=url, name=url)) == "unsupported: not fetched without --allow-http"
+    assert why(ImageRef(path=url, name=url)) == "unsupported: not fetched without allow_http"
 
 
 @pytest.mark.parametrize("url", ["ftp://x/y.jpg", "file:///etc/passwd", "zip://x", "s3x://x/y"])

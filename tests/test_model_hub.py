@@ -66,9 +66,9 @@ def fetch(name: str = NAME, **options: str) -> list[str]:
 def refusal(name: str = NAME, **options: str) -> str:
     with pytest.raises(ModelError) as caught:
         fetch(name, **options)
-    assert str(caught.value).startswith(f"--model {name}: ")
-    assert str(caught.value).endswith("`--model tiny` needs no download.")
-    return str(caught.value)
+    assert caught.value.message.startswith(f"--model {name}: ")
+    assert caught.value.message.endswith("`--model tiny` needs no download.")
+    return caught.value.message
 
 
 def incomplete(cache: Path) -> list[Path]:

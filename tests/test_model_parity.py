@@ -83,8 +83,8 @@ def by_the_book(folder: Path, image: Image.Image, prompt: str, options: Generate
     # A decoder returns what it was given first, T5 the token that its decoder starts with.
     num_given = 1 if model.language_model.config.is_encoder_decoder else inputs["input_ids"].shape[1]
     output = output[:, num_given:]
-    end = model.language_model.generation_config.eos_token_id
-    rows = [list(itertools.takewhile(lambda token: token != end, row)) for row in output.tolist()]
+    ends = np.atleast_1d(model.language_model.generation_config.eos_token_id)
+    rows = [list(itertools.takewhile(lambda token: token not in ends, row)) for row in output.tolist()]
     return [(processor.decode(row, skip_special_tokens=True).strip(), len(row)) for row in rows]
 
 
@@ -119,7 +119,9 @@ def test_texts_that_end_equal_those_of_transformers_too(
     end = Counter(word for (text,) in said for word in text.split()[2:5]).most_common(1)[0][0]
     ending = Path(shutil.copytree(folder, tmp_path / folder.name))
     config = json.loads((ending / "config.json").read_text())
-    config["text_config"]["eos_token_id"] = model.tokenizer.convert_tokens_to_ids(end)
+    # The end of the tokenizer ends texts too, whatever the configuration says.
+    ends = [model.tokenizer.convert_tokens_to_ids(end), model.tokenizer.eos_token_id]
+    config["text_config"]["eos_token_id"] = ends
     (ending / "config.json").write_text(json.dumps(config))
     model = load_model(ending)
     for options in (greedy, OPTIONS["beams"]):

@@ -218,7 +218,7 @@ def test_other_columns_than_the_manifest_says_are_refused(path):
 def test_a_folder_is_refused(path):
     path.mkdir()
     for overwrite in (False, True):
-        with pytest.raises(OutputError, match=r"Is a directory\. Use another --out\."):
+        with pytest.raises(OutputError, match=r"Is a directory\. Use another out\."):
             ParquetSink(path, overwrite=overwrite)
 
 
