@@ -2,29 +2,36 @@
 
     PYTHONPATH=. python benchmarks/decode.py --out benchmarks/results/decode_cpu.json
 
-Covered: CPU time of one thread from a file's path to the model's pixels, exact and fast in turn; the difference of
-their pixels; the number of captions of the small model that differ.
-Not covered: disks (the files are in the page cache), other formats, waiting for the interpreter's lock.
+Covered: CPU time of one thread from a file's path to the model's pixels, exact, fast, and fast as it was before pixels
+were viewed instead of copied, in turn; the part of it that libjpeg takes; the difference of the pixels; the latency of
+a tiny operation beside four threads that decode, with a view and with a copy; the number of captions of the small model
+that differ.
+Not covered: disks (the files are in the page cache), other formats.
 """
 
 from __future__ import annotations
 
+import io
 import os
 import statistics
 import sys
+import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from PIL import features
+from PIL import Image, features
 
 from benchmarks.pictures import LARGE_SIZE, SIZE, photo
 from benchmarks.suite import Section, main
 from blip2cap.bench.images import QUALITY
 from blip2cap.captioner import Captioner
+from blip2cap.decode import image as images
 from blip2cap.decode.image import Decoded, decode
+from blip2cap.decode.pixel_view import view_pixels
 from blip2cap.decode.read import read
 from blip2cap.models.blip2.resize import choose_resizer
 from blip2cap.options import DecodeOptions
@@ -33,6 +40,10 @@ from blip2cap.tiny.scenes import draw
 
 MODEL_SIZES = (112, 224, 364)
 MODES = ("exact", "fast")
+WAYS = ("exact", "fast", "fast_copied", "libjpeg")
+NUM_THREADS = 4
+NUM_OPERATIONS = 1_000
+SLEEP_S = 0.001
 FIRST_SEED = 2_000
 """Scenes that neither trained the model nor are shown anywhere."""
 NUM_SCENES = 200
@@ -52,16 +63,17 @@ def photos(size: tuple[int, int], num_files: int, num_rounds: int) -> Callable[[
 
 
 def compare(paths: Sequence[Path], *, size: int, num_rounds: int) -> dict[str, Any]:
-    """Return the median CPU time for one image in both modes, run in turns, and the difference of their pixels."""
-    seconds: dict[str, list[float]] = {mode: [] for mode in MODES}
+    """Return the CPU time for one image in each way, run in turns, and the difference of the pixels of both modes."""
+    seconds: dict[str, list[float]] = {way: [] for way in WAYS}
     for number in range(num_rounds + 1):
         for path in paths:
-            for mode in MODES:
+            for way in WAYS:
                 started = time.process_time()
-                to_pixels(path, size, mode)
+                decode_file(path, size, way)
                 if number:  # the first round warms up
-                    seconds[mode].append(time.process_time() - started)
-    median_ms = {mode: 1000 * statistics.median(seconds[mode]) for mode in MODES}
+                    seconds[way].append(time.process_time() - started)
+    median_ms = {way: 1000 * statistics.median(seconds[way]) for way in WAYS}
+    least_ms = {way: 1000 * min(seconds[way]) for way in WAYS}
     levels = np.stack(
         [np.abs(np.subtract(*(to_pixels(path, size, mode).pixels_HWC.astype(int) for mode in MODES))) for path in paths]
     )
@@ -69,8 +81,8 @@ def compare(paths: Sequence[Path], *, size: int, num_rounds: int) -> dict[str, A
         "num_files": len(paths),
         "mean_file_kb": round(statistics.mean(path.stat().st_size for path in paths) / 1000, 1),
         "model_size": size,
-        "exact_cpu_ms": round(median_ms["exact"], 2),
-        "fast_cpu_ms": round(median_ms["fast"], 2),
+        **{f"{way}_cpu_ms": round(ms, 2) for way, ms in median_ms.items()},
+        "least_cpu_ms": {way: round(ms, 2) for way, ms in least_ms.items()},
         "speedup": round(median_ms["exact"] / median_ms["fast"], 2),
         "max_levels": int(levels.max()),
         "mean_levels": round(float(levels.mean()), 3),
@@ -82,6 +94,81 @@ def to_pixels(path: Path, size: int, mode: str) -> Decoded:
     """Read and decode one file as a run does."""
     options = DecodeOptions(mode=mode)
     return decode(read(ImageRef(path=os.fspath(path), name=path.name), options), size, options, choose_resizer())
+
+
+def decode_file(path: Path, size: int, way: str) -> None:
+    """Decode one file; `libjpeg` stops at the pixels that libjpeg returns in fast mode, before they are resized."""
+    if way == "libjpeg":
+        data = path.read_bytes()
+        with Image.open(io.BytesIO(data)) as image:
+            image.decodermaxblock = len(data)  # type: ignore[attr-defined]
+            image.draft(None, (2 * size, 2 * size))  # type: ignore[no-untyped-call]
+            image.load()
+    else:
+        with copied() if way == "fast_copied" else nullcontext():
+            to_pixels(path, size, way.removesuffix("_copied"))
+
+
+@contextmanager
+def copied() -> Iterator[None]:
+    """Copy pixels with numpy, as it was before they were viewed."""
+    images.view_pixels = np.array  # type: ignore[assignment]
+    try:
+        yield
+    finally:
+        images.view_pixels = view_pixels
+
+
+def latency(section: Section) -> None:
+    """Measure a tiny operation that needs the interpreter's lock, beside threads that decode; copied and viewed."""
+    paths = [photo(section.pictures.folder / f"beside-{at}.jpg", FIRST_SEED + at, SIZE) for at in range(NUM_THREADS)]
+    section.facts |= {"num_threads": NUM_THREADS, "num_operations": NUM_OPERATIONS}
+    alone = operations_us()
+    section.facts["alone"] = spread(alone)
+    found: dict[str, list[float]] = {"copied": [], "viewed": []}
+    for _ in range(5):  # in turn: the machine is shared
+        for name, us in found.items():
+            with copied() if name == "copied" else nullcontext():
+                us += beside(paths)
+    section.facts |= {name: spread(us) for name, us in found.items()}
+
+
+def beside(paths: Sequence[Path]) -> list[float]:
+    """Measure the operation beside a thread for each file."""
+    ended = threading.Event()
+
+    def work(path: Path) -> None:
+        while not ended.is_set():
+            to_pixels(path, 224, "fast")
+
+    threads = [threading.Thread(target=work, args=(path,)) for path in paths]
+    for thread in threads:
+        thread.start()
+    try:
+        return operations_us()
+    finally:
+        ended.set()
+        for thread in threads:
+            thread.join()
+
+
+def operations_us() -> list[float]:
+    """Measure how late a thread that sleeps for a moment goes on, as it needs the lock again, in microseconds."""
+    found = []
+    for _ in range(NUM_OPERATIONS):
+        started = time.perf_counter()
+        time.sleep(SLEEP_S)
+        found.append(1e6 * (time.perf_counter() - started - SLEEP_S))
+    return found
+
+
+def spread(us: Sequence[float]) -> dict[str, float]:
+    """Return the middle and the upper end of latencies."""
+    percentiles = np.percentile(us, (50, 90, 99))
+    return {
+        "mean_us": round(statistics.mean(us), 1),
+        **{f"p{at}_us": round(float(value), 1) for at, value in zip((50, 90, 99), percentiles, strict=True)},
+    }
 
 
 def captions(section: Section) -> None:
@@ -105,7 +192,12 @@ def captions(section: Section) -> None:
     }
 
 
-SECTIONS = {"640x480": photos(SIZE, 8, 20), "4000x3000": photos(LARGE_SIZE, 3, 7), "captions": captions}
+SECTIONS = {
+    "640x480": photos(SIZE, 8, 20),
+    "4000x3000": photos(LARGE_SIZE, 3, 7),
+    "latency": latency,
+    "captions": captions,
+}
 
 if __name__ == "__main__":
     sys.exit(main(__doc__, SECTIONS, None))

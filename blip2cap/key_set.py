@@ -15,7 +15,7 @@ _SIZE = 16
 _MEAN = 40
 """Mean number of keys in a bucket at which the buckets are split: fewer take memory, more are slow to search."""
 _AT_ONCE = 1 << 18
-"""Number of digests that are sorted into the buckets at once, which takes several times their memory."""
+"""Least number of digests that are sorted into the buckets at once, which takes several times their memory."""
 
 
 class KeySet:
@@ -84,8 +84,9 @@ class KeySet:
             num_queued = len(self._queue) // _SIZE
             while self._num + num_queued > _MEAN * len(self._buckets):
                 self._split()
-            for start in range(0, len(self._queue), _AT_ONCE * _SIZE):
-                digests = bytes(self._queue[start : start + _AT_ONCE * _SIZE])
+            step = max(_AT_ONCE, 8 * len(self._buckets)) * _SIZE  # each time, all buckets are visited
+            for start in range(0, len(self._queue), step):
+                digests = bytes(self._queue[start : start + step])
                 indices = np.frombuffer(digests, "<u4")[:: _SIZE // 4] & self._mask
                 digests = np.frombuffer(digests, f"V{_SIZE}")[np.argsort(indices, kind="stable")].tobytes()
                 end = 0

@@ -122,4 +122,3 @@ def test_pixels_are_writable_and_in_one_piece():
     pixels_HWC = open_up(encode(photo(), "JPEG")).pixels_HWC
     assert pixels_HWC.flags.writeable
     assert pixels_HWC.flags.c_contiguous
-    assert pixels_HWC.flags.owndata

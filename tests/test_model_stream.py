@@ -222,6 +222,22 @@ def test_a_step_that_does_not_fit_begins_anew_with_half_the_texts(reads_late: bo
     assert lengths_of(run(decoder, SPREAD[:20], capacity=8, reads_late=reads_late)) == SPREAD[:20]
 
 
+@pytest.mark.parametrize("failing", range(1, 12))
+def test_texts_that_left_just_before_a_step_that_does_not_fit_keep_their_last_token(failing: int) -> None:
+    class FailsOnce(CountingDecoder):
+        def step(self, ids_N: torch.Tensor, positions_M: torch.Tensor, cache: Cache, length: int) -> torch.Tensor:
+            if len(self.num_rows) == failing - 1:
+                self.num_rows.append(0)
+                raise torch.OutOfMemoryError("step")
+            return super().step(ids_N, positions_M, cache, length)
+
+    lengths = [2, 9, 3, 9, 9, 4, 9, 3, 9, 9]
+    results = run(FailsOnce(), lengths, capacity=3, reads_late=True, max_new_tokens=4)
+    assert lengths_of(results) == [min(length, 4) for length in lengths]
+    reasons = {ticket: result[0].finish_reason for ticket, result in results.items() if isinstance(result, list)}
+    assert reasons == {ticket: "stop" if length < 4 else "length" for ticket, length in enumerate(lengths)}
+
+
 class Memory(CountingDecoder):
     """A device with memory for a number of positions, over all caches that are alive."""
 

@@ -10,6 +10,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from blip2cap.outputs.journal import JournalSink
+from blip2cap.outputs.parquet import ParquetSink, read_output
 from blip2cap.outputs.rows_at_once import reader
 from blip2cap.rows import FLOAT, INTEGER, Column, Row, Vector, make_schema
 from blip2cap.tasks.text import text_schema
@@ -35,6 +36,13 @@ def test_rows_are_read_with_their_status() -> None:
         (b"2.jpg", b"", b"failed", b"truncated"),
         (b"3.jpg", b"", b"ok", b""),
     ]
+
+
+def test_a_number_that_json_refuses_is_left_to_it() -> None:
+    many = row(1).as_json().replace(b'"num_tokens": 0', b'"num_tokens": ' + b"1" * 5000)
+    with pytest.raises(ValueError, match="4300"):
+        json.loads(many)
+    assert reader(CAPTIONS)(many) is None
 
 
 def test_answers_are_read_with_their_questions() -> None:
@@ -98,3 +106,28 @@ def test_a_journal_is_read_the_same_in_whole_blocks_and_line_by_line(
         assert sink.journal.to_retry == (failed_keys if retry_failed else {})
         assert sink.finished == {one.key for one in made} - (failed_keys.keys() if retry_failed else set())
         sink.close()
+
+
+@pytest.mark.parametrize("in_journal", [0, 1], ids=["a table alone", "a table and a journal"])
+@pytest.mark.parametrize("question", [None, "what is é?"])
+def test_a_table_is_read_at_once_and_row_by_row_to_the_same(
+    tmp_path: Path, question: str | None, in_journal: int
+) -> None:
+    path = tmp_path / "x.parquet"
+    settings = SETTINGS if question is None else {"command": "vqa", "model": "tiny", "questions": [question]}
+    rows = [
+        text_row(file_name="é.jpg", question=question),
+        text_row(file_name="a.jpg", question=question, status="failed", error="corrupt"),
+        text_row(file_name="caf\\xe9.jpg", file_name_b64="Y2Fm6S5qcGc=", question=question),
+        text_row(file_name="z.jpg", question=question),
+    ]
+    for some in ([rows[3]], rows[:2], rows[2:3]):  # a table of each batch, or a journal beside it at last
+        sink = ParquetSink(path)
+        sink.begin(settings)
+        sink.write(some)
+        sink.finish(stopped=bool(in_journal) and some == rows[2:3])
+        sink.close()
+    _, journal = read_output(path, retry_failed=True)
+    assert journal.finished == {one.key for one in rows if one.status == "ok"}
+    assert journal.to_retry == {rows[1].key: "corrupt"}
+    assert (journal.num_ok, dict(journal.failed)) == (3, {"corrupt": 1})

@@ -13,7 +13,7 @@ from blip2cap.rows import Schema
 
 _TEXT = r'[^"\\\x00-\x1f]'
 _STRING = rf'"{_TEXT}*+(?:\\(?:["\\/bfnrt]|u[0-9a-fA-F]{{4}}){_TEXT}*+)*+"'
-_NUMBER = r"-?(?:0|[1-9][0-9]*+)(?:\.[0-9]++)?(?:[eE][-+]?[0-9]++)?"
+_NUMBER = r"-?(?:0|[1-9][0-9]{0,30}+)(?:\.[0-9]++)?(?:[eE][-+]?[0-9]++)?"
 _VALUE = rf"(?:{_STRING}|{_NUMBER}|\[(?:{_STRING}(?:, {_STRING})*+)?\])"
 
 Found = tuple[bytes, bytes, bytes, bytes]

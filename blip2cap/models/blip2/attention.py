@@ -26,14 +26,17 @@ def decoding_kernels(device: torch.device) -> AbstractContextManager[None]:
 def attend(
     query_NHTK: torch.Tensor, key_NHSK: torch.Tensor, value_NHSK: torch.Tensor, mask: torch.Tensor | None
 ) -> torch.Tensor:
-    """Return [N, H, T, K]. Scores are not scaled; `mask` is added to them; None is a causal mask, with T = S."""
+    """Return [N, H, T, K]. Scores are not scaled; `mask` is added to them; None is a causal mask, with T = S.
+
+    A mask of a step has 4 dimensions, with a query for each beam.
+    """
     on_cpu = query_NHTK.device.type == "cpu"
     if not (on_cpu and (query_NHTK.dtype != torch.float32 or query_NHTK.shape[2] == 1)):
         return functional.scaled_dot_product_attention(
             query_NHTK, key_NHSK, value_NHSK, attn_mask=mask, is_causal=mask is None, scale=1.0
         )
-    if query_NHTK.shape[2] == 1 and mask is not None:
-        # With one query, reading the cache takes most of the time, and float32 products need no contiguous copy of it.
+    if mask is not None and mask.ndim == 4:
+        # A step: reading the cache takes most of the time, and float32 products need no contiguous copy of it.
         scores_NHTS = torch.matmul(query_NHTK.float(), key_NHSK.float().transpose(-1, -2)) + mask
         return torch.matmul(scores_NHTS.softmax(-1), value_NHSK.float()).to(query_NHTK.dtype)
     if mask is None:

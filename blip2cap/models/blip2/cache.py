@@ -39,7 +39,7 @@ class Cache:
     """Keys and values of the encoder's output; None for models without an encoder."""
     cross_lengths_R: torch.Tensor | None = None
     """Number of the P positions that each row uses."""
-    bias_HSS: torch.Tensor | None = None
+    bias_HTS: torch.Tensor | None = None
     """T5's position bias, added to the score of each query and key."""
 
     @classmethod
@@ -233,8 +233,9 @@ class Slots:
         if old is not None and num_prefix > self.num_prefix:
             num_prefix = -(-num_prefix // _ROUNDING) * _ROUNDING
         num_prefix = max(num_prefix, self.num_prefix)
-        cache = self.decoder.new_cache(num_slots, num_prefix, self.max_new_tokens, self.num_beams)
+        # The cache last: its decoder replaces the graphs of the old one, which nothing may fail after.
         ids_RB, positions_R = self.ids_RB.new_zeros((num_slots, self.num_beams)), self.positions_R.new_zeros(num_slots)
+        cache = self.decoder.new_cache(num_slots, num_prefix, self.max_new_tokens, self.num_beams)
         if old is not None:
             cache.copy_rows(old, num_used)
             ids_RB[:num_used], positions_R[:num_used] = self.ids_RB[:num_used], self.positions_R[:num_used]

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from contextlib import suppress
-from functools import partial
+from functools import cache, partial
 
 import torch
 
@@ -27,32 +27,42 @@ Capture = Callable[[Step], Step]
 """Records a step; returns a function that replays it, and returns the same tensor with new values."""
 
 
+@cache
+def _stream(device: torch.device) -> torch.cuda.Stream:
+    """Return the stream for captures on a device: torch's default one belongs to the first GPU that was used.
+
+    There is one for all caches, as libraries keep memory for each stream.
+    """
+    return torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
+
+
 class CudaCapture:
-    """Captures for one cache, on a stream of its own: torch's default one belongs to the first GPU that was used."""
+    """Captures for one cache."""
 
     def __init__(self, device: torch.device) -> None:
-        self.stream: torch.cuda.Stream = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
-        self.device, self.pool = device, torch.cuda.graph_pool_handle()
+        self.device, self.stream, self.pool = device, _stream(device), torch.cuda.graph_pool_handle()
 
     def __call__(self, step: Step) -> Step:
         """Run a step once, then record it. Raises MemoryError if it does not fit."""
         # The first run lets libraries allocate memory, which a capture does not allow. Replays repeat what it writes.
         current, graph = torch.cuda.current_stream(self.device), torch.cuda.CUDAGraph()
         self.stream.wait_stream(current)
-        with memory_errors(), torch.cuda.stream(self.stream):
-            step()
-            # Not torch.cuda.graph: if the end of a capture fails, it hides the error before it, and keeps its stream.
-            graph.capture_begin(pool=self.pool)
-            try:
-                values = step()
-            except RuntimeError as error:
-                with suppress(RuntimeError):
-                    graph.capture_end()
-                if free_bytes(self.device) < _LITTLE:  # libraries have many names for it
-                    raise MemoryError(f"capturing a step: {error}") from error
-                raise
-            graph.capture_end()
-        current.wait_stream(self.stream)
+        try:
+            with memory_errors(), torch.cuda.stream(self.stream):
+                step()
+                # Not torch.cuda.graph: if the end of a capture fails, it hides the error before, and keeps its stream.
+                graph.capture_begin(pool=self.pool)
+                try:
+                    values = step()
+                except RuntimeError as error:
+                    with suppress(RuntimeError):
+                        graph.capture_end()
+                    if free_bytes(self.device) < _LITTLE:  # libraries have many names for it
+                        raise MemoryError(f"capturing a step: {error}") from error
+                    raise
+                graph.capture_end()
+        finally:  # also after an error: what is queued still writes into the cache
+            current.wait_stream(self.stream)
 
         def replay() -> torch.Tensor:
             graph.replay()

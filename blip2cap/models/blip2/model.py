@@ -152,12 +152,16 @@ class Blip2(Model):
 
         Raises MemoryError if the images do not fit the device's memory.
         """
-        with self.current(), memory_errors():
-            with self.watch.measure("copy"):
-                pixels_BHWC = self._to_device(images)
-            with self.watch.measure("vision"):
-                pixels_BCHW = pixels_BHWC.permute(0, 3, 1, 2).float().mul_(self._scale).sub_(self._shift).to(self.dtype)
-                return self.image_features(pixels_BCHW)[: len(images)]
+        try:
+            with self.current(), memory_errors():
+                with self.watch.measure("copy"):
+                    pixels_BHWC = self._to_device(images)
+                with self.watch.measure("vision"):
+                    pixels_BCHW = pixels_BHWC.permute(0, 3, 1, 2).float().mul_(self._scale).sub_(self._shift)
+                    return self.image_features(pixels_BCHW.to(self.dtype))[: len(images)]
+        except MemoryError:
+            self.workspaces.clear()  # the caches of other sessions
+            raise
 
     def image_features(self, pixels_BCHW: torch.Tensor) -> torch.Tensor:
         """Return what the language model sees of each image, [B, Q, D]."""

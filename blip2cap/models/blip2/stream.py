@@ -234,6 +234,7 @@ class TextStream:
         else:
             self.size.measured(num_running, time.perf_counter() - started)
             return
+        self.search.read()  # tokens of earlier steps, of texts that have left
         group, self.running = self.running, []
         self.search.keep([])
         self.release()
@@ -263,9 +264,9 @@ class TextStream:
             return
         taken = [self.running[slot] for slot in ended], self.search.take(ended)
         order = self.slots.compact(len(self.running), ended)  # needs memory: nothing has changed if there is none
+        self.search.keep(order)  # so does this
         self._taken.append(taken)
         self.running = [self.running[slot] for slot in order]
-        self.search.keep(order)
         if not self.running and self.memory_limit is not None:
             self.memory_limit *= 2  # perhaps one long prompt was to blame, not the number of texts
 

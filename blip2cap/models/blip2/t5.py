@@ -144,11 +144,12 @@ class T5Decoder(CacheAllocator):
         return logits_NV.float()
 
     def _bias(self, cache: Cache) -> torch.Tensor:
-        """Return the position bias of the scores of a query at each position and a key at each index, [H, S, S]."""
-        if cache.bias_HSS is None:
+        """Return the position bias of the scores of a query at each position and a key at each index, [H, T, S]."""
+        if cache.bias_HTS is None:
             first = self.blocks[0].layer[0].SelfAttention
-            bias_HSS = first.compute_bias(cache.length, cache.length)[0].to(cache.own_L2RHSK.dtype)
             # The start token has index 0; with B beams, B indices follow for each position.
-            indices_S = torch.arange(cache.length, device=bias_HSS.device)
-            cache.bias_HSS = bias_HSS[:, :, (indices_S - 1 + cache.num_beams) // cache.num_beams]
-        return cache.bias_HSS
+            num_positions = (cache.length - 2 + cache.num_beams) // cache.num_beams + 1
+            bias_HTT = first.compute_bias(num_positions, num_positions)[0].to(cache.own_L2RHSK.dtype)
+            indices_S = torch.arange(cache.length, device=bias_HTT.device)
+            cache.bias_HTS = bias_HTT[:, :, (indices_S - 1 + cache.num_beams) // cache.num_beams]
+        return cache.bias_HTS

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import threading
 import weakref
 from collections.abc import Callable, Hashable, Iterator, Sequence
 from functools import lru_cache
@@ -51,18 +52,18 @@ class Workspaces:
 
     def __init__(self) -> None:
         self._idle: list[tuple[Hashable, Slots, BatchSize]] = []
+        self._lock = threading.Lock()
 
     def borrow(self, session: object, key: Hashable, create: Callable[[], tuple[Slots, BatchSize]]) -> Any:
         """Return an idle workspace of the same kind, or a new one; it is idle again when `session` is gone.
 
-        Before a new one is created, all idle ones are freed.
+        All other idle ones are freed.
         """
-        match = next((entry for entry in self._idle if entry[0] == key), None)
-        if match is None:
+        with self._lock:
+            match = next((entry for entry in self._idle if entry[0] == key), None)
             self.clear()
+        if match is None:
             match = (key, *create())
-        else:
-            self._idle.remove(match)
         _, slots, size = match
         with torch.inference_mode():
             slots.free(0)  # a run may have ended in the middle
