@@ -33,7 +33,7 @@ class FakeHub:
         self.after_weights: Callable[[], None] = lambda: None
         """Called when they are on their way."""
         self.breaks = False
-        """True: a connection is closed after what `on_weights` has left."""
+        """True: a connection is closed after what `on_weights` has left, if that is not all."""
         self.answer_after_s = 0.0
 
     def commit(self, name: str) -> str:
@@ -80,7 +80,7 @@ class _Handler(BaseHTTPRequestHandler):
         headers["Content-Length"] = str(len(content))
         if file.endswith(_LARGE) and self.command == "GET":
             content = hub.on_weights(content)
-            self.close_connection = hub.breaks
+            self.close_connection = hub.breaks and len(content) < int(headers["Content-Length"])
         self._send(206 if start else 200, content, headers)
         if file.endswith(_LARGE) and self.command == "GET":
             hub.after_weights()
