@@ -118,3 +118,37 @@ def test_same_inputs_is_refused_where_it_means_nothing(here: Path, scenes: Path)
         assert (result.exit_code, "--same-inputs: expected a folder as the only INPUT" in result.stderr) == (2, True)
     result = invoke("caption", scenes, *TINY, "-o", "parts/", "--same-inputs")
     assert (result.exit_code, "has a plan with the paths of its images" in result.stderr) == (2, True)
+
+
+def test_an_image_gets_no_second_row_by_its_absolute_name(
+    here: Path, scenes: Path, elsewhere: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = here / "folder"
+    folder.mkdir()
+    (folder / "000.png").write_bytes((scenes / "000.png").read_bytes())
+    assert invoke("caption", "folder", *TINY).exit_code == 0
+    before = (here / "captions.jsonl").read_bytes()
+    for more in ([], ["--dry-run"]):
+        result = invoke("caption", folder, scenes / "more", *TINY, *more)
+        assert (result.exit_code, f'the input root was "{folder}", now none' in result.stderr) == (5, True)
+        assert "--same-inputs" not in result.stderr
+        result = invoke("caption", "-", *TINY, *more, stdin=f"{folder}/000.png\n".encode())
+        assert (result.exit_code, "it may have a row by another name" in result.stderr) == (5, True)
+    assert (here / "captions.jsonl").read_bytes() == before
+
+
+def test_same_inputs_that_are_others_are_refused(here: Path, scenes: Path) -> None:
+    for name in ("old", "new"):
+        (here / name).mkdir()
+        (here / name / f"{name}.png").write_bytes((scenes / "000.png").read_bytes())
+    assert invoke("caption", "old", *TINY).exit_code == 0
+    result = invoke("caption", "new", *TINY, "--same-inputs")
+    assert (result.exit_code, f"no image has a row of that name relative to {here / 'new'}" in result.stderr) == (
+        2,
+        True,
+    )
+    assert invoke("caption", here / "old", here / "new", *TINY, "-o", "absolute.jsonl").exit_code == 0
+    result = invoke("caption", "new", *TINY, "-o", "absolute.jsonl")
+    assert (result.exit_code, "--same-inputs" in result.stderr) == (5, False)
+    result = invoke("caption", "new", *TINY, "-o", "absolute.jsonl", "--same-inputs")
+    assert (result.exit_code, "the rows of absolute.jsonl are absolute" in result.stderr) == (2, True)

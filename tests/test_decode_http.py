@@ -135,7 +135,12 @@ def test_an_answer_is_not_decompressed(server):
 
 
 @pytest.mark.parametrize(
-    ("path", "limit", "expected"), [("silent.jpg", "READ_S", "unreachable"), ("drip.jpg", "TIMEOUT_S", "timeout")]
+    ("path", "limit", "expected"),
+    [
+        ("silent.jpg", "READ_S", "unreachable"),
+        ("silent.jpg", "TIMEOUT_S", "unreachable"),
+        ("drip.jpg", "TIMEOUT_S", "timeout"),
+    ],
 )
 def test_a_slow_server_is_left(server, monkeypatch, path, limit, expected):
     monkeypatch.setattr(http, limit, 0.1)

@@ -126,7 +126,7 @@ def test_a_name_that_no_server_has_is_not_looked_up_again(server: Server, monkey
     clock = Clock()
     reason = socket.gaierror(socket.EAI_NONAME, "Name or service not known")
 
-    async def read(client: HttpClient, url: str, max_bytes: int) -> bytes:
+    async def read(client: HttpClient, url: str, max_bytes: int, answers: list[int]) -> bytes:
         key: Any = aiohttp.client_reqrep.ConnectionKey("x.invalid", 80, False, True, None, None, None)
         raise aiohttp.ClientConnectorError(key, reason)
 
@@ -166,7 +166,14 @@ def test_a_pause_beyond_the_time_for_an_image_is_no_hanging_decoder(server: Serv
 
 def test_the_time_to_wait_is_a_number_or_a_date() -> None:
     assert seconds_until("12") == 12
-    for text in ("", "soon", "-3", "Wed, 21 Oct 2015 07:28:00 GMT", "21 Oct 2015 07:28:00"):
+    for text in (
+        "",
+        "soon",
+        "-3",
+        "Mon, 01 Jan 2020 00:00:00 +9999999999999999",
+        "Wed, 21 Oct 2015 07:28:00 GMT",
+        "21 Oct 2015 07:28:00",
+    ):
         assert seconds_until(text) == 0
     assert 50 < seconds_until(format_datetime(datetime.now(UTC) + timedelta(seconds=60), usegmt=True)) <= 60
 

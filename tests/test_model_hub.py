@@ -139,6 +139,12 @@ def test_a_connection_that_breaks_is_opened_again_where_it_was(
     assert blob(cache).read_bytes() == WEIGHTS
 
 
+def test_a_part_that_is_longer_than_the_file_is_fetched_again(hub: FakeHub, cache: Path) -> None:
+    leave_half(cache).write_bytes(WEIGHTS + b"more")
+    fetch()
+    assert blob(cache).read_bytes() == WEIGHTS
+
+
 def test_weights_that_are_damaged_on_their_way_are_removed_and_refused(hub: FakeHub, cache: Path) -> None:
     hub.on_weights = lambda content: bytes(len(content))
     assert "model.safetensors was damaged on its way here" in refusal()

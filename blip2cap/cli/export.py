@@ -154,7 +154,7 @@ def run_export(
         write_out(json.dumps(facts) + "\n")
     elif not quiet:
         _say_summary(facts, rows)
-    if any(reason in MEANINGS for reason in counts.left_out) or _are_missing(parts):
+    if any(reason in MEANINGS for reason in counts.left_out) or _are_missing(parts) or "unfinished" in facts:
         raise typer.Exit(_SOME_LEFT_OUT)
 
 

@@ -116,26 +116,30 @@ class HttpClient:
     async def _fetch(self, url: str, max_bytes: int, timeout_s: float, retry: bool) -> bytes:
         """Read one file within a time limit for all attempts. Raises _NoAnswerError for the last of them."""
         last: _NoAnswerError | None = None
+        answers: list[int] = []
+        """Statuses of the answers that have begun."""
         try:
             async with asyncio.timeout(timeout_s):
                 for pause_s in PAUSES_S:
                     try:
-                        return await self._attempt(url, max_bytes)
+                        return await self._attempt(url, max_bytes, answers)
                     except _NoAnswerError as error:
                         last = error
                     if not retry or last.is_final or last.pause_s > MOST_PAUSE_S:
                         raise last
                     await self._sleep(max(pause_s, last.pause_s))
-                return await self._attempt(url, max_bytes)
+                return await self._attempt(url, max_bytes, answers)
         except TimeoutError:
+            if last is None and not answers:
+                last = _NoAnswerError(f"no answer within {timeout_s:g} s")
             if last is None:
                 raise
             raise last from None
 
-    async def _attempt(self, url: str, max_bytes: int) -> bytes:
+    async def _attempt(self, url: str, max_bytes: int, answers: list[int]) -> bytes:
         """Read one file. Raises _NoAnswerError if the server cannot be reached."""
         try:
-            return await self._read(url, max_bytes)
+            return await self._read(url, max_bytes, answers)
         except aiohttp.ServerTimeoutError as error:
             raise _NoAnswerError(f"the server does not answer: {shown(str(error))}") from error
         except aiohttp.ClientConnectionError as error:
@@ -147,7 +151,7 @@ class HttpClient:
                 f"no connection: {type(error).__name__}: {shown(str(error))}", is_final=is_final
             ) from error
 
-    async def _read(self, url: str, max_bytes: int) -> bytes:
+    async def _read(self, url: str, max_bytes: int, answers: list[int]) -> bytes:
         timeout = aiohttp.ClientTimeout(total=None, sock_connect=CONNECT_S, sock_read=READ_S)
         # A session for each image: it holds the cookies that a chain of redirects may need.
         async with aiohttp.ClientSession(
@@ -160,6 +164,7 @@ class HttpClient:
         ) as session:
             for _ in range(_NUM_REDIRECTS + 1):
                 async with session.get(url, allow_redirects=False) as response:
+                    answers.append(response.status)
                     if response.status in (301, 302, 303, 307, 308):
                         url = redirected(url, response.headers.get("Location", ""))
                         continue
@@ -190,7 +195,7 @@ def seconds_until(retry_after: str) -> float:
         return float(retry_after)
     try:
         return max(0.0, (parsedate_to_datetime(retry_after) - datetime.now(UTC)).total_seconds())
-    except (ValueError, TypeError):  # no date, or one without a time zone
+    except (ValueError, TypeError, OverflowError):  # no date, or one without a time zone
         return 0.0
 
 

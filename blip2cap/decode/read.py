@@ -40,7 +40,7 @@ def _read_remote(ref: ImageRef, options: DecodeOptions) -> bytes:
     except ImageError as error:
         if error.code == "unreachable":
             HOSTS.failed(host, error.detail)
-        else:
+        elif error.code != "timeout":
             HOSTS.answered(host)
         raise
     HOSTS.answered(host)

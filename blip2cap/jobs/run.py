@@ -61,9 +61,9 @@ def _run(context: Context, output: Output, trace: Trace | None) -> Outcome:
             dtype = output.made_with.get("dtype", dtype)  # all texts of an output have one dtype
         root = output.made_with.get("input_root", "")
         if job.output.same_inputs:
-            output.move(_new_root(context.settings))
+            output.move(_new_root(context.settings, root, job, source, output.finished))
         elif root != context.settings.get("input_root", ""):
-            source.continue_from_elsewhere(root)
+            source.continue_from_elsewhere(root, output.first_key)
         output.check(context.settings | {"dtype": dtype})
     worklist = Worklist(job.task.labels)
     stream, refs = _images(job, source, worklist, output.finished, output.retry)
@@ -77,27 +77,39 @@ def _run(context: Context, output: Output, trace: Trace | None) -> Outcome:
         output.finish(stopped=False)
     else:
         stats = _make_rows(context, output, trace, dtype, itertools.chain([first], requests))
+    stopped = stats is not None and context.stopped()
     return Outcome(
         out=context.out,
         num_images=worklist.num_images,
         num_rows_before=worklist.num_finished,
         num_failed_before=asked.num_failed,
-        num_failed_not_asked=asked.num_failed_not_asked,
+        num_failed_not_asked=0 if stopped else asked.num_failed_not_asked,
         skipped=dict(stream.skipped),
         damaged=tuple(stream.damaged),
         stats=stats,
-        stopped=stats is not None and context.stopped(),
+        stopped=stopped,
     )
 
 
-def _new_root(settings: Mapping[str, Any]) -> str:
-    """Return the root of the inputs, for --same-inputs. Raises UsageError if no name is relative to it."""
-    if "input_root" not in settings:
+def _new_root(settings: Mapping[str, Any], old: str, job: Job, source: Source, finished: Container[str]) -> str:
+    """Return the root of the inputs, for --same-inputs.
+
+    Raises UsageError if names are not relative to a root, or if no image has a row by its name there.
+    """
+    root = str(settings.get("input_root", ""))
+    if not root:
         raise UsageError(
             "--same-inputs: expected a folder as the only INPUT, or relative paths: rows of absolute paths have their "
             "names, wherever the command is run."
         )
-    return str(settings["input_root"])
+    if root != old and not source.from_pipe:
+        requests = Worklist(job.task.labels).requests(source.stream(), frozenset())
+        if not old or not any(key in finished for request in requests for key in request.keys):
+            raise UsageError(
+                f"--same-inputs: no image has a row of that name relative to {root}; the rows of {job.output.out} are "
+                f"{f'relative to {old}' if old else 'absolute'}. Give what was that folder, or use another --out."
+            )
+    return root
 
 
 class _Asked:
@@ -197,11 +209,12 @@ def dry_run(job: Job) -> DryRun:
         if manifest is not None:
             known, root = job.known_settings(source), manifest.settings.get("input_root", "")
             if job.output.same_inputs:
-                manifest = manifest.moved(_new_root(known))
+                manifest = manifest.moved(_new_root(known, root, job, source, journal.finished))
             elif root != known.get("input_root", ""):
-                source.continue_from_elsewhere(root)
+                source.continue_from_elsewhere(root, journal.first_key)
                 known = job.known_settings(source)
-            manifest.check({**manifest.settings, **known}, Path(job.output.out).name)
+            made = {name: value for name, value in manifest.settings.items() if name != "input_root"}
+            manifest.check(made | known, Path(job.output.out).name)  # what only the model knows is not compared
     worklist = Worklist(job.task.labels)
     stream, refs = _images(job, source, worklist, journal.finished, journal.take_out)
     asked = _Asked(journal.finished, journal.failed_keys, journal.num_failed)

@@ -147,6 +147,9 @@ class _Blob:
             for leftover in self.part.parent.glob(f"{self.sha256}.*.incomplete"):
                 leftover.unlink()  # of a killed `snapshot_download`, which would never use it again
             with open(self.part, "ab") as part:
+                if part.tell() > self.num_bytes:
+                    part.truncate(0)
+                    part.seek(0)
                 http_get(
                     hf_hub_url(self.name, self.file_name, revision=self.commit),
                     part,

@@ -35,6 +35,10 @@ class Output(RowSink, Protocol):
         """Keys of the existing failed rows, also of those that are retried."""
 
     @property
+    def first_key(self) -> str:
+        """Key of the first existing row, "" without rows."""
+
+    @property
     def made_with(self) -> Mapping[str, Any] | None:
         """Settings of the existing rows; None without rows."""
 

@@ -40,6 +40,8 @@ class Journal:
     """Number of failed rows by error."""
     failed_keys: KeySet = field(default_factory=KeySet)
     """Keys of the failed rows."""
+    first_key: str = ""
+    """Key of the first row."""
     to_retry: dict[str, str] = field(default_factory=dict)
     """Keys of failed rows that may be retried, with their errors."""
     num_bytes: int = 0
@@ -73,6 +75,7 @@ class Journal:
 
     def note(self, key: str, status: str, error: str, *, retry_failed: bool) -> None:
         """Count an existing row; a failed one is not finished if it may be retried."""
+        self.first_key = self.first_key or key
         self.count(status, error)
         if status != "ok":
             self.failed_keys.add(key)
@@ -86,6 +89,7 @@ class Journal:
         finished = []
         for name, label, status, error in found:
             key = b"\0\0".join((name, label))
+            self.first_key = self.first_key or key.decode()
             if status == b"ok":
                 self.num_ok += 1
             else:
@@ -234,6 +238,11 @@ class JournalSink:
     def num_failed(self) -> int:
         """Number of existing failed rows, without those that are retried."""
         return self._num_failed_before
+
+    @property
+    def first_key(self) -> str:
+        """Key of the first existing row, "" without rows."""
+        return self.journal.first_key
 
     @property
     def made_with(self) -> Mapping[str, Any] | None:

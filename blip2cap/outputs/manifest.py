@@ -76,18 +76,13 @@ class Manifest:
         return replace(self, settings=settings, input_roots_before=[*self.input_roots_before, before])
 
     def check(self, wanted: Mapping[str, Any], output: str, remedy: str = "") -> None:
-        """Raise OutputRefusedError if `wanted` settings differ from these; the message names each difference.
-
-        Settings that are wanted without an input root are those of a run whose names are absolute: any root will do.
-        """
+        """Raise OutputRefusedError if `wanted` settings differ from these; the message names each difference."""
         if self.schema_version != SCHEMA_VERSION:
             raise OutputRefusedError(
                 f"{output} has rows of schema {self.schema_version}, this blip2cap writes schema {SCHEMA_VERSION}. "
                 f"{remedy or USE_ANOTHER}"
             )
         made, wanted = _BEFORE | {**self.settings}, _BEFORE | {**wanted}
-        if "input_root" not in wanted:
-            made.pop("input_root", None)
         names = [name for name in {**made, **wanted} if made.get(name) != wanted.get(name)]
         if "command" in names:  # then other settings differ too, which explains nothing
             names = ["command"]
@@ -95,7 +90,8 @@ class Manifest:
             differences = "; ".join(
                 f"{_flag(name)} was {_show(made.get(name))}, now {_show(wanted.get(name))}" for name in names
             )
-            renamed = " If only the folder was renamed: --same-inputs." if names == ["input_root"] else ""
+            is_renamed = names == ["input_root"] and made.get("input_root") and wanted.get("input_root")
+            renamed = " If only the folder was renamed: --same-inputs." if is_renamed else ""
             remedy = remedy or f"Give those again, or use another --out.{renamed}"
             raise OutputRefusedError(f"{output} was made with other settings: {differences}. {remedy}")
 

@@ -155,6 +155,11 @@ class ParquetSink:
         return self._sink.finished
 
     @property
+    def first_key(self) -> str:
+        """Key of the first existing row, "" without rows."""
+        return self._sink.first_key
+
+    @property
     def num_failed(self) -> int:
         """Number of existing failed rows, without those that are retried."""
         return self._num_failed_before

@@ -103,6 +103,8 @@ def prune(out: str) -> int:
         raise UsageError(f"--prune {out}: has no manifest. Expected the output of caption or vqa, not an export.")
     if found.unfinished:
         raise UsageError(f"--prune {out}: its last run has not ended. Run its command again first, to the end.")
+    if found.torn_bytes:
+        raise UsageError(f"--prune {out}: ends with a torn line. Run its command again first, to the end.")
     with closing(open_output(OutputOptions(out=out, retry_failed=True), None)) as sink:
         if num_failed := len(sink.failed_keys):
             sink.begin(sink.made_with or {})

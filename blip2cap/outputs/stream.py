@@ -14,6 +14,7 @@ class StreamSink:
 
     finished: Container[str] = frozenset()
     num_failed = 0
+    first_key = ""
     failed_keys: frozenset[str] = frozenset()
     made_with = None
     torn_bytes = 0

@@ -58,8 +58,10 @@ class Source:
             self._open_archive(given)
         if options.image_column is not None and not any(map(_is_parquet, self.inputs)):
             raise InputError(f"--image-column {options.image_column}: no .parquet file is among the inputs.")
-        self._names_of_rows = ""
-        """Description of the names of existing rows, if only absolute paths may be added to them."""
+        self._root_of_rows: str | None = None
+        """Root of existing rows that absolute paths are added to, "" if all of them are absolute."""
+        self._rows_are_absolute = False
+        """True if the first of these rows has an absolute name."""
 
     def _is_folder(self, given: str) -> bool:
         if given in self.remote:
@@ -98,24 +100,39 @@ class Source:
         """
         if self.one_folder:
             return self.inputs[0].rstrip("/") if self.inputs[0] in self.remote else os.path.realpath(self.inputs[0])
-        if self._names_of_rows or (not self.options.files_from and all(map(_is_absolute, self.inputs))):
+        if self._root_of_rows is not None:
+            return self._root_of_rows
+        if not self.options.files_from and all(map(_is_absolute, self.inputs)):
             return ""
         return os.path.realpath(os.getcwd())
 
-    def continue_from_elsewhere(self, root: str) -> None:
-        """Add to rows with names relative to another root, or to none. From here on, lists hold only absolute paths."""
+    def continue_from_elsewhere(self, root: str, first_name: str) -> None:
+        """Add absolute paths to rows whose names are relative to another root, or absolute.
+
+        `first_name` is that of the first row. Does nothing where that could give an image a second row: there the roots
+        differ. From here on, lists hold only absolute paths, none of which may be a row by its relative name.
+        """
         has_lists = bool(self.options.files_from) or "-" in self.inputs
-        if has_lists and all(given == "-" or _is_absolute(given) for given in self.inputs):
-            self._names_of_rows = (
-                f"relative to {root}. Run the command there" if root else "absolute. Use another --out"
-            )
+        only_absolute = all(given == "-" or _is_absolute(given) for given in self.inputs)
+        self._rows_are_absolute = _is_absolute(first_name)
+        if not self.one_folder and only_absolute and (has_lists or self._rows_are_absolute):
+            self._root_of_rows = root
 
     def check_listed(self, path: str) -> None:
-        """Raise OutputRefusedError for a relative path in a list, if existing rows are relative to another folder."""
-        if self._names_of_rows and not _is_absolute(path):
+        """Raise OutputRefusedError for a path in a list that could be another name of an image with a row."""
+        root = self._root_of_rows
+        if root is None:
+            return
+        if not _is_absolute(path):
+            names = f"relative to {root}. Run the command there" if root else "absolute. Use another --out"
             raise OutputRefusedError(
-                f"{path}: in a list of paths, and relative to {os.getcwd()}; the names of existing rows are "
-                f"{self._names_of_rows}, or list absolute paths."
+                f"{path}: in a list of paths, and relative to {os.getcwd()}; the names of existing rows are {names}, "
+                "or list absolute paths."
+            )
+        if root and not self._rows_are_absolute and os.path.realpath(path).startswith(root.rstrip("/") + "/"):
+            raise OutputRefusedError(
+                f"{path}: in a list of paths; names of existing rows are relative to {root}, so it may have a row by "
+                "another name. Use another --out."
             )
 
     @property

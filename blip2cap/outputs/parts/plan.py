@@ -83,6 +83,10 @@ class PartsPlan:
 
     def check(self, settings: Mapping[str, Any], output: str) -> None:
         """Raise OutputRefusedError if `settings` differ from those of the plan; the message names each difference."""
+        made = self.manifest.settings
+        if "input_root" in made and "input_root" not in settings:
+            # Inputs are absolute, and must be those of the plan. Older releases recorded a root all the same.
+            settings = {**settings, "input_root": made["input_root"]}
         self.manifest.check(settings, output, _REMEDY)
 
 
