@@ -234,7 +234,7 @@ class VirtualModel:
         """Do without: images come decoded."""
         raise NotImplementedError
 
-    def check(self, options: GenerateOptions) -> None:
+    def check(self, options: GenerateOptions, prompts: Sequence[str] = ()) -> None:
         """Accept all options."""
 
     def current(self) -> Any:

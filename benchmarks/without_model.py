@@ -57,7 +57,7 @@ class NoModel:
         """Start the decoder of a run."""
         return NoTexts()
 
-    def check(self, options: object) -> None:
+    def check(self, options: object, prompts: object = ()) -> None:
         """Every option fits."""
 
 

@@ -34,6 +34,7 @@ def num_bytes(path: Path) -> int:
 
 
 @pytest.mark.long
+@pytest.mark.timeout(600)
 @pytest.mark.parametrize(
     ("most_steps", "most_redone"),
     [
