@@ -6,6 +6,8 @@ BIN := $(VENV)/bin
 WORKERS ?= 2
 # Processes that tests run in; each takes the next test when it is done with one.
 PARALLEL = -n $(WORKERS) --dist worksteal
+# Else each process compiles the tests, with their assertions rewritten, again.
+unexport PYTHONDONTWRITEBYTECODE
 # For test-oldest and test-newest, whose other packages come from the index: PyPI's own builds bring CUDA, several GB.
 TORCH ?= torch==2.13.0
 

@@ -31,6 +31,7 @@ def measured(images: str, **settings: Any) -> Facts:
     return measure.measure(loaded_tiny(), Job(images=images, **settings))
 
 
+@pytest.mark.long
 def test_a_job_is_a_real_run_from_files_to_rows(drawn: str) -> None:
     facts = measured(drawn, warmup=1, batch_size=2, repeats=2, new_tokens=4)
     assert (facts["images"], facts["rows"]) == (6, 6)
@@ -73,6 +74,7 @@ def test_jobs_that_cannot_be_done_say_so(drawn: str) -> None:
         measured(drawn, num_images=7)
 
 
+@pytest.mark.long
 def test_stages_are_those_of_the_bench_command(drawn: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(benchmark, "matrix_rate", lambda *args: 1e12)
     monkeypatch.setattr(benchmark, "memory_rate", lambda *args: 1e10)

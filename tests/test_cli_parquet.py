@@ -115,7 +115,7 @@ def test_an_output_that_another_run_writes_is_refused(scenes: Path, here: Path) 
 
 @pytest.mark.slow
 @pytest.mark.timeout(600)
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL])
+@pytest.mark.parametrize("number", [pytest.param(signal.SIGTERM, marks=pytest.mark.long), signal.SIGKILL])
 def test_a_run_that_was_stopped_or_killed_goes_on(here: Path, number: signal.Signals) -> None:
     images = draw_scenes(here / "images", 60)
     command = ("caption", images, *TINY, "--batch-size", "1", "-o", OUT)

@@ -175,7 +175,8 @@ def test_other_inputs_are_refused(scenes: Path, finished: Path, here: Path) -> N
     assert f'the inputs was ["{scenes}/000.png"], now ["{scenes}/001.png"]' in result.stderr
 
 
-def test_no_setting_and_no_message_holds_the_secrets_of_a_url(here: Path) -> None:
+def test_no_setting_and_no_message_holds_the_secrets_of_a_url(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("blip2cap.decode.http.PAUSES_S", ())
     url = "http://user:secret@127.0.0.1:1/x.jpg?signature=secret"
     flags = (*TINY, "--allow-http", "-o", "captions/")
     assert invoke("caption", url, *flags).exit_code == 3  # nobody answers there

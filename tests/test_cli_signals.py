@@ -44,7 +44,7 @@ RUN = ("caption", "images", "--model", "tiny", "--batch-size", "2", "--threads",
 ALL = {signal.SIGINT: 130, signal.SIGTERM: 143, signal.SIGHUP: 129, signal.SIGUSR1: 138}
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.timeout(600)
 def test_a_signal_ends_a_run_of_the_real_model_after_its_batch_and_the_same_command_goes_on(here: Path) -> None:
     draw_scenes(here / "images", NUM_IMAGES)
@@ -61,7 +61,7 @@ def test_a_signal_ends_a_run_of_the_real_model_after_its_batch_and_the_same_comm
     assert [row["file_name"] for row in read_rows(here / "captions.jsonl")] == names_below(here / "images")
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.timeout(600)
 def test_rows_do_not_wait_for_a_slow_pipe_and_a_signal_ends_the_wait(here: Path) -> None:
     folder = draw_scenes(here / "images", 3)
@@ -393,7 +393,7 @@ def test_a_quiet_run_says_nothing_of_a_signal(capfd: pytest.CaptureFixture[str])
     assert (stop.exit_code, capfd.readouterr().err) == (130, "")
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.timeout(600)
 def test_a_benchmark_that_is_stopped_takes_its_folder_of_scenes_away(here: Path) -> None:
     command = ("bench", *TINY, "--batch-size", "2", "--num-images", "3000", "--image-size", "64x48")

@@ -19,6 +19,7 @@ STAMPS = {"outputs/manifest.py", "bench/benchmark.py"}
 DATES = {"decode/http.py"}
 """A server may say until when to wait, as a date; the wait has an upper limit."""
 WALL_CLOCK = {"time.time", "time.time_ns", "datetime.now", "datetime.utcnow", "datetime.today"}
+LAST_NAMES = {name.rpartition(".")[2] for name in WALL_CLOCK}
 
 
 def test_only_stamps_look_at_the_clock_on_the_wall() -> None:
@@ -26,7 +27,7 @@ def test_only_stamps_look_at_the_clock_on_the_wall() -> None:
         path.relative_to(PACKAGE).as_posix()
         for path in PACKAGE.rglob("*.py")
         for node in ast.walk(ast.parse(path.read_text()))
-        if isinstance(node, ast.Attribute) and ast.unparse(node) in WALL_CLOCK
+        if isinstance(node, ast.Attribute) and node.attr in LAST_NAMES and ast.unparse(node) in WALL_CLOCK
     }
     assert found == STAMPS | DATES
 

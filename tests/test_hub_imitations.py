@@ -67,8 +67,18 @@ def test_the_pages_name_these_repositories_and_no_others() -> None:
     assert tested == [*REPOSITORIES]
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("name", REPOSITORIES)
+@pytest.mark.parametrize(
+    "name",
+    [
+        pytest.param(
+            name,
+            marks=[]
+            if name in ("Salesforce/blip2-opt-2.7b", "Salesforce/instructblip-vicuna-7b")
+            else [pytest.mark.long],
+        )
+        for name in REPOSITORIES
+    ],
+)
 def test_a_repository_gives_the_same_texts_by_its_id_and_as_a_folder(
     repository: Callable[[str], Path], hub: FakeHub, name: str
 ) -> None:

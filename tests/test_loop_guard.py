@@ -326,7 +326,10 @@ def test_features_go_with_the_text_that_needed_them(folder: Path) -> None:
     assert not any(reference() for reference in kept)
 
 
-@pytest.fixture(scope="module", params=["opt", "t5", pytest.param("instructblip-llama", marks=pytest.mark.long)])
+@pytest.fixture(
+    scope="module",
+    params=["opt", *(pytest.param(kind, marks=pytest.mark.long) for kind in ("t5", "instructblip-llama"))],
+)
 def captioner(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Captioner:
     return Captioner(load_model(make_checkpoint(tmp_path_factory.mktemp(request.param), request.param)))
 

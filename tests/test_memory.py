@@ -99,7 +99,7 @@ def engine(model: FakeModel) -> Engine:
     )
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.usefixtures("traced")
 def test_a_run_holds_as_much_after_many_images_as_after_few() -> None:
     """From the source to the sink; no file exists, so every image fails."""
@@ -109,7 +109,7 @@ def test_a_run_holds_as_much_after_many_images_as_after_few() -> None:
     assert not grows(sink.used)
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.usefixtures("traced")
 def test_what_is_remembered_of_pictures_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
     """Beyond the maximum number of remembered results, further pictures cost nothing; all pictures differ."""
@@ -133,7 +133,7 @@ def test_what_is_remembered_of_pictures_is_bounded(monkeypatch: pytest.MonkeyPat
     assert len(flow.known) == 1_000
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_a_finished_journal_costs_about_twenty_bytes_a_row(tmp_path: Path) -> None:
     path, number = tmp_path / "captions.jsonl", 40_000
     sink = JournalSink(path)
@@ -150,7 +150,7 @@ def test_a_finished_journal_costs_about_twenty_bytes_a_row(tmp_path: Path) -> No
     assert peak - used < 5_000_000  # a block of the file, in pieces
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_several_inputs_are_told_apart_without_their_names(tmp_path: Path) -> None:
     listing, number = tmp_path / "list.txt", 20_000
     listing.write_text("".join(f"{'a' * 100}/{index:09}.jpg\n" for index in range(number)))

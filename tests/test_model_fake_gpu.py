@@ -127,7 +127,7 @@ def test_reads_and_uploads_are_counted() -> None:
         assert (gpu.reads, gpu.num_uploads) == ([], 2)
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_an_encode_and_a_step_of_opt_take_no_more_operations_than_they_did() -> None:
     """At full depth. On a GPU each costs the host some microseconds; these figures may only fall."""
     with fake_gpu() as gpu:

@@ -46,7 +46,10 @@ def load_model(folder: Path) -> Blip2:
     return load(find(options), options)
 
 
-@pytest.fixture(scope="module", params=KINDS)
+@pytest.fixture(
+    scope="module",
+    params=[pytest.param(kind, marks=[pytest.mark.long] if kind.startswith("instructblip") else []) for kind in KINDS],
+)
 def folder(request: pytest.FixtureRequest, checkpoints: Callable[[str], Path]) -> Path:
     return checkpoints(request.param)
 

@@ -61,7 +61,10 @@ def test_every_known_name_is_tested_here() -> None:
     assert {path.stem for path in KNOWN.glob("*.json")} == set(BILLIONS)
 
 
-@pytest.fixture(scope="module", params=BILLIONS)
+@pytest.fixture(
+    scope="module",
+    params=[pytest.param(name, marks=[] if name == "blip2-opt-2.7b" else [pytest.mark.long]) for name in BILLIONS],
+)
 def known(request: pytest.FixtureRequest) -> tuple[str, Checkpoint, Any]:
     """The name of a known checkpoint, the checkpoint, and its network without memory."""
     checkpoint = find_random(request.param)

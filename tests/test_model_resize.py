@@ -77,6 +77,7 @@ def test_what_has_to_grow_is_left_to_pillow() -> None:
     assert np.array_equal(fast.pixels_HWC, exact.pixels_HWC)
 
 
+@pytest.mark.long
 def test_a_thread_that_resizes_starts_no_others() -> None:
     """With a team of OpenMP threads for each, the model's threads would sleep at every operation."""
     code = """

@@ -158,7 +158,7 @@ SPREAD = [4 + 37 * index % 17 for index in range(96)]
 """4 to 20 tokens, in no order."""
 
 
-@pytest.mark.parametrize("capacity", [1, 3, 8, 96])
+@pytest.mark.parametrize("capacity", [pytest.param(1, marks=pytest.mark.long), 3, 8, 96])
 @pytest.mark.parametrize("reads_late", [False, True])
 @pytest.mark.parametrize("num_beams", [1, 3])
 def test_every_text_has_its_length_whatever_runs_beside_it(capacity: int, reads_late: bool, num_beams: int) -> None:

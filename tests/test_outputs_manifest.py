@@ -100,9 +100,12 @@ def test_a_setting_that_is_missing_equals_none():
 def test_a_difference_is_refused_with_its_flag_and_both_values(changed, said):
     message = refusal(SETTINGS, SETTINGS | changed)
     remedy = "Give those again, or use another --out."
-    if "root" in said:
-        remedy += " If only the folder was renamed: --same-inputs."
     assert message == f"captions.jsonl was made with other settings: {said}. {remedy}"
+
+
+def test_a_root_that_differs_may_be_that_of_a_folder_that_was_renamed():
+    message = refusal(SETTINGS | {"input_root": "/old"}, SETTINGS | {"input_root": "/new"})
+    assert message.endswith("or use another --out. If only the folder was renamed: --same-inputs.")
 
 
 def test_rows_from_before_there_were_rules_for_texts_were_made_without():
