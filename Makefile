@@ -20,13 +20,13 @@ demo: $(VENV)/.ready  ## Caption sample_images with the model inside the package
 	$(BIN)/blip2cap caption sample_images --model tiny --overwrite
 	$(BIN)/blip2cap show captions.jsonl
 
-test: $(VENV)/.ready  ## All tests that need no GPU.
+test: $(VENV)/.ready  ## The tests that need no GPU, but for those of test-long.
 	$(BIN)/python -m pytest $(PARALLEL)
 
 test-fast: $(VENV)/.ready  ## Without those that take seconds.
 	$(BIN)/python -m pytest $(PARALLEL) -m "not slow and not long"
 
-test-long: $(VENV)/.ready  ## Those that take minutes: kill loops, races, a million files.
+test-long: $(VENV)/.ready  ## Those that take longer: kill loops, races, training, more models and searches (6 minutes).
 	$(BIN)/python -m pytest $(PARALLEL) -m long
 
 test-oldest: .venv-oldest/.ready  ## All tests with the lowest versions that pyproject.toml allows, but for torch (see TORCH).
