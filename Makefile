@@ -3,8 +3,8 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 
-WORKERS ?= 2
-# Processes that tests run in; each takes the next test when it is done with one.
+WORKERS ?= 3
+# Processes that tests run in, each of which takes the next test when it is done with one; some tests wait.
 PARALLEL = -n $(WORKERS) --dist worksteal
 # Else each process compiles the tests, with their assertions rewritten, again.
 unexport PYTHONDONTWRITEBYTECODE
