@@ -135,6 +135,7 @@ def test_random_weights_write_texts_of_full_length(bench: Bench) -> None:
     assert facts["model"]["random_weights"] is True
 
 
+@pytest.mark.long
 def test_a_quantised_model_reads_less(bench: Bench) -> None:
     whole, bytes_only = (
         json.loads(bench(*SMALL, *BATCH, *more, "--json").stdout) for more in ((), ("--quantize", "int8-dynamic"))
@@ -151,6 +152,7 @@ def test_a_sweep_is_part_of_the_results(bench: Bench) -> None:
     assert all(0 < point["images_per_s"]["min"] <= point["images_per_s"]["max"] for point in points)
 
 
+@pytest.mark.long
 def test_the_plain_script_is_compared_with(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
     asked: list[dict[str, Any]] = []
 

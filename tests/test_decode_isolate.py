@@ -193,7 +193,7 @@ def test_a_byte_now_and_then_makes_no_time_limit_longer(isolation: Isolation) ->
     assert is_fine(isolation)
 
 
-@pytest.mark.parametrize("width", [crashing.HANG, crashing.HANG_WITH_LOCK])
+@pytest.mark.parametrize("width", [crashing.HANG, pytest.param(crashing.HANG_WITH_LOCK, marks=pytest.mark.long)])
 def test_a_decoder_that_hangs_is_ended_when_its_time_is_over(isolation: Isolation, width: int) -> None:
     assert is_fine(isolation)
     before = workers()
@@ -287,7 +287,16 @@ input()
 """
 
 
-@pytest.mark.parametrize("widths", [[], [crashing.HANG], [crashing.HANG_WITH_LOCK, crashing.HANG]])
+@pytest.mark.parametrize(
+    "widths",
+    [
+        [],
+        *(
+            pytest.param(one, marks=pytest.mark.long)
+            for one in ([crashing.HANG], [crashing.HANG_WITH_LOCK, crashing.HANG])
+        ),
+    ],
+)
 def test_workers_do_not_outlive_a_parent_that_is_killed(widths: list[int]) -> None:
     parent = subprocess.Popen(
         [sys.executable, "-c", PARENT, *map(str, widths)], cwd=ROOT, stdin=subprocess.PIPE, stderr=subprocess.PIPE

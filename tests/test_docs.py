@@ -35,10 +35,11 @@ PACKAGE = ROOT / "blip2cap"
 
 
 def pages_with(found: object) -> pytest.MarkDecorator:
-    """Run a test for each page in which `found` finds something."""
+    """Run a test for each page in which `found` finds something; all but the README take long."""
     pages = [page for page in PAGES if found(page)]  # type: ignore[operator]
     assert pages
-    return pytest.mark.parametrize("page", pages, ids=lambda page: os.path.relpath(page, ROOT))
+    params = [pytest.param(page, marks=[] if page.name == "README.md" else [pytest.mark.long]) for page in pages]
+    return pytest.mark.parametrize("page", params, ids=lambda page: os.path.relpath(page, ROOT))
 
 
 def slug(heading: str) -> str:

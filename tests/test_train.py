@@ -45,6 +45,7 @@ def test_a_batch_is_a_function_of_its_step(tokenizer) -> None:
     assert not torch.equal(one[5].pixels_BCHW, one[6].pixels_BCHW)
 
 
+@pytest.mark.long
 def test_prompts_do_not_depend_on_what_is_in_the_picture(tokenizer) -> None:
     data = SceneBatches(tokenizer, DataOptions(batch_size=400, questions_per_image=0))
     seeds = TRAINING_SEEDS[:400]
