@@ -26,7 +26,7 @@ test: $(VENV)/.ready  ## The tests that need no GPU, but for those of test-long.
 test-fast: $(VENV)/.ready  ## Without those that take seconds.
 	$(BIN)/python -m pytest $(PARALLEL) -m "not slow and not long"
 
-test-long: $(VENV)/.ready  ## Those that take longer: kill loops, races, training, more models and searches (6 minutes).
+test-long: $(VENV)/.ready  ## Those that take longer: kill loops, races, training, more models and searches.
 	$(BIN)/python -m pytest $(PARALLEL) -m long
 
 test-oldest: .venv-oldest/.ready  ## All tests with the lowest versions that pyproject.toml allows, but for torch (see TORCH).

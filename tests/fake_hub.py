@@ -29,7 +29,7 @@ class FakeHub:
         self.refuse: tuple[int, str] | None = None
         """Status and X-Error-Code of every answer."""
         self.on_weights: Callable[[bytes], bytes] = lambda content: content
-        """What becomes of weights on their way."""
+        """Changes the weights before they are sent."""
         self.after_weights: Callable[[], None] = lambda: None
         """Called when they are on their way."""
         self.breaks = False

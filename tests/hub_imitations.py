@@ -24,7 +24,7 @@ LETTERS = [*"abcdefghijklmnopqrstuvwxyzAQS?:.0123456789"]
 
 @dataclass(frozen=True, kw_only=True)
 class Form:
-    """What tells one repository from another."""
+    """The differences between repositories."""
 
     text: str
     """opt, t5 or llama."""

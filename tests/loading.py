@@ -1,4 +1,4 @@
-"""What every test would read or build anew, made once in a process: the model inside the package, the commands."""
+"""The model inside the package and the commands, loaded and built once in a process instead of once in a test."""
 
 from __future__ import annotations
 

@@ -24,6 +24,8 @@ from blip2cap.records import Generated, Prompt
 from tests.fake_hub import FakeHub, serve
 from tests.hub_imitations import REPOSITORIES, imitate
 
+QUICK = ("Salesforce/blip2-opt-2.7b", "Salesforce/instructblip-vicuna-7b")
+"""Repositories whose texts are compared in every run of the tests."""
 PAGES = [Path(__file__).parent.parent / page for page in ("README.md", "docs/models.md")]
 
 
@@ -68,16 +70,7 @@ def test_the_pages_name_these_repositories_and_no_others() -> None:
 
 
 @pytest.mark.parametrize(
-    "name",
-    [
-        pytest.param(
-            name,
-            marks=[]
-            if name in ("Salesforce/blip2-opt-2.7b", "Salesforce/instructblip-vicuna-7b")
-            else [pytest.mark.long],
-        )
-        for name in REPOSITORIES
-    ],
+    "name", [pytest.param(name, marks=[] if name in QUICK else [pytest.mark.long]) for name in REPOSITORIES]
 )
 def test_a_repository_gives_the_same_texts_by_its_id_and_as_a_folder(
     repository: Callable[[str], Path], hub: FakeHub, name: str

@@ -64,7 +64,7 @@ def test_whole_texts_are_generated_with_every_tensor_on_one_device(family: str, 
 
 
 def test_an_index_on_the_cpu_is_found() -> None:
-    """What the test above is for: torch takes such an index, and waits for the GPU to copy it."""
+    """The reason for the test above: torch accepts such an index, and waits for the GPU to copy it."""
     model = model_of("opt")
     with fake_gpu():
         cache = model.decoder.new_cache(4, 34, NEW_TOKENS)  # type: ignore[union-attr]

@@ -52,7 +52,7 @@ def hub(monkeypatch: pytest.MonkeyPatch, cache: Path, folder: Path) -> Iterator[
 
 @pytest.fixture
 def _small_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
-    """What an interrupted download leaves is a whole number of chunks, of 10 MB by default."""
+    """Download in small chunks: an interrupted download leaves a whole number of them, of 10 MB by default."""
     monkeypatch.setattr("huggingface_hub.constants.DOWNLOAD_CHUNK_SIZE", 1000)
 
 

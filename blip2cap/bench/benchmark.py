@@ -41,7 +41,7 @@ _WARM_UP = 16
 _ALONE, _SHARED = 0.9, 0.4
 """Part of the time limit that the passes of blip2cap may take, without and with a baseline or a sweep after them."""
 _TIMES_SLOWER = 8
-"""The plain script is taken to be so many times slower than blip2cap, until it has run."""
+"""Assumed ratio of the time of the plain script to that of blip2cap, until the script has run."""
 _LOAD_BYTES_PER_S = 2e8
 """For the estimate at the start: a slow disk, or random weights on few cores."""
 _ANY_NAME = "x.jpg"

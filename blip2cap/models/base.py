@@ -85,7 +85,7 @@ class Model(Protocol):
     fallback_reason: str
     """Reason why texts are generated in a slower way than this family's own; empty if they are not."""
     remark: str
-    """What the user should know about the checkpoint; empty if there is nothing."""
+    """Message about the checkpoint for the user; empty if there is none."""
 
     @property
     def image_input(self) -> ImageInput:

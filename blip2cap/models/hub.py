@@ -147,7 +147,7 @@ class _Blob:
             for leftover in self.part.parent.glob(f"{self.sha256}.*.incomplete"):
                 leftover.unlink()  # of a killed `snapshot_download`, which would never use it again
             with open(self.part, "ab") as part:
-                if part.tell() > self.num_bytes:
+                if part.tell() > self.num_bytes:  # the hub would refuse to continue it, at every attempt
                     part.truncate(0)
                     part.seek(0)
                 http_get(

@@ -148,7 +148,7 @@ class _Parser:
         self._names: tuple[str, ...] = ()
         self._schema: Schema | None = None
         self._recognised = False
-        """Whether the schema was told by the names of the columns, not by a manifest."""
+        """True if the schema comes from the names of the columns, not from a manifest."""
 
     def row(self, columns: Any, where: str) -> Row:
         """Make a row of parsed columns. Raises OutputRefusedError, which names the place, if they are not a row."""

@@ -102,7 +102,7 @@ class _Tar:
         self._passed: dict[str, tuple[int, ImageRef | None]] = {}
         """Name -> number of the member, and the member where it can be read later."""
         self._is_known = False
-        """Whether all members have been passed once."""
+        """True when all members have been passed once."""
         self._begin()
 
     def _begin(self) -> None:
