@@ -6,12 +6,12 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
+from blip2cap.outputs.existing_rows import manifest_path
 from blip2cap.outputs.export.formats import make_writer
 from blip2cap.outputs.export.item import Item, Items
 from blip2cap.outputs.export.options import ExportOptions
 from blip2cap.outputs.export.run import ExportCounts, export
 from blip2cap.outputs.files import OS_FILES, Files, OsFiles
-from blip2cap.outputs.journal import manifest_path
 from blip2cap.outputs.manifest import Manifest
 from blip2cap.outputs.open import open_rows
 from blip2cap.records import ImageRef

@@ -5,8 +5,9 @@ from collections import Counter
 import pytest
 
 from blip2cap.errors import OutputError, OutputRefusedError
+from blip2cap.outputs.existing_rows import manifest_path, read_journal
 from blip2cap.outputs.files import OS_FILES, Files, OsFiles
-from blip2cap.outputs.journal import JournalSink, manifest_path, read_journal
+from blip2cap.outputs.journal import JournalSink
 from blip2cap.records import ImageRef
 from blip2cap.rows import Row
 from blip2cap.tasks.base import Worklist

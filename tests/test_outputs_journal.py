@@ -5,7 +5,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from blip2cap.errors import OutputError, OutputRefusedError
-from blip2cap.outputs.journal import JournalSink, manifest_path, read_journal
+from blip2cap.outputs.existing_rows import manifest_path, read_journal
+from blip2cap.outputs.journal import JournalSink
 from blip2cap.outputs.stream import StreamSink
 from blip2cap.records import ImageRef
 from blip2cap.tasks.text import text_schema

@@ -6,7 +6,8 @@ import sys
 import pytest
 
 from blip2cap.errors import OutputError, OutputRefusedError
-from blip2cap.outputs.journal import JournalSink, manifest_path
+from blip2cap.outputs.existing_rows import manifest_path
+from blip2cap.outputs.journal import JournalSink
 from tests.rows import SETTINGS, columns_of, left_in, row, write
 
 IMPORT = "import sys; from pathlib import Path; from blip2cap.outputs.journal import JournalSink"

@@ -17,7 +17,7 @@ from blip2cap.key_set import KeySet
 from blip2cap.models.base import Model
 from blip2cap.options import Kind
 from blip2cap.outputs.base import Output
-from blip2cap.outputs.journal import Journal
+from blip2cap.outputs.existing_rows import Journal
 from blip2cap.outputs.open import open_output, read_file
 from blip2cap.source.inputs import ImageStream, Source
 from blip2cap.tasks.base import Request, Worklist

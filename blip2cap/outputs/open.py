@@ -11,10 +11,11 @@ from typing import TYPE_CHECKING, BinaryIO
 
 from blip2cap.errors import InputError, OutputError, OutputRefusedError
 from blip2cap.options import SUFFIXES, Kind, OutputOptions
-from blip2cap.outputs import journal, parquet
+from blip2cap.outputs import existing_rows, parquet
 from blip2cap.outputs.base import Output
+from blip2cap.outputs.existing_rows import Journal, manifest_path
 from blip2cap.outputs.files import behind
-from blip2cap.outputs.journal import Journal, JournalSink, manifest_path
+from blip2cap.outputs.journal import JournalSink
 from blip2cap.outputs.manifest import UNFINISHED, Manifest
 from blip2cap.outputs.parquet import ParquetSink, embedded_manifest, journal_path
 from blip2cap.outputs.read import Results, part_order, readable, spool
@@ -63,7 +64,7 @@ def read_file(out: str, kind: Kind, *, retry_failed: bool = False) -> tuple[Mani
     Raises OutputRefusedError if it is damaged or has no manifest.
     """
     check_regular(out)
-    read = parquet.read_output if kind is Kind.PARQUET else journal.read_output
+    read = parquet.read_output if kind is Kind.PARQUET else existing_rows.read_output
     return read(Path(out), retry_failed=retry_failed)
 
 

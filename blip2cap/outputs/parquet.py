@@ -18,9 +18,10 @@ from typing import TYPE_CHECKING, Any
 
 from blip2cap.errors import OutputError, OutputRefusedError
 from blip2cap.key_set import KeySet
-from blip2cap.outputs import journal as journals
+from blip2cap.outputs import existing_rows
+from blip2cap.outputs.existing_rows import Journal, read_lines
 from blip2cap.outputs.files import OS_FILES, Files, behind, replaceable, replacing, sync_folder, write_all
-from blip2cap.outputs.journal import Journal, JournalSink, read_lines
+from blip2cap.outputs.journal import JournalSink
 from blip2cap.outputs.manifest import FINISHED, Manifest
 from blip2cap.outputs.rows_at_once import Found
 from blip2cap.rows import Row, Schema, row_key
@@ -115,7 +116,7 @@ def read_output(path: Path, *, retry_failed: bool = False) -> tuple[Manifest | N
     Raises OutputRefusedError if one is damaged or not made by blip2cap.
     """
     path = behind(path)
-    manifest, journal = journals.read_output(journal_path(path), retry_failed=retry_failed)
+    manifest, journal = existing_rows.read_output(journal_path(path), retry_failed=retry_failed)
     table = read_table(path, journal, retry_failed=retry_failed)
     return table.manifest if table else manifest, journal
 
