@@ -50,7 +50,7 @@ def test_keys_compare_with_collections_of_strings():
 def filled(*batches):
     keys = KeySet()
     for batch in batches:
-        keys.extend(f"{number}.jpg".encode() for number in batch)
+        keys.extend([f"{number}.jpg" for number in batch])
     return keys
 
 
@@ -59,6 +59,7 @@ def filled(*batches):
 )
 def test_keys_that_were_added_together_are_found_in_any_order_and_no_others(order, monkeypatch):
     monkeypatch.setattr("blip2cap.key_set._AT_ONCE", 1_000)
+    monkeypatch.setattr("blip2cap.key_set._BLOCK", 100)
     keys = filled(range(1_000), range(1_000, 3_000))
     assert len(keys) == 3_000
     assert all(f"{number}.jpg" in keys for number in order)
@@ -66,11 +67,21 @@ def test_keys_that_were_added_together_are_found_in_any_order_and_no_others(orde
     assert len(keys) == 3_000
 
 
+@pytest.mark.parametrize("key", ["", "\0", "é", "e\u0301", "\udcff.jpg", "\ud800", 'a "b"\\\n'])
+def test_any_string_may_be_among_keys_that_are_added_together(key):
+    keys = KeySet()
+    keys.extend(["a", key, "b"])
+    assert all(one in keys for one in ("a", key, "b"))
+    assert key + "x" not in keys
+    assert all(one in keys for one in ("b", key, "a"))
+
+
 def test_keys_may_be_added_together_after_others_and_again(monkeypatch):
     monkeypatch.setattr("blip2cap.key_set._AT_ONCE", 10)
+    monkeypatch.setattr("blip2cap.key_set._BLOCK", 7)
     keys = filled(range(50), [])
     assert [keys.add(f"{number}.jpg") for number in (49, 50)] == [False, True]
-    keys.extend(f"{number}.jpg".encode() for number in range(51, 100))
+    keys.extend([f"{number}.jpg" for number in range(51, 100)])
     assert all(f"{number}.jpg" in keys for number in range(100))
     assert "100.jpg" not in keys
     assert len(keys) == 100
@@ -79,6 +90,7 @@ def test_keys_may_be_added_together_after_others_and_again(monkeypatch):
 def test_two_threads_look_keys_up_at_once(monkeypatch):
     """One in the order in which they were added, one in another, as a run and the count of its images."""
     monkeypatch.setattr("blip2cap.key_set._AT_ONCE", 100)
+    monkeypatch.setattr("blip2cap.key_set._BLOCK", 50)
     for _ in range(20):
         keys = filled(range(1_000))
         orders = [range(1_000), range(999, -1, -1), range(1_000)]

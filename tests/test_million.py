@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -16,30 +17,38 @@ from benchmarks.suite import Section, Suite, main
 from blip2cap.bench.programs import ProgramError
 
 
-def measured(folder: Path) -> Facts:
+def measured(folder: Path, run: Callable[[Section], None]) -> Facts:
     suite = Suite(folder / "million.json", {}, say=lambda line: None)
     section = Section(suite, Programs(suite.left_s), Pictures(folder / "files"))
     (folder / "files").mkdir()
-    million.million(7, few=20, many=200)(section)
+    run(section)
     return section.facts
 
 
 @pytest.mark.long
-def test_files_are_created_done_found_done_and_removed(tmp_path: Path) -> None:
-    facts = measured(tmp_path)
-    assert [facts[name]["files"] for name in ("few", "many", "again")] == [20, 200, 200]
-    assert [facts[name]["rows_written"] for name in ("few", "many", "again")] == [20, 200, 0]
-    assert [figure["at_most"] for figure in facts["figures"].values()] == [5, 100, 10]
-    assert "first_row_s" not in facts["again"]
+def test_files_are_created_done_and_removed(tmp_path: Path) -> None:
+    facts = measured(tmp_path, million.first(7, few=20, many=200))
+    assert [facts[name]["files"] for name in ("few", "many")] == [20, 200]
+    assert [facts[name]["rows_written"] for name in ("few", "many")] == [20, 200]
+    assert [figure["at_most"] for figure in facts["figures"].values()] == [5, 100]
     assert facts["many"]["peak_mb"] > 50
     assert facts["many"]["cpu_s"] > 0
+    assert list((tmp_path / "files").iterdir()) == []
+
+
+@pytest.mark.long
+def test_files_with_captions_are_found_done_and_removed(tmp_path: Path) -> None:
+    facts = measured(tmp_path, million.again(7, many=200))
+    assert (facts["again_0"]["files"], facts["again_0"]["rows_written"]) == (200, 0)
+    assert [figure["at_most"] for figure in facts["figures"].values()] == [10]
+    assert "first_row_s" not in facts["again_0"]
     assert list((tmp_path / "files").iterdir()) == []
 
 
 def test_a_run_that_goes_wrong_says_why_and_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sys, "executable", "/bin/false")
     with pytest.raises(ProgramError, match="ended with code 1 and no result"):
-        measured(tmp_path)
+        measured(tmp_path, million.first(7, few=20, many=200))
     assert list((tmp_path / "files").iterdir()) == []
 
 
@@ -57,6 +66,6 @@ def test_where_too_few_files_fit_nothing_is_written(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("os.statvfs", lambda path: SimpleNamespace(f_favail=1_000))
-    assert main("", million.SECTIONS, ["--out", str(tmp_path / "million.json")], files=1_100_000) == 2
+    assert main("", million.sections(), ["--out", str(tmp_path / "million.json")], files=1_100_000) == 2
     assert "1,000 more files fit, 1,100,000 are needed. Set TMPDIR." in capsys.readouterr().err
     assert list(tmp_path.iterdir()) == []

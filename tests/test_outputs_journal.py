@@ -9,7 +9,6 @@ from blip2cap.outputs.existing_rows import manifest_path, read_journal
 from blip2cap.outputs.journal import JournalSink
 from blip2cap.outputs.stream import StreamSink
 from blip2cap.records import ImageRef
-from blip2cap.tasks.text import text_schema
 from tests.rows import SETTINGS, columns_of, failed, left_in, row, text_row, write
 
 
@@ -43,7 +42,7 @@ def test_a_resumed_run_knows_what_is_finished_and_appends(path):
 
 def test_answers_are_found_again_by_image_and_question(path):
     write(path, row(1, question="what?"), row(1, question="where?"))
-    assert read_journal(path, schema=text_schema(question=True)).finished == {
+    assert read_journal(path, label="question").finished == {
         row(1, question="what?").key,
         row(1, question="where?").key,
     }
@@ -103,7 +102,7 @@ def test_any_texts_come_back(path, texts):
     rows = [row(number, text=text, question=text) for number, text in enumerate(texts)]
     write(path, *rows, overwrite=True)
     assert columns_of(path) == [one.as_dict() for one in rows]
-    assert read_journal(path, schema=text_schema(question=True)).finished == {one.key for one in rows}
+    assert read_journal(path, label="question").finished == {one.key for one in rows}
 
 
 @pytest.mark.parametrize(

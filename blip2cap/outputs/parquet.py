@@ -19,11 +19,10 @@ from typing import TYPE_CHECKING, Any
 from blip2cap.errors import OutputError, OutputRefusedError
 from blip2cap.key_set import KeySet
 from blip2cap.outputs import existing_rows
-from blip2cap.outputs.existing_rows import Journal, read_lines
+from blip2cap.outputs.existing_rows import Journal, Keyed, read_lines
 from blip2cap.outputs.files import OS_FILES, Files, behind, replaceable, replacing, sync_folder, write_all
 from blip2cap.outputs.journal import JournalSink
 from blip2cap.outputs.manifest import FINISHED, Manifest
-from blip2cap.outputs.rows_at_once import Found
 from blip2cap.rows import Row, Schema, row_key
 
 if TYPE_CHECKING:
@@ -62,14 +61,13 @@ def read_table(path: Path, journal: Journal, *, retry_failed: bool = False) -> T
                 raise TypeError("its columns differ from those in its manifest")
             table = Table(manifest=manifest)
             for batch in parquet.iter_batches(batch_size=_BATCH):
-                if not journal.num_bytes and (found := _found(batch, manifest.label)) is not None:
-                    journal.note_many(found, retry_failed=retry_failed)
-                    continue
-                for key, status, error in _keys(batch, manifest.label):
-                    if key in journal.finished or key in journal.to_retry:
-                        table.replaced.add(key)
-                        continue
-                    journal.note(key, status, error, retry_failed=retry_failed)
+                rows: Iterable[Keyed] = _keys(batch, manifest.label)
+                if journal.num_bytes:
+                    rows = [*rows]
+                    again = {key for key, _, _ in rows if key in journal.finished or key in journal.to_retry}
+                    table.replaced.update(again)
+                    rows = (row for row in rows if row[0] not in again)
+                journal.note(rows, retry_failed=retry_failed)
             return table
     except FileNotFoundError:
         return None
@@ -306,15 +304,6 @@ def _keys(batch: pa.RecordBatch, label: str) -> Iterator[tuple[str, str, str]]:
     names = ["file_name", "file_name_b64", "status", "error", *([label] if label else [])]
     for name, raw, status, error, *labels in zip(*(batch[name].to_pylist() for name in names), strict=True):
         yield row_key(name, raw, labels[0] if labels else None), status, error
-
-
-def _found(batch: pa.RecordBatch, label: str) -> Iterable[Found] | None:
-    """Return the rows as the reader of a journal does; None if the bytes of a name are in base64."""
-    if any(batch["file_name_b64"].to_pylist()):
-        return None
-    none = [b""] * len(batch)
-    names = ("file_name", label, "status", "error")
-    return zip(*(batch[name].cast("binary").to_pylist() if name else none for name in names), strict=True)
 
 
 def _in_groups(batches: Iterable[pa.RecordBatch]) -> Iterator[list[pa.RecordBatch]]:

@@ -1,4 +1,4 @@
-"""Many rows read at once are those that json reads, or none: then json reads them one by one."""
+"""The rows that an output holds are those that json reads, and whatever is no row is refused with its place."""
 
 from __future__ import annotations
 
@@ -9,88 +9,81 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from blip2cap.errors import OutputRefusedError
+from blip2cap.outputs.existing_rows import Journal, read_journal
 from blip2cap.outputs.journal import JournalSink
 from blip2cap.outputs.parquet import ParquetSink, read_output
-from blip2cap.outputs.rows_at_once import reader
-from blip2cap.rows import FLOAT, INTEGER, Column, Row, Vector, make_schema
-from blip2cap.tasks.text import text_schema
+from blip2cap.rows import FLOAT, INTEGER, Column, Row, Vector, make_schema, row_key
 from tests.rows import SETTINGS, failed, row, text_row, write
 
-CAPTIONS, ANSWERS = text_schema(question=False), text_schema(question=True)
 LINES = b"".join(one.as_json() for one in (row(1), failed(2), row(3, text='a "cat"\n\u2028\\ 🐈')))
 
 
-def parsed(lines: bytes, label: str = "") -> list[tuple[bytes, ...]]:
-    """Read lines with json. Raises for what is not a row."""
+def parsed(lines: bytes) -> set[str]:
+    """Read the keys of lines with json. Raises for what is not a row."""
     rows = [json.loads(line.decode()) for line in lines.split(b"\n")[:-1]]
-    assert not any(one["file_name_b64"] for one in rows)
-    return [
-        tuple(str(one[name]).encode() if name else b"" for name in ("file_name", label, "status", "error"))
-        for one in rows
-    ]
+    assert all(isinstance(one[name], str) for one in rows for name in ("status", "error", "file_name_b64"))
+    return {row_key(one["file_name"], one["file_name_b64"], None) for one in rows}
 
 
-def test_rows_are_read_with_their_status() -> None:
-    assert reader(CAPTIONS)(LINES) == [
-        (b"1.jpg", b"", b"ok", b""),
-        (b"2.jpg", b"", b"failed", b"truncated"),
-        (b"3.jpg", b"", b"ok", b""),
-    ]
+def read(tmp_path: Path, lines: bytes, label: str = "") -> Journal:
+    path = tmp_path / "x.jsonl"
+    path.write_bytes(lines)
+    return read_journal(path, label=label)
 
 
-def test_a_number_that_json_refuses_is_left_to_it() -> None:
-    many = row(1).as_json().replace(b'"num_tokens": 0', b'"num_tokens": ' + b"1" * 5000)
-    with pytest.raises(ValueError, match="4300"):
-        json.loads(many)
-    assert reader(CAPTIONS)(many) is None
+def test_rows_are_read_with_their_status(tmp_path: Path) -> None:
+    journal = read(tmp_path, LINES)
+    assert journal.finished == {row_key(f"{number}.jpg", "", None) for number in (1, 2, 3)}
+    assert journal.failed_keys == {row_key("2.jpg", "", None)}
+    assert (journal.num_ok, dict(journal.failed), journal.num_bytes) == (2, {"truncated": 1}, len(LINES))
 
 
-def test_answers_are_read_with_their_questions() -> None:
+def test_answers_are_read_with_their_questions(tmp_path: Path) -> None:
     lines = row(1, question="what is é?").as_json() + row(1, question="where?").as_json()
-    assert reader(ANSWERS)(lines) == parsed(lines, "question")
+    keys = {row_key("1.jpg", "", question) for question in ("what is é?", "where?")}
+    assert read(tmp_path, lines, "question").finished == keys
 
 
-def test_lists_and_numbers_of_all_kinds_are_read() -> None:
+def test_lists_and_numbers_of_all_kinds_are_passed_over(tmp_path: Path) -> None:
     schema = make_schema(Column("score", FLOAT), Column("vector", Vector(2, "float16")), details=[Column("n", INTEGER)])
     values = {"vector": schema.columns[3].type.empty, "status": "ok"}
-    lines = b"".join(
-        schema.row(file_name="a.jpg", score=score, n=-3, **values).as_json() for score in (0.0, -1.5, 1e-9, 2.5e300)
-    )
-    assert reader(schema)(lines) == parsed(lines)
-    for texts in ((), ("a",), ("a", 'b "c"')):
-        one = text_row(file_name="é.jpg", texts=texts)
-        assert reader(one.schema)(one.as_json()) == [("é.jpg".encode(), b"", b"ok", b"")]
+    rows = [
+        schema.row(file_name=f"{score}.jpg", score=score, n=-3, **values) for score in (0.0, -1.5, 1e-9, 2.5e300)
+    ] + [text_row(file_name=f"{len(texts)}.jpg", texts=texts) for texts in ((), ("a",), ("a", 'b "c"'))]
+    assert read(tmp_path, b"".join(one.as_json() for one in rows)).finished == {one.key for one in rows}
 
 
 @pytest.mark.parametrize("name", ['a "b".jpg', "a\\b.jpg", "a\u202eb.jpg", "a\nb.jpg"])
-def test_names_with_escapes_are_left_to_json(tmp_path: Path, name: str) -> None:
+def test_names_with_escapes_are_read(tmp_path: Path, name: str) -> None:
     rows = [row(1), text_row(file_name=name), text_row(file_name="caf\\xe9.jpg", file_name_b64="Y2Fm6S5qcGc=")]
-    assert reader(CAPTIONS)(rows[0].as_json() + rows[1].as_json()) is None
-    write(tmp_path / "x.jsonl", *rows)
-    sink = JournalSink(tmp_path / "x.jsonl")
-    assert sink.finished == {one.key for one in rows}
-    sink.close()
+    assert read(tmp_path, b"".join(one.as_json() for one in rows)).finished == {one.key for one in rows}
 
 
 @given(at=st.integers(0, len(LINES) - 1), byte=st.integers(0, 255), kind=st.sampled_from(["change", "insert", "drop"]))
-@settings(deadline=None, max_examples=200)
-def test_a_damaged_row_is_never_read_as_another_than_json_reads(at: int, byte: int, kind: str) -> None:
+@settings(deadline=None, max_examples=200, suppress_health_check=[HealthCheck.function_scoped_fixture])
+def test_a_damaged_row_is_never_read_as_another_than_json_reads(tmp_path: Path, at: int, byte: int, kind: str) -> None:
     damaged = LINES[:at] + (b"" if kind == "drop" else bytes([byte])) + LINES[at + (kind != "insert") :]
-    if (found := reader(CAPTIONS)(damaged)) is not None:
-        assert found == parsed(damaged)
+    try:
+        journal = read(tmp_path, damaged)
+    except OutputRefusedError:
+        return
+    assert journal.finished == parsed(damaged[: journal.num_bytes])
 
 
 @pytest.mark.parametrize(
-    "damage", [b"x", b" ", b"{}", b"\xff", b'{"file_name": "0.jpg"}', LINES.split(b"\n")[0]], ids=repr
+    "damage", [b"x", b"{}", b"\xff", b"\0", b'{"file_name": "0.jpg"}', LINES.split(b"\n")[0]], ids=repr
 )
-def test_what_stands_before_or_after_a_row_on_its_line_is_seen(damage: bytes) -> None:
-    for damaged in (damage + LINES, LINES.replace(b"\n", damage + b"\n", 1), LINES[:-1] + damage + b"\n"):
-        assert reader(CAPTIONS)(damaged) is None
+def test_what_stands_before_or_after_a_row_on_its_line_is_damage_with_its_number(tmp_path: Path, damage: bytes) -> None:
+    places = {damage + LINES: 1, LINES.replace(b"\n", damage + b"\n", 1): 1, LINES[:-1] + damage + b"\n": 3}
+    for damaged, number in places.items():
+        with pytest.raises(OutputRefusedError, match=f"x.jsonl:{number} is damaged"):
+            read(tmp_path, damaged)
 
 
 @given(rows=st.lists(st.tuples(st.text('ab"\\é🐈\0\x7f', min_size=1, max_size=4), st.booleans()), max_size=6))
 @settings(deadline=None, max_examples=20, suppress_health_check=[HealthCheck.function_scoped_fixture])
-def test_a_journal_is_read_the_same_in_whole_blocks_and_line_by_line(
+def test_a_journal_is_read_with_and_without_retries(
     tmp_path_factory: pytest.TempPathFactory, rows: list[tuple[str, bool]]
 ) -> None:
     path = tmp_path_factory.mktemp("journal") / "x.jsonl"
