@@ -39,7 +39,9 @@ def decode(section: Section) -> None:
     folder = Path(section.pictures.folder)
     paths = [photo(folder / f"photo-{seed}.jpg", seed, LARGE_SIZE) for seed in (1, 2)]
     section.facts |= compare(paths, size=224, num_rounds=7)
-    section.judge("fast_cpu_ms", section.facts["fast_cpu_ms"], at_most=30)
+    section.judge("fast_cpu_ms", section.facts["fast_cpu_ms"], at_most=25)
+    alone = divide(section.facts["fast_cpu_ms"], section.facts["libjpeg_cpu_ms"])
+    section.judge("times_libjpeg_alone", alone, at_most=1.1)
 
 
 def tiny(section: Section) -> None:
