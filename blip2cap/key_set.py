@@ -37,7 +37,7 @@ class KeySet:
         self._next_block = 0
         self._expected: list[str] = []
         """Keys of the block before `_next_block` that were not looked up yet, the next one last."""
-        self._lock = threading.RLock()
+        self._lock = threading.Lock()
         self._buckets = [bytearray()]
         """Concatenated digests; the first bytes of a digest select its bucket. Their number is a power of 2."""
         self._mask = 0
@@ -71,10 +71,14 @@ class KeySet:
     def __contains__(self, key: object) -> bool:
         assert isinstance(key, str)
         if self._queue:
-            with self._lock:
-                if self._is_next(key):
-                    return True
-                self._empty_queue()
+            # No lock for each key: if two threads take the same one, the next lookup is out of order. A slice, as the
+            # other thread may empty the list.
+            if self._expected[-1:] == [key]:
+                del self._expected[-1:]
+                return True
+            if self._is_next(key):
+                return True
+            self._empty_queue()
         digest = blake2b(key.encode("utf-8", "surrogatepass"), digest_size=_SIZE).digest()
         # A match that spans two digests is as unlikely as a collision.
         return digest in self._buckets[int.from_bytes(digest[:4], "little") & self._mask]
@@ -91,14 +95,16 @@ class KeySet:
     __hash__ = None  # type: ignore[assignment]
 
     def _is_next(self, key: str) -> bool:
-        """Compare with the next key in the queue, and go on to the one after it if they are equal."""
-        if not self._expected and self._next_block < len(self._queue):
-            self._expected = _unpacked(self._queue[self._next_block])[::-1]
+        """If the block is finished, compare with the first key of the next one, and go on to its second."""
+        with self._lock:
+            if self._expected or self._next_block >= len(self._queue):
+                return False
+            expected = _unpacked(self._queue[self._next_block])[::-1]
             self._next_block += 1
-        if not self._expected or self._expected[-1] != key:
-            return False
-        self._expected.pop()
-        return True
+            if found := expected[-1] == key:
+                expected.pop()
+            self._expected = expected
+            return found
 
     def _empty_queue(self) -> None:
         """Move the keys of the queue to the buckets."""
