@@ -7,7 +7,7 @@ Images with equal pixels are processed once: the same picture under two names, o
 from __future__ import annotations
 
 import time
-from collections import OrderedDict, defaultdict, deque
+from collections import defaultdict, deque
 from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -15,6 +15,7 @@ from typing import Any
 from blip2cap.batch_size import BatchSize
 from blip2cap.decode.image import Decoded
 from blip2cap.engine.first_texts import FirstTexts
+from blip2cap.engine.remembered import Remembered
 from blip2cap.errors import ImageError
 from blip2cap.models.base import Model
 from blip2cap.records import ImageRef, Prompt
@@ -23,8 +24,6 @@ from blip2cap.tasks.base import Request, Task
 
 DecodedRequest = tuple[Request, Decoded | ImageError]
 
-_NUM_REMEMBERED = 20_000
-"""Number of results kept for equal images; about 10 MB of captions."""
 _MOST_BEHIND = 4
 """Maximum number of images in the flow, as a multiple of the capacity of the session."""
 
@@ -77,7 +76,8 @@ class Flow:
         """Questions in the session."""
         self.in_flight: dict[Hashable, _Question] = {}
         """The same, by key."""
-        self.known: OrderedDict[Hashable, Any] = OrderedDict()
+        self.known = Remembered()
+        """Results of questions that have left the session, by key, for equal images."""
 
     def accepts_more(self, size: BatchSize) -> bool:
         """Return True if the session has capacity left and few enough images wait for a slow one before them.
@@ -131,7 +131,6 @@ class Flow:
         image_key: Hashable = decoded.digest if self.task.deterministic else image
         key = image_key, prompt, label, 0 if self.task.deterministic else index
         if key in self.known:
-            self.known.move_to_end(key)
             self._answer(image, index, self.known[key])
         elif key in self.in_flight:
             self.in_flight[key].waiting.append((image, index))
@@ -154,7 +153,7 @@ class Flow:
             self.model.wait()
         started = time.perf_counter()
         try:
-            features = self.model.encode([questions[0].content for questions in images])
+            features = self.session.encode([questions[0].content for questions in images])
             prompts = [
                 Prompt(image=number, text=question.prompt, name=question.name, question=question.label)
                 for number, questions in enumerate(images)
@@ -187,14 +186,13 @@ class Flow:
         for ticket, result in self.session.advance():
             question = self.tickets.pop(ticket)
             del self.in_flight[question.key]
-            self.first_texts.add(result, question.label)
+            if isinstance(result, list):  # texts
+                self.first_texts.add(result, question.label)
             finished: Any = result
             if not isinstance(result, ImageError):
                 finished = self.task.finish(result)
                 if self.task.deterministic:
-                    self.known[question.key] = finished
-                    if len(self.known) > _NUM_REMEMBERED:
-                        self.known.popitem(last=False)
+                    self.known.add(question.key, finished)
             for image, index in question.waiting:
                 self._answer(image, index, finished)
 

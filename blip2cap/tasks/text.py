@@ -8,7 +8,7 @@ from functools import lru_cache
 from typing import Any, ClassVar, Self
 
 from blip2cap.errors import ImageError, UsageError
-from blip2cap.models.base import Checkpoint, Family, Model, Session
+from blip2cap.models.base import Checkpoint, Family, Session, TextModel
 from blip2cap.options import GenerateOptions, TextOptions
 from blip2cap.prompts import Template
 from blip2cap.records import Generated, ImageRef
@@ -75,11 +75,7 @@ class TextTask:
 
     def for_checkpoint(self, checkpoint: Checkpoint, family: Family) -> Self:
         """Return the task with the template of a family, unless one was given."""
-        if self.name not in family.tasks:
-            raise UsageError(
-                f"--model {checkpoint.name}: a model of the family {family.name}, which cannot {self.name}. It can: "
-                f"{', '.join(family.tasks)}."
-            )
+        family.check_task(self.name, checkpoint)
         return self if self.template is not None else replace(self, template=self._default_template(family))
 
     def check(self, model: Any) -> None:
@@ -91,7 +87,7 @@ class TextTask:
         prompts = [template.fill("", label or "") for label in self.labels] if template.is_constant else []
         model.check(self.generate, prompts)
 
-    def start(self, model: Model, *, capacity: int | None) -> Session:
+    def start(self, model: TextModel, *, capacity: int | None) -> Session:
         """Open a session that generates text, with the loop guard if it is on."""
 
         def start(options: GenerateOptions) -> Session:
