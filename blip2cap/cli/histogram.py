@@ -56,11 +56,10 @@ def lines(values: array[float], *, name: str, num_failed: int) -> Iterator[str]:
         kept = f"{each.num_kept:>{numbers},} {each.num_kept / len(values):>7.1%}"
         yield f"{text:<{column}}  {each.count:>{numbers},}  {kept:>{numbers + 9}}  {_bar(each.count, longest)}".rstrip()
     ordered = sorted(values)
-    quarters = ", ".join(
-        f"{share:.0%} below {ordered[int(share * (len(ordered) - 1))]:.4g}" for share in (0.05, 0.25, 0.5)
-    )
+    below = ((share, ordered[int(share * (len(ordered) - 1))]) for share in (0.05, 0.25, 0.5))
+    quantiles = ", ".join(f"{share:.0%} below {value:.4g}" for share, value in below)
     failed = f", {num_failed:,} failed and not counted" if num_failed else ""
-    yield f"{len(values):,} rows{failed}; lowest {ordered[0]:.4g}, {quarters}, highest {ordered[-1]:.4g}"
+    yield f"{len(values):,} rows{failed}; lowest {ordered[0]:.4g}, {quantiles}, highest {ordered[-1]:.4g}"
 
 
 def _bar(count: int, longest: int) -> str:

@@ -50,7 +50,10 @@ def show(
         ),
     ] = None,
 ) -> None:
-    """Show the rows of an output as a table, or the distribution of a number."""
+    """Show the rows of an output as a table.
+
+    Or those with the lowest or highest number in a column, or a histogram of its numbers.
+    """
     from blip2cap.outputs.open import open_rows
 
     if sum(each is not None for each in (worst, best, histogram_of)) > 1:
@@ -86,7 +89,7 @@ def _print_histogram(rows: Results, name: str) -> None:
 
 
 class _OkRows:
-    """The ok rows of an output, counted, as are the others. Raises UsageError if they have no such column of numbers."""
+    """The ok rows of an output; all rows are counted. Raises UsageError if they have no such column of numbers."""
 
     def __init__(self, rows: Results, column: str) -> None:
         self.rows, self.column = rows, column
