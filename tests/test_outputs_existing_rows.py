@@ -9,11 +9,12 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from blip2cap.column_types import FLOAT, INTEGER, Vector
 from blip2cap.errors import OutputRefusedError
 from blip2cap.outputs.existing_rows import Journal, read_journal
 from blip2cap.outputs.journal import JournalSink
 from blip2cap.outputs.parquet import ParquetSink, read_output
-from blip2cap.rows import FLOAT, INTEGER, Column, Row, Vector, make_schema, row_key
+from blip2cap.rows import Column, Row, make_schema, row_key
 from tests.rows import SETTINGS, failed, row, text_row, write
 
 LINES = b"".join(one.as_json() for one in (row(1), failed(2), row(3, text='a "cat"\n\u2028\\ 🐈')))

@@ -12,7 +12,17 @@ from typing import TYPE_CHECKING, Any, BinaryIO
 from blip2cap.decode.trace import Trace, trace_path
 from blip2cap.errors import Blip2CapError, InputError, UsageError
 from blip2cap.jobs.context import Context, dtype_name, make_context, open_source
-from blip2cap.jobs.job import Count, DryRun, Job, Listener, Outcome, count_requests, no_image, suspects_message
+from blip2cap.jobs.job import (
+    Count,
+    DryRun,
+    Job,
+    Listener,
+    Outcome,
+    all_skipped,
+    count_requests,
+    no_image,
+    suspects_message,
+)
 from blip2cap.key_set import KeySet
 from blip2cap.models.base import Model
 from blip2cap.options import Kind
@@ -65,13 +75,13 @@ def _run(context: Context, output: Output, trace: Trace | None) -> Outcome:
         elif root != context.settings.get("input_root", ""):
             source.continue_from_elsewhere(root, output.first_key)
         output.check(context.settings | {"dtype": dtype})
-    worklist = Worklist(job.task.labels)
+    worklist = Worklist(job.task)
     stream, refs = _images(job, source, worklist, output.finished, output.retry)
     asked = _Asked(output.finished, output.failed_keys, output.num_failed)
     requests = worklist.requests(refs, asked.finished)
     first = next(requests, None)
     if worklist.num_images == 0:
-        raise InputError(no_image(source, stream.skipped))
+        raise InputError(no_image(source, all_skipped(stream, worklist), job.task))
     stats = None
     if first is None:
         output.finish(stopped=False)
@@ -84,7 +94,7 @@ def _run(context: Context, output: Output, trace: Trace | None) -> Outcome:
         num_rows_before=worklist.num_finished,
         num_failed_before=asked.num_failed,
         num_failed_not_asked=0 if stopped else asked.num_failed_not_asked,
-        skipped=dict(stream.skipped),
+        skipped=all_skipped(stream, worklist),
         damaged=tuple(stream.damaged),
         stats=stats,
         stopped=stopped,
@@ -103,7 +113,7 @@ def _new_root(settings: Mapping[str, Any], old: str, job: Job, source: Source, f
             "names, wherever the command is run."
         )
     if root != old and not source.from_pipe:
-        requests = Worklist(job.task.labels).requests(source.stream(), frozenset())
+        requests = Worklist(job.task).requests(source.stream(), frozenset())
         if not old or not any(key in finished for request in requests for key in request.keys):
             raise UsageError(
                 f"--same-inputs: no image has a row of that name relative to {root}; the rows of {job.output.out} are "
@@ -189,7 +199,7 @@ def _counter(job: Job, source: Source, output: Output) -> Count | None:
     def count(given_up: Callable[[], bool]) -> int:
         refs = itertools.takewhile(lambda ref: not given_up(), source.stream(ordered=False))
         try:
-            return sum(1 for _ in Worklist(job.task.labels).requests(refs, output.finished))
+            return sum(1 for _ in Worklist(job.task).requests(refs, output.finished))
         except Blip2CapError:
             return 0  # the run meets it too, and reports it
 
@@ -215,7 +225,7 @@ def dry_run(job: Job) -> DryRun:
                 known = job.known_settings(source)
             made = {name: value for name, value in manifest.settings.items() if name != "input_root"}
             manifest.check(made | known, Path(job.output.out).name)  # what only the model knows is not compared
-    worklist = Worklist(job.task.labels)
+    worklist = Worklist(job.task)
     stream, refs = _images(job, source, worklist, journal.finished, journal.take_out)
     asked = _Asked(journal.finished, journal.failed_keys, journal.num_failed)
     found = count_requests(job, source, stream, worklist, worklist.requests(refs, asked.finished))

@@ -12,15 +12,20 @@ import tempfile
 import weakref
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any, BinaryIO
+from typing import TYPE_CHECKING, Any, BinaryIO
 
+from blip2cap.column_types import python_values
 from blip2cap.errors import InputError, OutputRefusedError
 from blip2cap.key_set import KeySet
 from blip2cap.outputs.manifest import Manifest
 from blip2cap.rows import Row, Schema
 from blip2cap.tasks.registry import recognise
 
-_BATCH = 4096
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+_BATCH, _BATCH_BYTES = 4096, 64_000_000
+"""Largest number of rows in memory at once; fewer if they hold large vectors."""
 _BLOCK = 1 << 20
 _RESTORE = (
     "restore it from a copy. A part can be made again: move it to another folder, and run the command that made it "
@@ -125,10 +130,11 @@ class Results:
                 continue
             number = 0
             with _parquet(path) as file:
-                for batch in file.iter_batches(batch_size=_BATCH):
-                    for columns in batch.to_pylist():
+                for batch in file.iter_batches(batch_size=_batch_size(file.schema_arrow)):
+                    names = batch.schema.names
+                    for values in zip(*map(python_values, batch.columns), strict=True):
                         number += 1
-                        yield columns, f"{path}:{number}"
+                        yield dict(zip(names, values, strict=True)), f"{path}:{number}"
 
     @contextmanager
     def _open_lines(self) -> Iterator[BinaryIO]:
@@ -160,15 +166,18 @@ class _Parser:
             raise _damaged(where, f"no column {error}" if isinstance(error, KeyError) else str(error)) from error
 
     def _schema_for(self, columns: dict[str, Any], where: str) -> Schema:
-        names = tuple(name for name, value in columns.items() if value is not None)
+        columns = {name: value for name, value in columns.items() if value is not None}
+        names = tuple(columns)
         if self._schema is None:
             manifest = self._manifest()
             self._recognised = manifest is None or "command" not in manifest.settings
-            self._schema = recognise(names) if manifest is None or self._recognised else manifest.schema
+            self._schema = recognise(columns) if manifest is None or self._recognised else manifest.schema
             if self._schema is None:
+                if "embedding" in columns:
+                    raise ValueError("vectors in lines of JSON, without the manifest that tells their shape")
                 raise KeyError("text")
         if names != self._names:
-            other = recognise(names)
+            other = recognise(columns)
             if other not in (None, self._schema) and (self._recognised or not set(self._schema.names) <= set(names)):
                 raise _damaged(where, "its columns differ from those of the rows before")
             self._names = names
@@ -194,7 +203,7 @@ def image_name(row: Row) -> str:
 def _damaged(where: str, reason: str) -> OutputRefusedError:
     remedy = _RESTORE if ".parquet:" in where else "repair or delete that row."
     return OutputRefusedError(
-        f"{where}: not a row of blip2cap ({reason}). Expected the output of caption or vqa; if it was one, {remedy}"
+        f"{where}: not a row of blip2cap ({reason}). Expected an output of blip2cap; if it was one, {remedy}"
     )
 
 
@@ -205,6 +214,19 @@ def readable(path: str) -> Iterator[None]:
         yield
     except OSError as error:
         raise InputError(f"{path}: cannot be read: {error.strerror}. Expected an output of blip2cap.") from error
+
+
+def _batch_size(schema: pa.Schema) -> int:
+    """Return how many rows of a Parquet file to hold in memory at once."""
+    import pyarrow as pa
+
+    num_bytes = 1
+    for kind in schema.types:
+        length = 1
+        while pa.types.is_fixed_size_list(kind):
+            length, kind = length * kind.list_size, kind.value_type
+        num_bytes += 4 * length
+    return max(1, min(_BATCH, _BATCH_BYTES // num_bytes))
 
 
 @contextmanager

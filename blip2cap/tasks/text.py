@@ -7,12 +7,14 @@ from dataclasses import asdict, dataclass, field, replace
 from functools import lru_cache
 from typing import Any, ClassVar, Self
 
+from blip2cap.column_types import INTEGER, STRINGS
 from blip2cap.errors import ImageError, UsageError
 from blip2cap.models.base import Checkpoint, Family, Session, TextModel
 from blip2cap.options import GenerateOptions, TextOptions
 from blip2cap.prompts import Template
 from blip2cap.records import Generated, ImageRef
-from blip2cap.rows import INTEGER, STRINGS, Column, Row, Schema, make_schema
+from blip2cap.rows import Column, Row, Schema, make_schema
+from blip2cap.tasks.base import SameLabels
 from blip2cap.tasks.loop_guard import GuardedSession, worst_flag
 from blip2cap.tasks.text_rules import strip_prefixes, trim_to_sentence
 
@@ -28,7 +30,7 @@ def text_schema(*, question: bool = False, texts: bool = False, flag: bool = Fal
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class TextTask:
+class TextTask(SameLabels):
     """A task whose results are generated texts."""
 
     name: ClassVar[str]

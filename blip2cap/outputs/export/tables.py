@@ -12,11 +12,12 @@ from typing import IO, Any
 
 from blip2cap.outputs.export.item import Item
 from blip2cap.outputs.export.writer import FileWriter
+from blip2cap.outputs.parquet import written_as
 from blip2cap.rows import Row, Schema
 from blip2cap.tasks.text import text_schema
 
 ROW_GROUP = 8192
-"""Rows in memory, and in one row group."""
+"""Rows in memory, and in one row group; fewer if they hold large vectors."""
 _FORMULA = ("=", "+", "-", "@", "\t", "\r")
 """Characters that begin a formula in a spreadsheet."""
 
@@ -36,6 +37,8 @@ def cell(value: Any) -> Any:
 class Csv(FileWriter):
     """All columns but status and error, which are the same in every row."""
 
+    keeps_rows = True
+
     @contextmanager
     def writing(self) -> Iterator[None]:
         """Open the file; its first line comes with the first row, which names the columns."""
@@ -43,7 +46,8 @@ class Csv(FileWriter):
             self._csv, self._has_header = csv_writer(self.file), False
             yield
             if not self._has_header:
-                self._write_header(text_schema().row().as_dict())
+                schema = self.manifest.schema if self.manifest else text_schema()
+                self._write_header(schema.row().as_dict())
 
     def write(self, item: Item) -> str:
         """Write one line."""
@@ -62,6 +66,8 @@ class Csv(FileWriter):
 
 class Jsonl(FileWriter):
     """The rows unchanged."""
+
+    keeps_rows = True
 
     def write(self, item: Item) -> str:
         """Write one line."""
@@ -84,8 +90,9 @@ def parquet_rows(
         def flush() -> None:
             nonlocal writer
             if writer is None:
-                arrow = (rows[0].schema if rows else schema).arrow().with_metadata(metadata)
-                writer = stack.enter_context(pq.ParquetWriter(file, arrow, compression="zstd"))
+                of_rows = rows[0].schema if rows else schema
+                arrow = of_rows.arrow().with_metadata(metadata)
+                writer = stack.enter_context(pq.ParquetWriter(file, arrow, **written_as(of_rows)))
             if rows:
                 batch = rows[0].schema.batch(rows)
                 writer.write_table(pa.Table.from_batches([batch]).replace_schema_metadata(metadata))
@@ -93,7 +100,7 @@ def parquet_rows(
 
         def add(row: Row) -> None:
             rows.append(row)
-            if len(rows) == ROW_GROUP:
+            if len(rows) == row.schema.num_rows(ROW_GROUP):
                 flush()
 
         yield add
@@ -103,7 +110,7 @@ def parquet_rows(
 class Parquet(FileWriter):
     """The rows unchanged, typed, zstd, in their order; their manifest is in the metadata of the schema."""
 
-    needs_count = True
+    keeps_rows = needs_count = True
 
     @contextmanager
     def writing(self) -> Iterator[None]:
