@@ -6,8 +6,12 @@ from typing import Any
 
 import numpy as np
 
+from blip2cap.index.threads import in_threads
+
 _NUM_ROWS = 512
 """Rows converted at once: 512 KB of float32, which stay in the cache of a core."""
+_PIECE = 256
+"""Images that one thread scores at once."""
 _UP = np.float32(2.0**112)
 """Difference of the exponent biases of float16 and float32, as a factor."""
 
@@ -20,15 +24,25 @@ def best_scores(images: Any, queries: Any, chosen: Any | None = None) -> Any:
     """
     # numpy converts float16 number by number, five times as slow as these three operations on integers: the bits are
     # put where float32 has them, which leaves out a factor of 2**112; the queries have it instead.
-    num_images, rows, length = images.shape
-    num_images = num_images if chosen is None else len(chosen)
-    per_block = max(1, _NUM_ROWS // rows)
-    scaled = np.ascontiguousarray(queries.T * _UP)
+    num_images = len(images) if chosen is None else len(chosen)
     out = np.empty(num_images, np.float32)
+    scaled = np.ascontiguousarray(queries.T * _UP)
+    pieces = [slice(at, at + _PIECE) for at in range(0, num_images, _PIECE)]
+    in_threads(lambda piece: _score(images, scaled, piece if chosen is None else chosen[piece], out[piece]), pieces)
+    return out
+
+
+def _score(images: Any, scaled: Any, chosen: Any, out: Any) -> None:
+    """Score a piece of the images. `scaled` are the queries, [length, R], times `_UP`."""
+    # numpy converts float16 number by number, five times as slow as these three operations on integers: the bits are
+    # put where float32 has them, which leaves out a factor of 2**112; the queries have it instead.
+    _, rows, length = images.shape
+    per_block = max(1, _NUM_ROWS // rows)
     wide = np.empty((per_block * rows, length), np.int32)
-    products = np.empty((per_block * rows, len(queries)), np.float32)
+    products = np.empty((per_block * rows, scaled.shape[1]), np.float32)
     bits = images.view(np.int16)
-    for start in range(0, num_images, per_block):
+    bits, chosen = (bits[chosen], None) if isinstance(chosen, slice) else (bits, chosen)
+    for start in range(0, len(out), per_block):
         here = slice(start, start + per_block)
         block = bits[here if chosen is None else chosen[here]]
         some = wide[: len(block) * rows]
@@ -37,7 +51,6 @@ def best_scores(images: Any, queries: Any, chosen: Any | None = None) -> Any:
         np.bitwise_and(some, np.int32(-0x70000001), out=some)  # the copies of the sign below the sign
         np.matmul(some.view(np.float32), scaled, out=products[: len(some)])
         np.max(products[: len(some)].reshape(len(block), -1), axis=1, out=out[here])
-    return out
 
 
 def image_scores(images: Any, queries: Any, negative: Any | None, chosen: Any | None = None) -> Any:
