@@ -90,7 +90,7 @@ def grows(used: list[int]) -> bool:
 
 def tasks(number: int) -> Iterator[Request]:
     refs = (ImageRef(path=f"gone/{index:09}.jpg", name=f"{index:09}.jpg") for index in range(number))
-    return Worklist().requests(refs, frozenset())
+    return Worklist(Caption()).requests(refs, frozenset())
 
 
 def engine(model: FakeModel) -> Engine:
@@ -113,7 +113,7 @@ def test_a_run_holds_as_much_after_many_images_as_after_few() -> None:
 @pytest.mark.usefixtures("traced")
 def test_what_is_remembered_of_pictures_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
     """Beyond the maximum number of remembered results, further pictures cost nothing; all pictures differ."""
-    monkeypatch.setattr("blip2cap.engine.flow._NUM_REMEMBERED", 1_000)
+    monkeypatch.setattr("blip2cap.engine.flow._MOST_REMEMBERED", 500_000)
     flow = Flow(
         Forgetful(),
         Caption(template=""),

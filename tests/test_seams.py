@@ -29,6 +29,7 @@ from blip2cap.outputs.open import open_rows
 from blip2cap.outputs.status import read_status
 from blip2cap.records import ImageRef, Prompt
 from blip2cap.rows import Column, Row, Schema, make_schema
+from blip2cap.tasks.base import SameLabels
 from blip2cap.tasks.caption import Caption
 from blip2cap.tasks.registry import TASKS, TaskEntry
 from tests.commands import draw_scenes, invoke, names_below
@@ -46,7 +47,7 @@ NUM_IMAGES = 14
 
 
 @dataclass(frozen=True, kw_only=True)
-class Score:
+class Score(SameLabels):
     """A stub task: a score and two vectors for every image and word."""
 
     words: tuple[str, ...] = WORDS
@@ -71,7 +72,7 @@ class Score:
         assert isinstance(model, Scorer)
 
     def start(self, model: Any, *, capacity: int | None) -> Scores:
-        return Scores()
+        return Scores(model)
 
     def prompt(self, ref: ImageRef, label: str | None) -> str:
         return label or ""
@@ -92,13 +93,17 @@ class Scores:
 
     capacity = 5
 
-    def __init__(self) -> None:
+    def __init__(self, model: Scorer) -> None:
+        self.model = model
         self.waiting: list[tuple[int, float]] = []
         self.num_added = 0
 
     @property
     def num_pending(self) -> int:
         return len(self.waiting)
+
+    def encode(self, images: Sequence[bytes]) -> list[float]:
+        return self.model.encode(images)
 
     def add(self, features: Any, prompts: Sequence[Prompt]) -> list[int]:
         tickets = list(range(self.num_added, self.num_added + len(prompts)))
@@ -124,18 +129,12 @@ class Scorer:
     remark = ""
     image_input: ImageInput = BytesInput()
 
-    def check(self, options: Any, prompts: Any = ()) -> None:
-        raise NotImplementedError
-
     def encode(self, images: Sequence[bytes]) -> list[float]:
         assert all(image.startswith(b"\x89PNG") for image in images)
         return [len(image) / 1000 for image in images]
 
     def wait(self) -> None:
         pass
-
-    def start_texts(self, options: Any, *, capacity: int | None) -> Any:
-        raise NotImplementedError
 
 
 STUB = Family(

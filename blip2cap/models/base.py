@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, TypeAlias
 
-from blip2cap.errors import ImageError, ModelError
+from blip2cap.errors import ImageError, ModelError, UsageError
 from blip2cap.options import GenerateOptions, ModelOptions
 from blip2cap.records import Generated, Prompt
 
@@ -16,9 +16,11 @@ if TYPE_CHECKING:
     from blip2cap.decode.inputs import ImageInput
 
 Result: TypeAlias = list[Generated] | ImageError
-"""Texts, best first, or the reason why there are none."""
+"""Result of a text model: texts, best first, or the reason why there are none."""
 HINT = "`--model tiny` needs no download."
 """End of every message about a model that cannot be used."""
+CAPTIONING_MODELS, MATCHING_MODELS = "Salesforce/blip2-opt-2.7b or tiny", "Salesforce/blip2-itm-vit-g or tiny-itm"
+"""Models that messages recommend."""
 TOKENIZER_FILES = (
     *(("tokenizer.json",), ("vocab.json", "merges.txt"), ("vocab.txt",)),
     *(("spiece.model",), ("tokenizer.model",)),
@@ -52,7 +54,7 @@ class Checkpoint:
 
 
 class Session(Protocol):
-    """Texts of one run: prompts are added as their images are encoded; results come by ticket, in any order."""
+    """One run of a model: images are encoded, prompts about them are added, results come by ticket, in any order."""
 
     @property
     def capacity(self) -> int:
@@ -62,11 +64,17 @@ class Session(Protocol):
     def num_pending(self) -> int:
         """Number of prompts that wait or run."""
 
+    def encode(self, images: Sequence[Any]) -> Any:
+        """Run the vision encoder on images in the model's form; return their features, for `add`.
+
+        Raises MemoryError if the images do not fit.
+        """
+
     def add(self, features: Any, prompts: Sequence[Prompt]) -> list[int]:
         """Queue prompts about images, given the features of the images; return a ticket for each prompt."""
 
-    def advance(self) -> list[tuple[int, Result]]:
-        """Compute for a while; return the results that are complete, by ticket."""
+    def advance(self) -> list[tuple[int, Any]]:
+        """Compute for a while; return the results that are complete, or an ImageError in their place, by ticket."""
 
 
 class Model(Protocol):
@@ -91,14 +99,15 @@ class Model(Protocol):
     def image_input(self) -> ImageInput:
         """Form in which it takes images."""
 
-    def check(self, options: GenerateOptions, prompts: Sequence[str] = ()) -> None:
-        """Raise UsageError for options that no prompt can be generated with, and for a prompt that is too long."""
-
-    def encode(self, images: Sequence[Any]) -> Any:
-        """Run the vision encoder on images in its form. Raises MemoryError if they do not fit."""
-
     def wait(self) -> None:
         """Wait until the device has finished the work it was given."""
+
+
+class TextModel(Model, Protocol):
+    """A loaded model that generates text."""
+
+    def check(self, options: GenerateOptions, prompts: Sequence[str] = ()) -> None:
+        """Raise UsageError for options that no prompt can be generated with, and for a prompt that is too long."""
 
     def start_texts(self, options: GenerateOptions, *, capacity: int | None) -> Session:
         """Open a session that generates text; None lets the model choose its capacity."""
@@ -111,9 +120,11 @@ class Family:
     name: str
     model_type: str
     """`model_type` in config.json."""
+    architecture: str = ""
+    """Name of its class among `architectures` in config.json, where `model_type` is shared; "": any."""
     text_types: tuple[str, ...] = ()
     """Types of language models that are supported; empty: any."""
-    tasks: tuple[str, ...] = ("caption", "vqa")
+    tasks: tuple[str, ...] = ("caption", "vqa", "embed")
     """Names of the tasks that its models can do."""
     caption_prompt: str = ""
     """Beginning of a caption unless --prompt is given."""
@@ -128,9 +139,20 @@ class Family:
 
     def matches(self, config: dict[str, Any]) -> bool:
         """Return True for the content of a config.json of this family."""
-        return config.get("model_type") == self.model_type and (
-            not self.text_types or text_type(config) in self.text_types
+        return (
+            config.get("model_type") == self.model_type
+            and (not self.architecture or self.architecture in (config.get("architectures") or ()))
+            and (not self.text_types or text_type(config) in self.text_types)
         )
+
+    def check_task(self, task: str, checkpoint: Checkpoint) -> None:
+        """Raise UsageError if its models cannot do a task; the message names models that can."""
+        if task not in self.tasks:
+            fitting = MATCHING_MODELS if task in ("match", "embed") else CAPTIONING_MODELS
+            raise UsageError(
+                f"--model {checkpoint.name}: a model of the family {self.name}, which cannot {task}. It can: "
+                f"{', '.join(self.tasks)}. To {task}, use {fitting}."
+            )
 
 
 def text_type(config: dict[str, Any]) -> str:

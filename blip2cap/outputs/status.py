@@ -100,7 +100,7 @@ def prune(out: str) -> int:
             "images: run its command again with --retry-failed."
         )
     if found.manifest is None:
-        raise UsageError(f"--prune {out}: has no manifest. Expected the output of caption or vqa, not an export.")
+        raise UsageError(f"--prune {out}: has no manifest. Expected the output of a run, not an export.")
     if found.unfinished:
         raise UsageError(f"--prune {out}: its last run has not ended. Run its command again first, to the end.")
     if found.torn_bytes:
@@ -138,7 +138,7 @@ def _parts_status(out: str) -> Status:
         failed=existing.failed,
         manifest=plan.manifest,
         parts=PartsStatus(
-            num_missing=plan.num_images * len(plan.labels) - existing.num_rows,
+            num_missing=plan.num_rows - existing.num_rows,
             num_in_progress=num_rows_in_progress(plan.store, plan, done),
             num_images=plan.num_images,
             num_parts=plan.num_parts,

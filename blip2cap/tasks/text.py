@@ -9,11 +9,12 @@ from typing import Any, ClassVar, Self
 
 from blip2cap.column_types import INTEGER, STRINGS
 from blip2cap.errors import ImageError, UsageError
-from blip2cap.models.base import Checkpoint, Family, Model, Session
+from blip2cap.models.base import Checkpoint, Family, Session, TextModel
 from blip2cap.options import GenerateOptions, TextOptions
 from blip2cap.prompts import Template
 from blip2cap.records import Generated, ImageRef
 from blip2cap.rows import Column, Row, Schema, make_schema
+from blip2cap.tasks.base import SameLabels
 from blip2cap.tasks.loop_guard import GuardedSession, worst_flag
 from blip2cap.tasks.text_rules import strip_prefixes, trim_to_sentence
 
@@ -29,7 +30,7 @@ def text_schema(*, question: bool = False, texts: bool = False, flag: bool = Fal
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class TextTask:
+class TextTask(SameLabels):
     """A task whose results are generated texts."""
 
     name: ClassVar[str]
@@ -51,10 +52,6 @@ class TextTask:
     def labels(self) -> Sequence[str | None]:
         """One row for each image."""
         return (None,)
-
-    def labels_of(self, ref: ImageRef) -> Sequence[str | None]:
-        """Return the same for every image."""
-        return self.labels
 
     @property
     def schema(self) -> Schema:
@@ -80,11 +77,7 @@ class TextTask:
 
     def for_checkpoint(self, checkpoint: Checkpoint, family: Family) -> Self:
         """Return the task with the template of a family, unless one was given."""
-        if self.name not in family.tasks:
-            raise UsageError(
-                f"--model {checkpoint.name}: a model of the family {family.name}, which cannot {self.name}. It can: "
-                f"{', '.join(family.tasks)}."
-            )
+        family.check_task(self.name, checkpoint)
         return self if self.template is not None else replace(self, template=self._default_template(family))
 
     def check(self, model: Any) -> None:
@@ -96,7 +89,7 @@ class TextTask:
         prompts = [template.fill("", label or "") for label in self.labels] if template.is_constant else []
         model.check(self.generate, prompts)
 
-    def start(self, model: Model, *, capacity: int | None) -> Session:
+    def start(self, model: TextModel, *, capacity: int | None) -> Session:
         """Open a session that generates text, with the loop guard if it is on."""
 
         def start(options: GenerateOptions) -> Session:
