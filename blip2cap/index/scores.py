@@ -13,7 +13,7 @@ _NUM_ROWS = 512
 _PIECE = 256
 """Images that one thread scores at once."""
 _UP = np.float32(2.0**112)
-"""Difference of the exponent biases of float16 and float32, as a factor."""
+"""The factor between the exponents of float16 and float32."""
 
 
 def best_scores(images: Any, queries: Any, chosen: Any | None = None) -> Any:
@@ -22,8 +22,6 @@ def best_scores(images: Any, queries: Any, chosen: Any | None = None) -> Any:
     `images` is float16 [num_images, rows, length] without infinities or NaN, mapped or not, of which the images at
     positions `chosen` are scored (None: all); `queries` is float32 [R, length].
     """
-    # numpy converts float16 number by number, five times as slow as these three operations on integers: the bits are
-    # put where float32 has them, which leaves out a factor of 2**112; the queries have it instead.
     num_images = len(images) if chosen is None else len(chosen)
     out = np.empty(num_images, np.float32)
     scaled = np.ascontiguousarray(queries.T * _UP)
@@ -34,8 +32,6 @@ def best_scores(images: Any, queries: Any, chosen: Any | None = None) -> Any:
 
 def _score(images: Any, scaled: Any, chosen: Any, out: Any) -> None:
     """Score a piece of the images. `scaled` are the queries, [length, R], times `_UP`."""
-    # numpy converts float16 number by number, five times as slow as these three operations on integers: the bits are
-    # put where float32 has them, which leaves out a factor of 2**112; the queries have it instead.
     _, rows, length = images.shape
     per_block = max(1, _NUM_ROWS // rows)
     wide = np.empty((per_block * rows, length), np.int32)
@@ -46,11 +42,39 @@ def _score(images: Any, scaled: Any, chosen: Any, out: Any) -> None:
         here = slice(start, start + per_block)
         block = bits[here if chosen is None else chosen[here]]
         some = wide[: len(block) * rows]
-        np.copyto(some, block.reshape(-1, length))
-        np.left_shift(some, 13, out=some)
-        np.bitwise_and(some, np.int32(-0x70000001), out=some)  # the copies of the sign below the sign
-        np.matmul(some.view(np.float32), scaled, out=products[: len(some)])
+        np.matmul(_widen(block.reshape(-1, length), some), scaled, out=products[: len(some)])
         np.max(products[: len(some)].reshape(len(block), -1), axis=1, out=out[here])
+
+
+def _widen(bits: Any, wide: Any) -> Any:
+    """Convert the bits of float16 numbers, int16, to float32 numbers that are smaller by a factor of `_UP`, in `wide`.
+
+    numpy converts float16 number by number, which takes five times as long as these operations on integers.
+    """
+    np.copyto(wide, bits)
+    np.left_shift(wide, 13, out=wide)
+    np.bitwise_and(wide, np.int32(-0x70000001), out=wide)  # the copies of the sign below the sign
+    return wide.view(np.float32)
+
+
+def pooled(images: Any, chosen: Any) -> Any:
+    """Return the normalised mean of the rows of each chosen image: float32 [len(chosen), length].
+
+    `images` is float16 [num_images, rows, length]; `chosen` are positions. A mean of zeros stays zeros.
+    """
+    length = images.shape[2]
+    out = np.empty((len(chosen), length), np.float32)
+    bits = images.view(np.int16)
+
+    def pool(piece: slice) -> None:
+        some = bits[chosen[piece]]
+        means = _widen(some, np.empty(some.shape, np.int32)).mean(axis=1) * _UP
+        norms = np.linalg.norm(means, axis=1, keepdims=True)
+        np.divide(means, norms, out=out[piece], where=norms > 0)
+        out[piece][norms[:, 0] == 0] = 0
+
+    in_threads(pool, [slice(at, at + _PIECE) for at in range(0, len(chosen), _PIECE)])
+    return out
 
 
 def image_scores(images: Any, queries: Any, negative: Any | None, chosen: Any | None = None) -> Any:
