@@ -19,6 +19,7 @@ PACKAGE = Path(blip2cap.__file__).parent
 LAYERS = (
     ("cli",),
     ("captioner", "bench", "train"),
+    ("index",),
     ("jobs",),
     ("engine",),
     ("models.checkpoint",),
@@ -37,9 +38,9 @@ LAYERS = (
 """From the top down. A module belongs to the longest name that it begins with."""
 LEVELS = {name: -level for level, names in enumerate(LAYERS) for name in names}
 HEAVY = {"torch", "transformers"}
-LIGHT = {"cli", "jobs", "models.checkpoint", "models.registry", "outputs.export", "outputs", "tasks", "models"} | {
-    name for names in LAYERS[11:] for name in names
-}
+LIGHT = (
+    {"cli", "index", "jobs", "models.checkpoint", "models.registry", "outputs.export", "outputs", "tasks", "models"}
+) | {name for names in LAYERS[12:] for name in names}
 """Modules that import nothing of HEAVY at once."""
 LATE = {
     "jobs.run",

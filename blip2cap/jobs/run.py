@@ -44,13 +44,15 @@ def run_job(
     stopped: Callable[[], bool] = lambda: False,
     model: Model | None = None,
     stdout: BinaryIO | None = None,
+    source: Source | None = None,
 ) -> Outcome:
     """Run a job until it is complete, or until `stopped` returns True and the images in the model are complete.
 
     Quick checks come first: no model is downloaded for a run that will be refused. `model` is a loaded model that
-    replaces the one that `job.model` names; `stdout` receives the rows of the output `-`. Raises Blip2CapError.
+    replaces the one that `job.model` names; `stdout` receives the rows of the output `-`; `source` are the
+    inputs of the job if they are open already. Raises Blip2CapError.
     """
-    source = open_source(job)
+    source = open_source(job) if source is None else source
     if job.kind is Kind.PARTS:
         from blip2cap.jobs.parts import run_parts_job
 
