@@ -19,6 +19,7 @@ PACKAGE = Path(blip2cap.__file__).parent
 LAYERS = (
     ("cli",),
     ("captioner", "bench", "train"),
+    ("index",),
     ("jobs",),
     ("engine",),
     ("models.checkpoint",),
@@ -30,7 +31,7 @@ LAYERS = (
     ("source", "decode"),
     ("options", "prompts", "urls", "outputs.files", "tiny.scenes"),
     ("flags",),
-    ("errors", "records", "rows", "stopwatch", "batch_size", "key_set", "tiny"),
+    ("errors", "records", "rows", "stopwatch", "batch_size", "key_set", "tiny", "escapes"),
 )
 """From the top down. A module belongs to the longest name that it begins with."""
 LEVELS = {name: -level for level, names in enumerate(LAYERS) for name in names}
@@ -39,7 +40,7 @@ LIGHT = {"cli", "jobs", "models.checkpoint", "models.registry", "outputs.export"
     name for names in LAYERS[10:] for name in names
 }
 """Modules that import nothing of HEAVY at once."""
-LATE = {"jobs.run", "jobs.context", "jobs.parts", "engine", "models.blip2", "captioner", "train", "bench"}
+LATE = {"jobs.run", "jobs.context", "jobs.parts", "engine", "models.blip2", "captioner", "train", "bench", "index"}
 """Modules that `cli` imports only when there is work to do."""
 FRONT_DOORS = {"blip2cap", "blip2cap.__init__", "blip2cap.__main__", "blip2cap.__version__"}
 

@@ -6,26 +6,15 @@ import errno
 import io
 import os
 import sys
-import unicodedata
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, TextIO
 
 from blip2cap.errors import OutputError
+from blip2cap.escapes import clean as clean
 
 if TYPE_CHECKING:
     from rich.console import Console
-
-_CONTROL = {"Cc", "Cf", "Cs", "Co", "Cn", "Zl", "Zp"}
-"""Unicode categories: control, format (bidi overrides, zero width), surrogate, private, unassigned, line separators."""
-
-
-def clean(text: str) -> str:
-    """Replace every character that could control a terminal, or is invisible, by a backslash escape."""
-    return "".join(
-        character.encode("unicode_escape").decode("ascii") if unicodedata.category(character) in _CONTROL else character
-        for character in text
-    )
 
 
 def say(text: str) -> None:

@@ -1,0 +1,1 @@
+"""Indexes of images that are searched by text and by image."""
