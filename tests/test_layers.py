@@ -36,9 +36,17 @@ LAYERS = (
 """From the top down. A module belongs to the longest name that it begins with."""
 LEVELS = {name: -level for level, names in enumerate(LAYERS) for name in names}
 HEAVY = {"torch", "transformers"}
-LIGHT = {"cli", "jobs", "models.checkpoint", "models.registry", "outputs.export", "outputs", "tasks", "models"} | {
-    name for names in LAYERS[10:] for name in names
-}
+LIGHT = {
+    "cli",
+    "index",
+    "jobs",
+    "models.checkpoint",
+    "models.registry",
+    "outputs.export",
+    "outputs",
+    "tasks",
+    "models",
+} | {name for names in LAYERS[11:] for name in names}
 """Modules that import nothing of HEAVY at once."""
 LATE = {"jobs.run", "jobs.context", "jobs.parts", "engine", "models.blip2", "captioner", "train", "bench", "index"}
 """Modules that `cli` imports only when there is work to do."""

@@ -1,1 +1,1 @@
-"""Indexes of images that are searched by text and by image."""
+"""An index of images on disk: built, brought up to date, and searched by the vectors of texts or images."""

@@ -1,0 +1,84 @@
+"""One segment of an index, mapped into memory: the vectors of its images, their codes and their names."""
+
+from __future__ import annotations
+
+import base64
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from blip2cap.index.catalog import SegmentEntry, damaged
+from blip2cap.index.codes import codes_shape
+from blip2cap.index.hits import Hit
+from blip2cap.index.images import positions, read_table
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+EMBEDDINGS, VECTORS, CODES = "embeddings.parquet", "vectors.npy", "codes.npy"
+"""Files of a segment: the embeddings as the run wrote them, and what is made of them."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Segment:
+    """A segment that was opened for searching. Nothing in it is changed."""
+
+    folder: Path
+    vectors: Any
+    """float16 [num_images, rows, length]."""
+    codes: Any
+    """uint64, see codes.py."""
+    table: pa.Table
+    """List of its images, see images.py."""
+    places: Any
+    """int64 [num_images]: place in the list of each vector."""
+    live: Any
+    """bool [num_images]: False for images that were removed."""
+
+    @classmethod
+    def open(cls, index: Path, entry: SegmentEntry, shape: tuple[int, int]) -> Segment:
+        """Map the files of a segment; content is read when it is needed.
+
+        Raises FileNotFoundError if its list of images was replaced since `entry` was read, and OutputRefusedError if a
+        file is damaged, truncated or missing.
+        """
+        folder = index / entry.name
+        table = read_table(folder / entry.images)
+        places, removed = positions(table, entry.num_vectors, folder / entry.images)
+        vectors = map_array(folder / VECTORS, "<f2", (entry.num_vectors, *shape))
+        codes = map_array(folder / CODES, "<u8", codes_shape(entry.num_vectors, *shape))
+        return cls(folder=folder, vectors=vectors, codes=codes, table=table, places=places, live=~removed)
+
+    def hit(self, position: int, score: float) -> Hit:
+        """Return the image of a vector with its score."""
+        row = self.table.slice(int(self.places[position]), 1).select(["file_name", "path"]).to_pylist()[0]
+        return Hit(file_name=row["file_name"], path=os.fsdecode(row["path"]), score=float(score))
+
+    def names(self) -> list[str]:
+        """Return the file names of all vectors, in their order; of removed images too."""
+        names: list[str] = self.table["file_name"].take(self.places).to_pylist()
+        return names
+
+    def paths_in_system(self) -> list[str]:
+        """Return the names of all vectors as the system has them, undecodable bytes as surrogate escapes."""
+        coded = self.table["file_name_b64"].take(self.places).to_pylist()
+        return [
+            os.fsdecode(base64.b64decode(b64)) if b64 else name for name, b64 in zip(self.names(), coded, strict=True)
+        ]
+
+
+def map_array(path: Path, dtype: str, shape: tuple[int, ...]) -> Any:
+    """Map a .npy file into memory. Raises OutputRefusedError if it is missing, or not an array of this shape."""
+    if 0 in shape:
+        return np.empty(shape, dtype)
+    try:
+        array = np.lib.format.open_memmap(path, mode="r")
+    except (OSError, ValueError, EOFError) as error:
+        reason = "it is missing" if isinstance(error, FileNotFoundError) else str(error)
+        raise damaged(path, reason) from error
+    if array.shape != shape or array.dtype != np.dtype(dtype):
+        raise damaged(path, f"expected {dtype} {list(shape)}, found {array.dtype.str} {list(array.shape)}")
+    return np.asarray(array)
