@@ -32,6 +32,10 @@ class NoTexts:
     capacity = 128
     num_pending = 0
 
+    def encode(self, images: Sequence[Any]) -> Any:
+        """An image could be read after all."""
+        raise SystemExit("an image could be read: expected none, there is no model for it")
+
     def advance(self) -> list[Any]:
         """Nothing is ever ready."""
         return []
@@ -45,10 +49,6 @@ class NoModel:
     on_cpu = True
     dtype = "torch.float32"
     device = SimpleNamespace(type="cpu")
-
-    def encode(self, images: Sequence[Any]) -> Any:
-        """An image could be read after all."""
-        raise SystemExit("an image could be read: expected none, there is no model for it")
 
     def wait(self) -> None:
         """Nothing to wait for."""

@@ -85,6 +85,10 @@ class FakeSession:
         """Number of waiting prompts."""
         return len(self.waiting)
 
+    def encode(self, images: Sequence[Pixels]) -> list[str]:
+        """Encode images."""
+        return self.model.encode(images)
+
     def add(self, features: Any, prompts: Sequence[Prompt]) -> list[int]:
         """Queue prompts."""
         self.model.prompts += prompts

@@ -70,7 +70,7 @@ class Score:
         assert isinstance(model, Scorer)
 
     def start(self, model: Any, *, capacity: int | None) -> Scores:
-        return Scores()
+        return Scores(model)
 
     def prompt(self, ref: ImageRef, label: str | None) -> str:
         return label or ""
@@ -91,13 +91,17 @@ class Scores:
 
     capacity = 5
 
-    def __init__(self) -> None:
+    def __init__(self, model: Scorer) -> None:
+        self.model = model
         self.waiting: list[tuple[int, float]] = []
         self.num_added = 0
 
     @property
     def num_pending(self) -> int:
         return len(self.waiting)
+
+    def encode(self, images: Sequence[bytes]) -> list[float]:
+        return self.model.encode(images)
 
     def add(self, features: Any, prompts: Sequence[Prompt]) -> list[int]:
         tickets = list(range(self.num_added, self.num_added + len(prompts)))
@@ -123,18 +127,12 @@ class Scorer:
     remark = ""
     image_input: ImageInput = BytesInput()
 
-    def check(self, options: Any, prompts: Any = ()) -> None:
-        raise NotImplementedError
-
     def encode(self, images: Sequence[bytes]) -> list[float]:
         assert all(image.startswith(b"\x89PNG") for image in images)
         return [len(image) / 1000 for image in images]
 
     def wait(self) -> None:
         pass
-
-    def start_texts(self, options: Any, *, capacity: int | None) -> Any:
-        raise NotImplementedError
 
 
 STUB = Family(

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
-from blip2cap.models.base import Result
 from blip2cap.records import Generated
 
 _NUM_TEXTS = 100
@@ -24,11 +23,11 @@ class FirstTexts:
         self.settled = False
         """True: nothing remains to be said."""
 
-    def add(self, result: Result, label: str | None) -> None:
-        """Look at the texts about one picture; `label` is their question, if there is one."""
-        best = result[0] if isinstance(result, list) else result
-        if self.settled or not isinstance(best, Generated):
+    def add(self, texts: Sequence[Generated], label: str | None) -> None:
+        """Look at the texts about one picture, best first; `label` is their question, if there is one."""
+        if self.settled:
             return
+        best = texts[0]
         self.text = best.text if self.text is None else self.text
         self.num_texts += 1
         may_be_shared = best.text != "" and (label is not None or best.num_tokens <= _SHORT)

@@ -154,7 +154,7 @@ class Flow:
             self.model.wait()
         started = time.perf_counter()
         try:
-            features = self.model.encode([questions[0].content for questions in images])
+            features = self.session.encode([questions[0].content for questions in images])
             prompts = [
                 Prompt(image=number, text=question.prompt, name=question.name, question=question.label)
                 for number, questions in enumerate(images)
@@ -187,7 +187,8 @@ class Flow:
         for ticket, result in self.session.advance():
             question = self.tickets.pop(ticket)
             del self.in_flight[question.key]
-            self.first_texts.add(result, question.label)
+            if isinstance(result, list):  # texts
+                self.first_texts.add(result, question.label)
             finished: Any = result
             if not isinstance(result, ImageError):
                 finished = self.task.finish(result)

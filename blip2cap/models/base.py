@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from blip2cap.decode.inputs import ImageInput
 
 Result: TypeAlias = list[Generated] | ImageError
-"""Texts, best first, or the reason why there are none."""
+"""Result of a text model: texts, best first, or the reason why there are none."""
 HINT = "`--model tiny` needs no download."
 """End of every message about a model that cannot be used."""
 TOKENIZER_FILES = (
@@ -52,7 +52,7 @@ class Checkpoint:
 
 
 class Session(Protocol):
-    """Texts of one run: prompts are added as their images are encoded; results come by ticket, in any order."""
+    """One run of a model: images are encoded, prompts about them are added, results come by ticket, in any order."""
 
     @property
     def capacity(self) -> int:
@@ -62,11 +62,17 @@ class Session(Protocol):
     def num_pending(self) -> int:
         """Number of prompts that wait or run."""
 
+    def encode(self, images: Sequence[Any]) -> Any:
+        """Run the vision encoder on images in the model's form; return their features, for `add`.
+
+        Raises MemoryError if the images do not fit.
+        """
+
     def add(self, features: Any, prompts: Sequence[Prompt]) -> list[int]:
         """Queue prompts about images, given the features of the images; return a ticket for each prompt."""
 
-    def advance(self) -> list[tuple[int, Result]]:
-        """Compute for a while; return the results that are complete, by ticket."""
+    def advance(self) -> list[tuple[int, Any]]:
+        """Compute for a while; return the results that are complete, or an ImageError in their place, by ticket."""
 
 
 class Model(Protocol):
@@ -91,14 +97,15 @@ class Model(Protocol):
     def image_input(self) -> ImageInput:
         """Form in which it takes images."""
 
-    def check(self, options: GenerateOptions, prompts: Sequence[str] = ()) -> None:
-        """Raise UsageError for options that no prompt can be generated with, and for a prompt that is too long."""
-
-    def encode(self, images: Sequence[Any]) -> Any:
-        """Run the vision encoder on images in its form. Raises MemoryError if they do not fit."""
-
     def wait(self) -> None:
         """Wait until the device has finished the work it was given."""
+
+
+class TextModel(Model, Protocol):
+    """A loaded model that generates text."""
+
+    def check(self, options: GenerateOptions, prompts: Sequence[str] = ()) -> None:
+        """Raise UsageError for options that no prompt can be generated with, and for a prompt that is too long."""
 
     def start_texts(self, options: GenerateOptions, *, capacity: int | None) -> Session:
         """Open a session that generates text; None lets the model choose its capacity."""

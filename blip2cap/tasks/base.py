@@ -6,7 +6,7 @@ from collections.abc import Container, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol, Self
 
-from blip2cap.models.base import Checkpoint, Family, Model, Session
+from blip2cap.models.base import Checkpoint, Family, Session
 from blip2cap.records import ImageRef
 from blip2cap.rows import Row, Schema, row_key
 
@@ -56,7 +56,7 @@ class Task(Protocol):
     def check(self, model: Any) -> None:
         """Raise UsageError for options that a loaded model does not support."""
 
-    def start(self, model: Model, *, capacity: int | None) -> Session:
+    def start(self, model: Any, *, capacity: int | None) -> Session:
         """Open a session of the model; None lets the model choose its capacity."""
 
     def prompt(self, ref: ImageRef, label: str | None) -> str:

@@ -65,6 +65,10 @@ class GuardedSession:
         """Number of prompts that wait or run."""
         return self.first.num_pending + len(self.gathered) + len(self.in_second)
 
+    def encode(self, images: Sequence[Any]) -> Any:
+        """Run the vision encoder; return the features of each image. Raises MemoryError if they do not fit."""
+        return self.first.encode(images)
+
     def add(self, features: Any, prompts: Sequence[Prompt]) -> list[int]:
         """Queue prompts about images with these features; return a ticket for each."""
         tickets = self.first.add(features, prompts)

@@ -8,7 +8,7 @@ from functools import lru_cache
 from typing import Any, ClassVar, Self
 
 from blip2cap.errors import ImageError, UsageError
-from blip2cap.models.base import Checkpoint, Family, Model, Session
+from blip2cap.models.base import Checkpoint, Family, Session, TextModel
 from blip2cap.options import GenerateOptions, TextOptions
 from blip2cap.prompts import Template
 from blip2cap.records import Generated, ImageRef
@@ -91,7 +91,7 @@ class TextTask:
         prompts = [template.fill("", label or "") for label in self.labels] if template.is_constant else []
         model.check(self.generate, prompts)
 
-    def start(self, model: Model, *, capacity: int | None) -> Session:
+    def start(self, model: TextModel, *, capacity: int | None) -> Session:
         """Open a session that generates text, with the loop guard if it is on."""
 
         def start(options: GenerateOptions) -> Session:

@@ -23,7 +23,7 @@ from transformers import (
 from blip2cap.decode.image import Pixels
 from blip2cap.decode.inputs import ImageInput, SquareInput
 from blip2cap.errors import UsageError
-from blip2cap.models.base import Checkpoint, Model, Result
+from blip2cap.models.base import Checkpoint, Result, TextModel
 from blip2cap.models.blip2.cuda_graphs import CudaCapture
 from blip2cap.models.blip2.decoders import fallback_reason, make_decoder
 from blip2cap.models.blip2.resize import choose_resizer
@@ -40,7 +40,7 @@ NETWORK_CLASSES = {"blip-2": Blip2ForConditionalGeneration, "instructblip": Inst
 """The classes of transformers, by `model_type` in config.json."""
 
 
-class Blip2(Model):
+class Blip2(TextModel):
     """A network with its tokenizer, on one device."""
 
     quantize: str | None = None

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from blip2cap.batch_size import BatchSize
+from blip2cap.decode.image import Pixels
 from blip2cap.errors import ImageError
 from blip2cap.models.base import Result, Session
 from blip2cap.models.blip2.attention import decoding_kernels
@@ -128,6 +129,10 @@ class TextSession(Session):
     def num_pending(self) -> int:
         """Number of texts that wait or run."""
         return self.stream.num_pending
+
+    def encode(self, images: Sequence[Pixels]) -> torch.Tensor:
+        """Run the vision encoder; return the features of each image. Raises MemoryError if they do not fit."""
+        return self.model.encode(images)
 
     @torch.inference_mode()
     def add(self, features: torch.Tensor, prompts: Sequence[Prompt]) -> list[int]:
