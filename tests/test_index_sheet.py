@@ -19,7 +19,8 @@ import pytest
 from PIL import Image
 
 from blip2cap.errors import ImageError, OutputError, UsageError
-from blip2cap.index.sheet import Card, Section, SheetCounts, check_sheet, write_sheet
+from blip2cap.index.sheet import SUFFIXES, Card, Section, SheetCounts, write_sheet
+from blip2cap.index.target import check_target
 from blip2cap.index.thumbnails import SIZE, Thumbnail, make_thumbnails
 from blip2cap.options import DecodeOptions
 from blip2cap.records import ImageRef
@@ -185,24 +186,29 @@ def test_an_interrupted_sheet_leaves_the_old_one_and_no_other_file(pictures: Pat
 @pytest.mark.parametrize(
     ("name", "error", "message"),
     [
-        ("sheet.txt", UsageError, "must end in .html"),
+        ("sheet.txt", UsageError, "must end in .html or .htm"),
+        ("old.html", UsageError, "--html .*old.html: exists. Use another --html, or --overwrite"),
         ("folder.html", OutputError, "Is a directory"),
         ("fifo.html", OutputError, "not a regular file"),
         ("link.html", OutputError, "not a regular file"),
         ("no/sheet.html", OutputError, "there is no folder"),
     ],
 )
-def test_what_is_no_file_is_refused_and_left(tmp_path: Path, name: str, error: type[Exception], message: str) -> None:
+def test_what_is_no_new_file_is_refused_and_left(
+    tmp_path: Path, name: str, error: type[Exception], message: str
+) -> None:
     (tmp_path / "folder.html").mkdir()
+    (tmp_path / "old.html").touch()
     os.mkfifo(tmp_path / "fifo.html")
     (tmp_path / "link.html").symlink_to("/dev/null")
     before = sorted(tmp_path.iterdir())
-    for function in (
-        lambda path: check_sheet(path),
-        lambda path: write_sheet(path, [], title="", decode=DecodeOptions()),
-    ):
-        with pytest.raises(error, match=message):
-            function(str(tmp_path / name))
+    with pytest.raises(error) as raised:
+        check_target(str(tmp_path / name), flag="--html", suffixes=SUFFIXES)
+    assert re.search(message, raised.value.message)  # type: ignore[attr-defined]
+    if error is OutputError:
+        with pytest.raises(error):
+            write_sheet(str(tmp_path / name), [], title="", decode=DecodeOptions())
+        check_target(str(tmp_path / "old.html"), flag="--html", suffixes=SUFFIXES, overwrite=True)
     assert sorted(tmp_path.iterdir()) == before
 
 

@@ -78,3 +78,19 @@ def write_out(text: str) -> None:
     except OSError as error:
         discard(sys.stdout)  # Python would try again at exit
         raise OutputError(f"standard output cannot be written: {error.strerror}.") from error
+
+
+def write_bytes(data: bytes) -> None:
+    """Write bytes to stdout, for programs. Raises like `write_out`."""
+    if sys.stdout is None:
+        raise OutputError("standard output is closed.")
+    try:
+        view = memoryview(data)
+        while view:  # with PYTHONUNBUFFERED a write may take a part
+            view = view[sys.stdout.buffer.write(view) :]
+        sys.stdout.buffer.flush()
+    except BrokenPipeError:
+        raise
+    except OSError as error:
+        discard(sys.stdout)  # Python would try again at exit
+        raise OutputError(f"standard output cannot be written: {error.strerror}.") from error

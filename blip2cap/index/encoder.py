@@ -6,7 +6,7 @@ import math
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import closing
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -44,8 +44,8 @@ class Encoder:
     """Settings of the index."""
     name: str | None = None
     """Name of the model, if it is given: another than that of the index is refused."""
-    dtype: str = "auto"
-    device: str = "auto"
+    options: ModelOptions = field(default_factory=ModelOptions)
+    """Dtype and device; nothing else is taken."""
     decode: DecodeOptions = field(default_factory=DecodeOptions)
     say: Callable[[str], None] = lambda line: None
 
@@ -61,7 +61,7 @@ class Encoder:
         is_local = commit.startswith(_LOCAL)
         if name != made_with and not (is_local and Path(name).expanduser().is_dir()):
             raise other
-        options = ModelOptions(name=name, revision=None if is_local else commit, dtype=self.dtype, device=self.device)
+        options = ModelOptions(name=name, revision=None if is_local else commit)
         checkpoint = find(options, say=self.say)
         if checkpoint.commit != commit:
             if self.name is not None:
@@ -78,7 +78,7 @@ class Encoder:
         checkpoint = self.checkpoint
         self.say(f"loading {checkpoint.name} ...")
         started = time.monotonic()
-        model = load(checkpoint, ModelOptions(name=checkpoint.name, dtype=self.dtype, device=self.device))
+        model = load(checkpoint, replace(self.options, name=checkpoint.name))
         dtype = str(model.dtype).removeprefix("torch.")
         self.say(f"{checkpoint.name}: {dtype} on {model.device}, loaded in {time.monotonic() - started:.1f} s")
         return model

@@ -9,11 +9,13 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 
-from blip2cap.errors import ImageError, UsageError
+from blip2cap.errors import ImageError, InputError, UsageError
 from blip2cap.index.hits import Hit
 from blip2cap.index.places import Places
 from blip2cap.index.query import Query
+from blip2cap.options import DecodeOptions, ModelOptions
 from blip2cap.records import ImageRef
+from blip2cap.urls import scheme
 
 if TYPE_CHECKING:
     from blip2cap.index.encoder import Encoder
@@ -47,14 +49,28 @@ class Searchable(Protocol):
     def vectors_of(self, file_name: str) -> Any:
         """Return the vectors of an image, float32 [32, 256]. Raises InputError if there is none."""
 
+    def hit_of(self, file_name: str) -> Hit:
+        """Return an image by its name. Raises InputError if there is none."""
+
 
 class Searcher:
     """An open index, and its model, which is loaded by the first search that needs it."""
 
-    def __init__(self, index: Searchable, encoder: Encoder | None = None) -> None:
-        self.index = index
+    def __init__(
+        self,
+        index: Searchable,
+        *,
+        name: str | None = None,
+        model: ModelOptions | None = None,
+        decode: DecodeOptions | None = None,
+        say: Callable[[str], None] = lambda line: None,
+        encoder: Encoder | None = None,
+    ) -> None:
+        """Prepare; nothing is loaded. `name`, and dtype and device of `model`, are those of the model of the index."""
+        self.index, self.places = index, Places(index.settings.get("image_column"))
+        self._settings: dict[str, Any] = {"name": name, "options": model or ModelOptions()}
+        self._settings |= {"decode": decode or DecodeOptions(), "say": say}
         self._encoder = encoder
-        self.places = Places(index.settings.get("image_column"))
 
     @property
     def encoder(self) -> Encoder:
@@ -62,8 +78,12 @@ class Searcher:
         if self._encoder is None:
             from blip2cap.index.encoder import Encoder
 
-            self._encoder = Encoder(settings=self.index.settings)
+            self._encoder = Encoder(settings=self.index.settings, **self._settings)
         return self._encoder
+
+    def ref_of(self, file_name: str) -> ImageRef:
+        """Return the image of a name in the index. Raises InputError if there is none."""
+        return self.places.ref(self.index.hit_of(file_name))
 
     def search(
         self,
@@ -80,7 +100,7 @@ class Searcher:
         Options as those of `Index.search`. With `rerank`, the match head reads the text together with each of the best
         `rerank` images, which are then sorted by the log-odds of its probability plus the cosine; the others follow. An
         image that cannot be read is reported, and comes after those that can, with its `itm` None. Raises UsageError
-        for options that exclude each other, ImageError for an image of a query that cannot be read.
+        for options that exclude each other, InputError for an image of a query that does not exist or cannot be read.
         """
         k = self._check(queries, k, rerank)
         vectors = self._embed_texts(queries)
@@ -98,6 +118,8 @@ class Searcher:
 
     def _check(self, queries: Sequence[Query], k: int | None, rerank: int | None) -> int:
         num_images = self.index.num_images
+        if not num_images:
+            raise InputError("the index has no images. Add some: run `blip2cap index` with a folder.")
         for flag, value in (("-k", k), ("--rerank", rerank)):
             if value is not None and not 1 <= value <= num_images:
                 raise UsageError(f"{flag} {value}: expected 1 to {num_images}, the number of images in the index.")
@@ -106,6 +128,9 @@ class Searcher:
                 raise UsageError(
                     "--rerank reads one text together with each image; --image, --like and --not exclude it."
                 )
+            for path in query.images:
+                if not scheme(path) and not os.path.isfile(path):
+                    raise InputError(f"--image {path}: no such file. Expected an image file.")
         return min(DEFAULT_K, num_images) if k is None else k
 
     def _embed_texts(self, queries: Sequence[Query]) -> dict[str, Any]:
@@ -119,8 +144,7 @@ class Searcher:
             refs = [ImageRef(path=path, name=os.path.basename(path)) for path in query.images]
             for path, found in zip(query.images, self.encoder.embed_images(refs), strict=True):
                 if isinstance(found, ImageError):
-                    found.image = path
-                    raise found
+                    raise InputError(f"--image {path}: {found.code}: {found.detail}. Expected an image file.")
                 rows.append(found)
         if query.text is None:
             return np.concatenate(rows)

@@ -12,13 +12,13 @@ from collections import deque
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from html import escape
-from pathlib import Path
 
-from blip2cap.errors import ImageError, OutputError, UsageError
+from blip2cap.errors import ImageError
 from blip2cap.escapes import clean
+from blip2cap.index.target import writing
 from blip2cap.index.thumbnails import Thumbnail, make_thumbnails
 from blip2cap.options import DecodeOptions
-from blip2cap.outputs.files import OS_FILES, Files, replaceable, replacing_stream
+from blip2cap.outputs.files import OS_FILES, Files
 from blip2cap.records import ImageRef
 
 SUFFIXES = (".html", ".htm")
@@ -93,19 +93,6 @@ class SheetCounts:
     """Number of them that have a reason instead of a picture."""
 
 
-def check_sheet(path: str, *, flag: str = "--html", files: Files = OS_FILES) -> None:
-    """Raise UsageError for a name that is no .html, OutputError for what is no regular file in an existing folder."""
-    target = Path(path)
-    if target.suffix.lower() not in SUFFIXES:
-        raise UsageError(f"{flag} {path}: must end in .html.")
-    if not target.parent.is_dir():
-        raise OutputError(f"{flag} {path}: there is no folder {target.parent}. Make it first, or use another {flag}.")
-    try:
-        replaceable(files, target)
-    except OSError as error:
-        raise OutputError(f"{flag} {path}: cannot be written: {error.strerror}. Use another {flag}.") from error
-
-
 def write_sheet(
     path: str,
     sections: Iterable[Section],
@@ -118,24 +105,20 @@ def write_sheet(
 ) -> SheetCounts:
     """Write a sheet under a temporary name and rename it; an existing file is replaced.
 
-    Sections are taken one by one, and thumbnails are not kept: memory does not grow with the sheet. Raises UsageError
-    and OutputError as `check_sheet` does, and OutputError if the disk is full.
+    Sections are taken one by one, and thumbnails are not kept: memory does not grow with the sheet. Raises OutputError
+    if the file cannot be written; `target.check_target` tells before the search.
     """
-    check_sheet(path, flag=flag, files=files)
     num_images = num_missing = 0
-    try:
-        with replacing_stream(files, Path(path)) as file:
-            file.write(_head(title, note).encode())
-            for part in _parts(sections, decode):
-                if isinstance(part, _Picture):
-                    num_images += 1
-                    num_missing += isinstance(part.picture, ImageError)
-                    file.write(_card(part.card, part.picture).encode())
-                else:
-                    file.write(part.encode())
-            file.write(_foot(num_images, num_missing).encode())
-    except OSError as error:
-        raise OutputError(f"{flag} {path}: cannot be written: {error.strerror}. Use another {flag}.") from error
+    with writing(path, flag=flag, files=files) as file:
+        file.write(_head(title, note).encode())
+        for part in _parts(sections, decode):
+            if isinstance(part, _Picture):
+                num_images += 1
+                num_missing += isinstance(part.picture, ImageError)
+                file.write(_card(part.card, part.picture).encode())
+            else:
+                file.write(part.encode())
+        file.write(_foot(num_images, num_missing).encode())
     return SheetCounts(num_images=num_images, num_missing=num_missing)
 
 
