@@ -243,7 +243,7 @@ class Captioner:
 
     def _rows(self, engine: Engine, source: Source, on_progress: Callable[[RunStats], None] | None) -> Iterator[Row]:
         stats = RunStats()
-        requests = Worklist(engine.task.labels).requests(source.stream(), frozenset())
+        requests = Worklist(engine.task).requests(source.stream(), frozenset())
         for rows in engine.row_batches(engine.read_ahead(requests), stats):
             if on_progress:
                 on_progress(stats)
@@ -255,7 +255,7 @@ class Captioner:
         if task.generate.num_captions > 1:
             num_captions = task.generate.num_captions
             raise UsageError(f"num_captions={num_captions}: expected 1, as this returns one text. Use caption_folder.")
-        engine, worklist = self._engine(task, _raise), Worklist(task.labels)
+        engine, worklist = self._engine(task, _raise), Worklist(task)
         with closing(self.model.image_input.open(self.decode_options)) as decoder:
 
             def items() -> Iterator[DecodedRequest]:

@@ -4,145 +4,18 @@ from __future__ import annotations
 
 import base64
 import json
-import math
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal, Protocol
+from typing import TYPE_CHECKING, Any
+
+from blip2cap.column_types import INTEGER, STRING, ColumnType, Vector
 
 if TYPE_CHECKING:
-    import numpy as np
     import pyarrow as pa
 
 _STEERING = re.compile("[\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069]")
 """DEL and C1 controls, line separators of Unicode, and characters that change the direction of text."""
-
-
-class ColumnType(Protocol):
-    """Type of the values in a column, which are never null."""
-
-    @property
-    def empty(self) -> Any:
-        """Value in a failed row."""
-
-    def check(self, value: Any) -> None:
-        """Raise TypeError or ValueError for a value that is not of this type."""
-
-    def to_json(self, value: Any) -> Any:
-        """Return the value as `json.dumps` takes it."""
-
-    def from_json(self, value: Any) -> Any:
-        """Return the value that `to_json` wrote. Raises TypeError or ValueError."""
-
-    def arrow(self) -> pa.DataType:
-        """Return the type of the column in Arrow."""
-
-
-@dataclass(frozen=True, slots=True)
-class _Scalar:
-    """A value that JSON and Arrow hold as it is."""
-
-    python: type
-    arrow_name: str
-    empty: Any
-
-    def check(self, value: Any) -> None:
-        if type(value) is not self.python:
-            raise TypeError(f"expected {self.arrow_name}, got {value!r}")
-        if isinstance(value, str):
-            value.encode()  # a lone surrogate would make a writer fail halfway
-        elif isinstance(value, float) and not math.isfinite(value):
-            raise ValueError(f"{value} is not a finite number")
-
-    def to_json(self, value: Any) -> Any:
-        return value
-
-    def from_json(self, value: Any) -> Any:
-        value = float(value) if self.python is float and type(value) is int else value
-        self.check(value)
-        return value
-
-    def arrow(self) -> pa.DataType:
-        import pyarrow as pa
-
-        return pa.type_for_alias(self.arrow_name)
-
-
-@dataclass(frozen=True, slots=True)
-class _Strings:
-    """A list of strings."""
-
-    empty: Sequence[str] = ()
-
-    def check(self, value: Any) -> None:
-        if not isinstance(value, (list, tuple)):
-            raise TypeError(f"expected a list, got {value!r}")
-        for each in value:
-            STRING.check(each)
-
-    def to_json(self, value: Any) -> Any:
-        return list(value)
-
-    def from_json(self, value: Any) -> Any:
-        self.check(value)
-        return tuple(value)
-
-    def arrow(self) -> pa.DataType:
-        import pyarrow as pa
-
-        return pa.list_(pa.field("element", pa.string(), nullable=False))
-
-
-@dataclass(frozen=True, slots=True)
-class Vector:
-    """A numpy array of fixed length: base64 of little-endian numbers in JSON, a fixed-size list in Arrow."""
-
-    length: int
-    dtype: Literal["float16", "float32"]
-
-    @property
-    def empty(self) -> np.ndarray:
-        """Zeros."""
-        import numpy as np
-
-        return np.zeros(self.length, self.dtype)
-
-    def check(self, value: Any) -> None:
-        """Compare dtype and shape, and look for NaN and infinity."""
-        import numpy as np
-
-        if getattr(value, "shape", None) != (self.length,) or str(value.dtype) != self.dtype:
-            raise TypeError(f"a vector of {self.length} numbers in {self.dtype} was expected")
-        if not np.isfinite(value).all():
-            raise ValueError("a vector with numbers that are not finite")
-
-    def to_json(self, value: Any) -> str:
-        """Encode the numbers."""
-        return base64.b64encode(value.astype(value.dtype.newbyteorder("<")).tobytes()).decode("ascii")
-
-    def from_json(self, value: Any) -> np.ndarray:
-        """Decode the numbers, from base64 or from a list (as Arrow returns them)."""
-        import numpy as np
-
-        if isinstance(value, str):
-            data = base64.b64decode(value, validate=True)
-            vector = np.frombuffer(data, np.dtype(self.dtype).newbyteorder("<")).astype(self.dtype)
-        else:
-            vector = np.asarray(value, self.dtype)
-        self.check(vector)
-        return vector
-
-    def arrow(self) -> pa.DataType:
-        """Return a list of `length` numbers."""
-        import pyarrow as pa
-
-        return pa.list_(pa.field("element", getattr(pa, self.dtype)(), nullable=False), self.length)
-
-
-STRING = _Scalar(str, "string", "")
-INTEGER = _Scalar(int, "int64", 0)
-FLOAT = _Scalar(float, "float64", 0.0)
-STRINGS = _Strings()
 
 
 @dataclass(frozen=True, slots=True)
@@ -267,6 +140,15 @@ class Schema:
         """Names of the columns."""
         return [column.name for column in self.columns]
 
+    @property
+    def vectors(self) -> list[str]:
+        """Names of the columns with arrays."""
+        return [column.name for column in self.columns if isinstance(column.type, Vector)]
+
+    def num_rows(self, most: int, *, num_bytes: int = 256_000_000) -> int:
+        """Return how many rows to hold in memory at once: `most`, or fewer if they would take more than `num_bytes`."""
+        return max(1, min(most, num_bytes // sum(column.type.num_bytes for column in self.columns)))
+
     def row(self, **values: Any) -> Row:
         """Make a row; columns that are not given hold the empty value of their type.
 
@@ -311,7 +193,7 @@ class Schema:
         import pyarrow as pa
 
         rows = list(rows)
-        arrays = [pa.array([row.columns[each.name] for row in rows], each.type.arrow()) for each in self.columns]
+        arrays = [each.type.to_arrow([row.columns[each.name] for row in rows]) for each in self.columns]
         return pa.RecordBatch.from_arrays(arrays, schema=self.arrow())
 
 

@@ -54,7 +54,7 @@ def make_index(
         inner.mkdir()
         some = vectors[start : start + size]
         write_array(inner / VECTORS, "<f2", some.shape, [some], files)
-        write_codes(inner, map_array(inner / VECTORS, "<f2", some.shape), centre, files)
+        write_codes(inner / "codes-1.npy", map_array(inner / VECTORS, "<f2", some.shape), centre, files)
         images = [
             Image(
                 file_name=names[at],
@@ -74,7 +74,7 @@ def make_index(
         settings=settings,
         shape=vectors.shape[1:],
         centre=centre,
-        num_centre_rows=len(vectors),
+        num_centre_images=len(vectors),
         segments=tuple(entries),
     )
     catalog.write(folder, OS_FILES if files is None else files)

@@ -49,7 +49,7 @@ def do(
     )
     sink = sink or ListSink()
     source = Source(SourceOptions(inputs=(str(folder),)))
-    requests = Worklist(task.labels).requests(source.stream(), sink.finished)
+    requests = Worklist(task).requests(source.stream(), sink.finished)
     return sink.rows, run(engine, engine.read_ahead(requests), sink, on_batch, stopped)
 
 

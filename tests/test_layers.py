@@ -32,6 +32,7 @@ LAYERS = (
     ("options", "prompts", "urls", "outputs.files", "tiny.scenes"),
     ("flags",),
     ("errors", "records", "rows", "stopwatch", "batch_size", "key_set", "tiny", "escapes"),
+    ("column_types",),
 )
 """From the top down. A module belongs to the longest name that it begins with."""
 LEVELS = {name: -level for level, names in enumerate(LAYERS) for name in names}

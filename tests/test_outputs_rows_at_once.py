@@ -9,10 +9,11 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from blip2cap.column_types import FLOAT, INTEGER, Vector
 from blip2cap.outputs.journal import JournalSink
 from blip2cap.outputs.parquet import ParquetSink, read_output
 from blip2cap.outputs.rows_at_once import reader
-from blip2cap.rows import FLOAT, INTEGER, Column, Row, Vector, make_schema
+from blip2cap.rows import Column, Row, make_schema
 from blip2cap.tasks.text import text_schema
 from tests.rows import SETTINGS, failed, row, text_row, write
 
@@ -51,7 +52,9 @@ def test_answers_are_read_with_their_questions() -> None:
 
 
 def test_lists_and_numbers_of_all_kinds_are_read() -> None:
-    schema = make_schema(Column("score", FLOAT), Column("vector", Vector(2, "float16")), details=[Column("n", INTEGER)])
+    schema = make_schema(
+        Column("score", FLOAT), Column("vector", Vector((2,), "float16")), details=[Column("n", INTEGER)]
+    )
     values = {"vector": schema.columns[3].type.empty, "status": "ok"}
     lines = b"".join(
         schema.row(file_name="a.jpg", score=score, n=-3, **values).as_json() for score in (0.0, -1.5, 1e-9, 2.5e300)

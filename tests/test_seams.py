@@ -17,6 +17,7 @@ import polars
 import pyarrow.parquet as pq
 import pytest
 
+from blip2cap.column_types import FLOAT, Vector
 from blip2cap.decode.inputs import BytesInput, ImageInput
 from blip2cap.errors import ImageError, OutputRefusedError, UsageError
 from blip2cap.jobs.job import Job, Listener, Outcome
@@ -27,7 +28,7 @@ from blip2cap.options import BatchOptions, DecodeOptions, ModelOptions, OutputOp
 from blip2cap.outputs.open import open_rows
 from blip2cap.outputs.status import read_status
 from blip2cap.records import ImageRef, Prompt
-from blip2cap.rows import FLOAT, Column, Row, Schema, Vector, make_schema
+from blip2cap.rows import Column, Row, Schema, make_schema
 from blip2cap.tasks.caption import Caption
 from blip2cap.tasks.registry import TASKS, TaskEntry
 from tests.commands import draw_scenes, invoke, names_below
@@ -35,8 +36,8 @@ from tests.commands import draw_scenes, invoke, names_below
 SCHEMA = make_schema(
     Column("text"),
     Column("score", FLOAT),
-    Column("small", Vector(3, "float16")),
-    Column("large", Vector(4, "float32")),
+    Column("small", Vector((3,), "float16")),
+    Column("large", Vector((4,), "float32")),
     key="text",
 )
 WORDS = ("dog", "cat")

@@ -131,7 +131,7 @@ def run_once(loaded: Loaded, options: BenchOptions, refs: Sequence[ImageRef], fo
         batch=options.batch,
         on_failure=lambda ref, error: failed.add(ref.name),
     )
-    requests = Worklist(task.labels).requests(refs, frozenset())
+    requests = Worklist(task).requests(refs, frozenset())
     sink = JournalSink(out, overwrite=True)
     try:
         sink.begin({})

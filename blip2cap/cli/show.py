@@ -8,7 +8,8 @@ from typing import Annotated
 import typer
 
 from blip2cap.cli.terminal import clean, encodable, page
-from blip2cap.rows import FLOAT, INTEGER, STRING, Row
+from blip2cap.column_types import FLOAT, INTEGER, STRING
+from blip2cap.rows import Row
 
 
 def show(

@@ -11,7 +11,7 @@ import numpy as np
 
 from blip2cap.index.catalog import damaged
 from blip2cap.index.codes import code_blocks, codes_shape
-from blip2cap.index.segment import CODES, EMBEDDINGS, VECTORS, map_array
+from blip2cap.index.segment import EMBEDDINGS, VECTORS, map_array
 from blip2cap.outputs.files import Files, replacing_stream
 
 _BATCH = 256
@@ -67,11 +67,11 @@ def write_vectors(folder: Path, num_images: int, shape: tuple[int, int], files: 
     return map_array(folder / VECTORS, "<f2", (num_images, *shape))
 
 
-def write_codes(folder: Path, vectors: Any, centre: Any, files: Files) -> None:
-    """Write codes.npy of a segment from its vectors, float16 [num_images, rows, length]."""
+def write_codes(path: Path, vectors: Any, centre: Any, files: Files) -> None:
+    """Write the codes of a segment from its vectors, float16 [num_images, rows, length]."""
     shape = codes_shape(*vectors.shape)
     centre = np.asarray(centre, np.float32)
-    write_array(folder / CODES, "<u8", shape if len(vectors) else (0,), code_blocks(vectors, centre), files)
+    write_array(path, "<u8", shape if len(vectors) else (0,), code_blocks(vectors, centre), files)
 
 
 def mean_row(vectors: Any) -> list[float]:

@@ -42,8 +42,10 @@ class Catalog:
     """Rows of an image and length of a row: (32, 256)."""
     centre: Sequence[float] = ()
     """Mean row, which is subtracted before a sign is taken; () without any row."""
-    num_centre_rows: int = 0
-    """Number of rows that the index had when the centre was computed."""
+    num_centre_images: int = 0
+    """Number of images that the index had when the centre was computed."""
+    codes: str = "codes-1.npy"
+    """Name of the codes in every segment; another one when the centre was computed anew."""
     segments: tuple[SegmentEntry, ...] = ()
     blip2cap_version: str = __version__
     format_version: int = field(default=FORMAT_VERSION)
@@ -96,6 +98,7 @@ class Catalog:
             )
             for each in content.pop("segments")
         )
+        _plain_name(content["codes"])
         found = cls(shape=(rows, length), segments=entries, **content)
         if not isinstance(found.settings, dict) or len(found.centre) not in (0, length) or min(rows, length) < 1:
             raise ValueError("settings, shape and centre do not fit each other")

@@ -3,7 +3,7 @@
 A bit says whether a number is above the mean of all rows. Rows that point the same way have equal bits in most places:
 the number of different ones, the Hamming distance, orders them nearly as the dot product does, at 32 bytes a row.
 
-The file codes.npy holds uint64 [blocks, rows, words, images in a block]: for each row and word the codes of thousands
+The file holds uint64 [blocks, rows, words, images in a block]: for each row and word the codes of thousands
 of images side by side, so that one operation of numpy takes them all. Unused images of the last block are zeros.
 """
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from blip2cap.errors import InputError, UsageError
-from blip2cap.index.catalog import Catalog
+from blip2cap.index.catalog import Catalog, damaged
 from blip2cap.index.codes import distances, pack
 from blip2cap.index.hits import Hit
 from blip2cap.index.scores import image_scores
@@ -51,14 +51,13 @@ class Index:
         for attempt in range(1, _OPENINGS + 1):
             catalog = Catalog.read(folder)
             try:
-                return cls(folder, catalog, [Segment.open(folder, each, catalog.shape) for each in catalog.segments])
+                segments = [Segment.open(folder, each, catalog.shape, catalog.codes) for each in catalog.segments]
+                return cls(folder, catalog, segments)
             except FileNotFoundError as error:  # a run has just replaced it: its index.json names another
                 missing = error
                 if attempt < _OPENINGS and Catalog.read(folder) != catalog:
                     continue
                 break
-        from blip2cap.index.catalog import damaged
-
         raise damaged(Path(str(missing.filename or folder)), "it is missing") from missing
 
     @property

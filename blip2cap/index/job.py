@@ -42,9 +42,9 @@ class IndexSummary:
     num_images: int
     """Number of images that can be found now."""
     num_new: int
-    """Number of images embedded for the first time."""
+    """Number of images processed for the first time, failed ones too."""
     num_changed: int
-    """Number of images embedded again, as their files had changed or as failed ones were tried again."""
+    """Number of images processed again: their files had changed, or failed ones were tried again."""
     num_unchanged: int
     """Number of images found among the inputs that needed nothing, failed ones too."""
     num_removed: int
@@ -60,7 +60,7 @@ class IndexSummary:
     stats: RunStats | None = None
     """Counts and times of the run; None if nothing was embedded."""
     stopped: bool = False
-    kept: int = 0
+    num_kept: int = 0
     """Number of images that were not found, but kept: a part of the inputs could not be read, or --limit left them."""
 
     @property

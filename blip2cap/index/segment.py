@@ -18,8 +18,8 @@ from blip2cap.index.images import positions, read_table
 if TYPE_CHECKING:
     import pyarrow as pa
 
-EMBEDDINGS, VECTORS, CODES = "embeddings.parquet", "vectors.npy", "codes.npy"
-"""Files of a segment: the embeddings as the run wrote them, and what is made of them."""
+EMBEDDINGS, VECTORS = "embeddings.parquet", "vectors.npy"
+"""Files of a segment: the embeddings as the run wrote them, and the same as an array."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -39,17 +39,17 @@ class Segment:
     """bool [num_images]: False for images that were removed."""
 
     @classmethod
-    def open(cls, index: Path, entry: SegmentEntry, shape: tuple[int, int]) -> Segment:
+    def open(cls, index: Path, entry: SegmentEntry, shape: tuple[int, int], codes_name: str) -> Segment:
         """Map the files of a segment; content is read when it is needed.
 
-        Raises FileNotFoundError if its list of images was replaced since `entry` was read, and OutputRefusedError if a
-        file is damaged, truncated or missing.
+        Raises FileNotFoundError if a file is missing, which may have been replaced since `entry` was read, and
+        OutputRefusedError if one is damaged or truncated.
         """
         folder = index / entry.name
         table = read_table(folder / entry.images)
         places, removed = positions(table, entry.num_vectors, folder / entry.images)
         vectors = map_array(folder / VECTORS, "<f2", (entry.num_vectors, *shape))
-        codes = map_array(folder / CODES, "<u8", codes_shape(entry.num_vectors, *shape))
+        codes = map_array(folder / codes_name, "<u8", codes_shape(entry.num_vectors, *shape))
         return cls(folder=folder, vectors=vectors, codes=codes, table=table, places=places, live=~removed)
 
     def hit(self, position: int, score: float) -> Hit:
@@ -71,14 +71,15 @@ class Segment:
 
 
 def map_array(path: Path, dtype: str, shape: tuple[int, ...]) -> Any:
-    """Map a .npy file into memory. Raises OutputRefusedError if it is missing, or not an array of this shape."""
+    """Map a .npy file into memory. Raises FileNotFoundError, or OutputRefusedError if it is not an array of this shape."""
     if 0 in shape:
         return np.empty(shape, dtype)
     try:
         array = np.lib.format.open_memmap(path, mode="r")
+    except FileNotFoundError:
+        raise
     except (OSError, ValueError, EOFError) as error:
-        reason = "it is missing" if isinstance(error, FileNotFoundError) else str(error)
-        raise damaged(path, reason) from error
+        raise damaged(path, str(error)) from error
     if array.shape != shape or array.dtype != np.dtype(dtype):
         raise damaged(path, f"expected {dtype} {list(shape)}, found {array.dtype.str} {list(array.shape)}")
     return np.asarray(array)

@@ -34,13 +34,15 @@ def run_job(
     stopped: Callable[[], bool] = lambda: False,
     model: Model | None = None,
     stdout: BinaryIO | None = None,
+    source: Source | None = None,
 ) -> Outcome:
     """Run a job until it is complete, or until `stopped` returns True and the images in the model are complete.
 
     Quick checks come first: no model is downloaded for a run that will be refused. `model` is a loaded model that
-    replaces the one that `job.model` names; `stdout` receives the rows of the output `-`. Raises Blip2CapError.
+    replaces the one that `job.model` names; `stdout` receives the rows of the output `-`; `source` are the inputs of the
+    job if they are open already. Raises Blip2CapError.
     """
-    source = open_source(job)
+    source = open_source(job) if source is None else source
     if job.kind is Kind.PARTS:
         from blip2cap.jobs.parts import run_parts_job
 
@@ -65,7 +67,7 @@ def _run(context: Context, output: Output, trace: Trace | None) -> Outcome:
         elif root != context.settings.get("input_root", ""):
             source.continue_from_elsewhere(root, output.first_key)
         output.check(context.settings | {"dtype": dtype})
-    worklist = Worklist(job.task.labels)
+    worklist = Worklist(job.task)
     stream, refs = _images(job, source, worklist, output.finished, output.retry)
     asked = _Asked(output.finished, output.failed_keys, output.num_failed)
     requests = worklist.requests(refs, asked.finished)
@@ -103,7 +105,7 @@ def _new_root(settings: Mapping[str, Any], old: str, job: Job, source: Source, f
             "names, wherever the command is run."
         )
     if root != old and not source.from_pipe:
-        requests = Worklist(job.task.labels).requests(source.stream(), frozenset())
+        requests = Worklist(job.task).requests(source.stream(), frozenset())
         if not old or not any(key in finished for request in requests for key in request.keys):
             raise UsageError(
                 f"--same-inputs: no image has a row of that name relative to {root}; the rows of {job.output.out} are "
@@ -189,7 +191,7 @@ def _counter(job: Job, source: Source, output: Output) -> Count | None:
     def count(given_up: Callable[[], bool]) -> int:
         refs = itertools.takewhile(lambda ref: not given_up(), source.stream(ordered=False))
         try:
-            return sum(1 for _ in Worklist(job.task.labels).requests(refs, output.finished))
+            return sum(1 for _ in Worklist(job.task).requests(refs, output.finished))
         except Blip2CapError:
             return 0  # the run meets it too, and reports it
 
@@ -215,7 +217,7 @@ def dry_run(job: Job) -> DryRun:
                 known = job.known_settings(source)
             made = {name: value for name, value in manifest.settings.items() if name != "input_root"}
             manifest.check(made | known, Path(job.output.out).name)  # what only the model knows is not compared
-    worklist = Worklist(job.task.labels)
+    worklist = Worklist(job.task)
     stream, refs = _images(job, source, worklist, journal.finished, journal.take_out)
     asked = _Asked(journal.finished, journal.failed_keys, journal.num_failed)
     found = count_requests(job, source, stream, worklist, worklist.requests(refs, asked.finished))

@@ -32,9 +32,9 @@ if TYPE_CHECKING:
 _MANIFEST = b"blip2cap"
 """Key of the manifest in the metadata of the schema."""
 _ROW_GROUP = 50_000
-"""Number of rows in memory at once, as columns."""
+"""Largest number of rows in memory at once, as columns; fewer if they hold large vectors."""
 _BATCH = 5_000
-"""Number of rows in memory at once as Python objects, which take several times as much."""
+"""Largest number of rows in memory at once as Python objects, which take several times as much."""
 _PIECE = 1 << 20
 
 
@@ -61,7 +61,7 @@ def read_table(path: Path, journal: Journal, *, retry_failed: bool = False) -> T
             if not schema.remove_metadata().equals(manifest.schema.arrow()):
                 raise TypeError("its columns differ from those in its manifest")
             table = Table(manifest=manifest)
-            for batch in parquet.iter_batches(batch_size=_BATCH):
+            for batch in parquet.iter_batches(batch_size=manifest.schema.num_rows(_BATCH)):
                 if not journal.num_bytes and (found := _found(batch, manifest.label)) is not None:
                     journal.note_many(found, retry_failed=retry_failed)
                     continue
@@ -81,6 +81,12 @@ def read_table(path: Path, journal: Journal, *, retry_failed: bool = False) -> T
         raise OutputRefusedError(
             f"{path} is damaged ({error}). Restore it from a copy, or use another --out."
         ) from error
+
+
+def written_as(schema: Schema) -> Mapping[str, Any]:
+    """Return settings of pyarrow's writers: numbers of vectors do not repeat, so a dictionary would cost time."""
+    others = [name for name in schema.names if name not in schema.vectors]
+    return {"compression": "zstd", "use_dictionary": others if schema.vectors else True}
 
 
 def journal_path(path: Path) -> Path:
@@ -248,9 +254,10 @@ class ParquetSink:
         schema = manifest.schema.arrow().with_metadata(metadata)
         with replacing(self._files, self._target) as file:
             feed = _Feed(self._files, file)
-            with pq.ParquetWriter(feed, schema, compression="zstd", write_page_checksum=True) as writer:
-                for group in _in_groups(itertools.chain(self._old_batches(), self._new_batches(manifest.schema))):
-                    writer.write_table(pa.Table.from_batches(group, schema), row_group_size=_ROW_GROUP)
+            most = manifest.schema.num_rows(_ROW_GROUP)
+            with pq.ParquetWriter(feed, schema, **written_as(manifest.schema), write_page_checksum=True) as writer:
+                for group in _in_groups(itertools.chain(self._old_batches(), self._new_batches(manifest.schema)), most):
+                    writer.write_table(pa.Table.from_batches(group, schema), row_group_size=most)
             feed.write_rest()
 
     def _old_batches(self) -> Iterator[pa.RecordBatch]:
@@ -261,7 +268,7 @@ class ParquetSink:
             return
         gone, label = self._table.replaced | self._sink.again, self._table.manifest.label
         with _open(self._target) as parquet:
-            for batch in parquet.iter_batches(batch_size=_BATCH):
+            for batch in parquet.iter_batches(batch_size=self._table.manifest.schema.num_rows(_BATCH)):
                 if gone:
                     kept = [key not in gone for key, _, _ in _keys(batch, label)]
                     batch = batch.filter(pa.array(kept, pa.bool_()))
@@ -273,7 +280,7 @@ class ParquetSink:
 
         lines = (line for line in read_lines(self._files, self._sink.path) if line.endswith(b"\n"))
         number = 0
-        while rows := [json.loads(line) for line in itertools.islice(lines, _BATCH)]:
+        while rows := [json.loads(line) for line in itertools.islice(lines, schema.num_rows(_BATCH))]:
             try:
                 for row in rows:
                     number += 1
@@ -317,11 +324,11 @@ def _found(batch: pa.RecordBatch, label: str) -> Iterable[Found] | None:
     return zip(*(batch[name].cast("binary").to_pylist() if name else none for name in names), strict=True)
 
 
-def _in_groups(batches: Iterable[pa.RecordBatch]) -> Iterator[list[pa.RecordBatch]]:
-    """Group batches into row groups."""
+def _in_groups(batches: Iterable[pa.RecordBatch], most: int) -> Iterator[list[pa.RecordBatch]]:
+    """Group batches into row groups of at most `most` rows."""
     group: list[pa.RecordBatch] = []
     for batch in batches:
-        if group and sum(map(len, group)) + len(batch) > _ROW_GROUP:
+        if group and sum(map(len, group)) + len(batch) > most:
             yield group
             group = []
         group.append(batch)

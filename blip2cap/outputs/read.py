@@ -12,15 +12,20 @@ import tempfile
 import weakref
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any, BinaryIO
+from typing import TYPE_CHECKING, Any, BinaryIO
 
+from blip2cap.column_types import python_values
 from blip2cap.errors import InputError, OutputRefusedError
 from blip2cap.key_set import KeySet
 from blip2cap.outputs.manifest import Manifest
 from blip2cap.rows import Row, Schema
 from blip2cap.tasks.registry import recognise
 
-_BATCH = 4096
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+_BATCH, _BATCH_BYTES = 4096, 64_000_000
+"""Largest number of rows in memory at once; fewer if they hold large vectors."""
 _BLOCK = 1 << 20
 _RESTORE = (
     "restore it from a copy. A part can be made again: move it to another folder, and run the command that made it "
@@ -125,10 +130,11 @@ class Results:
                 continue
             number = 0
             with _parquet(path) as file:
-                for batch in file.iter_batches(batch_size=_BATCH):
-                    for columns in batch.to_pylist():
+                for batch in file.iter_batches(batch_size=_batch_size(file.schema_arrow)):
+                    names = batch.schema.names
+                    for values in zip(*map(python_values, batch.columns), strict=True):
                         number += 1
-                        yield columns, f"{path}:{number}"
+                        yield dict(zip(names, values, strict=True)), f"{path}:{number}"
 
     @contextmanager
     def _open_lines(self) -> Iterator[BinaryIO]:
@@ -205,6 +211,19 @@ def readable(path: str) -> Iterator[None]:
         yield
     except OSError as error:
         raise InputError(f"{path}: cannot be read: {error.strerror}. Expected an output of blip2cap.") from error
+
+
+def _batch_size(schema: pa.Schema) -> int:
+    """Return how many rows of a Parquet file to hold in memory at once."""
+    import pyarrow as pa
+
+    num_bytes = 1
+    for kind in schema.types:
+        length = 1
+        while pa.types.is_fixed_size_list(kind):
+            length, kind = length * kind.list_size, kind.value_type
+        num_bytes += 4 * length
+    return max(1, min(_BATCH, _BATCH_BYTES // num_bytes))
 
 
 @contextmanager

@@ -37,8 +37,14 @@ class Task(Protocol):
         """Columns of the rows."""
 
     @property
-    def labels(self) -> Sequence[str | None]:
-        """Values of the schema's key column, one for each row of an image; (None,) where there is one row."""
+    def labels(self) -> Sequence[str | None] | None:
+        """Values of the schema's key column, one for each row of an image; (None,) where there is one row.
+
+        None: they depend on the image.
+        """
+
+    def labels_of(self, ref: ImageRef) -> Sequence[str | None]:
+        """Return the labels of one image; those of all, or, where they depend on the image, its own or none."""
 
     @property
     def deterministic(self) -> bool:
@@ -69,24 +75,44 @@ class Task(Protocol):
         """Make the row of a finished result, or of the ImageError in its place."""
 
 
+class Labelled(Protocol):
+    """What tells the labels of an image: a task, or a part of a plan. See `Task`."""
+
+    @property
+    def labels(self) -> Sequence[str | None] | None:
+        """Labels of every image; None: they depend on the image."""
+
+    def labels_of(self, ref: ImageRef) -> Sequence[str | None]:
+        """Return the labels of one image."""
+
+
 class Worklist:
     """Turns images into requests and counts them."""
 
-    def __init__(self, labels: Sequence[str | None] = (None,)) -> None:
-        self.labels = labels
-        """Labels of the rows of every image, as in `Task.labels`."""
+    def __init__(self, labelled: Labelled) -> None:
+        self.labelled = labelled
         self.num_images = 0
-        """Number of images so far."""
+        """Number of images with labels so far."""
         self.num_finished = 0
         """Number of rows of these images that are finished."""
+        self.num_without_labels = 0
+        """Number of other images, which have no rows."""
 
     def requests(self, refs: Iterable[ImageRef], finished: Container[str]) -> Iterator[Request]:
         """Yield one request for each image with missing rows, in the order of `refs`."""
-        self.num_images = self.num_finished = 0
+        self.num_images = self.num_finished = self.num_without_labels = 0
+        labels = self.labelled.labels
+        labels_of = None if labels is not None else self.labelled.labels_of  # not asked a million times for the same
         for ref in refs:
+            if labels_of is not None:
+                labels = labels_of(ref)
+                if not labels:
+                    self.num_without_labels += 1
+                    continue
+            assert labels is not None
             self.num_images += 1
             file_name, file_name_b64 = ref.names
-            missing = [label for label in self.labels if row_key(file_name, file_name_b64, label) not in finished]
-            self.num_finished += len(self.labels) - len(missing)
+            missing = [label for label in labels if row_key(file_name, file_name_b64, label) not in finished]
+            self.num_finished += len(labels) - len(missing)
             if missing:
                 yield Request(ref=ref, labels=tuple(missing))

@@ -7,12 +7,13 @@ from dataclasses import asdict, dataclass, field, replace
 from functools import lru_cache
 from typing import Any, ClassVar, Self
 
+from blip2cap.column_types import INTEGER, STRINGS
 from blip2cap.errors import ImageError, UsageError
 from blip2cap.models.base import Checkpoint, Family, Session, TextModel
 from blip2cap.options import GenerateOptions, TextOptions
 from blip2cap.prompts import Template
 from blip2cap.records import Generated, ImageRef
-from blip2cap.rows import INTEGER, STRINGS, Column, Row, Schema, make_schema
+from blip2cap.rows import Column, Row, Schema, make_schema
 from blip2cap.tasks.loop_guard import GuardedSession, worst_flag
 from blip2cap.tasks.text_rules import strip_prefixes, trim_to_sentence
 
@@ -50,6 +51,10 @@ class TextTask:
     def labels(self) -> Sequence[str | None]:
         """One row for each image."""
         return (None,)
+
+    def labels_of(self, ref: ImageRef) -> Sequence[str | None]:
+        """Return the same for every image."""
+        return self.labels
 
     @property
     def schema(self) -> Schema:

@@ -12,11 +12,12 @@ from typing import IO, Any
 
 from blip2cap.outputs.export.item import Item
 from blip2cap.outputs.export.writer import FileWriter
+from blip2cap.outputs.parquet import written_as
 from blip2cap.rows import Row, Schema
 from blip2cap.tasks.text import text_schema
 
 ROW_GROUP = 8192
-"""Rows in memory, and in one row group."""
+"""Rows in memory, and in one row group; fewer if they hold large vectors."""
 _FORMULA = ("=", "+", "-", "@", "\t", "\r")
 """Characters that begin a formula in a spreadsheet."""
 
@@ -84,8 +85,9 @@ def parquet_rows(
         def flush() -> None:
             nonlocal writer
             if writer is None:
-                arrow = (rows[0].schema if rows else schema).arrow().with_metadata(metadata)
-                writer = stack.enter_context(pq.ParquetWriter(file, arrow, compression="zstd"))
+                of_rows = rows[0].schema if rows else schema
+                arrow = of_rows.arrow().with_metadata(metadata)
+                writer = stack.enter_context(pq.ParquetWriter(file, arrow, **written_as(of_rows)))
             if rows:
                 batch = rows[0].schema.batch(rows)
                 writer.write_table(pa.Table.from_batches([batch]).replace_schema_metadata(metadata))
@@ -93,7 +95,7 @@ def parquet_rows(
 
         def add(row: Row) -> None:
             rows.append(row)
-            if len(rows) == ROW_GROUP:
+            if len(rows) == row.schema.num_rows(ROW_GROUP):
                 flush()
 
         yield add

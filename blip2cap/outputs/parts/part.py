@@ -18,10 +18,12 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from blip2cap.column_types import python_values
 from blip2cap.decode.trace import Trace, trace_path
 from blip2cap.errors import OutputError, OutputGoneError, OutputRefusedError
 from blip2cap.outputs.existing_rows import manifest_path
 from blip2cap.outputs.journal import JournalSink
+from blip2cap.outputs.parquet import written_as
 from blip2cap.outputs.parts.counts import KEY, read_counts
 from blip2cap.outputs.parts.plan import PartsPlan, part_name
 from blip2cap.outputs.parts.store import Store
@@ -117,7 +119,9 @@ class Part:
 
     def _rows_to_keep(self, retry_only: Collection[str]) -> dict[str, Row]:
         with self.store.open(self.name) as file:
-            rows = map(self.schema.parse, pq.read_table(file, page_checksum_verification=True).to_pylist())
+            table = pq.read_table(file, page_checksum_verification=True)
+            values = zip(*(python_values(each.combine_chunks()) for each in table.columns), strict=True)
+            rows = [self.schema.parse(dict(zip(table.column_names, row, strict=True))) for row in values]
         return {row.key: row for row in rows if row.status == "ok" or (retry_only and row.error not in retry_only)}
 
     def _read_rows(self) -> dict[str, Row]:
@@ -142,7 +146,7 @@ class Part:
         table = pa.Table.from_batches([self.schema.batch(rows)])
         buffer = pa.BufferOutputStream()
         table = table.replace_schema_metadata({KEY: json.dumps(content)})
-        pq.write_table(table, buffer, compression="zstd", write_page_checksum=True)
+        pq.write_table(table, buffer, **written_as(self.schema), write_page_checksum=True)
         return bytes(buffer.getvalue().to_pybytes())
 
 

@@ -1,0 +1,126 @@
+"""Compares the images of the inputs with those of an index: by size and time, then by the hash of their bytes."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections import Counter
+from dataclasses import dataclass, field
+
+from blip2cap import urls
+from blip2cap.decode.read import read
+from blip2cap.errors import ImageError
+from blip2cap.index.images import DIGEST_BYTES, Image
+from blip2cap.index.known import Known
+from blip2cap.options import DecodeOptions
+from blip2cap.records import ImageRef
+from blip2cap.rows import row_key
+from blip2cap.source.inputs import Source
+
+_UNREAD = ("unreadable_folder", "unreadable_archive")
+"""Reasons after which an image that was not found may still exist."""
+
+
+@dataclass(kw_only=True, slots=True)
+class Changes:
+    """The work of an update."""
+
+    planned: list[Image] = field(default_factory=list)
+    """New and changed images, in the order of the inputs."""
+    num_new: int = 0
+    """Number of them that the index does not have."""
+    num_unchanged: int = 0
+    gone: list[str] = field(default_factory=list)
+    """Keys of the images to remove."""
+    num_kept: int = 0
+    """Number of images that were not found, but are kept."""
+    skipped: dict[str, int] = field(default_factory=Counter)
+    damaged: tuple[str, ...] = ()
+    num_images: int = 0
+    """Number of images among the inputs."""
+
+
+def digest(data: bytes) -> bytes:
+    """Return the hash of an image's bytes."""
+    return hashlib.blake2b(data, digest_size=DIGEST_BYTES).digest()
+
+
+def find_changes(source: Source, known: Known, decode: DecodeOptions, *, retry_failed: bool) -> Changes:
+    """Walk the inputs and compare; files whose time is new but whose content is not are noted in `known`.
+
+    Images that were not found are gone, unless a folder or an archive could not be read or `--limit` ended the walk.
+    An image behind a URL, whose size and time are unknown, is taken as unchanged.
+    """
+    changes, signatures = Changes(), _Signatures()
+    seen = bytearray(known.starts[-1])
+    stream = source.stream()
+    for ref in stream:
+        changes.num_images += 1
+        file_name, file_name_b64 = ref.names
+        signature = signatures.of(ref)
+        number = known.numbers.get(row_key(file_name, file_name_b64, None))
+        if number is not None:
+            seen[number] = True
+            if _is_unchanged(ref, number, signature, known, decode) and not (retry_failed and known.failed[number]):
+                changes.num_unchanged += 1
+                continue
+        changes.num_new += number is None
+        changes.planned.append(
+            Image(
+                file_name=file_name,
+                file_name_b64=file_name_b64,
+                path=os.fsencode(relative(ref.path, source.root)),
+                num_bytes=signature[0],
+                mtime_ns=signature[1],
+            )
+        )
+    changes.skipped, changes.damaged = dict(stream.skipped), tuple(stream.damaged)
+    gone = [key for key, number in known.numbers.items() if not seen[number]]
+    if source.options.limit is not None or changes.damaged or any(changes.skipped.get(reason) for reason in _UNREAD):
+        changes.num_kept = len(gone)
+    else:
+        changes.gone = gone
+    return changes
+
+
+def relative(path: str, root: str) -> str:
+    """Return a path relative to the folder of the inputs, so that both may be moved; absolute if it is elsewhere."""
+    if urls.scheme(path):
+        return path
+    path = os.path.abspath(path)
+    return path.removeprefix(f"{root}/") if root and path.startswith(f"{root}/") else path
+
+
+class _Signatures:
+    """Sizes and times of files; the members of an archive share one look."""
+
+    def __init__(self) -> None:
+        self._path, self._signature = "", (-1, 0)
+
+    def of(self, ref: ImageRef) -> tuple[int, int]:
+        """Return size and time of the file, (-1, 0) where there is none."""
+        if ref.path != self._path:
+            self._path, self._signature = ref.path, (-1, 0)
+            if not urls.scheme(ref.path):
+                try:
+                    status = os.stat(ref.path)
+                    self._signature = status.st_size, status.st_mtime_ns
+                except (OSError, ValueError):
+                    pass  # reading it fails too, and gives the reason
+        return self._signature
+
+
+def _is_unchanged(ref: ImageRef, number: int, signature: tuple[int, int], known: Known, decode: DecodeOptions) -> bool:
+    """Return True if size and time are those in the index, or else the hash of the bytes."""
+    if signature == known.signature(number):
+        return True
+    before = known.digest(number)
+    if not before:
+        return False
+    try:
+        same = digest(read(ref, decode)) == before
+    except ImageError:
+        return False  # it becomes a failed image, with this reason
+    if same:
+        known.touch(number, signature)
+    return same
