@@ -69,7 +69,7 @@ def find_changes(source: Source, known: Known, decode: DecodeOptions, *, retry_f
             Image(
                 file_name=file_name,
                 file_name_b64=file_name_b64,
-                path=os.fsencode(relative(ref.path, source.root)),
+                path=os.fsencode(stored_path(ref, source)),
                 num_bytes=signature[0],
                 mtime_ns=signature[1],
             )
@@ -83,12 +83,24 @@ def find_changes(source: Source, known: Known, decode: DecodeOptions, *, retry_f
     return changes
 
 
-def relative(path: str, root: str) -> str:
-    """Return a path relative to the folder of the inputs, so that both may be moved; absolute if it is elsewhere."""
-    if urls.scheme(path):
-        return path
-    path = os.path.abspath(path)
-    return path.removeprefix(f"{root}/") if root and path.startswith(f"{root}/") else path
+def stored_path(ref: ImageRef, source: Source) -> str:
+    """Return the path of an image relative to the folder of the inputs, so that both may be moved, or else absolute."""
+    root = source.root
+    if urls.scheme(ref.path) or urls.scheme(root):
+        return ref.path
+    if source.one_folder and _is_text(root) and ref.path == f"{source.inputs[0].rstrip('/')}/{ref.name}":
+        return ref.name
+    path = os.path.abspath(ref.path)
+    return path.removeprefix(f"{root}/") if root and _is_text(root) else path
+
+
+def _is_text(path: str) -> bool:
+    """Return True if a path is valid UTF-8: other ones are not in settings as they are."""
+    try:
+        path.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 class _Signatures:

@@ -1,4 +1,4 @@
-"""Embeds the chosen images of the inputs by a run of the task `embed`, which resumes, isolates and reports as any run."""
+"""Embeds the chosen images of the inputs, by a run of the task `embed`: it isolates, stops and reports as any run."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ import threading
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import closing
 from dataclasses import replace
+from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO, Protocol
 
@@ -112,7 +113,7 @@ class _ChosenStream(ImageStream):
 
     def __init__(self, source: ChosenImages, *, ordered: bool) -> None:
         super().__init__(source, ordered=ordered)
-        self._refs = self._chosen(source, self._refs)
+        self._refs = islice(self._chosen(source, self._refs), None)
 
     def _chosen(self, source: ChosenImages, refs: Iterator[ImageRef]) -> Iterator[ImageRef]:
         for ref in refs:

@@ -189,7 +189,7 @@ class Index:
 
     def _hit(self, position: int, score: float) -> Hit:
         segment, offset = self._segment(position)
-        return segment.hit(offset, score)
+        return segment.hit(offset, score, str(self.settings.get("input_root", "")))
 
 
 def _largest(scores: Any, k: int) -> Any:

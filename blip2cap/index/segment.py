@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from blip2cap import urls
 from blip2cap.index.catalog import SegmentEntry, damaged
 from blip2cap.index.codes import codes_shape
 from blip2cap.index.hits import Hit
@@ -52,10 +53,12 @@ class Segment:
         codes = map_array(folder / codes_name, "<u8", codes_shape(entry.num_vectors, *shape))
         return cls(folder=folder, vectors=vectors, codes=codes, table=table, places=places, live=~removed)
 
-    def hit(self, position: int, score: float) -> Hit:
-        """Return the image of a vector with its score."""
+    def hit(self, position: int, score: float, root: str) -> Hit:
+        """Return the image of a vector with its score; its path is relative to `root` in the list, or absolute."""
         row = self.table.slice(int(self.places[position]), 1).select(["file_name", "path"]).to_pylist()[0]
-        return Hit(file_name=row["file_name"], path=os.fsdecode(row["path"]), score=float(score))
+        path = os.fsdecode(row["path"])
+        path = path if urls.scheme(path) else os.path.join(root, path)
+        return Hit(file_name=row["file_name"], path=path, score=float(score))
 
     def names(self) -> list[str]:
         """Return the file names of all vectors, in their order; of removed images too."""
@@ -71,7 +74,7 @@ class Segment:
 
 
 def map_array(path: Path, dtype: str, shape: tuple[int, ...]) -> Any:
-    """Map a .npy file into memory. Raises FileNotFoundError, or OutputRefusedError if it is not an array of this shape."""
+    """Map a .npy file into memory. Raises FileNotFoundError, or OutputRefusedError for another content."""
     if 0 in shape:
         return np.empty(shape, dtype)
     try:

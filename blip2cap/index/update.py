@@ -21,6 +21,7 @@ from blip2cap.errors import InputError, OutputError, OutputRefusedError
 from blip2cap.index import build
 from blip2cap.index.catalog import NAME, Catalog, SegmentEntry, damaged
 from blip2cap.index.changes import Changes, find_changes
+from blip2cap.index.codes import codes_shape
 from blip2cap.index.embedding import ChosenImages, Embedder, RunEmbedder, finish_rows, read_digests
 from blip2cap.index.folder import DIGESTS, PLAN, locked, next_segment, remove_folder, segment_folders, sweep
 from blip2cap.index.images import make_table, read_table, write_table
@@ -248,7 +249,7 @@ class _Update:
         sweep(self.folder, catalog, self.files)
 
     def _centre_anew(self) -> None:
-        """Compute the centre and all codes again once the index has grown much: the first images may be unlike others."""
+        """Compute the centre and all codes again once the index has grown much: first images may be unlike others."""
         catalog = self.catalog
         assert catalog is not None
         num_images = sum(entry.num_vectors for entry in catalog.segments)
@@ -278,7 +279,7 @@ class _Update:
                 vectors = build.write_vectors(inner, entry.num_vectors, shape, self.files)
                 self.listener.say(f"{inner / VECTORS}: made again from {EMBEDDINGS}")
             try:
-                map_array(inner / catalog.codes, "<u8", build.codes_shape(entry.num_vectors, *shape))
+                map_array(inner / catalog.codes, "<u8", codes_shape(entry.num_vectors, *shape))
             except (OutputRefusedError, FileNotFoundError):
                 build.write_codes(inner / catalog.codes, vectors, catalog.centre, self.files)
                 self.listener.say(f"{inner / catalog.codes}: made again from {VECTORS}")

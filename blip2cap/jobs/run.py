@@ -39,8 +39,8 @@ def run_job(
     """Run a job until it is complete, or until `stopped` returns True and the images in the model are complete.
 
     Quick checks come first: no model is downloaded for a run that will be refused. `model` is a loaded model that
-    replaces the one that `job.model` names; `stdout` receives the rows of the output `-`; `source` are the inputs of the
-    job if they are open already. Raises Blip2CapError.
+    replaces the one that `job.model` names; `stdout` receives the rows of the output `-`; `source` are the
+    inputs of the job if they are open already. Raises Blip2CapError.
     """
     source = open_source(job) if source is None else source
     if job.kind is Kind.PARTS:
