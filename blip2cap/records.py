@@ -87,15 +87,26 @@ class ImageRef:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Prompt:
-    """One text to generate."""
+    """One text to generate, or to compare with an image."""
 
     image: int
     """Index of its image in the features."""
     text: str
+    """Text that is continued or answered, or that is compared with the image; "" where there is none."""
     name: str
     """Name of the image and the question: it seeds sampling, so that each prompt has its own random numbers."""
     question: str | None = None
     """Question in the text, as the user gave it; None in captions."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class MatchScore:
+    """Scores of a text for an image."""
+
+    itm: float
+    """Probability that they belong together, by the match head, from 0 to 1."""
+    itc: float
+    """Cosine of the text's vector and the nearest of the image's query vectors, from -1 to 1."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -19,9 +19,10 @@ from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_mod
 
 from blip2cap.models.base import Checkpoint
 from blip2cap.models.blip2 import load as load_module
-from blip2cap.models.blip2.model import Blip2
 from blip2cap.models.blip2.random_weights import build_empty
 from blip2cap.models.checkpoint import find
+from blip2cap.models.matching import load as matching_load_module
+from blip2cap.models.registry import load
 from blip2cap.options import ModelOptions
 from tests.checkpoints import make_tokenizer
 
@@ -274,22 +275,23 @@ def fake_gpu() -> Iterator[Gpu]:
         yield gpu
 
 
-def load_fake(name: str, *, num_layers: int | None = None, **options: Any) -> Blip2:
+def load_fake(name: str, *, num_layers: int | None = None, **options: Any) -> Any:
     """Load a model in its real widths, with fake weights, and `num_layers` layers in each part; inside `fake_gpu`."""
     model_options = ModelOptions(name=name, device="cuda", random_weights=True, **options)
     checkpoint = find(model_options)
     if num_layers is not None:
         config = {key: dict(part) if isinstance(part, dict) else part for key, part in checkpoint.config.items()}
-        for part in ("vision_config", "qformer_config", "text_config"):
+        for part in {"vision_config", "qformer_config", "text_config"} & {*config}:
             config[part] |= {"num_hidden_layers": num_layers}
             if config[part].get("model_type") == "t5":
                 config[part] |= {"num_layers": num_layers, "num_decoder_layers": num_layers}
         checkpoint = replace(checkpoint, config=config)
     with (
         patch.object(torch.nn.Module, "to", lambda module, *place: module),  # everything is made where it belongs
-        patch.multiple(load_module, build=_build, _tokenizer=lambda *which: make_tokenizer(ends=False)),
+        patch.multiple(load_module, build=_build, tokenizer_of=lambda *which: make_tokenizer(ends=False)),
+        patch.multiple(matching_load_module, build=_build, tokenizer_of=lambda *which: make_tokenizer(ends=True)),
     ):
-        return load_module.load(checkpoint, model_options)
+        return load(checkpoint, model_options)
 
 
 def _build(checkpoint: Checkpoint, dtype: torch.dtype, device: torch.device) -> Any:
@@ -305,5 +307,6 @@ def _build(checkpoint: Checkpoint, dtype: torch.dtype, device: torch.device) -> 
             module._parameters[name] = None if empty is None else made[id(empty)]
         for name, buffer in module._buffers.items():
             module._buffers[name] = torch.empty(buffer.shape, dtype=buffer.dtype, device=device)
-    network.generation_config.eos_token_id = network.language_model.generation_config.eos_token_id = None
+    if checkpoint.family != "matching":
+        network.generation_config.eos_token_id = network.language_model.generation_config.eos_token_id = None
     return network.eval()

@@ -18,6 +18,7 @@ from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, pre
 from transformers.image_utils import OPENAI_CLIP_MEAN, OPENAI_CLIP_STD
 
 from blip2cap.models.blip2.model import NETWORK_CLASSES
+from blip2cap.models.registry import recognise
 
 LETTERS = [*"abcdefghijklmnopqrstuvwxyzAQS?:.0123456789"]
 
@@ -68,7 +69,7 @@ def imitate(folder: Path, form: Form) -> Path:
 def _write_weights(folder: Path, config: dict[str, Any], *, separate_head: bool) -> None:
     """Write two shards with their index, and pickles that nobody may open."""
     torch.manual_seed(0)
-    network_class = NETWORK_CLASSES[config["model_type"]]
+    network_class = NETWORK_CLASSES[recognise("imitation", config).name]
     network = network_class(network_class.config_class.from_dict(config))
     with torch.no_grad():
         for name, parameter in network.named_parameters():

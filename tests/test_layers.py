@@ -24,6 +24,7 @@ LAYERS = (
     ("engine",),
     ("models.checkpoint",),
     ("models.registry",),
+    ("models.matching",),
     ("models.blip2", "outputs.export"),
     ("outputs", "models.device", "models.loading"),
     ("tasks",),
@@ -37,19 +38,13 @@ LAYERS = (
 """From the top down. A module belongs to the longest name that it begins with."""
 LEVELS = {name: -level for level, names in enumerate(LAYERS) for name in names}
 HEAVY = {"torch", "transformers"}
-LIGHT = {
-    "cli",
-    "index",
-    "jobs",
-    "models.checkpoint",
-    "models.registry",
-    "outputs.export",
-    "outputs",
-    "tasks",
-    "models",
-} | {name for names in LAYERS[11:] for name in names}
+PACKAGES = {"cli", "index", "jobs", "models.checkpoint", "models.registry", "outputs.export", "outputs", "tasks", "models"}
+LIGHT = PACKAGES | {name for names in LAYERS[LAYERS.index(("source", "decode")) :] for name in names}
 """Modules that import nothing of HEAVY at once."""
-LATE = {"jobs.run", "jobs.context", "jobs.parts", "engine", "models.blip2", "captioner", "train", "bench", "index"}
+LATE = {
+    *("jobs.run", "jobs.context", "jobs.parts", "engine", "models.blip2", "models.matching"),
+    *("captioner", "train", "bench", "index"),
+}
 """Modules that `cli` imports only when there is work to do."""
 FRONT_DOORS = {"blip2cap", "blip2cap.__init__", "blip2cap.__main__", "blip2cap.__version__"}
 

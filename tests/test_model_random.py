@@ -58,7 +58,7 @@ def count(module: torch.nn.Module) -> float:
 
 
 def test_every_known_name_is_tested_here() -> None:
-    assert {path.stem for path in KNOWN.glob("*.json")} == set(BILLIONS)
+    assert {path.stem for path in KNOWN.glob("*.json")} == {*BILLIONS, "blip2-itm-vit-g"}
 
 
 @pytest.fixture(
@@ -90,6 +90,15 @@ def test_known_configurations_say_what_the_classes_take_from_them(known: tuple[s
             assert changed <= {"tie_word_embeddings"}, "a misspelt name would be passed over"
 
 
+def test_the_known_matching_model_has_as_many_parameters_as_the_real_one() -> None:
+    checkpoint = find_random("Salesforce/blip2-itm-vit-g")
+    network = build(checkpoint, torch.bfloat16, META)
+    assert checkpoint.family == "matching"
+    assert count(network.vision_model) == pytest.approx(0.986, abs=0.001)
+    assert count(network) == pytest.approx(1.173, abs=0.002)
+    test_known_configurations_say_what_the_classes_take_from_them(("", checkpoint, network))
+
+
 def test_known_names_are_found_with_and_without_their_owner() -> None:
     checkpoint = find_random("Salesforce/blip2-opt-2.7b")
     assert (checkpoint.name, checkpoint.commit) == ("Salesforce/blip2-opt-2.7b", "random")
@@ -101,7 +110,7 @@ def test_known_names_are_found_with_and_without_their_owner() -> None:
 
 
 def test_unknown_names_and_folders_without_configuration_are_refused(tmp_path: Path) -> None:
-    for name in ("Salesforce/blip2-opt-66b", "blip2-itm-vit-g", "./nowhere"):
+    for name in ("Salesforce/blip2-opt-66b", "blip2-itm-vit-l", "./nowhere"):
         with pytest.raises(ModelError, match=r"one of blip2-flan-t5-xl, .*instructblip-vicuna-7b.*model tiny"):
             find_random(name)
     with pytest.raises(ModelError, match=r"has no config\.json"):

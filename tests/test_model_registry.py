@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from blip2cap.decode.inputs import SquareInput
-from blip2cap.errors import ModelError
+from blip2cap.errors import ModelError, UsageError
 from blip2cap.models.base import Checkpoint, Family, Model
 from blip2cap.models.checkpoint import find
 from blip2cap.models.registry import FAMILIES, load, recognise
@@ -45,10 +45,30 @@ def test_an_unknown_config_is_refused_with_the_known_ones(config: dict[str, obje
         recognise("some/model", config)
 
 
-def test_a_model_that_only_compares_is_refused_though_it_has_the_type_of_one_that_writes() -> None:
-    config = config_of("blip-2", "opt", architectures=["Blip2ForImageTextRetrieval"])
-    with pytest.raises(ModelError, match=r"model some/model: an image-text matching model, which writes no text"):
-        recognise("some/model", config)
+MATCHING, CAPTIONING = "Blip2ForImageTextRetrieval", "Blip2ForConditionalGeneration"
+
+
+def test_models_that_match_and_that_caption_share_a_type_and_are_told_apart_by_their_class() -> None:
+    assert recognise("some/model", config_of("blip-2", "opt", architectures=[MATCHING])).name == "matching"
+    assert recognise("some/model", config_of("blip-2", architectures=[MATCHING])).name == "matching"
+    assert recognise("some/model", config_of("blip-2", "opt", architectures=[CAPTIONING])).name == "opt"
+
+
+@pytest.mark.parametrize(
+    ("family", "task", "fitting"),
+    [
+        ("opt", "match", "Salesforce/blip2-itm-vit-g or tiny-itm"),
+        ("matching", "caption", "Salesforce/blip2-opt-2.7b or tiny"),
+        ("matching", "vqa", "Salesforce/blip2-opt-2.7b or tiny"),
+    ],
+)
+def test_a_task_that_a_family_cannot_do_is_refused_with_models_that_can(family: str, task: str, fitting: str) -> None:
+    checkpoint = Checkpoint(name="some/model", folder=Path(), commit="", family=family, config={})
+    with pytest.raises(
+        UsageError, match=rf"family {family}, which cannot {task}\. It can: .* To {task}, use {fitting}\."
+    ):
+        FAMILIES[family].check_task(task, checkpoint)
+    FAMILIES[family].check_task("embed", checkpoint)
 
 
 @pytest.mark.parametrize("family", FAMILIES.values(), ids=FAMILIES)

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, TypeAlias
 
-from blip2cap.errors import ImageError, ModelError
+from blip2cap.errors import ImageError, ModelError, UsageError
 from blip2cap.options import GenerateOptions, ModelOptions
 from blip2cap.records import Generated, Prompt
 
@@ -19,6 +19,8 @@ Result: TypeAlias = list[Generated] | ImageError
 """Result of a text model: texts, best first, or the reason why there are none."""
 HINT = "`--model tiny` needs no download."
 """End of every message about a model that cannot be used."""
+CAPTIONING_MODELS, MATCHING_MODELS = "Salesforce/blip2-opt-2.7b or tiny", "Salesforce/blip2-itm-vit-g or tiny-itm"
+"""Models that messages recommend."""
 TOKENIZER_FILES = (
     *(("tokenizer.json",), ("vocab.json", "merges.txt"), ("vocab.txt",)),
     *(("spiece.model",), ("tokenizer.model",)),
@@ -118,9 +120,11 @@ class Family:
     name: str
     model_type: str
     """`model_type` in config.json."""
+    architecture: str = ""
+    """Name of its class among `architectures` in config.json, where `model_type` is shared; "": any."""
     text_types: tuple[str, ...] = ()
     """Types of language models that are supported; empty: any."""
-    tasks: tuple[str, ...] = ("caption", "vqa")
+    tasks: tuple[str, ...] = ("caption", "vqa", "embed")
     """Names of the tasks that its models can do."""
     caption_prompt: str = ""
     """Beginning of a caption unless --prompt is given."""
@@ -135,9 +139,20 @@ class Family:
 
     def matches(self, config: dict[str, Any]) -> bool:
         """Return True for the content of a config.json of this family."""
-        return config.get("model_type") == self.model_type and (
-            not self.text_types or text_type(config) in self.text_types
+        return (
+            config.get("model_type") == self.model_type
+            and (not self.architecture or self.architecture in (config.get("architectures") or ()))
+            and (not self.text_types or text_type(config) in self.text_types)
         )
+
+    def check_task(self, task: str, checkpoint: Checkpoint) -> None:
+        """Raise UsageError if its models cannot do a task; the message names models that can."""
+        if task not in self.tasks:
+            fitting = MATCHING_MODELS if task in ("match", "embed") else CAPTIONING_MODELS
+            raise UsageError(
+                f"--model {checkpoint.name}: a model of the family {self.name}, which cannot {task}. It can: "
+                f"{', '.join(self.tasks)}. To {task}, use {fitting}."
+            )
 
 
 def text_type(config: dict[str, Any]) -> str:

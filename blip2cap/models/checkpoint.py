@@ -18,8 +18,10 @@ from blip2cap.models.base import HINT, TOKENIZER_FILES, Checkpoint, read_json, t
 from blip2cap.models.registry import FAMILIES, recognise
 from blip2cap.options import ModelOptions
 
-TINY = Path(__file__).parent.parent / "tiny"
-"""Folder of the model inside the package."""
+TINY, TINY_ITM = (Path(__file__).parent.parent / name for name in ("tiny", "tiny_itm"))
+"""Folders of the models inside the package: one that captions, one that matches."""
+PACKAGED = {"tiny": TINY, "tiny-itm": TINY_ITM}
+"""The same by the names that users give."""
 KNOWN = Path(__file__).parent / "known"
 """Folder of the configurations of known checkpoints on the hub, to measure speed without their weights."""
 
@@ -32,17 +34,19 @@ def find(options: ModelOptions, *, say: Callable[[str], None] = lambda line: Non
 
     `say` is called with a line before a download; `quiet`: without a progress bar.
     """
-    folder = TINY if options.name == "tiny" else Path(options.name).expanduser()
+    folder = PACKAGED.get(options.name) or Path(options.name).expanduser()
     if options.revision is not None and (options.random_weights or folder.is_dir()):
         raise UsageError(f"--revision {options.revision}: {options.name} is no model on the hub, it has no revisions.")
     if options.random_weights:
         return _find_configuration(options.name, folder)
-    if options.name == "tiny":
-        return _check("tiny", TINY, _fingerprint(TINY))
+    if options.name in PACKAGED:
+        return _check(options.name, folder, _fingerprint(folder))
     if folder.is_dir():
         return _check(str(folder.resolve()), folder, _fingerprint(folder))
     if options.name.startswith((".", "/", "~")) or options.name.count("/") != 1:
-        known = {"tiny": "tiny"} | {path.stem: f"Salesforce/{path.stem}" for path in KNOWN.glob("*.json")}
+        known = {name: name for name in PACKAGED} | {
+            path.stem: f"Salesforce/{path.stem}" for path in KNOWN.glob("*.json")
+        }
         close = difflib.get_close_matches(options.name.lower(), known, 1)
         meant = f" Did you mean {known[close[0]]}?" if close else ""
         raise ModelError(
@@ -68,7 +72,7 @@ def _find_configuration(name: str, folder: Path) -> Checkpoint:
     """Find the configuration of a model without its weights, in a folder or among the known ones."""
     known = {path.stem: path for path in sorted(KNOWN.glob("*.json"))}
     if folder.is_dir():
-        shown = "tiny" if folder == TINY else str(folder.resolve())
+        shown = name if name in PACKAGED else str(folder.resolve())
         return _check_config(shown, folder / "config.json", "random")
     path = known.get(name.removeprefix("Salesforce/"))
     if path is None:

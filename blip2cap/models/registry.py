@@ -25,7 +25,23 @@ def _load_blip2(checkpoint: Checkpoint, options: ModelOptions) -> Model:
     return load(checkpoint, options)
 
 
+def _load_matching(checkpoint: Checkpoint, options: ModelOptions) -> Model:
+    from blip2cap.models.matching.load import load
+
+    return load(checkpoint, options)
+
+
 _ALL = (
+    # Before the others, which have the same model_type.
+    Family(
+        name="matching",
+        model_type="blip-2",
+        architecture="Blip2ForImageTextRetrieval",
+        tasks=("match", "embed"),
+        tokenizers=("",),
+        image_input=_square,
+        load=_load_matching,
+    ),
     # Question templates: the paper (arXiv 2301.12597, table 3).
     Family(
         name="opt",
@@ -65,8 +81,6 @@ FAMILIES = {family.name: family for family in _ALL}
 
 def recognise(name: str, config: dict[str, Any]) -> Family:
     """Return the family of the content of a config.json. Raises ModelError, which names the model `name`."""
-    if "Blip2ForImageTextRetrieval" in (config.get("architectures") or ()):  # with the model_type of BLIP-2
-        raise ModelError(f"--model {name}: an image-text matching model, which writes no text. {HINT}")
     for family in FAMILIES.values():
         if family.matches(config):
             return family

@@ -80,11 +80,7 @@ class TextTask:
 
     def for_checkpoint(self, checkpoint: Checkpoint, family: Family) -> Self:
         """Return the task with the template of a family, unless one was given."""
-        if self.name not in family.tasks:
-            raise UsageError(
-                f"--model {checkpoint.name}: a model of the family {family.name}, which cannot {self.name}. It can: "
-                f"{', '.join(family.tasks)}."
-            )
+        family.check_task(self.name, checkpoint)
         return self if self.template is not None else replace(self, template=self._default_template(family))
 
     def check(self, model: Any) -> None:

@@ -42,6 +42,12 @@ class InstructBlip(Blip2):
         patches_BPD: torch.Tensor = self.network.vision_model(pixels_BCHW).last_hidden_state
         return patches_BPD
 
+    def query_features(self, pixels_BCHW: torch.Tensor) -> torch.Tensor:
+        """Return the last hidden state of the Q-Former for each image, [B, Q, D]; it reads an empty instruction."""
+        patches_BPD = self.image_features(pixels_BCHW)
+        ids_BT = to_device([token_ids(self.qformer_tokenizer, "")] * len(patches_BPD), self.device)
+        return self._run_qformer(patches_BPD, ids_BT)
+
     def tokenise(self, text: str) -> Tokens:
         """Tokenise a prompt for the language model and for the Q-Former."""
         return Tokens(ids=token_ids(self.tokenizer, text), qformer_ids=token_ids(self.qformer_tokenizer, text))
@@ -49,19 +55,24 @@ class InstructBlip(Blip2):
     def image_embeddings(self, rows: Sequence[TextRow]) -> tuple[torch.Tensor, torch.Tensor]:
         """Return what the language model sees of the image of each row, [N, Q, D], and the numbers of the rows, [N]."""
         by_length = itertools.groupby(rows, key=lambda row: len(row.tokens.qformer_ids))
-        queries_NQD = torch.cat([self._run_qformer(list(group)) for _, group in by_length])
+        queries_NQD = torch.cat([self._project(list(group)) for _, group in by_length])
         return queries_NQD, torch.arange(len(rows), device=self.device)
 
-    def _run_qformer(self, rows: Sequence[TextRow]) -> torch.Tensor:
+    def _project(self, rows: Sequence[TextRow]) -> torch.Tensor:
         """Run the Q-Former and the projection on rows whose instructions have the same length."""
         patches_NPD = torch.stack([row.image for row in rows])
-        queries_NQD = self.network.query_tokens.expand(len(rows), -1, -1)
         ids_NT = to_device([row.tokens.qformer_ids for row in rows], self.device)
         with self.watch.measure("qformer"):
-            # No masks: transformers reads them, and so waits for the device.
-            hidden_NTD = self.network.qformer(
-                input_ids=ids_NT, query_embeds=queries_NQD, encoder_hidden_states=patches_NPD
-            ).last_hidden_state
             projection = self.network.language_projection
-            projected: torch.Tensor = projection(hidden_NTD[:, : self.num_query_tokens].to(projection.weight.dtype))
+            hidden_NQD = self._run_qformer(patches_NPD, ids_NT)
+            projected: torch.Tensor = projection(hidden_NQD.to(projection.weight.dtype))
             return projected
+
+    def _run_qformer(self, patches_NPD: torch.Tensor, ids_NT: torch.Tensor) -> torch.Tensor:
+        """Run the Q-Former on images and instructions of the same length; return its last hidden state, [N, Q, D]."""
+        queries_NQD = self.network.query_tokens.expand(len(ids_NT), -1, -1)
+        # No masks: transformers reads them, and so waits for the device.
+        hidden_NTD: torch.Tensor = self.network.qformer(
+            input_ids=ids_NT, query_embeds=queries_NQD, encoder_hidden_states=patches_NPD
+        ).last_hidden_state
+        return hidden_NTD[:, : self.num_query_tokens]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import ctypes
 from contextlib import suppress
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Literal
 
 import torch
@@ -80,13 +81,15 @@ def load(checkpoint: Checkpoint, options: ModelOptions) -> Blip2:
     is_placed = options.device_map is not None or quantization is not None
     with gpu_memory_errors(checkpoint):
         with library_errors(checkpoint):
-            tokenizer = _tokenizer(checkpoint, "text")
-            qformer_tokenizer = _tokenizer(checkpoint, "qformer") if checkpoint.family == "instructblip" else None
+            tokenizer = tokenizer_of(checkpoint, "text", checkpoint.folder)
+            qformer_tokenizer = None
+            if checkpoint.family == "instructblip":
+                qformer_tokenizer = tokenizer_of(checkpoint, "qformer", checkpoint.folder / "qformer_tokenizer")
             if options.random_weights:
                 network = build(checkpoint, dtype, device)
             else:
                 network = read_network(
-                    NETWORK_CLASSES[checkpoint.config["model_type"]],
+                    NETWORK_CLASSES[checkpoint.family],
                     checkpoint,
                     dtype=dtype,
                     device_map=options.device_map or ({"": device} if quantization is not None else None),
@@ -103,7 +106,7 @@ def load(checkpoint: Checkpoint, options: ModelOptions) -> Blip2:
             quantize.quantize(network, options.quantize, device)
         if device.type == "cpu":
             pack(network)
-            _return_freed_memory()
+            return_freed_memory()
             choose_attention(network)
         if not is_placed:
             network.to(device)
@@ -146,19 +149,22 @@ def _check_embeddings(checkpoint: Checkpoint, language_model: Any) -> None:
         )
 
 
-def _return_freed_memory() -> None:
+def return_freed_memory() -> None:
     """Return the memory of old weights to the system: glibc would keep it, a third of a quantised opt-2.7b."""
     with suppress(OSError, AttributeError):
         ctypes.CDLL(None).malloc_trim(0)
 
 
-def _tokenizer(checkpoint: Checkpoint, which: Literal["text", "qformer"]) -> PreTrainedTokenizerBase:
-    """Read a tokenizer; a configuration without one gets a stand-in of the same size."""
-    folder = checkpoint.folder if which == "text" else checkpoint.folder / "qformer_tokenizer"
+def tokenizer_of(checkpoint: Checkpoint, which: Literal["text", "qformer"], folder: Path) -> PreTrainedTokenizerBase:
+    """Read the tokenizer of the language model or of the Q-Former from a folder.
+
+    A configuration without one gets a stand-in of the same size. Raises ModelError for the tokenizer of another model.
+    """
     if checkpoint.commit == "random" and not tokenizer_files(folder):
         return stand_in_tokenizer(checkpoint.config, which=which)
     # As transformers reads the tokenizers of these models by their names on the hub; of a folder it sees no name.
-    tokenizer = read_tokenizer(folder, as_saved=which == "text" and checkpoint.text_type in ("opt", "t5"))
+    as_saved = checkpoint.family == "matching" or (which == "text" and checkpoint.text_type in ("opt", "t5"))
+    tokenizer = read_tokenizer(folder, as_saved=as_saved)
     num_words = (checkpoint.config.get(f"{which}_config") or {}).get("vocab_size", 0)
     if len(tokenizer) < num_words // 2:
         raise ModelError(

@@ -7,15 +7,15 @@ Shapes: B = images, H, W = pixels, C = channels, Q = query tokens, D = hidden si
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from functools import partial
 from typing import Any
 
-import numpy as np
 import torch
 from transformers import (
     Blip2ForConditionalGeneration,
+    Blip2ForImageTextRetrieval,
     InstructBlipForConditionalGeneration,
     PreTrainedTokenizerBase,
 )
@@ -23,9 +23,11 @@ from transformers import (
 from blip2cap.decode.image import Pixels
 from blip2cap.decode.inputs import ImageInput, SquareInput
 from blip2cap.errors import UsageError
-from blip2cap.models.base import Checkpoint, Result, TextModel
+from blip2cap.models.base import MATCHING_MODELS, Checkpoint, Result, TextModel
 from blip2cap.models.blip2.cuda_graphs import CudaCapture
 from blip2cap.models.blip2.decoders import fallback_reason, make_decoder
+from blip2cap.models.blip2.embed_session import EmbedSession, check_what, normalise
+from blip2cap.models.blip2.pixels import PixelInput
 from blip2cap.models.blip2.resize import choose_resizer
 from blip2cap.models.blip2.sampling import end_ids
 from blip2cap.models.blip2.stream import TextRow, Tokens
@@ -36,8 +38,13 @@ from blip2cap.options import GenerateOptions
 from blip2cap.records import Generated, Prompt
 from blip2cap.stopwatch import Stopwatch
 
-NETWORK_CLASSES = {"blip-2": Blip2ForConditionalGeneration, "instructblip": InstructBlipForConditionalGeneration}
-"""The classes of transformers, by `model_type` in config.json."""
+NETWORK_CLASSES = {
+    "opt": Blip2ForConditionalGeneration,
+    "t5": Blip2ForConditionalGeneration,
+    "instructblip": InstructBlipForConditionalGeneration,
+    "matching": Blip2ForImageTextRetrieval,
+}
+"""The classes of transformers, by family."""
 
 
 class Blip2(TextModel):
@@ -73,14 +80,11 @@ class Blip2(TextModel):
         """Read the tokens of a step only when the next one is queued, so that the device never waits for the host."""
         self.workspaces = Workspaces()
         """Caches, captured steps and measured sizes, which outlive a run."""
-        self._largest_batch = 0
         self.num_query_tokens = int(network.config.num_query_tokens)
         self.watch = Stopwatch()
         self.mean, self.std = tuple(mean), tuple(std)
         """Of each channel, for values from 0 to 1."""
-        std_311 = torch.tensor(std, device=self.device).view(3, 1, 1)
-        # (pixels / 255 - mean) / std in two passes over the pixels.
-        self._scale, self._shift = 1 / (255 * std_311), torch.tensor(mean, device=self.device).view(3, 1, 1) / std_311
+        self._pixels = PixelInput(self.device, self.dtype, mean=mean, std=std)
         self._ends = frozenset(end_ids(network.language_model.generation_config))
 
     @property
@@ -146,45 +150,61 @@ class Blip2(TextModel):
             results.update(texts.advance())
         return [results[ticket] for ticket in tickets]
 
-    @torch.inference_mode()
     def encode(self, images: Sequence[Pixels]) -> torch.Tensor:
         """Run the vision encoder: uint8 [H, W, C] each -> features of each image for `image_embeddings`.
 
         Raises MemoryError if the images do not fit the device's memory.
         """
+        return self._encode(images, self.image_features)
+
+    @torch.inference_mode()
+    def _encode(self, images: Sequence[Pixels], features_of: Callable[[torch.Tensor], torch.Tensor]) -> torch.Tensor:
+        """Return the features of images, given their pixels [B, C, H, W]."""
         try:
             with self.current(), memory_errors():
                 with self.watch.measure("copy"):
-                    pixels_BHWC = self._to_device(images)
+                    pixels_BHWC = self._pixels.copy(images)
                 with self.watch.measure("vision"):
-                    pixels_BCHW = pixels_BHWC.permute(0, 3, 1, 2).float().mul_(self._scale).sub_(self._shift)
-                    return self.image_features(pixels_BCHW.to(self.dtype))[: len(images)]
+                    return features_of(self._pixels.normalise(pixels_BHWC))[: len(images)]
         except MemoryError:
             self.workspaces.clear()  # the caches of other sessions
             raise
 
     def image_features(self, pixels_BCHW: torch.Tensor) -> torch.Tensor:
         """Return what the language model sees of each image, [B, Q, D]."""
-        network = self.network
-        patches_BPD = network.vision_model(pixels_BCHW).last_hidden_state
-        queries_BQD = network.query_tokens.expand(len(patches_BPD), -1, -1)
-        # Not get_image_features, which passes a mask of ones: transformers reads it, and so waits for the device.
-        queries_BQD = network.qformer(query_embeds=queries_BQD, encoder_hidden_states=patches_BPD).last_hidden_state
-        projected_BQD: torch.Tensor = network.language_projection(queries_BQD.to(patches_BPD.dtype))
+        projected_BQD: torch.Tensor = self.network.language_projection(self.query_features(pixels_BCHW).to(self.dtype))
         return projected_BQD
 
-    def _to_device(self, images: Sequence[Pixels]) -> torch.Tensor:
-        """Gather images in one buffer. On a GPU it is pinned, and a short batch is filled up with black images."""
-        if self.device.type == "cpu":
-            return torch.from_numpy(np.stack(images))
-        # Kernels are planned for each number of images: few numbers occur, and a given batch size is one of them.
-        self._largest_batch = max(self._largest_batch, len(images))
-        num_images = min(1 << (len(images) - 1).bit_length(), self._largest_batch)
-        # torch reuses pinned memory, but only when the GPU has read it.
-        staged = torch.empty((num_images, *images[0].shape), dtype=torch.uint8, pin_memory=True)
-        np.stack(images, out=staged[: len(images)].numpy())
-        staged[len(images) :] = 0
-        return staged.to(self.device, non_blocking=True)
+    def query_features(self, pixels_BCHW: torch.Tensor) -> torch.Tensor:
+        """Return the last hidden state of the Q-Former for each image, [B, Q, D]."""
+        patches_BPD = self.network.vision_model(pixels_BCHW).last_hidden_state
+        queries_BQD = self.network.query_tokens.expand(len(patches_BPD), -1, -1)
+        # Not get_image_features, which passes a mask of ones: transformers reads it, and so waits for the device.
+        hidden_BQD: torch.Tensor = self.network.qformer(
+            query_embeds=queries_BQD, encoder_hidden_states=patches_BPD
+        ).last_hidden_state
+        return hidden_BQD
+
+    def embedding_shape(self, what: str) -> tuple[int, ...]:
+        """Return the shape of the vectors of an image. Raises UsageError for others than `qformer`."""
+        check_what(what, ("qformer",), hint=f"For pooled or queries, use {MATCHING_MODELS}.")
+        return self.num_query_tokens, int(self.network.config.qformer_config.hidden_size)
+
+    def start_embed(self, what: str, *, normalised: bool, capacity: int | None) -> EmbedSession:
+        """Open a session whose results are the last hidden state of the Q-Former, float32 [Q, D].
+
+        `normalised`: each of the Q vectors has length 1. Raises UsageError for other vectors than `qformer`.
+        """
+        self.embedding_shape(what)
+
+        def features_of(pixels_BCHW: torch.Tensor) -> torch.Tensor:
+            hidden_BQD = self.query_features(pixels_BCHW)
+            return normalise(hidden_BQD) if normalised else hidden_BQD.float()
+
+        def embed(images: Sequence[Pixels]) -> torch.Tensor:
+            return self._encode(images, features_of)
+
+        return EmbedSession(embed, capacity=capacity, reads_late=self.reads_late)
 
     def tokenise(self, text: str) -> Tokens:
         """Tokenise a prompt."""

@@ -19,7 +19,10 @@ from blip2cap.models.blip2.int8_linear import Int8Linear, cpu_can_int8
 from blip2cap.models.blip2.linear_layers import replace_linears
 from blip2cap.options import ModelOptions
 
-NEVER = ("qformer", "language_projection", "lm_head", "wo")
+NEVER = (
+    *("qformer", "language_projection", "lm_head", "wo"),
+    *("vision_projection", "text_projection", "itm_head"),  # of image-text matching models
+)
 """Layers that are not quantised: small, or too sensitive. The input of Flan-T5's `wo` overflows float16; transformers
 keeps it in full precision too.
 

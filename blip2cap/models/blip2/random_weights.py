@@ -30,7 +30,8 @@ def build(checkpoint: Checkpoint, dtype: torch.dtype, device: torch.device) -> A
     """
     network = build_empty(checkpoint)
     kept = set(network._keep_in_fp32_modules or ()) if dtype == torch.float16 else set()
-    head = network.get_output_embeddings()
+    writes = checkpoint.family != "matching"
+    head = network.get_output_embeddings() if writes else None
     text = checkpoint.config.get("text_config") or {}
     # Flan-T5's class ties the head to the embedding when built from a config, although its checkpoints have a separate
     # head; transformers 5 writes the second of these settings instead of the first.
@@ -51,14 +52,14 @@ def build(checkpoint: Checkpoint, dtype: torch.dtype, device: torch.device) -> A
                     tape.read_into(values)
                 made[key] = torch.nn.Parameter(values, requires_grad=empty.requires_grad)
             setattr(module, leaf, made[key])
-    # By chance a text would end at any length; measurements should not depend on it.
-    network.generation_config.eos_token_id = network.language_model.generation_config.eos_token_id = None
+    if writes:  # by chance a text would end at any length; measurements should not depend on it
+        network.generation_config.eos_token_id = network.language_model.generation_config.eos_token_id = None
     return network.to(device).eval()
 
 
 def build_empty(checkpoint: Checkpoint) -> Any:
     """Build the network without memory for its parameters: they are on the meta device; buffers are real."""
-    cls = NETWORK_CLASSES[checkpoint.config["model_type"]]
+    cls = NETWORK_CLASSES[checkpoint.family]
     with init_empty_weights(include_buffers=False):
         network = cls(cls.config_class.from_dict(checkpoint.config))
     network.tie_weights()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
 import torch
 
 
@@ -27,6 +28,13 @@ class HostCopy:
         self._values.copy_(values, non_blocking=True)
         self._event = torch.cuda.Event()  # type: ignore[no-untyped-call]
         self._event.record()
+
+    def numpy(self) -> np.ndarray[Any, Any]:
+        """Wait for the copy, and return the values as an array."""
+        if self._event is not None:
+            self._event.synchronize()
+        values: np.ndarray[Any, Any] = self._values.numpy()
+        return values
 
     def tolist(self) -> list[Any]:
         """Wait for the copy, and return the values."""

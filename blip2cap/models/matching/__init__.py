@@ -1,0 +1,1 @@
+"""Image-text matching models: scores of texts for images, and vectors of both in one space."""
