@@ -190,7 +190,8 @@ def python_values(array: pa.Array) -> Sequence[Any]:
         shape.append(numbers.type.list_size)
         numbers = numbers.flatten()
     if not shape or not pa.types.is_floating(numbers.type) or numbers.null_count:
-        return array.to_pylist()
+        values: list[Any] = array.to_pylist()
+        return values
     return list(numbers.to_numpy(zero_copy_only=False).reshape(len(array), *shape))
 
 

@@ -16,6 +16,7 @@ from blip2cap.outputs.parquet import ParquetSink
 from blip2cap.records import ImageRef
 from blip2cap.rows import Row  # noqa
 from blip2cap.tasks.base import Worklist
+from blip2cap.tasks.caption import Caption
 from tests.rows import SETTINGS, text_row
 
 REFS = [ImageRef(path=f"/imgs/{name}", name=name) for name in ("a.jpg", "b.jpg", "c.jpg", "кот.jpg", "\udcff.jpg")]
@@ -42,7 +43,7 @@ def run(
     """Do the steps of a run, two images at a time; `safe` gets the names whose rows must be on the disk."""
     sink = open_output(path, files, **options)
     try:
-        tasks = list(Worklist().requests(refs, sink.finished))
+        tasks = list(Worklist(Caption()).requests(refs, sink.finished))
         rows = [
             text_row(
                 file_name=task.ref.file_name,

@@ -90,7 +90,7 @@ def grows(used: list[int]) -> bool:
 
 def tasks(number: int) -> Iterator[Request]:
     refs = (ImageRef(path=f"gone/{index:09}.jpg", name=f"{index:09}.jpg") for index in range(number))
-    return Worklist().requests(refs, frozenset())
+    return Worklist(Caption()).requests(refs, frozenset())
 
 
 def engine(model: FakeModel) -> Engine:

@@ -11,6 +11,7 @@ from blip2cap.outputs.journal import JournalSink
 from blip2cap.records import ImageRef
 from blip2cap.rows import Row
 from blip2cap.tasks.base import Worklist
+from blip2cap.tasks.caption import Caption
 from tests.files import Counting, FastFiles
 from tests.rows import SETTINGS, columns_of, failed, row, write
 
@@ -26,7 +27,7 @@ def resume(path, rows: list[Row], files: Files = OS_FILES) -> list[Row]:
     """Do the steps of a run: write the missing rows in two batches; return the existing ones."""
     sink = JournalSink(path, files=files)
     refs = [ImageRef(path=one.file_name, name=one.file_name) for one in rows]
-    tasks = {task.ref.name for task in Worklist().requests(refs, sink.finished)}
+    tasks = {task.ref.name for task in Worklist(Caption()).requests(refs, sink.finished)}
     missing = [one for one in rows if one.file_name in tasks]
     there = [one for one in rows if one.file_name not in tasks]
     sink.begin(SETTINGS)

@@ -29,6 +29,7 @@ from blip2cap.outputs.open import open_rows
 from blip2cap.outputs.status import read_status
 from blip2cap.records import ImageRef, Prompt
 from blip2cap.rows import Column, Row, Schema, make_schema
+from blip2cap.tasks.base import SameLabels
 from blip2cap.tasks.caption import Caption
 from blip2cap.tasks.registry import TASKS, TaskEntry
 from tests.commands import draw_scenes, invoke, names_below
@@ -46,7 +47,7 @@ NUM_IMAGES = 14
 
 
 @dataclass(frozen=True, kw_only=True)
-class Score:
+class Score(SameLabels):
     """A stub task: a score and two vectors for every image and word."""
 
     words: tuple[str, ...] = WORDS

@@ -14,11 +14,11 @@ QUESTIONS = ("what is it?", "where is it?")
 
 
 def captions() -> Worklist:
-    return Worklist()
+    return Worklist(Caption())
 
 
 def answers() -> Worklist:
-    return Worklist(QUESTIONS)
+    return Worklist(Vqa(questions=QUESTIONS))
 
 
 def test_every_image_becomes_one_request_in_the_order_of_the_source():
@@ -55,7 +55,7 @@ def test_only_the_missing_questions_of_an_image_are_asked():
 
 def test_a_new_question_is_asked_of_images_that_are_done():
     finished = {row_key(ref.file_name, "", question) for ref in REFS for question in QUESTIONS}
-    worklist = Worklist((*QUESTIONS, "when?"))
+    worklist = Worklist(Vqa(questions=(*QUESTIONS, "when?")))
     assert [request.labels for request in worklist.requests(REFS, finished)] == [("when?",)] * 3
 
 

@@ -13,7 +13,7 @@ from blip2cap.errors import Blip2CapError, ImageError, InputError, UsageError
 from blip2cap.models.registry import FAMILIES
 from blip2cap.options import BatchOptions, DecodeOptions, Kind, ModelOptions, OutputOptions, SourceOptions
 from blip2cap.records import ImageRef
-from blip2cap.tasks.base import Request, Task, Worklist
+from blip2cap.tasks.base import WITHOUT_CAPTION, Request, Task, Worklist
 from blip2cap.urls import is_http, shown
 
 if TYPE_CHECKING:
@@ -188,21 +188,31 @@ def count_requests(
     for request in requests:
         num_images_to_do += 1
         num_rows_to_do += len(request.labels)
+    skipped = all_skipped(stream, worklist)
     if worklist.num_images == 0:
-        raise InputError(no_image(source, stream.skipped))
+        raise InputError(no_image(source, skipped, job.task))
     return DryRun(
         out=job.output.out,
         num_images=worklist.num_images,
         num_images_to_do=num_images_to_do,
         num_rows_to_do=num_rows_to_do,
         num_rows_before=worklist.num_finished,
-        skipped=dict(stream.skipped),
+        skipped=skipped,
         damaged=tuple(stream.damaged),
     )
 
 
-def no_image(source: Source, skipped: Mapping[str, int]) -> str:
-    """Return the message that no image was found, with the number of skipped entries."""
+def all_skipped(stream: ImageStream, worklist: Worklist) -> dict[str, int]:
+    """Return the number of skipped entries by reason, with those of images that have no rows."""
+    without = worklist.num_without_labels
+    return {**stream.skipped, WITHOUT_CAPTION: without} if without else dict(stream.skipped)
+
+
+def no_image(source: Source, skipped: Mapping[str, int], task: Task | None = None) -> str:
+    """Return the message that no image was found, or none that has rows, with the number of skipped entries."""
+    if task is not None and skipped.get(WITHOUT_CAPTION):
+        example = next(iter(source.stream()), None) if source.repeatable else None
+        return task.no_labels(example.file_name if example else "")
     given = shown(", ".join((*source.options.inputs, *source.options.files_from)))
     reasons = ", ".join(skipped_phrases(skipped))
     found = f"no image found in {given}" + (f" ({reasons})" if reasons else "")

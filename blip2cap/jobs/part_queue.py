@@ -64,7 +64,7 @@ class PartQueue:
                     part.close()
                     return
                 self._open.append(part)
-            for request in Worklist(self.plan.labels).requests(part.refs, part.finished):
+            for request in Worklist(part).requests(part.refs, part.finished):
                 self._part_of[request.ref.name] = part
                 yield request
 

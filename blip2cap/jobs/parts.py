@@ -69,7 +69,7 @@ def run_parts_job(
     num_retried = sum(retried.values())
     stats = None
     if queue.todo:
-        num_images = sum(map(plan.num_refs, mine - done)) + num_retried // len(plan.labels)
+        num_images = sum(map(plan.num_refs, mine - done)) + _num_images(plan, num_retried)
         stats = _make_parts(context, plan, queue, num_images)
         done = done_parts(store, plan)
     existing = total(before.values())
@@ -108,6 +108,11 @@ def _num_failed(store: Store, plan: PartsPlan, mine: set[int], before: Mapping[i
     return total((*unchanged.values(), *made.values())).num_failed
 
 
+def _num_images(plan: PartsPlan, num_rows: int) -> int:
+    """Return how many images a number of rows is about, on average."""
+    return round(num_rows * plan.num_images / plan.num_rows) if plan.num_rows else 0
+
+
 def _settings_of_parts(job: Job, source: Source) -> dict[str, Any]:
     """Return the settings of a plan that change no result: the listed inputs, and the rows of each."""
     options = {name: getattr(job.source, name) for name in _PLANNED}
@@ -116,7 +121,9 @@ def _settings_of_parts(job: Job, source: Source) -> dict[str, Any]:
     for name in ("inputs", "files_from"):
         options[name] = tuple(map(_without_secrets, options[name]))
     label = job.task.schema.key
-    settings: dict[str, Any] = {labels_setting(label): list(job.task.labels) if label else None}
+    labels = job.task.labels if label else None
+    settings: dict[str, Any] = {labels_setting(label): None if labels is None else list(labels)}
+    settings |= job.task.labels_settings()
     for name, value in options.items():
         settings[name] = [_text(each) for each in value] if isinstance(value, tuple) else value
     return settings
@@ -157,11 +164,12 @@ def _make_plan(context: Context, store: Store, settings: Mapping[str, Any]) -> t
         store,
         stream,
         {**settings, "dtype": dtype},
-        part_size=job.output.part_size or PART_SIZE,
+        part_size=job.output.part_size or job.task.schema.num_rows(PART_SIZE),
         skipped=stream.skipped,
+        labels_of=job.task.labels_of if job.task.labels is None else None,
     )
     if plan is None:
-        raise InputError(no_image(context.source, stream.skipped))
+        raise InputError(no_image(context.source, stream.skipped, job.task))
     context.listener.say(f"{context.out}: planned {_size(plan)}")
     return plan, stream.damaged
 
@@ -242,7 +250,7 @@ def dry_run_parts(job: Job, source: Source) -> DryRun:
     plan = read_plan(store)
     if plan is None:
         store.check()
-        stream, worklist = source.stream(), Worklist(job.task.labels)
+        stream, worklist = source.stream(), Worklist(job.task)
         return count_requests(job, source, stream, worklist, worklist.requests(map(check_ref, stream), frozenset()))
     known = job.known_settings(source) | _settings_of_parts(job, source)
     plan.check({**plan.manifest.settings, **known}, job.output.out)
@@ -254,8 +262,8 @@ def dry_run_parts(job: Job, source: Source) -> DryRun:
     return DryRun(
         out=job.output.out,
         num_images=sum(map(plan.num_refs, mine)),
-        num_images_to_do=num_images_to_do + num_retried // len(plan.labels),
-        num_rows_to_do=num_images_to_do * len(plan.labels) + num_retried,
+        num_images_to_do=num_images_to_do + _num_images(plan, num_retried),
+        num_rows_to_do=sum(map(plan.num_rows_of, mine - counts.keys())) + num_retried,
         num_rows_before=existing.num_rows - num_retried,
         num_failed_before=existing.num_failed - num_retried,
         skipped=plan.skipped,

@@ -12,7 +12,17 @@ from typing import TYPE_CHECKING, Any, BinaryIO
 from blip2cap.decode.trace import Trace, trace_path
 from blip2cap.errors import Blip2CapError, InputError, UsageError
 from blip2cap.jobs.context import Context, dtype_name, make_context, open_source
-from blip2cap.jobs.job import Count, DryRun, Job, Listener, Outcome, count_requests, no_image, suspects_message
+from blip2cap.jobs.job import (
+    Count,
+    DryRun,
+    Job,
+    Listener,
+    Outcome,
+    all_skipped,
+    count_requests,
+    no_image,
+    suspects_message,
+)
 from blip2cap.key_set import KeySet
 from blip2cap.models.base import Model
 from blip2cap.options import Kind
@@ -73,7 +83,7 @@ def _run(context: Context, output: Output, trace: Trace | None) -> Outcome:
     requests = worklist.requests(refs, asked.finished)
     first = next(requests, None)
     if worklist.num_images == 0:
-        raise InputError(no_image(source, stream.skipped))
+        raise InputError(no_image(source, all_skipped(stream, worklist), job.task))
     stats = None
     if first is None:
         output.finish(stopped=False)
@@ -86,7 +96,7 @@ def _run(context: Context, output: Output, trace: Trace | None) -> Outcome:
         num_rows_before=worklist.num_finished,
         num_failed_before=asked.num_failed,
         num_failed_not_asked=0 if stopped else asked.num_failed_not_asked,
-        skipped=dict(stream.skipped),
+        skipped=all_skipped(stream, worklist),
         damaged=tuple(stream.damaged),
         stats=stats,
         stopped=stopped,

@@ -138,7 +138,7 @@ def _parts_status(out: str) -> Status:
         failed=existing.failed,
         manifest=plan.manifest,
         parts=PartsStatus(
-            num_missing=plan.num_images * len(plan.labels) - existing.num_rows,
+            num_missing=plan.num_rows - existing.num_rows,
             num_in_progress=num_rows_in_progress(plan.store, plan, done),
             num_images=plan.num_images,
             num_parts=plan.num_parts,

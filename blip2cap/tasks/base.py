@@ -10,6 +10,9 @@ from blip2cap.models.base import Checkpoint, Family, Session
 from blip2cap.records import ImageRef
 from blip2cap.rows import Row, Schema, row_key
 
+WITHOUT_CAPTION = "without_caption"
+"""Reason for which images without labels are skipped."""
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Request:
@@ -46,6 +49,12 @@ class Task(Protocol):
     def labels_of(self, ref: ImageRef) -> Sequence[str | None]:
         """Return the labels of one image; those of all, or, where they depend on the image, its own or none."""
 
+    def labels_settings(self) -> dict[str, Any]:
+        """Return settings of a folder of parts that tell which labels its images have, where these depend on them."""
+
+    def no_labels(self, example: str) -> str:
+        """Return the message that no image has labels; `example` is the name of one, "" if that is not known."""
+
     @property
     def deterministic(self) -> bool:
         """True if equal images have equal results, so that one result is enough."""
@@ -73,6 +82,29 @@ class Task(Protocol):
 
     def row(self, ref: ImageRef, label: str | None, result: Any, *, width: int, height: int) -> Row:
         """Make the row of a finished result, or of the ImageError in its place."""
+
+
+class SameLabels:
+    """A base of tasks whose labels are the same for every image."""
+
+    __slots__ = ()
+
+    @property
+    def labels(self) -> Sequence[str | None]:
+        """Return the labels."""
+        raise NotImplementedError
+
+    def labels_of(self, ref: ImageRef) -> Sequence[str | None]:
+        """Return the labels of all images."""
+        return self.labels
+
+    def labels_settings(self) -> dict[str, Any]:
+        """Return nothing: the labels themselves are a setting of every folder of parts."""
+        return {}
+
+    def no_labels(self, example: str) -> str:
+        """Every image has labels."""
+        raise AssertionError(f"{example} has labels")
 
 
 class Labelled(Protocol):

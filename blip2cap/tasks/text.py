@@ -14,6 +14,7 @@ from blip2cap.options import GenerateOptions, TextOptions
 from blip2cap.prompts import Template
 from blip2cap.records import Generated, ImageRef
 from blip2cap.rows import Column, Row, Schema, make_schema
+from blip2cap.tasks.base import SameLabels
 from blip2cap.tasks.loop_guard import GuardedSession, worst_flag
 from blip2cap.tasks.text_rules import strip_prefixes, trim_to_sentence
 
@@ -29,7 +30,7 @@ def text_schema(*, question: bool = False, texts: bool = False, flag: bool = Fal
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class TextTask:
+class TextTask(SameLabels):
     """A task whose results are generated texts."""
 
     name: ClassVar[str]
@@ -51,10 +52,6 @@ class TextTask:
     def labels(self) -> Sequence[str | None]:
         """One row for each image."""
         return (None,)
-
-    def labels_of(self, ref: ImageRef) -> Sequence[str | None]:
-        """Return the same for every image."""
-        return self.labels
 
     @property
     def schema(self) -> Schema:

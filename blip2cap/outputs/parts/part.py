@@ -27,6 +27,7 @@ from blip2cap.outputs.parquet import written_as
 from blip2cap.outputs.parts.counts import KEY, read_counts
 from blip2cap.outputs.parts.plan import PartsPlan, part_name
 from blip2cap.outputs.parts.store import Store
+from blip2cap.records import ImageRef
 from blip2cap.rows import Row, row_key
 
 _JOURNAL = re.compile(r"part-(\d{5,})(\.again)?\.jsonl")
@@ -55,7 +56,8 @@ class Part:
             if not again and store.exists(self.name):  # checked under the lock, which may take long to get
                 self._remove_leftovers()
                 raise PartExistsError(f"{self.name} already exists.")
-            self.refs = plan.refs(index)
+            self._labels_of = plan.labelled_refs(index)
+            self.refs = list(self._labels_of)
             self.trace = Trace(trace_path(path))
             """Images of this part that are being decoded, or were when a process died."""
             self._kept = self._rows_to_keep(retry_only) if again else {}
@@ -67,13 +69,21 @@ class Part:
         except BaseException:
             self._sink.close()
             raise
-        self._labels: Sequence[str | None] = plan.labels
         self.num_found = len(found.keys() - self._kept.keys())
         """Number of rows left by a run that was stopped."""
         self.finished = {*self._kept, *found}
         """Keys of the existing rows."""
-        self.num_missing = len(self.refs) * len(self._labels) - len(self.finished)
+        self.num_missing = plan.num_rows_of(index) - len(self.finished)
         """Number of missing rows."""
+
+    @property
+    def labels(self) -> Sequence[str | None] | None:
+        """Labels of every image; None if they depend on the image."""
+        return self.plan.labels
+
+    def labels_of(self, ref: ImageRef) -> Sequence[str | None]:
+        """Return the labels of an image of this part."""
+        return self._labels_of[ref]
 
     def write(self, rows: Iterable[Row]) -> None:
         """Append rows to the journal."""
@@ -85,7 +95,11 @@ class Part:
         """Write the part's object, with rows in the order of the plan; return False if another process was faster."""
         assert self.num_missing == 0, f"{self.name}: {self.num_missing} rows are missing"
         rows = self._kept | self._read_rows()
-        keys = [row_key(ref.file_name, ref.file_name_b64, label) for ref in self.refs for label in self._labels]
+        keys = [
+            row_key(ref.file_name, ref.file_name_b64, label)
+            for ref, labels in self._labels_of.items()
+            for label in labels
+        ]
         assert len(rows) == len(keys), f"{self.name}: {len(rows)} rows for {len(keys)} keys"
         data = self._as_parquet([rows[key] for key in keys])
         if self.again:

@@ -1,7 +1,8 @@
-"""The plan of a folder of parts: the inputs of each part, and the settings.
+"""The plan of a folder of parts: the inputs of each part, the labels of their rows, and the settings.
 
 It is one Parquet file (without that suffix) that the first process writes: a row group for each part, the settings in
-its metadata. Inputs are listed, and read back, one part at a time.
+its metadata. Inputs are listed, and read back, one part at a time. Labels that depend on the image, such as captions,
+are listed beside it; those of all images are settings.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ import json
 import os
 import secrets
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -24,6 +25,7 @@ from blip2cap.errors import OutputError, OutputRefusedError, UsageError
 from blip2cap.outputs.manifest import Manifest
 from blip2cap.outputs.parts.store import OURS, Store, temporary
 from blip2cap.records import ImageRef
+from blip2cap.tasks.base import WITHOUT_CAPTION
 
 PART_SIZE = 10_000
 NAME = f"{OURS}/plan"
@@ -33,6 +35,7 @@ _TYPES = {"str": pa.binary(), "int": pa.int64()}
 """Types of the columns. Text is stored as bytes: paths may be invalid UTF-8."""
 _FIELDS = {one.name: _TYPES.get(str(one.type).removesuffix(" | None")) for one in fields(ImageRef)}
 _SCHEMA = pa.schema([(name, type_) for name, type_ in _FIELDS.items() if type_ is not None])
+_LABELS = pa.field("labels", pa.list_(pa.field("element", pa.string(), nullable=False)))
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -63,23 +66,49 @@ class PartsPlan:
         return int(self.metadata.num_row_groups)
 
     @property
-    def labels(self) -> Sequence[str | None]:
-        """Labels of the rows of every image: the questions, or (None,)."""
+    def labels(self) -> Sequence[str | None] | None:
+        """Labels of the rows of every image: the questions, or (None,); None if they depend on the image."""
+        if self._lists_labels:
+            return None
         return self.manifest.settings.get(labels_setting(self.manifest.label)) or (None,)
+
+    @property
+    def _lists_labels(self) -> bool:
+        return str(self.metadata.schema.column(self.metadata.num_columns - 1).path).startswith(f"{_LABELS.name}.")
+
+    @property
+    def num_rows(self) -> int:
+        """Number of rows of all inputs."""
+        return sum(map(self.num_rows_of, range(self.num_parts)))
 
     def num_refs(self, index: int) -> int:
         """Return the number of inputs of a part."""
         return int(self.metadata.row_group(index).num_rows)
 
+    def num_rows_of(self, index: int) -> int:
+        """Return the number of rows of a part."""
+        if self.labels is not None:
+            return self.num_refs(index) * len(self.labels)
+        group = self.metadata.row_group(index)
+        return int(group.column(group.num_columns - 1).num_values)  # every planned image has a label
+
     def refs(self, index: int) -> list[ImageRef]:
         """Read the inputs of a part, in their order."""
+        return list(self.labelled_refs(index))
+
+    def labelled_refs(self, index: int) -> dict[ImageRef, Sequence[str | None]]:
+        """Read the inputs of a part, in their order, with the labels of their rows."""
         try:
             with self.store.open(NAME) as file:
                 parquet = pq.ParquetFile(file, metadata=self.metadata, page_checksum_verification=True)
                 rows = parquet.read_row_group(index).to_pylist()
         except (OSError, pa.ArrowException) as error:
             raise OutputError(f"{NAME} cannot be read: {error}. Run the same command again.") from error
-        return [ImageRef(**{name: _text(value) for name, value in row.items()}) for row in rows]
+        labels = self.labels
+        return {
+            ImageRef(**{name: _text(row[name]) for name in _SCHEMA.names}): row["labels"] if labels is None else labels
+            for row in rows
+        }
 
     def check(self, settings: Mapping[str, Any], output: str) -> None:
         """Raise OutputRefusedError if `settings` differ from those of the plan; the message names each difference."""
@@ -146,14 +175,17 @@ def make_plan(
     *,
     part_size: int = PART_SIZE,
     skipped: Counter[str] | None = None,
+    labels_of: Callable[[ImageRef], Sequence[str | None]] | None = None,
 ) -> PartsPlan | None:
     """List all inputs and write the plan; if another process was faster, return its plan.
 
-    Returns None if there is no input. `skipped` are the counts that `refs` updates while it is iterated.
+    Returns None if there is no input. `skipped` are the counts that `refs` updates while it is iterated. With
+    `labels_of`, the labels of each image are listed; images without any are skipped and counted.
     """
+    skipped = Counter[str]() if skipped is None else skipped
     try:
         with temporary(store.scratch, "plan-") as path:
-            if not _list_inputs(path, refs, settings, part_size, skipped):
+            if not _list_inputs(path, refs, settings, part_size, skipped, labels_of):
                 return None
             if store.create_from(NAME, path) and store.create_from(NAME, path):
                 raise OutputError(
@@ -169,23 +201,42 @@ def make_plan(
 
 
 def _list_inputs(
-    path: Path, refs: Iterable[ImageRef], settings: Mapping[str, Any], part_size: int, skipped: Counter[str] | None
+    path: Path,
+    refs: Iterable[ImageRef],
+    settings: Mapping[str, Any],
+    part_size: int,
+    skipped: Counter[str],
+    labels_of: Callable[[ImageRef], Sequence[str | None]] | None,
 ) -> int:
     """Write all inputs, a row group for each part, and the settings; return the number of inputs."""
-    iterator = iter(refs)
-    with pq.ParquetWriter(path, _SCHEMA, compression="zstd", write_page_checksum=True) as writer:
+    rows: Iterator[dict[str, object]] = map(_row, refs)
+    schema = _SCHEMA
+    if labels_of is not None:
+        rows, schema = _labelled(refs, labels_of, skipped), _SCHEMA.append(_LABELS)
+    with pq.ParquetWriter(path, schema, compression="zstd", write_page_checksum=True) as writer:
         num_images = 0
-        while part := list(itertools.islice(iterator, part_size)):
-            writer.write_table(pa.Table.from_pylist([*map(_row, part)], schema=_SCHEMA), row_group_size=part_size)
+        while part := list(itertools.islice(rows, part_size)):
+            writer.write_table(pa.Table.from_pylist(part, schema=schema), row_group_size=part_size)
             num_images += len(part)
         content = {
             "manifest": Manifest(settings=dict(settings)).as_dict(),
             "id": secrets.token_hex(8),
-            "skipped": dict(skipped or {}),
+            "skipped": dict(skipped),
             "part_size": part_size,
         }
         writer.add_key_value_metadata({_KEY: json.dumps(content)})
     return num_images
+
+
+def _labelled(
+    refs: Iterable[ImageRef], labels_of: Callable[[ImageRef], Sequence[str | None]], skipped: Counter[str]
+) -> Iterator[dict[str, object]]:
+    """Yield the images that have labels, with these; count the others."""
+    for ref in refs:
+        if labels := labels_of(ref):
+            yield _row(ref) | {_LABELS.name: list(labels)}
+        else:
+            skipped[WITHOUT_CAPTION] += 1
 
 
 def check_ref(ref: ImageRef) -> ImageRef:
