@@ -20,6 +20,7 @@ from blip2cap.flags import check_limits, flag
 from blip2cap.records import FAILURES
 
 DEFAULT_MODEL = "Salesforce/blip2-opt-2.7b"
+DEFAULT_MATCHING_MODEL = "Salesforce/blip2-itm-vit-g"
 CAPTION_NEW_TOKENS = 30
 ANSWER_NEW_TOKENS = 10
 """From LAVIS; answers are short."""

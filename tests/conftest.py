@@ -8,9 +8,11 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from PIL import Image
 
 from tests.commands import draw_scenes
 from tests.loading import build_commands_once, read_tiny_once
+from tests.matching import register
 from tests.zygote import Zygote, the_zygote
 
 # Both are read when torch and huggingface_hub are imported, which no fixture comes before.
@@ -37,6 +39,23 @@ def scenes(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("scenes")
     draw_scenes(folder, 3)
     draw_scenes(folder / "more", 2, first_seed=3)
+    return folder
+
+
+@pytest.fixture
+def model(here: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[str, str]:
+    """The option that names a stand-in for a matching model."""
+    return "--model", str(register(monkeypatch, here / "matcher"))
+
+
+@pytest.fixture
+def images(here: Path) -> Path:
+    """A red, a green and a purple image, the last in a folder below."""
+    folder = here / "images"
+    (folder / "sub").mkdir(parents=True)
+    Image.new("RGB", (20, 10), (255, 0, 0)).save(folder / "a.png")
+    Image.new("RGB", (20, 10), (0, 255, 0)).save(folder / "b.png")
+    Image.new("RGB", (20, 10), (102, 0, 204)).save(folder / "sub" / "c.png")
     return folder
 
 

@@ -113,7 +113,7 @@ def test_a_run_holds_as_much_after_many_images_as_after_few() -> None:
 @pytest.mark.usefixtures("traced")
 def test_what_is_remembered_of_pictures_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
     """Beyond the maximum number of remembered results, further pictures cost nothing; all pictures differ."""
-    monkeypatch.setattr("blip2cap.engine.flow._NUM_REMEMBERED", 1_000)
+    monkeypatch.setattr("blip2cap.engine.flow._MOST_REMEMBERED", 500_000)
     flow = Flow(
         Forgetful(),
         Caption(template=""),

@@ -17,7 +17,7 @@ import typer
 
 from blip2cap.errors import UsageError
 
-_COMMANDS = ("caption", "vqa", "index", "search", "duplicates", "bench")
+_COMMANDS = ("caption", "vqa", "match", "embed", "index", "search", "duplicates", "bench")
 
 
 def load_config(context: typer.Context, path: Path | None) -> Path | None:
@@ -61,15 +61,15 @@ def _names(context: typer.Context) -> dict[str, tuple[str, bool]]:
     return names
 
 
-def read_questions(path: Path) -> tuple[str, ...]:
-    """Read one question per line, without empty lines. Raises UsageError."""
+def read_lines(path: Path, *, flag: str, noun: str) -> tuple[str, ...]:
+    """Read a file with one `noun` per line, without empty lines. Raises UsageError, which names the flag."""
     try:
         lines = path.read_text(encoding="utf-8-sig").split("\n")
     except OSError as error:
-        raise UsageError(f"--questions {path}: cannot be read: {error.strerror}.") from error
+        raise UsageError(f"{flag} {path}: cannot be read: {error.strerror}.") from error
     except ValueError as error:
-        raise UsageError(f"--questions {path}: not valid UTF-8.") from error
-    questions = tuple(line.strip() for line in lines if line.strip())
-    if not questions:
-        raise UsageError(f"--questions {path}: contains no question. Expected one per line.")
-    return questions
+        raise UsageError(f"{flag} {path}: not valid UTF-8.") from error
+    found = tuple(line.strip() for line in lines if line.strip())
+    if not found:
+        raise UsageError(f"{flag} {path}: contains no {noun}. Expected one per line.")
+    return found

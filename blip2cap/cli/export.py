@@ -32,7 +32,7 @@ _option = functools.partial(typer.Option, show_default=False)
 def run_export(
     results: Annotated[
         str,
-        typer.Argument(metavar="RESULTS", help="Output of caption or vqa: .jsonl, .parquet or a folder; `-` is stdin."),
+        typer.Argument(metavar="RESULTS", help="Output of a run: .jsonl, .parquet or a folder; `-` is stdin."),
     ],
     to: Annotated[str, _option("--to", metavar="FORMAT", help=f"{', '.join(APPLY)}.")],
     out: Annotated[

@@ -8,7 +8,7 @@ from collections.abc import Callable, Collection
 from dataclasses import dataclass, is_dataclass
 from operator import getitem
 from pathlib import Path
-from typing import Annotated, Any, ClassVar, get_args, get_type_hints
+from typing import Annotated, Any, ClassVar, get_args, get_origin, get_type_hints
 
 import typer
 from typer.core import TyperCommand
@@ -59,25 +59,26 @@ def with_options(
     """Give a command a parameter for each option of the dataclasses that it takes, and --config.
 
     typer sees one flat signature: the command's own parameters and those of the dataclasses. A call builds the
-    dataclasses and passes them on. `only`, `without` and `defaults` name options by their long flag with underscores:
+    dataclasses and passes them on; None for one that is `X | None` and of which no option is given. `only`, `without`
+    and `defaults` name options by their long flag with underscores:
     with_options(without=["num_captions"], out="answers.jsonl").
     """
 
     def decorate(command: Callable[..., None]) -> Callable[..., None]:
         hints = get_type_hints(command, include_extras=True)
         given = [each.replace(annotation=hints[each.name]) for each in inspect.signature(command).parameters.values()]
-        parameters = [each for each in given if not is_dataclass(each.annotation)]
+        classes = {each.name: found for each in given if (found := _dataclass_in(each.annotation)) is not None}
+        parameters = [each for each in given if each.name not in classes]
         fields: dict[str, dict[str, str]] = {}  # the option of each field, by dataclass parameter
         unknown = {*only, *without, *defaults}
-        for each in given:
-            if is_dataclass(each.annotation):
-                fields[each.name] = {}
-                for field, parameter in _parameters_of(hints[each.name]):
-                    name = parameter.name
-                    unknown.discard(name)
-                    if name not in without and (name in only or not only):
-                        fields[each.name][field] = name
-                        parameters.append(parameter.replace(default=defaults.get(name, parameter.default)))
+        for given_as, options in classes.items():
+            fields[given_as] = {}
+            for field, parameter in _parameters_of(options):
+                name = parameter.name
+                unknown.discard(name)
+                if name not in without and (name in only or not only):
+                    fields[given_as][field] = name
+                    parameters.append(parameter.replace(default=defaults.get(name, parameter.default)))
         assert not unknown, unknown
         parameters.append(_parameter("config", Path | None, _CONFIG, None))
 
@@ -86,7 +87,9 @@ def with_options(
             for each, options in fields.items():
                 chosen = {field: values.pop(option) for field, option in options.items()}
                 chosen = {field: tuple(value) if isinstance(value, list) else value for field, value in chosen.items()}
-                values[each] = hints[each](**{field: value for field, value in chosen.items() if value is not None})
+                chosen = {field: value for field, value in chosen.items() if value is not None}
+                is_needed = hints[each] is classes[each] or any(chosen.values())
+                values[each] = classes[each](**chosen) if is_needed else None
             command(**values)
 
         flat.__dict__["__signature__"] = inspect.Signature(parameters)
@@ -94,6 +97,12 @@ def with_options(
         return flat
 
     return decorate
+
+
+def _dataclass_in(annotation: Any) -> Any:
+    """Return the dataclass of a parameter that is one, or one or None; else None."""
+    classes = [each for each in (annotation, *get_args(annotation)) if is_dataclass(each) and isinstance(each, type)]
+    return classes[0] if classes and get_origin(annotation) is not Annotated else None
 
 
 @functools.cache

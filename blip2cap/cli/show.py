@@ -15,7 +15,7 @@ from blip2cap.rows import Row
 def show(
     results: Annotated[
         str,
-        typer.Argument(metavar="RESULTS", help="What caption or vqa wrote: .jsonl, .parquet, a folder; `-` is stdin."),
+        typer.Argument(metavar="RESULTS", help="Output of a run: .jsonl, .parquet, a folder; `-` is stdin."),
     ],
     limit: Annotated[int, typer.Option("--limit", min=1, metavar="N", help="At most N rows.")] = 50,
 ) -> None:

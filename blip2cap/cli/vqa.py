@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated
 
-from blip2cap.cli.config import read_questions
+from blip2cap.cli.config import read_lines
 from blip2cap.cli.options import ReportOptions, option, with_options
 from blip2cap.cli.run import start
 from blip2cap.errors import UsageError
@@ -53,7 +53,9 @@ def vqa(
 
     Every question is asked about every image. An image is encoded once, however many questions there are.
     """
-    asked = tuple(questions or ()) + (read_questions(questions_file) if questions_file else ())
+    asked = tuple(questions or ())
+    if questions_file:
+        asked += read_lines(questions_file, flag="--questions", noun="question")
     if not asked:
         raise UsageError("no question given. Ask with -q TEXT, once or more often, or --questions FILE.")
     task = Vqa(questions=asked, template=template, generate=generate, text=text)

@@ -23,8 +23,10 @@ from blip2cap.tasks.base import Request, Task
 
 DecodedRequest = tuple[Request, Decoded | ImageError]
 
-_NUM_REMEMBERED = 20_000
-"""Number of results kept for equal images; about 10 MB of captions."""
+_MOST_REMEMBERED = 10_000_000
+"""Size in bytes of the results kept for equal images."""
+_RESULT_BYTES = 500
+"""Size of a result that does not say its own: a caption, scores."""
 _MOST_BEHIND = 4
 """Maximum number of images in the flow, as a multiple of the capacity of the session."""
 
@@ -78,6 +80,7 @@ class Flow:
         self.in_flight: dict[Hashable, _Question] = {}
         """The same, by key."""
         self.known: OrderedDict[Hashable, Any] = OrderedDict()
+        self.known_bytes = 0
 
     def accepts_more(self, size: BatchSize) -> bool:
         """Return True if the session has capacity left and few enough images wait for a slow one before them.
@@ -193,11 +196,17 @@ class Flow:
             if not isinstance(result, ImageError):
                 finished = self.task.finish(result)
                 if self.task.deterministic:
-                    self.known[question.key] = finished
-                    if len(self.known) > _NUM_REMEMBERED:
-                        self.known.popitem(last=False)
+                    self._remember(question.key, finished)
             for image, index in question.waiting:
                 self._answer(image, index, finished)
+
+    def _remember(self, key: Hashable, result: Any) -> None:
+        """Keep a result for equal images; forget those that were needed longest ago."""
+        self.known[key] = result
+        self.known_bytes += getattr(result, "nbytes", _RESULT_BYTES)
+        while self.known_bytes > _MOST_REMEMBERED:
+            _, forgotten = self.known.popitem(last=False)
+            self.known_bytes -= getattr(forgotten, "nbytes", _RESULT_BYTES)
 
     def _answer(self, image: _Image, index: int, result: Any) -> None:
         image.results[index] = result

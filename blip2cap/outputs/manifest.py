@@ -28,6 +28,9 @@ _FLAGS = {
     "inputs": "the inputs",
     "null_separated": "--null",
     "questions": "the questions",
+    "captions": "the content of --captions",
+    "texts": "the texts",
+    "shape": "the shape of the vectors",
 }
 USE_ANOTHER = "Use another --out."
 UNFINISHED, FINISHED = "unfinished", "finished"

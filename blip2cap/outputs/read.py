@@ -166,15 +166,18 @@ class _Parser:
             raise _damaged(where, f"no column {error}" if isinstance(error, KeyError) else str(error)) from error
 
     def _schema_for(self, columns: dict[str, Any], where: str) -> Schema:
-        names = tuple(name for name, value in columns.items() if value is not None)
+        columns = {name: value for name, value in columns.items() if value is not None}
+        names = tuple(columns)
         if self._schema is None:
             manifest = self._manifest()
             self._recognised = manifest is None or "command" not in manifest.settings
-            self._schema = recognise(names) if manifest is None or self._recognised else manifest.schema
+            self._schema = recognise(columns) if manifest is None or self._recognised else manifest.schema
             if self._schema is None:
+                if "embedding" in columns:
+                    raise ValueError("vectors in lines of JSON, without the manifest that tells their shape")
                 raise KeyError("text")
         if names != self._names:
-            other = recognise(names)
+            other = recognise(columns)
             if other not in (None, self._schema) and (self._recognised or not set(self._schema.names) <= set(names)):
                 raise _damaged(where, "its columns differ from those of the rows before")
             self._names = names
@@ -200,7 +203,7 @@ def image_name(row: Row) -> str:
 def _damaged(where: str, reason: str) -> OutputRefusedError:
     remedy = _RESTORE if ".parquet:" in where else "repair or delete that row."
     return OutputRefusedError(
-        f"{where}: not a row of blip2cap ({reason}). Expected the output of caption or vqa; if it was one, {remedy}"
+        f"{where}: not a row of blip2cap ({reason}). Expected an output of blip2cap; if it was one, {remedy}"
     )
 
 

@@ -100,7 +100,7 @@ def prune(out: str) -> int:
             "images: run its command again with --retry-failed."
         )
     if found.manifest is None:
-        raise UsageError(f"--prune {out}: has no manifest. Expected the output of caption or vqa, not an export.")
+        raise UsageError(f"--prune {out}: has no manifest. Expected the output of a run, not an export.")
     if found.unfinished:
         raise UsageError(f"--prune {out}: its last run has not ended. Run its command again first, to the end.")
     if found.torn_bytes:

@@ -27,6 +27,6 @@ def schema_of(settings: Mapping[str, Any]) -> Schema:
     return schema_from(settings, question=False)
 
 
-def recognise(names: Collection[str]) -> Schema | None:
+def recognise(columns: Collection[str]) -> Schema | None:
     """Return the columns of captions if these are their names."""
-    return text_schema(texts="texts" in names, flag="flag" in names) if "text" in names else None
+    return text_schema(texts="texts" in columns, flag="flag" in columns) if "text" in columns else None

@@ -53,8 +53,8 @@ def schema_of(settings: Mapping[str, Any]) -> Schema:
     return schema_from(settings, question=True)
 
 
-def recognise(names: Collection[str]) -> Schema | None:
+def recognise(columns: Collection[str]) -> Schema | None:
     """Return the columns of answers if these are their names."""
-    if not {"question", "answer"} <= set(names):
+    if not {"question", "answer"} <= set(columns):
         return None
-    return text_schema(question=True, texts="texts" in names, flag="flag" in names)
+    return text_schema(question=True, texts="texts" in columns, flag="flag" in columns)
