@@ -6,6 +6,7 @@ import random
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
@@ -167,9 +168,7 @@ def test_scores_are_those_of_the_forward_of_transformers(tmp_path: Path) -> None
     images = [draw(seed, (112, 112)).image for seed in range(3)]
     texts = ["a boat on the sea", "two red cars", "in the snow under the moon"]
     scores = Scores(model, processor.tokenizer)
-    image_BPD, queries_BQD = scores.images(
-        [torch.tensor(list(i.getdata()), dtype=torch.uint8).view(112, 112, 3).numpy() for i in images]
-    )
+    image_BPD, queries_BQD = scores.images([np.asarray(image) for image in images])
     inputs = processor(images=images, text=texts, return_tensors="pt", padding=True)
     with torch.no_grad():
         itc = model(**inputs).logits_per_image

@@ -21,6 +21,8 @@ _INIT_STD = 0.02
 def itm_config(captioner: Blip2Config, tokenizer: BertTokenizer) -> Blip2Config:
     """Return the config: vision encoder and queries of the captioner, a Q-Former that also reads texts."""
     width = captioner.qformer_config.hidden_size
+    vision = captioner.vision_config.to_diff_dict()
+    vision.pop("dtype", None)  # that of the weights as loaded, not as stored
     qformer = Blip2QFormerConfig(
         hidden_size=width,
         intermediate_size=4 * width,
@@ -36,7 +38,7 @@ def itm_config(captioner: Blip2Config, tokenizer: BertTokenizer) -> Blip2Config:
         use_qformer_text_input=True,
     )
     return Blip2Config(
-        vision_config=captioner.vision_config,
+        vision_config=vision,
         qformer_config=qformer,
         num_query_tokens=captioner.num_query_tokens,
         image_text_hidden_size=256,

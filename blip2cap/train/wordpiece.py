@@ -23,7 +23,6 @@ def new_tokenizer() -> BertTokenizer:
     tokens = [*SPECIAL_TOKENS, *pieces, *sorted(words - set(pieces))]
     return BertTokenizer(
         vocab={token: index for index, token in enumerate(tokens)},
-        extra_special_tokens={"image_token": "<image>"},
         model_input_names=["input_ids", "attention_mask"],
         model_max_length=MAX_TOKENS,
     )
