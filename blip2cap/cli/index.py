@@ -14,16 +14,22 @@ from blip2cap.cli.run import TerminalListener
 from blip2cap.cli.signals import Stopped, stop_on_signal
 from blip2cap.cli.terminal import clean, say
 from blip2cap.jobs.job import skipped_phrases
-from blip2cap.options import BatchOptions, DecodeOptions, ModelOptions, OutputOptions, SourceOptions
+from blip2cap.options import (
+    DEFAULT_MATCHING_MODEL,
+    BatchOptions,
+    DecodeOptions,
+    ModelOptions,
+    OutputOptions,
+    SourceOptions,
+)
 
 if TYPE_CHECKING:
     from blip2cap.index.job import IndexSummary
 
-_DEFAULT_MODEL = "Salesforce/blip2-itm-vit-g"
 _SOME_FAILED = 3
 
 
-@with_options(without=["random_weights", "device_map", "dry_run"], model=_DEFAULT_MODEL)
+@with_options(without=["random_weights", "device_map", "dry_run"], model=DEFAULT_MATCHING_MODEL)
 def index(
     source: SourceOptions,
     model: ModelOptions,
@@ -85,7 +91,7 @@ def summary_facts(summary: IndexSummary) -> dict[str, Any]:
         "changed": summary.num_changed,
         "unchanged": summary.num_unchanged,
         "removed": summary.num_removed,
-        "kept": summary.kept,
+        "kept": summary.num_kept,
         "failed": summary.num_failed,
         "failed_by_error": dict(summary.failed),
         "skipped": dict(summary.skipped),
