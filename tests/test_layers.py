@@ -18,7 +18,7 @@ PACKAGE = Path(blip2cap.__file__).parent
 
 LAYERS = (
     ("cli",),
-    ("captioner", "bench", "train"),
+    ("captioner", "image_index", "bench", "train"),
     ("index",),
     ("jobs",),
     ("engine",),
@@ -38,12 +38,22 @@ LAYERS = (
 """From the top down. A module belongs to the longest name that it begins with."""
 LEVELS = {name: -level for level, names in enumerate(LAYERS) for name in names}
 HEAVY = {"torch", "transformers"}
-PACKAGES = {"cli", "index", "jobs", "models.checkpoint", "models.registry", "outputs.export", "outputs", "tasks", "models"}
+PACKAGES = {
+    "cli",
+    "index",
+    "jobs",
+    "models.checkpoint",
+    "models.registry",
+    "outputs.export",
+    "outputs",
+    "tasks",
+    "models",
+}
 LIGHT = PACKAGES | {name for names in LAYERS[LAYERS.index(("source", "decode")) :] for name in names}
 """Modules that import nothing of HEAVY at once."""
 LATE = {
     *("jobs.run", "jobs.context", "jobs.parts", "engine", "models.blip2", "models.matching"),
-    *("captioner", "train", "bench", "index"),
+    *("captioner", "image_index", "train", "bench", "index"),
 }
 """Modules that `cli` imports only when there is work to do."""
 FRONT_DOORS = {"blip2cap", "blip2cap.__init__", "blip2cap.__main__", "blip2cap.__version__"}

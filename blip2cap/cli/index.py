@@ -13,6 +13,7 @@ from blip2cap.cli.resume import this_command
 from blip2cap.cli.run import TerminalListener
 from blip2cap.cli.signals import Stopped, stop_on_signal
 from blip2cap.cli.terminal import clean, say
+from blip2cap.errors import UsageError
 from blip2cap.jobs.job import skipped_phrases
 from blip2cap.options import (
     DEFAULT_MATCHING_MODEL,
@@ -37,9 +38,9 @@ def index(
     decode: DecodeOptions,
     report: ReportOptions,
     out: Annotated[
-        str,
+        str | None,
         option("-o, --out FOLDER", "Folder of the index; made if it does not exist.", panel="Output", once=False),
-    ],
+    ] = None,
     retry_failed: Annotated[bool, option_of(OutputOptions, "retry_failed")] = False,
     same_inputs: Annotated[bool, option_of(OutputOptions, "same_inputs")] = False,
 ) -> None:
@@ -48,6 +49,8 @@ def index(
     Only new and changed images are encoded; those that are gone are removed. If it was stopped, the same command goes
     on.
     """
+    if out is None:
+        raise UsageError("--out is missing: name the folder of the index, e.g. --out my.index.")
     from blip2cap.index.job import IndexJob
     from blip2cap.index.update import update_index
 
