@@ -39,15 +39,7 @@ LAYERS = (
 LEVELS = {name: -level for level, names in enumerate(LAYERS) for name in names}
 HEAVY = {"torch", "transformers"}
 PACKAGES = {
-    "cli",
-    "index",
-    "jobs",
-    "models.checkpoint",
-    "models.registry",
-    "outputs.export",
-    "outputs",
-    "tasks",
-    "models",
+    *("cli", "index", "jobs", "tasks", "models", "models.checkpoint", "models.registry", "outputs", "outputs.export"),
 }
 LIGHT = PACKAGES | {name for names in LAYERS[LAYERS.index(("source", "decode")) :] for name in names}
 """Modules that import nothing of HEAVY at once."""

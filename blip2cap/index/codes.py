@@ -10,17 +10,15 @@ of images side by side, so that one operation of numpy takes them all. Unused im
 from __future__ import annotations
 
 import itertools
-import os
-from collections.abc import Iterable, Iterator
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
 
+from blip2cap.index.threads import in_threads
+
 BLOCK = 8192
 """Images in a block; a smaller segment is one smaller block."""
-FARTHEST = 256
-"""Distance of images that are not wanted."""
 
 
 def num_words(length: int) -> int:
@@ -50,7 +48,6 @@ def code_blocks(images: Any, centre: Any) -> Iterator[Any]:
         codes = np.zeros((rows, words, block), "<u8")
         for start in range(number * block, min((number + 1) * block, len(images)), 256):
             some = images[start : min(start + 256, (number + 1) * block)]
-            # A float16 is above the mean if it is above the mean rounded to float16, or equal to it and that is above.
             packed = pack(some.astype(np.float32) - centre)
             codes[..., start - number * block : start - number * block + len(some)] = packed.transpose(1, 2, 0)
         yield codes
@@ -64,7 +61,7 @@ def distances(codes: Any, num_images: int, queries: Any) -> Any:
     """
     num_blocks, _, _, block = codes.shape
     out = np.empty((num_blocks, block), np.uint8)
-    _in_threads(lambda number: _scan_block(codes[number], queries, out[number]), range(num_blocks))
+    in_threads(lambda number: _scan_block(codes[number], queries, out[number]), range(num_blocks))
     return out.reshape(-1)[:num_images]
 
 
@@ -80,16 +77,3 @@ def _scan_block(codes: Any, queries: Any, best: Any) -> None:
         for word in range(1, words):
             np.add(total, counts[word], out=total)
         np.minimum(best, total, out=best)
-
-
-def _in_threads(work: Any, numbers: Iterable[int]) -> None:
-    """Call `work` for every number, on all cores: numpy releases the lock of Python."""
-    numbers = list(numbers)
-    num_threads = min(len(numbers), os.cpu_count() or 1)
-    if num_threads < 2:
-        for number in numbers:
-            work(number)
-        return
-    with ThreadPoolExecutor(num_threads) as pool:
-        for _ in pool.map(work, numbers):
-            pass

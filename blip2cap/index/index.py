@@ -21,9 +21,11 @@ if TYPE_CHECKING:
 DEFAULT_K = 20
 EXACT_BELOW = 5_000
 """Up to this number of images all scores are computed."""
-NUM_CANDIDATES = 1_000
-"""Number of images that the scan leaves for exact scores; more if more results are wanted."""
-_CANDIDATES_PER_RESULT = 10
+_LEAST_STEP = 500
+"""Number of images that are scored exactly at once after a scan: a thousandth of a large index, or this many."""
+_IDLE_STEPS = 2
+"""Steps in a row without an image among the best, after which a search ends."""
+_MOST_STEPS = 20
 _OPENINGS = 5
 """Attempts to open an index that is being brought up to date."""
 
@@ -86,7 +88,7 @@ class Index:
         The score of an image is the largest dot product of any of its rows with any of `vectors`, minus the same for
         `negative`: float32 [R, length], normalised. `k` is the largest number of hits; None: 20, or all of a smaller
         index. `include` takes patterns as in .gitignore. `exact` computes all scores, which takes long for a large
-        index; None does so for a small one. Otherwise scores are exact too, but a hit may be missed.
+        index; None does so for a small one. Otherwise scores are exact too, but an image may be missed.
 
         Raises UsageError if k is below 1 or above the number of images, or a pattern is invalid.
         """
@@ -94,19 +96,13 @@ class Index:
         k = self._checked(k)
         wanted = self._live & self._selected(tuple(include)) if include else self._live
         num_wanted = int(wanted.sum())
-        if exact is None:
-            exact = num_wanted <= EXACT_BELOW
-        num_candidates = max(NUM_CANDIDATES, _CANDIDATES_PER_RESULT * k)
-        if exact or num_wanted <= num_candidates:
+        if exact or num_wanted <= (EXACT_BELOW if exact is None else 0):
             chosen = np.flatnonzero(wanted)
+            scores = self._scores(chosen, queries, minus)
         else:
-            chosen = self._candidates(queries, minus, wanted, num_candidates)
-        scores = self._scores(chosen, queries, minus)
-        if min_score is not None:
-            enough = scores >= min_score
-            chosen, scores = chosen[enough], scores[enough]
+            chosen, scores = self._scan(queries, minus, wanted, k)
         best = _largest(scores, k)
-        return [self._hit(chosen[at], scores[at]) for at in best]
+        return [self._hit(chosen[at], scores[at]) for at in best if min_score is None or float(scores[at]) >= min_score]
 
     def vectors_of(self, file_name: str) -> Any:
         """Return the embedding of an image: float32 [rows, length]. Raises InputError if there is no such image."""
@@ -153,11 +149,29 @@ class Index:
             self._selections[include] = np.fromiter(accepted, bool, len(self._live))
         return self._selections[include]
 
-    def _candidates(self, queries: Any, minus: Any | None, wanted: Any, num: int) -> Any:
-        """Return the positions of the images that are nearest by their codes, in ascending order."""
+    def _scan(self, queries: Any, minus: Any | None, wanted: Any, k: int) -> tuple[Any, Any]:
+        """Return positions and exact scores of the images that are nearest by their codes.
+
+        They are scored in steps, the nearest first, until two steps bring no image into the best k: where codes tell
+        little, as for a text that fits no image well, more are scored.
+        """
         nearness = np.concatenate([self._nearness(segment, queries, minus) for segment in self.segments])
         nearness[~wanted] = np.iinfo(np.int16).min
-        return np.sort(np.argpartition(nearness, len(nearness) - num)[-num:])
+        step = max(_LEAST_STEP, len(nearness) // 1000, 2 * k)
+        num = min(int(wanted.sum()), _MOST_STEPS * step)
+        nearest = np.argpartition(nearness, len(nearness) - num)[-num:]
+        nearest = nearest[np.lexsort((nearest, -nearness[nearest]))]
+        chosen, scores, idle = np.empty(0, nearest.dtype), np.empty(0, np.float32), 0
+        for start in range(0, num, step):
+            some = np.sort(nearest[start : start + step])
+            found = self._scores(some, queries, minus)
+            least = np.partition(scores, len(scores) - k)[len(scores) - k] if len(scores) >= k else -np.inf
+            idle = 0 if (found > least).any() else idle + 1
+            chosen, scores = np.concatenate([chosen, some]), np.concatenate([scores, found])
+            if idle == _IDLE_STEPS:
+                break
+        order = np.argsort(chosen)
+        return chosen[order], scores[order]
 
     def _nearness(self, segment: Segment, queries: Any, minus: Any | None) -> Any:
         near = -distances(segment.codes, len(segment.vectors), pack(queries)).astype(np.int16)
