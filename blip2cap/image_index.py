@@ -6,7 +6,6 @@ import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from blip2cap.errors import UsageError
 from blip2cap.index.hits import Hit
 from blip2cap.index.index import Index as Vectors
 from blip2cap.index.job import IndexJob, IndexSummary
@@ -140,8 +139,6 @@ class Index:
         self, path: StrPath, groups: Mapping[str, Sequence[Hit]], *, title: str = "", overwrite: bool = False
     ) -> SheetCounts:
         """Write hits as one HTML page, with a section for each group. Raises UsageError or OutputError."""
-        if not groups:
-            raise UsageError("groups is empty: expected the hits of at least one heading.")
         check_target(os.fspath(path), flag="path", suffixes=SUFFIXES, overwrite=overwrite)
         refs = self._searcher.places.ref
         sections = (

@@ -76,7 +76,7 @@ def run_python(code: str, names: dict[str, object]) -> str:
 
 
 def comparable(output: str) -> str:
-    """Replace what differs from run to run: rates and times, absolute paths; and the dtype, which depends on the machine."""
+    """Replace what differs from run to run: rates, times, absolute paths; and the dtype, which the machine decides."""
     output = re.sub(r"[0-9.]+ images/s", "N images/s", output)
     output = re.sub(r"(?<=\")/[^\"]*(?=/sample_images/)", "FOLDER", output)
     output = re.sub(r"loaded in [0-9.]+ s", "loaded in N s", output)
