@@ -7,9 +7,10 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from blip2cap.captioner import Captioner as Captioner
+    from blip2cap.image_index import Index as Index
 
 __version__ = "0.1.0"
-__all__ = ["Captioner", "__version__"]
+__all__ = ["Captioner", "Index", "__version__"]
 
 
 def __getattr__(name: str) -> Any:
@@ -18,4 +19,8 @@ def __getattr__(name: str) -> Any:
         from blip2cap.captioner import Captioner
 
         return Captioner
+    if name == "Index":
+        from blip2cap.image_index import Index
+
+        return Index
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
