@@ -47,7 +47,9 @@ def test_answers_are_read_with_their_questions(tmp_path: Path) -> None:
 
 
 def test_lists_and_numbers_of_all_kinds_are_passed_over(tmp_path: Path) -> None:
-    schema = make_schema(Column("score", FLOAT), Column("vector", Vector((2,), "float16")), details=[Column("n", INTEGER)])
+    schema = make_schema(
+        Column("score", FLOAT), Column("vector", Vector((2,), "float16")), details=[Column("n", INTEGER)]
+    )
     values = {"vector": schema.columns[3].type.empty, "status": "ok"}
     rows = [
         schema.row(file_name=f"{score}.jpg", score=score, n=-3, **values) for score in (0.0, -1.5, 1e-9, 2.5e300)
