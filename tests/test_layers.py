@@ -18,8 +18,8 @@ PACKAGE = Path(blip2cap.__file__).parent
 
 LAYERS = (
     ("cli",),
-    ("captioner", "bench", "train"),
-    ("jobs",),
+    ("captioner", "matcher", "bench", "train"),
+    ("jobs", "images_in_memory"),
     ("engine",),
     ("models.checkpoint",),
     ("models.registry",),
@@ -45,10 +45,13 @@ LATE = {
     "jobs.run",
     "jobs.context",
     "jobs.parts",
+    "jobs.texts",
     "engine",
     "models.blip2",
     "models.matching",
     "captioner",
+    "matcher",
+    "images_in_memory",
     "train",
     "bench",
 }
