@@ -30,7 +30,7 @@ from tests.doc_blocks import (
 
 TEXTS = {os.path.relpath(page, ROOT): page.read_text(encoding="utf-8") for page in PAGES}
 README = TEXTS["README.md"]
-COMMANDS = ("caption", "vqa", "show", "status", "export", "bench")
+COMMANDS = ("caption", "vqa", "match", "embed", "show", "status", "export", "bench")
 PACKAGE = ROOT / "blip2cap"
 
 

@@ -210,7 +210,7 @@ def test_a_plan_of_a_run_imports_no_torch(finished_run, here):
     assert not imported_by(here, "-m", "blip2cap", *finished_run, "--overwrite", "--dry-run") & HEAVY
 
 
-@pytest.mark.parametrize("command", [(), ("caption",), ("vqa",)])
+@pytest.mark.parametrize("command", [(), ("caption",), ("vqa",), ("match",), ("embed",), ("show",)])
 def test_help_imports_no_torch(tmp_path, command):
     imported = imported_by(tmp_path, "-m", "blip2cap", *command, "--help")
     assert "typer" in imported
