@@ -10,6 +10,8 @@ PARALLEL = -n $(WORKERS) --dist worksteal
 unexport PYTHONDONTWRITEBYTECODE
 # For test-oldest and test-newest, whose other packages come from the index: PyPI's own builds bring CUDA, several GB.
 TORCH ?= torch==2.13.0
+# For train-tiny and measure-tiny; tiny-itm starts from the weights of tiny.
+MODELS ?= tiny tiny-itm
 
 .PHONY: help demo test test-fast test-long test-oldest test-newest mutate check lint types format train-tiny measure-tiny bench-cpu bench-gpu samples clean
 
@@ -53,13 +55,17 @@ format: $(VENV)/.ready  ## Repair style and format.
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-train-tiny: $(VENV)/.ready  ## Train the model inside the package (over an hour on 2 cores; resumes where it stopped).
-	$(BIN)/python -m blip2cap.train tiny runs/tiny
-	cp runs/tiny/model/* blip2cap/tiny/
+train-tiny: $(VENV)/.ready  ## Train the models inside the package, or one: MODELS=tiny-itm (hours on 2 cores; resumes where it stopped).
+	set -e; for model in $(MODELS); do \
+		$(BIN)/python -m blip2cap.train $$model runs/$$model; \
+		cp runs/$$model/model/* blip2cap/$$(echo $$model | tr - _)/; \
+	done
 	$(MAKE) measure-tiny
 
-measure-tiny: $(VENV)/.ready  ## How right it is about scenes it has never seen.
-	$(BIN)/python -m blip2cap.train measure tiny --out benchmarks/results/tiny.json
+measure-tiny: $(VENV)/.ready  ## How right they are about scenes they have never seen.
+	set -e; for model in $(MODELS); do \
+		$(BIN)/python -m blip2cap.train measure $$model --out benchmarks/results/$$(echo $$model | tr - _).json; \
+	done
 
 bench-cpu: $(VENV)/.ready  ## Measure it beside the plain script on a CPU (9 minutes; 20 GB of memory for the largest model).
 	PYTHONPATH=. $(BIN)/python benchmarks/cpu.py --out benchmarks/results/cpu.json

@@ -16,21 +16,20 @@ from transformers import AutoTokenizer, Blip2ForConditionalGeneration
 from blip2cap.models.registry import FAMILIES
 from blip2cap.records import Generated, Prompt
 from blip2cap.tiny.scenes import PLACES, TRAINING_SEEDS, Question, Scene, draw
-from blip2cap.train.accuracy import differing_words, measure, score
-from blip2cap.train.data import IGNORED, DataOptions, SceneBatches, patch_hints
-from blip2cap.train.loop import TrainOptions, learning_rate_at, train
+from blip2cap.train.loop import LoopOptions, learning_rate_at, train
 from blip2cap.train.tiny import IMAGE_SIZE, PATCH_SIZE
+from blip2cap.train.tiny_accuracy import differing_words, measure, score
+from blip2cap.train.tiny_data import IGNORED, DataOptions, SceneBatches, patch_hints
+from blip2cap.train.tiny_recipe import TinyOptions, TinyRecipe
 from blip2cap.train.tokenizer import train_tokenizer
 
-SMALL = TrainOptions(
-    num_steps=3,
-    polish_steps=1,
-    warmup_steps=2,
-    num_workers=0,
-    checkpoint_every=2,
-    evaluate_every=1_000,
-    data=DataOptions(batch_size=4),
+SMALL = LoopOptions(
+    num_steps=3, polish_steps=1, warmup_steps=2, num_workers=0, checkpoint_every=2, evaluate_every=1_000
 )
+
+
+def recipe() -> TinyRecipe:
+    return TinyRecipe(TinyOptions(data=DataOptions(batch_size=4)))
 
 
 @pytest.fixture(scope="module")
@@ -101,7 +100,7 @@ def test_hints_lie_where_the_things_are() -> None:
 
 
 def test_the_learning_rate_warms_up_and_goes_down_to_zero() -> None:
-    options = TrainOptions(num_steps=100, warmup_steps=10, polish_steps=20)
+    options = LoopOptions(num_steps=100, warmup_steps=10, polish_steps=20)
     rates = [learning_rate_at(step, options) for step in range(100)]
     assert rates[0] < rates[9] == options.learning_rate
     assert rates[10:] == sorted(rates[10:], reverse=True)
@@ -113,21 +112,21 @@ def test_the_learning_rate_warms_up_and_goes_down_to_zero() -> None:
 
 @pytest.mark.long
 def test_a_run_that_was_cut_off_ends_with_the_same_weights(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    whole = train(tmp_path / "whole", SMALL)
+    whole = train(tmp_path / "whole", recipe(), SMALL)
 
     class CutError(Exception):
         pass
 
-    def cut_after(step: int, options: TrainOptions) -> float:
+    def cut_after(step: int, options: LoopOptions) -> float:
         if step == 3:
             raise CutError
         return learning_rate_at(step, options)
 
     monkeypatch.setattr("blip2cap.train.loop.learning_rate_at", cut_after)
     with pytest.raises(CutError):
-        train(tmp_path / "cut", SMALL)
+        train(tmp_path / "cut", recipe(), SMALL)
     monkeypatch.undo()
-    resumed = train(tmp_path / "cut", SMALL)
+    resumed = train(tmp_path / "cut", recipe(), SMALL)
     expected = load_file(whole / "model.safetensors")
     for name, tensor in load_file(resumed / "model.safetensors").items():
         assert torch.equal(tensor, expected[name]), name
@@ -135,8 +134,8 @@ def test_a_run_that_was_cut_off_ends_with_the_same_weights(tmp_path: Path, monke
 
 @pytest.mark.long
 def test_training_moves_every_part_and_saves_what_transformers_loads(tmp_path: Path) -> None:
-    untrained = train(tmp_path / "untrained", replace(SMALL, learning_rate=0.0))
-    trained = train(tmp_path / "trained", SMALL)
+    untrained = train(tmp_path / "untrained", recipe(), replace(SMALL, learning_rate=0.0))
+    trained = train(tmp_path / "trained", recipe(), SMALL)
     before, after = (load_file(folder / "model.safetensors") for folder in (untrained, trained))
     for part in ("vision_model", "query_tokens", "qformer", "language_projection", "language_model"):
         moved = [not torch.equal(before[name], after[name]) for name in after if name.startswith(part)]

@@ -53,6 +53,14 @@ PLURALS = {
 
 NUMBERS = ("zero", "one", "two", "three")
 
+LIGHTS = {
+    ("day", True): "under the sun",
+    ("day", False): "",
+    ("night", True): "under the moon",
+    ("night", False): "at night",
+}
+"""Time, and whether the sun or the moon is visible -> the last words of a caption."""
+
 SAMPLE_SEEDS = range(0, 1_000)
 """Scenes in sample_images and the documentation."""
 VALIDATION_SEEDS = range(1_000, 1_000_000)
@@ -108,6 +116,8 @@ class Scene:
     """A key of PLACES."""
     time: str
     """day or night."""
+    has_light: bool
+    """The sun or the moon is visible."""
 
 
 def draw(seed: int, size: tuple[int, int] = (640, 480)) -> Scene:
@@ -132,6 +142,7 @@ def draw(seed: int, size: tuple[int, int] = (640, 480)) -> Scene:
         things=things,
         place=place,
         time=time,
+        has_light=has_light,
     )
 
 
@@ -143,6 +154,14 @@ def noun(kind: str, count: int = 1, colour: str = "") -> str:
         first = colour or kind
         words = ("an" if first[0] in "aeiou" else "a", colour, kind)
     return " ".join(word for word in words if word)
+
+
+def groups_of(things: tuple[Thing, ...]) -> dict[tuple[str, str], int]:
+    """Return the number of things of each kind and colour, in order from left to right."""
+    groups: dict[tuple[str, str], int] = {}
+    for thing in things:
+        groups[thing.kind, thing.colour] = groups.get((thing.kind, thing.colour), 0) + 1
+    return groups
 
 
 def _choose_things(rng: random.Random) -> tuple[Thing, ...]:
@@ -242,23 +261,14 @@ def _paint_light(rng: random.Random, pen: ImageDraw.ImageDraw, size: tuple[int, 
         pen.ellipse((x - 0.4 * wide, y - 1.1 * r, x + 1.5 * wide, y + 0.8 * r), fill=(14, 18, 50))
 
 
-def _groups(things: tuple[Thing, ...]) -> dict[tuple[str, str], int]:
-    """Return the number of things of each kind and colour, in order from left to right."""
-    groups: dict[tuple[str, str], int] = {}
-    for thing in things:
-        groups[thing.kind, thing.colour] = groups.get((thing.kind, thing.colour), 0) + 1
-    return groups
-
-
 def _caption(things: tuple[Thing, ...], place: str, time: str, has_light: bool) -> str:
-    subject = " next to ".join(noun(kind, count, colour) for (kind, colour), count in _groups(things).items())
-    light = {("day", True): " under the sun", ("night", True): " under the moon", ("night", False): " at night"}
-    return f"{subject} {PLACES[place]}{light.get((time, has_light), '')}"
+    subject = " next to ".join(noun(kind, count, colour) for (kind, colour), count in groups_of(things).items())
+    return f"{subject} {PLACES[place]} {LIGHTS[time, has_light]}".rstrip()
 
 
 def _ask(rng: random.Random, things: tuple[Thing, ...], place: str, time: str) -> tuple[Question, ...]:
     """Return questions of each type that the scene allows, with balanced answers."""
-    groups = _groups(things)
+    groups = groups_of(things)
     kinds = sorted({kind for kind, _ in groups})
     absent = [kind for kind in PLURALS if kind not in kinds]
     questions = []

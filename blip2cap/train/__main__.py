@@ -1,4 +1,4 @@
-"""`python -m blip2cap.train tiny FOLDER` trains the embedded model; `measure MODEL` measures the accuracy of one."""
+"""`python -m blip2cap.train tiny FOLDER` trains a model of the package; `measure MODEL` measures one."""
 
 from __future__ import annotations
 
@@ -6,63 +6,87 @@ import hashlib
 import json
 import platform
 import sys
+from dataclasses import replace
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import torch
 import transformers
 import typer
+from transformers import AutoTokenizer, Blip2ForImageTextRetrieval
 
 from blip2cap.models.blip2.load import load
-from blip2cap.models.checkpoint import find
+from blip2cap.models.checkpoint import TINY, find
 from blip2cap.options import ModelOptions
 from blip2cap.tiny.scenes import VALIDATION_SEEDS
-from blip2cap.train.accuracy import measure
-from blip2cap.train.loop import TrainOptions, train
+from blip2cap.train.loop import LoopOptions, train
+from blip2cap.train.tiny_accuracy import measure
+from blip2cap.train.tiny_itm_accuracy import Scores, measure_matches
+from blip2cap.train.tiny_itm_recipe import ITM_LOOP, TinyItmOptions, TinyItmRecipe
+from blip2cap.train.tiny_recipe import TinyOptions, TinyRecipe
 
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None)
 
 _MEASURED_FROM = VALIDATION_SEEDS.start + 10_000
 """First of the seeds that no evaluation during training uses."""
 
+Folder = Annotated[Path, typer.Argument(help="Folder for the checkpoint and the finished model.")]
+
 
 @app.command("tiny")
-def tiny_command(
-    folder: Annotated[Path, typer.Argument(help="Folder for the checkpoint and the finished model.")],
-    num_steps: Annotated[int, typer.Option(min=1)] = TrainOptions().num_steps,
-) -> None:
-    """Train the tiny model in FOLDER, or resume from the checkpoint there."""
-    print(train(folder, TrainOptions(num_steps=num_steps)))
+def tiny_command(folder: Folder, num_steps: Annotated[int, typer.Option(min=1)] = LoopOptions().num_steps) -> None:
+    """Train the tiny captioner in FOLDER, or resume from the checkpoint there."""
+    print(train(folder, TinyRecipe(TinyOptions()), LoopOptions(num_steps=num_steps)))
+
+
+@app.command("tiny-itm")
+def tiny_itm_command(folder: Folder, num_steps: Annotated[int, typer.Option(min=1)] = ITM_LOOP.num_steps) -> None:
+    """Train the tiny matching model in FOLDER, or resume from the checkpoint there."""
+    recipe = TinyItmRecipe(TinyItmOptions(), folder / "features.f16")
+    print(train(folder, recipe, replace(ITM_LOOP, num_steps=num_steps)))
 
 
 @app.command("measure")
 def measure_command(
-    model: Annotated[str, typer.Argument(help="`tiny` or a folder.")],
+    model: Annotated[str, typer.Argument(help="`tiny`, `tiny-itm` or a folder.")],
     out: Annotated[Path | None, typer.Option(help="Also write the figures to this JSON file.")] = None,
-    num_scenes: Annotated[int, typer.Option(min=1)] = 1_000,
-    num_questions: Annotated[int, typer.Option(min=1)] = 2_000,
+    num_scenes: Annotated[int, typer.Option(min=1, help="For captioners.")] = 1_000,
+    num_questions: Annotated[int, typer.Option(min=1, help="For captioners.")] = 2_000,
+    num_sets: Annotated[int, typer.Option(min=1, help="For matching models; sets of 100 scenes.")] = 10,
 ) -> None:
-    """Measure captions and answers on unseen scenes, with the weights as they are stored."""
-    options = ModelOptions(name=model, device="cpu")
-    checkpoint = find(options)
-    accuracy = measure(
-        load(checkpoint, options), num_scenes=num_scenes, num_questions=num_questions, first_seed=_MEASURED_FROM
-    )
-    weights = checkpoint.folder / "model.safetensors"
+    """Measure a model on unseen scenes, with the weights as they are stored."""
+    folder = {"tiny": TINY, "tiny-itm": TINY.parent / "tiny_itm"}.get(model, Path(model))
+    classes = json.loads((folder / "config.json").read_text(encoding="utf-8"))["architectures"]
+    if classes == [Blip2ForImageTextRetrieval.__name__]:
+        figures = _measure_matches(folder, num_sets)
+    else:
+        figures = _measure_captions(model, num_scenes, num_questions)
     result = {
         "command": f"python -m blip2cap.train measure {model}",
-        "seeds": [_MEASURED_FROM, _MEASURED_FROM + num_scenes - 1],
-        "weights_sha256": hashlib.sha256(weights.read_bytes()).hexdigest(),
+        "weights_sha256": hashlib.sha256((folder / "model.safetensors").read_bytes()).hexdigest(),
         "python": platform.python_version(),
         "torch": torch.__version__,
         "transformers": transformers.__version__,
-        **accuracy.as_dict(),
+        **figures,
     }
     text = json.dumps(result, indent=2) + "\n"
     sys.stdout.write(text)
     if out is not None:
         out.parent.mkdir(parents=True, exist_ok=True)
         out.write_text(text, encoding="utf-8")
+
+
+def _measure_captions(model: str, num_scenes: int, num_questions: int) -> dict[str, Any]:
+    options = ModelOptions(name=model, device="cpu")
+    captioner = load(find(options), options)
+    accuracy = measure(captioner, num_scenes=num_scenes, num_questions=num_questions, first_seed=_MEASURED_FROM)
+    return {"seeds": [_MEASURED_FROM, _MEASURED_FROM + num_scenes - 1], **accuracy.as_dict()}
+
+
+def _measure_matches(folder: Path, num_sets: int) -> dict[str, Any]:
+    model = Blip2ForImageTextRetrieval.from_pretrained(folder, dtype=torch.float32).eval()
+    scores = Scores(model, AutoTokenizer.from_pretrained(folder))
+    return measure_matches(scores, num_sets=num_sets, first_seed=_MEASURED_FROM).as_dict()
 
 
 if __name__ == "__main__":

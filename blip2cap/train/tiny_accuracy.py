@@ -1,25 +1,22 @@
-"""Accuracy of a model on unseen scenes, with the image decoder that users' files are read with."""
+"""Accuracy of a captioner on unseen scenes, with the image decoder that users' files are read with."""
 
 from __future__ import annotations
 
-import io
 import random
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from itertools import islice
 from typing import Any
 
-from blip2cap.decode.image import Pixels, decode
 from blip2cap.models.blip2.model import Blip2
 from blip2cap.models.registry import FAMILIES
-from blip2cap.options import ANSWER_NEW_TOKENS, DecodeOptions, GenerateOptions
+from blip2cap.options import ANSWER_NEW_TOKENS, GenerateOptions
 from blip2cap.prompts import Template
 from blip2cap.records import Generated, Prompt
-from blip2cap.tiny.scenes import VALIDATION_SEEDS, Question, Scene, draw
+from blip2cap.tiny.scenes import VALIDATION_SEEDS, Question
+from blip2cap.train.drawn_files import drawn_files
 
-_SIZES = ((640, 480), (480, 640), (512, 512), (800, 450))
-"""Image sizes; most files have the first."""
 _BATCH = 50
 
 
@@ -56,7 +53,7 @@ def measure(model: Blip2, *, num_scenes: int, num_questions: int, first_seed: in
     captions: list[tuple[str, str]] = []
     prompted: list[tuple[str, str]] = []
     answers: list[tuple[Question, str]] = []
-    scenes = _files(range(first_seed, first_seed + num_scenes), model.image_size)
+    scenes = drawn_files(range(first_seed, first_seed + num_scenes), model.image_size)
     template = Template(FAMILIES[model.checkpoint.family].vqa_template, question=True)
     per_scene = -(-num_questions // num_scenes)
     while batch := list(islice(scenes, _BATCH)):
@@ -77,16 +74,6 @@ def measure(model: Blip2, *, num_scenes: int, num_questions: int, first_seed: in
         texts = _texts(model.generate(features, prompts, options, capacity=_BATCH))
         answers += [(question, text) for (_, question), text in zip(questions, texts, strict=True)]
     return score(captions, prompted, answers[:num_questions])
-
-
-def _files(seeds: range, size: int) -> Iterator[tuple[int, Scene, Pixels]]:
-    """Draw each scene, save it as JPEG and decode it, like a user's file."""
-    for seed in seeds:
-        rng = random.Random(f"file {seed}")
-        scene = draw(seed, rng.choices(_SIZES, weights=(7, 1, 1, 1))[0])
-        file = io.BytesIO()
-        scene.image.save(file, "JPEG", quality=rng.randint(70, 95))
-        yield seed, scene, decode(file.getvalue(), size, DecodeOptions()).pixels_HWC
 
 
 def _texts(results: Sequence[list[Generated] | Exception]) -> list[str]:

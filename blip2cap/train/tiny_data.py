@@ -11,7 +11,7 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import Dataset
 from transformers import PreTrainedTokenizerFast
 
 from blip2cap.models.registry import FAMILIES
@@ -115,19 +115,6 @@ class SceneBatches(Dataset[Batch]):
         text_ids = list(self.tokenizer(f" {text}", add_special_tokens=False).input_ids)
         labels = [IGNORED] * (len(prompt_ids) - 1) + text_ids + [int(self.tokenizer.eos_token_id)]
         return prompt_ids + text_ids, labels
-
-
-def batches(
-    tokenizer: PreTrainedTokenizerFast, options: DataOptions, steps: range, num_workers: int
-) -> DataLoader[Batch]:
-    """Load the batches of `steps` in order; worker processes draw them in advance."""
-    return DataLoader(
-        SceneBatches(tokenizer, options),
-        batch_size=None,
-        sampler=list(steps),
-        num_workers=num_workers,
-        prefetch_factor=8 if num_workers else None,
-    )
 
 
 def patch_hints(scene: Scene) -> np.ndarray:
