@@ -18,9 +18,12 @@ MODELS ?= tiny tiny-itm
 help:  ## List these targets.
 	@awk -F ':.*## ' '/^[a-z -]+:.*## / {printf "%-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
-demo: $(VENV)/.ready  ## Caption sample_images with the model inside the package and show the rows.
+demo: $(VENV)/.ready  ## Caption sample_images with a model inside the package; index them with another, and search.
 	$(BIN)/blip2cap caption sample_images --model tiny --overwrite
 	$(BIN)/blip2cap show captions.jsonl
+	rm -rf demo.index
+	$(BIN)/blip2cap index sample_images --model tiny-itm --out demo.index
+	$(BIN)/blip2cap search demo.index "a boat on the sea" --max-hits 3
 
 test: $(VENV)/.ready  ## The tests that need no GPU, but for those of test-long.
 	$(BIN)/python -m pytest $(PARALLEL)

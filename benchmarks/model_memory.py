@@ -20,6 +20,7 @@ from blip2cap.bench.work import count
 from blip2cap.models.blip2.quantize import NEVER
 from blip2cap.models.blip2.random_weights import build_empty
 from blip2cap.models.checkpoint import KNOWN, Checkpoint, find
+from blip2cap.models.registry import FAMILIES
 from blip2cap.options import CAPTION_NEW_TOKENS, DEFAULT_MODEL, ModelOptions
 
 SIZES = ((8, 16), (128, 512))
@@ -28,6 +29,12 @@ LIBRARY_TEXTS = 64
 """Texts at once where transformers' own `generate` decodes them: Llama."""
 NF4_BITS = 4 + 32 / 64
 """A weight, and its share of the float32 scale of a block of 64."""
+
+
+def captioners() -> list[Checkpoint]:
+    """Return the known models that write texts."""
+    found = [find(ModelOptions(name=f"Salesforce/{path.stem}", random_weights=True)) for path in KNOWN.glob("*.json")]
+    return [checkpoint for checkpoint in found if "caption" in FAMILIES[checkpoint.family].tasks]
 
 
 def memory_of(checkpoint: Checkpoint) -> dict[str, Any]:
@@ -110,10 +117,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, required=True, help="JSON file to write")
     out = parser.parse_args().out
-    checkpoints = [
-        find(ModelOptions(name=f"Salesforce/{path.stem}", random_weights=True)) for path in KNOWN.glob("*.json")
-    ]
-    facts = [(checkpoint.name, memory_of(checkpoint)) for checkpoint in checkpoints]
+    facts = [(checkpoint.name, memory_of(checkpoint)) for checkpoint in captioners()]
     models = dict(sorted(facts, key=lambda item: int(item[1]["parameters"])))
     result = {"note": "computed from configurations, not measured; bytes", "models": models}
     out.write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")

@@ -4,18 +4,11 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import closing
-from dataclasses import replace
-from typing import TYPE_CHECKING, NoReturn, TypeAlias, overload
+from typing import overload
 
-import numpy as np
-from PIL import Image
-
-from blip2cap.decode.image import Decoded
-from blip2cap.decode.inputs import ImageDecoder
-from blip2cap.decode.read import read
 from blip2cap.engine.run import Engine, RunStats
 from blip2cap.errors import ImageError, UsageError
+from blip2cap.images_in_memory import ImageLike, check_images, raise_with_name, rows_of_images
 from blip2cap.jobs.job import Job, Listener, Outcome
 from blip2cap.jobs.run import run_job
 from blip2cap.models.base import Model
@@ -38,15 +31,7 @@ from blip2cap.source.inputs import Source
 from blip2cap.tasks.base import Task, Worklist
 from blip2cap.tasks.caption import Caption
 from blip2cap.tasks.vqa import Vqa
-from blip2cap.urls import shown
 
-if TYPE_CHECKING:
-    import numpy.typing as npt
-    import torch
-
-    from blip2cap.engine.flow import DecodedRequest
-
-ImageLike: TypeAlias = "str | os.PathLike[str] | Image.Image | npt.NDArray[np.uint8] | torch.Tensor"
 _ANSWERS = GenerateOptions(max_new_tokens=ANSWER_NEW_TOKENS)
 
 
@@ -250,33 +235,11 @@ class Captioner:
             yield from rows
 
     def _texts(self, images: Sequence[ImageLike], task: Caption | Vqa) -> list[str]:
-        if isinstance(images, (str, os.PathLike, Image.Image)) or getattr(images, "ndim", 0) == 3:
-            raise TypeError(f"expected a sequence of images, got one {type(images).__name__}: put it in a list.")
+        check_images(images)
         if task.generate.num_captions > 1:
             num_captions = task.generate.num_captions
             raise UsageError(f"num_captions={num_captions}: expected 1, as this returns one text. Use caption_folder.")
-        engine, worklist = self._engine(task, _raise), Worklist(task)
-        with closing(self.model.image_input.open(self.decode_options)) as decoder:
-
-            def items() -> Iterator[DecodedRequest]:
-                for index, image in enumerate(images):
-                    ref, decoded = self._decode(image, f"images[{index}]", decoder)
-                    yield from ((request, decoded) for request in worklist.requests((ref,), frozenset()))
-
-            return [row.text for row in engine.rows(items())]
-
-    def _decode(self, image: ImageLike, place: str, decoder: ImageDecoder) -> tuple[ImageRef, Decoded]:
-        """Decode one image. Its name is its path, or a hash of its pixels; sampling is seeded by that name."""
-        ref = ImageRef(path=place, name="")
-        try:
-            if isinstance(image, (str, os.PathLike)):
-                path = os.fspath(image)
-                ref = ImageRef(path=path, name=path)
-                return ref, decoder.decode(read(ref, self.decode_options), isolated=self.decode_options.isolate)
-            decoded = decoder.convert(_as_pillow(image, place))
-            return replace(ref, name=decoded.digest.hex()), decoded
-        except ImageError as error:
-            _raise(ref, error)
+        return [row.text for row in rows_of_images(self._engine(task, raise_with_name), images)]
 
 
 class _ProgressListener(Listener):
@@ -296,29 +259,3 @@ def _caption(prompt: str | None, options: GenerateOptions | None, text_options: 
 
 def _vqa(questions: tuple[str, ...], options: GenerateOptions | None, text_options: TextOptions | None) -> Vqa:
     return Vqa(questions=questions, generate=options or _ANSWERS, text=text_options or TextOptions())
-
-
-def _as_pillow(image: object, place: str) -> Image.Image:
-    """Convert an array to a Pillow image. Raises TypeError for what is no image, ImageError for one without pixels."""
-    import torch
-
-    kind = type(image).__name__
-    if isinstance(image, (np.ndarray, torch.Tensor)):
-        kind = f"{type(image).__module__}.{kind} of {str(image.dtype).removeprefix('torch.')} {list(image.shape)}"
-        if isinstance(image, torch.Tensor) and image.ndim == 3:
-            image = image.permute(1, 2, 0).numpy(force=True)
-        if isinstance(image, np.ndarray) and image.dtype == np.uint8 and image.ndim == 3 and image.shape[2] == 3:
-            image = Image.fromarray(image) if image.size else Image.new("RGB", (image.shape[1], image.shape[0]))
-    if not isinstance(image, Image.Image):
-        raise TypeError(
-            f"{place}: {kind}. Expected a path, a Pillow image, a numpy array of uint8 [height, width, 3] or a torch "
-            "tensor of uint8 [3, height, width], in RGB. Image.fromarray of Pillow converts other arrays."
-        )
-    if not image.width * image.height:
-        raise ImageError("corrupt", f"{image.width}x{image.height} has no pixels")
-    return image
-
-
-def _raise(ref: ImageRef, error: ImageError) -> NoReturn:
-    error.image = shown(ref.path)
-    raise error

@@ -148,7 +148,9 @@ class ModelOptions:
     PANEL: ClassVar = "Model"
 
     name: str = flag(
-        DEFAULT_MODEL, "-m, --model NAME", "`tiny` (included in the package), a local folder or a Hugging Face Hub id."
+        DEFAULT_MODEL,
+        "-m, --model NAME",
+        "`tiny` or `tiny-itm` (included), a local folder or a Hugging Face Hub id.",
     )
     dtype: str = flag(
         "auto",

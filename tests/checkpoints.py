@@ -13,6 +13,7 @@ from tokenizers import Tokenizer, models, pre_tokenizers, processors
 from transformers import (
     Blip2Config,
     Blip2ForConditionalGeneration,
+    Blip2ForImageTextRetrieval,
     Blip2Processor,
     Blip2QFormerConfig,
     Blip2VisionConfig,
@@ -31,11 +32,15 @@ from transformers import (
 IMAGE_SIZE = 28
 WORDS = [f"w{number}" for number in range(60)] + ["a", "photo", "of", "Question", "Answer", "Short", "what", "is", "it"]
 KINDS = ("opt", "t5", "instructblip-t5", "instructblip-llama")
+MATCHING_KINDS = ("matching", "matching-placeholders")
+"""Image-text matching models: in the second, as on the hub today, texts of the processor begin with placeholders."""
 
 
 def make_checkpoint(folder: Path, kind: str, seed: int = 0) -> Path:
-    """Save a random checkpoint of one of KINDS in `folder`."""
+    """Save a random checkpoint of one of KINDS or MATCHING_KINDS in `folder`."""
     torch.manual_seed(seed)
+    if kind in MATCHING_KINDS:
+        return _make_matching(folder, placeholders=kind == "matching-placeholders")
     tokenizer = make_tokenizer(ends=kind.endswith("t5"))
     size = {"height": IMAGE_SIZE, "width": IMAGE_SIZE}
     image_processor = BlipImageProcessorPil(size=size)
@@ -58,6 +63,25 @@ def make_checkpoint(folder: Path, kind: str, seed: int = 0) -> Path:
         config = Blip2Config(vision_config=vision, qformer_config=qformer, **common)
         model = Blip2ForConditionalGeneration(config)
         processor = Blip2Processor(image_processor, tokenizer, num_query_tokens=4)
+    return _save(folder, model, processor)
+
+
+def _make_matching(folder: Path, *, placeholders: bool) -> Path:
+    tokenizer = make_tokenizer(ends=True, begins=True)
+    config = Blip2Config(
+        vision_config=Blip2VisionConfig(**_VISION),
+        qformer_config=Blip2QFormerConfig(**_QFORMER, vocab_size=len(tokenizer), use_qformer_text_input=True),
+        num_query_tokens=4,
+        image_text_hidden_size=16,
+        image_token_index=tokenizer.convert_tokens_to_ids("<image>") if placeholders else None,
+    )
+    image_processor = BlipImageProcessorPil(size={"height": IMAGE_SIZE, "width": IMAGE_SIZE})
+    processor = Blip2Processor(image_processor, tokenizer, num_query_tokens=4 if placeholders else None)
+    return _save(folder, Blip2ForImageTextRetrieval(config), processor)
+
+
+def _save(folder: Path, model: Any, processor: Any) -> Path:
+    """Save a network with random weights, and its processor."""
     with torch.no_grad():
         # Wide weights: every layer matters, and no two logits are near each other.
         for name, parameter in model.named_parameters():
@@ -125,15 +149,19 @@ def _text_config(kind: str, vocab_size: int) -> Any:
     )
 
 
-def make_tokenizer(*, ends: bool) -> PreTrainedTokenizerFast:
-    """Make a tokenizer with one word per token; `ends`: the end token last, as in T5; else begin token first."""
+def make_tokenizer(*, ends: bool, begins: bool = False) -> PreTrainedTokenizerFast:
+    """Make a tokenizer with one word per token; `ends`: the end token last, as in T5; else begin token first.
+
+    `begins`: both, as in BERT.
+    """
     special = ["<pad>", "</s>", "<s>", "<unk>", "<image>", "?", ":", "."]
     vocabulary = {word: index for index, word in enumerate([*special, *WORDS])}
     tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token="<unk>"))
     tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
     token = "</s>" if ends else "<s>"
     tokenizer.post_processor = processors.TemplateProcessing(
-        single=f"$A {token}" if ends else f"{token} $A", special_tokens=[(token, vocabulary[token])]
+        single=f"{'<s> ' if begins else ''}$A {token}" if ends else f"{token} $A",
+        special_tokens=[(name, vocabulary[name]) for name in ("<s>", "</s>")],
     )
     return PreTrainedTokenizerFast(
         tokenizer_object=tokenizer,

@@ -76,8 +76,10 @@ def run_python(code: str, names: dict[str, object]) -> str:
 
 
 def comparable(output: str) -> str:
-    """Replace what differs from run to run: rates and times; and the dtype, which depends on the machine."""
+    """Replace what differs from run to run: rates, times, absolute paths; and the dtype, which the machine decides."""
     output = re.sub(r"[0-9.]+ images/s", "N images/s", output)
+    output = re.sub(r"(?<=\")/[^\"]*(?=/sample_images/)", "FOLDER", output)
+    output = re.sub(r"loaded in [0-9.]+ s", "loaded in N s", output)
     output = re.sub(r"\b(bfloat16|float32) on cpu\b", "DTYPE on cpu", output)
     return re.sub(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d", "TIME", output)
 

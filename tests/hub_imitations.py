@@ -28,7 +28,7 @@ class Form:
     """The differences between repositories."""
 
     text: str
-    """opt, t5 or llama."""
+    """opt, t5 or llama; bert: image-text matching, without a language model."""
     instruct: bool = False
     width: int = 32
     """Hidden size of the language model."""
@@ -45,18 +45,24 @@ REPOSITORIES = {
     "Salesforce/blip2-flan-t5-xxl": Form(text="t5", width=48),
     "Salesforce/instructblip-flan-t5-xl": Form(text="t5", instruct=True),
     "Salesforce/instructblip-vicuna-7b": Form(text="llama", instruct=True),
+    "Salesforce/blip2-itm-vit-g": Form(text="bert"),
+    "Salesforce/blip2-itm-vit-g-coco": Form(text="bert", image_size=42),
 }
+MATCHING = tuple(name for name, form in REPOSITORIES.items() if form.text == "bert")
 
 
 def imitate(folder: Path, form: Form) -> Path:
     """Write a repository."""
     folder.mkdir(parents=True)
-    tokenizer, tokenizer_config = _TOKENIZERS[form.text](folder)
-    _write_tokenizer(folder, tokenizer, tokenizer_config, form)
     qformer_vocab = 0
-    if form.instruct:
-        qformer_vocab = _write_bert(folder / "qformer_tokenizer")
-    config = _config(form, tokenizer.get_vocab_size() + 3, qformer_vocab)
+    if form.text == "bert":
+        config = _matching_config(form, _write_bert(folder))
+    else:
+        tokenizer, tokenizer_config = _TOKENIZERS[form.text](folder)
+        _write_tokenizer(folder, tokenizer, tokenizer_config, form)
+        if form.instruct:
+            qformer_vocab = _write_bert(folder / "qformer_tokenizer")
+        config = _config(form, tokenizer.get_vocab_size() + 3, qformer_vocab)
     _write(folder / "config.json", config)
     _write(folder / "preprocessor_config.json", _preprocessor(form))
     if form.text == "llama":
@@ -153,6 +159,13 @@ def _config(form: Form, vocab_size: int, qformer_vocab: int) -> dict[str, Any]:
     }
 
 
+def _matching_config(form: Form, vocab_size: int) -> dict[str, Any]:
+    """Return a configuration that names OPT, with every setting at default; the class has no language model."""
+    config = _config(form, 50272, vocab_size)
+    config["qformer_config"]["use_qformer_text_input"] = True
+    return config | {"architectures": ["Blip2ForImageTextRetrieval"], "image_text_hidden_size": 16}
+
+
 def _opt(width: int) -> dict[str, Any]:
     return {
         "_name_or_path": "facebook/opt-2.7b",
@@ -241,7 +254,7 @@ def _llama(width: int) -> dict[str, Any]:
     }
 
 
-_TEXT = {"opt": _opt, "t5": _t5, "llama": _llama}
+_TEXT = {"opt": _opt, "t5": _t5, "llama": _llama, "bert": lambda width: {"model_type": "opt"}}
 _NULL = """bad_words_ids begin_suppress_tokens bos_token_id cross_attention_hidden_size decoder_start_token_id
     eos_token_id exponential_decay_length_penalty finetuning_task forced_bos_token_id forced_eos_token_id pad_token_id
     prefix problem_type sep_token_id suppress_tokens task_specific_params tokenizer_class torch_dtype"""
@@ -339,8 +352,8 @@ _TOKENIZERS = {"opt": _gpt2_tokenizer, "t5": _t5_tokenizer, "llama": _llama_toke
 
 
 def _write_bert(folder: Path) -> int:
-    """Write the tokenizer of the Q-Former of InstructBLIP; return the size of its vocabulary."""
-    folder.mkdir()
+    """Write the tokenizer of a Q-Former that reads texts; return the size of its vocabulary."""
+    folder.mkdir(exist_ok=True)
     words = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "a", "short", "image", "description", ".", "[DEC]"]
     (folder / "vocab.txt").write_text("".join(f"{word}\n" for word in words[:-1]))
     tokenizer = Tokenizer(models.WordPiece({word: index for index, word in enumerate(words)}, unk_token="[UNK]"))

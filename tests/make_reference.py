@@ -10,9 +10,10 @@ import typer.main
 from blip2cap.cli import app
 from blip2cap.flags import PANELS
 
+COMMANDS = ("caption", "vqa", "match", "embed")
 PAGE = Path(__file__).parent.parent / "docs" / "options.md"
 INTRODUCTION = """\
-# Options of `caption` and `vqa`
+# Options of `caption`, `vqa`, `match` and `embed`
 
 <!-- Made by `python -m tests.make_reference`. Do not edit. -->
 
@@ -33,17 +34,32 @@ num-beams = 3
 def reference() -> str:
     """Return the page."""
     commands: Any = typer.main.get_command(app).commands  # type: ignore[attr-defined]
-    caption, vqa = ({each.name: each for each in commands[name].params} for name in ("caption", "vqa"))
     page = INTRODUCTION
     for panel in PANELS:
         page += f"\n## {panel}\n\n| option | default | |\n|---|---|---|\n"
-        parameters = [each for each in (caption | vqa).values() if each.rich_help_panel == panel]
-        for each in sorted(parameters, key=lambda each: each.param_type_name != "argument"):
-            owner = "" if each.name in caption.keys() & vqa.keys() else "caption" if each.name in caption else "vqa"
-            defaults = dict.fromkeys(_default(of[each.name]) for of in (caption, vqa) if each.name in of)
-            command = f" (`{owner}` only)" if owner else ""
-            page += f"| {_usage(each)}{command} | {', `vqa`: '.join(defaults)} | {each.help} |\n"
+        options: dict[tuple[str, str], dict[str, Any]] = {}
+        """The parameter of each command that has the option, by its name and help."""
+        for command in COMMANDS:
+            for each in commands[command].params:
+                if each.rich_help_panel == panel:
+                    options.setdefault((each.name, each.help), {})[command] = each
+        for owners in sorted(options.values(), key=lambda owners: not _is_argument(owners)):
+            each = next(iter(owners.values()))
+            only = f" ({', '.join(f'`{name}`' for name in owners)} only)" if len(owners) < len(COMMANDS) else ""
+            page += f"| {_usage(each)}{only} | {_defaults(owners)} | {each.help} |\n"
     return page
+
+
+def _is_argument(owners: dict[str, Any]) -> bool:
+    return any(each.param_type_name == "argument" for each in owners.values())
+
+
+def _defaults(by_command: dict[str, Any]) -> str:
+    """Return the default of the first command, and those of the others that differ."""
+    defaults = {command: _default(parameter) for command, parameter in by_command.items()}
+    first, *others = defaults
+    different = [f"`{command}`: {defaults[command]}" for command in others if defaults[command] != defaults[first]]
+    return ", ".join([defaults[first], *different])
 
 
 def _usage(parameter: Any) -> str:

@@ -34,7 +34,9 @@ def parameters(command: str) -> dict[str, Any]:
 
 
 @pytest.mark.parametrize("help_flag", ["-h", "--help"])
-@pytest.mark.parametrize("command", ["caption", "vqa", "show", "export"])
+@pytest.mark.parametrize(
+    "command", ["caption", "vqa", "match", "embed", "index", "search", "duplicates", "show", "export"]
+)
 def test_every_command_explains_all_its_options(command: str, help_flag: str) -> None:
     result = invoke(command, help_flag)
     assert (result.exit_code, result.stderr) == (0, "")

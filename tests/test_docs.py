@@ -11,8 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks.model_memory import memory_of, short_table, table
-from blip2cap.models.checkpoint import KNOWN, TINY, find
+from benchmarks.model_memory import captioners, memory_of, short_table, table
+from blip2cap.models.checkpoint import TINY, find
 from blip2cap.options import ModelOptions
 from blip2cap.records import FAILURES
 from tests.checkpoints import make_checkpoint
@@ -30,7 +30,9 @@ from tests.doc_blocks import (
 
 TEXTS = {os.path.relpath(page, ROOT): page.read_text(encoding="utf-8") for page in PAGES}
 README = TEXTS["README.md"]
-COMMANDS = ("caption", "vqa", "show", "status", "export", "bench")
+COMMANDS = (
+    *("caption", "vqa", "match", "embed", "index", "search", "duplicates", "show", "status", "export", "bench"),
+)
 PACKAGE = ROOT / "blip2cap"
 
 
@@ -166,7 +168,7 @@ def test_architecture_has_every_package():
 
 def test_tables_of_memory_show_the_figures_that_were_computed():
     models = json.loads((ROOT / "benchmarks" / "results" / "model_memory.json").read_text(encoding="utf-8"))["models"]
-    assert {name.removeprefix("Salesforce/") for name in models} == {path.stem for path in KNOWN.glob("*.json")}
+    assert {*models} == {checkpoint.name for checkpoint in captioners()}
     assert "\n".join(table(models)) in TEXTS["docs/models.md"]
     assert "\n".join(short_table(models)) in README
 

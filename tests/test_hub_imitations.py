@@ -10,20 +10,24 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 import transformers
 from safetensors.torch import load_file, save_file
-from transformers import AutoConfig, AutoTokenizer, T5ForConditionalGeneration
+from transformers import AutoConfig, AutoTokenizer, Blip2ForImageTextRetrieval, T5ForConditionalGeneration
 
 from blip2cap.errors import ModelError
 from blip2cap.models.blip2.load import load
 from blip2cap.models.blip2.model import Blip2
 from blip2cap.models.blip2.sampling import end_ids
 from blip2cap.models.checkpoint import find
+from blip2cap.models.matching import load as matching
+from blip2cap.models.matching.model import Matcher
 from blip2cap.options import GenerateOptions, ModelOptions
-from blip2cap.records import Generated, Prompt
+from blip2cap.records import Generated, MatchScore, Prompt
 from tests.fake_hub import FakeHub, serve
-from tests.hub_imitations import REPOSITORIES, imitate
+from tests.hub_imitations import MATCHING, REPOSITORIES, imitate
 
+CAPTIONING = tuple(name for name in REPOSITORIES if name not in MATCHING)
 QUICK = ("Salesforce/blip2-opt-2.7b", "Salesforce/instructblip-vicuna-7b")
 """Repositories whose texts are compared in every run of the tests."""
 PAGES = [Path(__file__).parent.parent / page for page in ("README.md", "docs/models.md")]
@@ -53,6 +57,11 @@ def load_named(name: str | Path) -> Blip2:
     return load(find(options, quiet=True), options)
 
 
+def load_matching(name: str | Path) -> Matcher:
+    options = ModelOptions(name=str(name), device="cpu", dtype="float32")
+    return matching.load(find(options, quiet=True), options)
+
+
 def texts(model: Blip2) -> list[Generated]:
     """Caption noise; sampling, as the likeliest tokens of random weights repeat themselves."""
     noise = np.random.default_rng(0).integers(0, 256, (8, model.image_size, model.image_size, 3), dtype=np.uint8)
@@ -70,7 +79,7 @@ def test_the_pages_name_these_repositories_and_no_others() -> None:
 
 
 @pytest.mark.parametrize(
-    "name", [pytest.param(name, marks=[] if name in QUICK else [pytest.mark.long]) for name in REPOSITORIES]
+    "name", [pytest.param(name, marks=[] if name in QUICK else [pytest.mark.long]) for name in CAPTIONING]
 )
 def test_a_repository_gives_the_same_texts_by_its_id_and_as_a_folder(
     repository: Callable[[str], Path], hub: FakeHub, name: str
@@ -81,6 +90,30 @@ def test_a_repository_gives_the_same_texts_by_its_id_and_as_a_folder(
     made = texts(by_id)
     assert made == texts(as_folder)
     assert len({text.text for text in made}) > 4
+    assert not [line for line in hub.asked if line.endswith(".bin")]
+
+
+@pytest.mark.parametrize("name", MATCHING)
+def test_a_matching_repository_gives_the_scores_of_transformers_by_its_id_and_as_a_folder(
+    repository: Callable[[str], Path], hub: FakeHub, name: str
+) -> None:
+    hub.repositories[name] = repository(name)
+    network = Blip2ForImageTextRetrieval.from_pretrained(repository(name)).eval()
+    ids = AutoTokenizer.from_pretrained(repository(name))("A short image description.", return_tensors="pt")
+    assert ids.input_ids[0].tolist() == [2, 5, 6, 7, 8, 9, 3]
+    for model in (load_matching(name), load_matching(repository(name))):
+        side = model.checkpoint.image_size
+        pixels = np.random.default_rng(0).integers(0, 256, (side, side, 3), dtype=np.uint8)
+        session = model.start_match(capacity=None)
+        session.add(session.encode([pixels]), [Prompt(image=0, text="A short image description.", name="")])
+        ((_, score),) = session.advance()
+        assert isinstance(score, MatchScore)
+        normalised = model._pixels.normalise(model._pixels.copy([pixels]))
+        with torch.no_grad():
+            matched = network(normalised, **ids, use_image_text_matching_head=True).logits_per_image.softmax(-1)
+            contrasted = network(normalised, **ids).logits_per_image
+        assert score.itm == pytest.approx(float(matched[0, 1]), abs=1e-6)
+        assert score.itc == pytest.approx(float(contrasted[0, 0]), abs=1e-6)
     assert not [line for line in hub.asked if line.endswith(".bin")]
 
 

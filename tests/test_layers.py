@@ -18,9 +18,9 @@ PACKAGE = Path(blip2cap.__file__).parent
 
 LAYERS = (
     ("cli",),
-    ("captioner", "bench", "train"),
+    ("captioner", "matcher", "image_index", "bench", "train"),
     ("index",),
-    ("jobs",),
+    ("jobs", "images_in_memory"),
     ("engine",),
     ("models.checkpoint",),
     ("models.registry",),
@@ -32,26 +32,20 @@ LAYERS = (
     ("source", "decode"),
     ("options", "prompts", "urls", "outputs.files", "tiny.scenes"),
     ("flags",),
-    ("errors", "records", "rows", "stopwatch", "batch_size", "key_set", "tiny"),
+    ("errors", "records", "rows", "stopwatch", "batch_size", "key_set", "tiny", "escapes"),
     ("column_types",),
 )
 """From the top down. A module belongs to the longest name that it begins with."""
 LEVELS = {name: -level for level, names in enumerate(LAYERS) for name in names}
 HEAVY = {"torch", "transformers"}
-LIGHT = (
-    {"cli", "index", "jobs", "models.checkpoint", "models.registry", "outputs.export", "outputs", "tasks", "models"}
-) | {name for names in LAYERS[12:] for name in names}
+PACKAGES = {
+    *("cli", "index", "jobs", "tasks", "models", "models.checkpoint", "models.registry", "outputs", "outputs.export"),
+}
+LIGHT = PACKAGES | {name for names in LAYERS[LAYERS.index(("source", "decode")) :] for name in names}
 """Modules that import nothing of HEAVY at once."""
 LATE = {
-    "jobs.run",
-    "jobs.context",
-    "jobs.parts",
-    "engine",
-    "models.blip2",
-    "models.matching",
-    "captioner",
-    "train",
-    "bench",
+    *("jobs.run", "jobs.context", "jobs.parts", "jobs.texts", "engine", "models.blip2", "models.matching", "index"),
+    *("captioner", "matcher", "image_index", "images_in_memory", "train", "bench"),
 }
 """Modules that `cli` imports only when there is work to do."""
 FRONT_DOORS = {"blip2cap", "blip2cap.__init__", "blip2cap.__main__", "blip2cap.__version__"}
@@ -208,7 +202,10 @@ def test_a_plan_of_a_run_imports_no_torch(finished_run, here):
     assert not imported_by(here, "-m", "blip2cap", *finished_run, "--overwrite", "--dry-run") & HEAVY
 
 
-@pytest.mark.parametrize("command", [(), ("caption",), ("vqa",)])
+@pytest.mark.parametrize(
+    "command",
+    [(), ("caption",), ("vqa",), ("match",), ("embed",), ("index",), ("search",), ("duplicates",), ("show",)],
+)
 def test_help_imports_no_torch(tmp_path, command):
     imported = imported_by(tmp_path, "-m", "blip2cap", *command, "--help")
     assert "typer" in imported

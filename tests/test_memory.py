@@ -15,6 +15,7 @@ from blip2cap.batch_size import BatchSize
 from blip2cap.decode.image import Decoded, Pixels
 from blip2cap.engine.first_texts import FirstTexts
 from blip2cap.engine.flow import Flow
+from blip2cap.engine.remembered import Remembered
 from blip2cap.engine.run import Engine, run
 from blip2cap.errors import ImageError
 from blip2cap.options import BatchOptions, DecodeOptions, GenerateOptions, SourceOptions
@@ -111,9 +112,8 @@ def test_a_run_holds_as_much_after_many_images_as_after_few() -> None:
 
 @pytest.mark.long
 @pytest.mark.usefixtures("traced")
-def test_what_is_remembered_of_pictures_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_is_remembered_of_pictures_is_bounded() -> None:
     """Beyond the maximum number of remembered results, further pictures cost nothing; all pictures differ."""
-    monkeypatch.setattr("blip2cap.engine.flow._MOST_REMEMBERED", 500_000)
     flow = Flow(
         Forgetful(),
         Caption(template=""),
@@ -121,6 +121,7 @@ def test_what_is_remembered_of_pictures_is_bounded(monkeypatch: pytest.MonkeyPat
         on_failure=lambda ref, error: None,
         first_texts=FirstTexts(lambda line: None),
     )
+    flow.known = Remembered(num_results=1_000)
     size, used = BatchSize(64), []
     for number, task in enumerate(tasks(_MOMENTS[-1]), start=1):
         pixels = np.frombuffer(number.to_bytes(192, "little"), dtype=np.uint8).reshape(8, 8, 3)

@@ -40,7 +40,8 @@ PROMPTS = [Prompt(image=at % 4, text=text, name=str(at)) for at, text in enumera
 def model_of(family: str) -> Blip2:
     """One layer of each part, whose widths are real: more depth adds nothing."""
     with fake_gpu():
-        return load_fake(NAMES[family], num_layers=1, dtype="bfloat16")
+        model: Blip2 = load_fake(NAMES[family], num_layers=1, dtype="bfloat16")
+        return model
 
 
 @functools.cache
@@ -82,6 +83,44 @@ def test_an_encode_never_waits_for_the_device(family: str) -> None:
         features = model_of(family).encode(IMAGES)
     assert features.device.type == "cuda"
     assert (gpu.reads, gpu.num_uploads) == ([], 0)
+
+
+def num_asked(gpu: Gpu) -> int:
+    """Return how often the host asked for a value, other than by copies."""
+    return sum(read in READS for read in gpu.reads)
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
+def test_a_matching_model_never_waits_for_the_device_but_to_read_scores(dtype: str) -> None:
+    """Two batches of images; the scores of the first are read when the second is queued."""
+    with fake_gpu() as gpu:
+        model = load_fake("Salesforce/blip2-itm-vit-g", num_layers=2, dtype=dtype)
+        session = model.start_match(capacity=None)
+        gpu.forget()
+        features = session.encode(IMAGES)
+        assert (gpu.reads, gpu.num_uploads, gpu.num_waits) == ([], 0, 0)
+        session.add(features, [prompt for prompt in PROMPTS if prompt.text])
+        assert session.advance() == []
+        tickets = session.add(session.encode(IMAGES), PROMPTS[:1])
+        assert (num_asked(gpu), gpu.num_uploads, gpu.num_waits) == (0, 0, 0)
+        first, second = session.advance(), session.advance()
+        assert ([len(first), len(second)], session.num_pending) == ([4, 1], 0)
+        assert [ticket for ticket, _ in second] == tickets
+        assert (num_asked(gpu), gpu.num_uploads, gpu.num_waits) == (0, 0, 2)
+
+
+@pytest.mark.parametrize("family", ["opt", "instructblip", "matching"])
+def test_embedding_never_waits_for_the_device_but_to_read_vectors(family: str) -> None:
+    with fake_gpu() as gpu:
+        name = NAMES.get(family, "Salesforce/blip2-itm-vit-g")
+        session = load_fake(name, num_layers=1, dtype="bfloat16").start_embed("qformer", normalised=True, capacity=None)
+        gpu.forget()
+        for batch in range(2):
+            session.add(session.encode(IMAGES), PROMPTS[:4])
+            assert (num_asked(gpu), gpu.num_uploads, gpu.num_waits) == (0, 0, 0)
+            assert len(session.advance()) == 4 * batch
+        found = {ticket: vectors.shape for ticket, vectors in session.advance()}
+        assert found == dict.fromkeys(range(4, 8), (32, 768))
 
 
 @pytest.mark.parametrize("family", ["opt", "t5"])

@@ -12,7 +12,7 @@ import torch
 from safetensors.torch import load_file
 from transformers import AutoTokenizer, Blip2ForImageTextRetrieval, Blip2Processor
 
-from blip2cap.tiny.scenes import LIGHTS, PLACES, draw
+from blip2cap.tiny.scenes import LIGHTS, PLACES, Scene, draw
 from blip2cap.train.loop import LoopOptions, learning_rate_at, train
 from blip2cap.train.stage1 import generation_mask
 from blip2cap.train.statements import CHANGES, Group, Statement, changed, full, shorter
@@ -30,7 +30,7 @@ def recipe(folder: Path) -> TinyItmRecipe:
     return TinyItmRecipe(TinyItmOptions(data=PairOptions(batch_size=4, num_scenes=8)), folder / "features.f16")
 
 
-def scenes(num_scenes: int = 200) -> list:
+def scenes(num_scenes: int = 200) -> list[Scene]:
     return [draw(seed, (16, 16)) for seed in range(num_scenes)]
 
 
@@ -183,7 +183,7 @@ class TrueScores:
     def __init__(self, model: Blip2ForImageTextRetrieval) -> None:
         self.model = model
 
-    def images(self, pixels: list) -> tuple[torch.Tensor, torch.Tensor]:
+    def images(self, pixels: list[np.ndarray]) -> tuple[torch.Tensor, torch.Tensor]:
         return torch.zeros(len(pixels), 1, 1), torch.zeros(len(pixels), 1, 1)
 
     def cosines(self, queries_BQD: torch.Tensor, texts: list[str]) -> torch.Tensor:

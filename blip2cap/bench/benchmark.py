@@ -64,6 +64,7 @@ class Benchmark:
     def run(self) -> dict[str, Any]:
         """Measure everything; return the results, ready for JSON."""
         options, checkpoint = self.options, self.loaded.checkpoint
+        options.task.for_checkpoint(checkpoint, FAMILIES[checkpoint.family])  # raises for a model that writes no text
         device = choose_device(options.model.device)
         dtype = choose_dtype(options.model.dtype, device, checkpoint)
         quantize.check(options.model, device)

@@ -11,11 +11,14 @@ from typer.core import TyperGroup
 from blip2cap import __version__
 from blip2cap.cli.bench import bench
 from blip2cap.cli.caption import caption
+from blip2cap.cli.duplicates import duplicates
 from blip2cap.cli.embed import embed
 from blip2cap.cli.export import run_export
 from blip2cap.cli.guard import fill_standard_descriptors, handle_errors
+from blip2cap.cli.index import index
 from blip2cap.cli.match import match
 from blip2cap.cli.options import EPILOG, PanelCommand
+from blip2cap.cli.search import search
 from blip2cap.cli.show import show
 from blip2cap.cli.status import status
 from blip2cap.cli.terminal import write_out
@@ -83,6 +86,9 @@ app.command(cls=PanelCommand, epilog=EPILOG)(caption)
 app.command(cls=PanelCommand, epilog=EPILOG)(vqa)
 app.command(cls=PanelCommand, epilog=EPILOG)(match)
 app.command(cls=PanelCommand, epilog=EPILOG)(embed)
+app.command(cls=PanelCommand, epilog=EPILOG)(index)
+app.command(cls=PanelCommand, epilog=EPILOG)(search)
+app.command(cls=PanelCommand, epilog=EPILOG)(duplicates)
 app.command()(show)
 app.command()(status)
 app.command("export")(run_export)

@@ -17,7 +17,7 @@ import typer
 
 from blip2cap.errors import UsageError
 
-_COMMANDS = ("caption", "vqa", "match", "embed", "bench")
+_COMMANDS = ("caption", "vqa", "match", "embed", "index", "search", "duplicates", "bench")
 
 
 def load_config(context: typer.Context, path: Path | None) -> Path | None:

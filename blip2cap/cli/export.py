@@ -72,6 +72,12 @@ def run_export(
     question: Annotated[
         str | None, _option("--question", metavar="TEXT", help="Only answers to this question.")
     ] = None,
+    min_itm: Annotated[
+        float | None, _option("--min-itm", metavar="N", help="Only rows of match with this itm or more.")
+    ] = None,
+    min_itc: Annotated[
+        float | None, _option("--min-itc", metavar="N", help="Only rows of match with this itc or more.")
+    ] = None,
     extension: Annotated[
         str | None, _option("--extension", metavar="EXT", help="txt: extension of the files. Default: .txt.")
     ] = None,
@@ -103,12 +109,14 @@ def run_export(
     quiet: Annotated[bool, typer.Option("--quiet", help="Errors only.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print the summary as one JSON object on stdout.")] = False,
 ) -> None:
-    """Write captions or answers in the format of another tool."""
+    """Write captions, answers or scores in the format of another tool."""
     options = ExportOptions(
         to=to,
         out=out,
         existing=existing,
         question=question,
+        min_itm=min_itm,
+        min_itc=min_itc,
         prefix=parse_affixes("--prefix", tuple(prefix or ())),
         suffix=parse_affixes("--suffix", tuple(suffix or ())),
         separator=separator,
@@ -221,6 +229,7 @@ class _LeftOut:
 
 
 def _facts(options: ExportOptions, out: str, rows: Results, counts: ExportCounts, *, dry_run: bool) -> dict[str, Any]:
+    below = {"below_cut_off": counts.num_below} if options.min_itm is not None or options.min_itc is not None else {}
     return {
         "to": options.to,
         "out": out,
@@ -228,6 +237,7 @@ def _facts(options: ExportOptions, out: str, rows: Results, counts: ExportCounts
         "to_write" if dry_run else "written": counts.num_written,
         "failed": counts.num_failed,
         "other_questions": counts.num_other_questions,
+        **below,
         "left_out": dict(counts.left_out),
         "torn_bytes": rows.torn_bytes,
         "dry_run": dry_run,
@@ -246,6 +256,8 @@ def _say_summary(facts: dict[str, Any], rows: Results) -> None:
     parts += [f"{count} {reason.replace('_', ' ')}" for reason, count in facts["left_out"].items()]
     if facts["failed"]:
         parts.append(f"{facts['failed']} failed row{'s' if facts['failed'] != 1 else ''} left out")
+    if "below_cut_off" in facts:
+        parts.append(f"{facts['below_cut_off']} below the cut-off left out")
     if facts["other_questions"]:
         parts.append(f"{facts['other_questions']} for other questions left out")
     if _are_missing(facts):

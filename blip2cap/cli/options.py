@@ -124,13 +124,13 @@ class PanelCommand(TyperCommand):
     def format_options(self, ctx: Any, formatter: Any) -> None:
         """Write the options, panel by panel, all in the same two columns."""
         panels: dict[str, list[tuple[str, str]]] = {panel: [] for panel in PANELS}
-        for parameter in self.get_params(ctx):
+        arguments_first = sorted(self.get_params(ctx), key=lambda parameter: parameter.param_type_name != "argument")
+        for parameter in arguments_first:
             if (record := parameter.get_help_record(ctx)) is not None:
                 records = panels[getattr(parameter, "rich_help_panel", None) or PANELS[-1]]
                 if parameter.param_type_name == "argument":
-                    records.insert(0, (f"{parameter.metavar}...", record[1]))
-                else:
-                    records.append(record)
+                    record = f"{parameter.metavar}{'...' if parameter.nargs == -1 else ''}", record[1]
+                records.append(record)
         width = max(len(usage) for records in panels.values() for usage, text in records)
         for panel, records in panels.items():
             if records:

@@ -27,8 +27,9 @@ _SOME_FAILED = 3
 class TerminalListener(Listener):
     """Prints the messages and the progress of a run to stderr."""
 
-    def __init__(self, job: Job, options: ReportOptions, stop: Stop) -> None:
-        self.job, self.options, self.stop, self.quiet = job, options, stop, options.quiet
+    def __init__(self, options: ReportOptions, stop: Stop, *, rows_on_stdout: bool = False) -> None:
+        self.options, self.stop, self.quiet = options, stop, options.quiet
+        self._rows_on_stdout = rows_on_stdout
         self._progress: Progress = Silent()
         self._failures = Failures(self._say_beside_progress, verbose=options.verbose, quiet=options.quiet)
 
@@ -40,7 +41,7 @@ class TerminalListener(Listener):
     def begin(self, count: Count | None) -> None:
         """Start the progress display; from here on a signal is only noted."""
         self.stop.only_note()
-        rows_on_terminal = self.job.kind is Kind.STREAM and sys.stdout.isatty()
+        rows_on_terminal = self._rows_on_stdout and sys.stdout.isatty()
         self._progress = choose_progress(quiet=self.options.quiet, rows_on_terminal=rows_on_terminal, count=count)
 
     def progress(self, stats: RunStats) -> None:
@@ -81,7 +82,7 @@ def start(job: Job, options: ReportOptions) -> None:
 def _run(job: Job, options: ReportOptions, stop: Stop) -> None:
     from blip2cap.jobs.run import run_job
 
-    listener = TerminalListener(job, options, stop)
+    listener = TerminalListener(options, stop, rows_on_stdout=job.kind is Kind.STREAM)
     stdout = sys.stdout.buffer if job.kind is Kind.STREAM else None
     outcome = run_job(job, listener=listener, stopped=lambda: stop.signal != 0, stdout=stdout)
     for line in outcome.damaged:

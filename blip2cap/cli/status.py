@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from blip2cap.outputs.status import Status
 
 _NOT_ALL_OK = 3
-_SHOWN = ("command", "model", "dtype", "quantize", "prompt", "template")
+_SHOWN = ("command", "what", "precision", "model", "dtype", "quantize", "prompt", "template")
 
 
 def status(

@@ -6,26 +6,15 @@ import errno
 import io
 import os
 import sys
-import unicodedata
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, TextIO
 
 from blip2cap.errors import OutputError
+from blip2cap.escapes import clean as clean
 
 if TYPE_CHECKING:
     from rich.console import Console
-
-_CONTROL = {"Cc", "Cf", "Cs", "Co", "Cn", "Zl", "Zp"}
-"""Unicode categories: control, format (bidi overrides, zero width), surrogate, private, unassigned, line separators."""
-
-
-def clean(text: str) -> str:
-    """Replace every character that could control a terminal, or is invisible, by a backslash escape."""
-    return "".join(
-        character.encode("unicode_escape").decode("ascii") if unicodedata.category(character) in _CONTROL else character
-        for character in text
-    )
 
 
 def say(text: str) -> None:
@@ -84,6 +73,22 @@ def write_out(text: str) -> None:
     try:
         sys.stdout.write(encodable(text))
         sys.stdout.flush()
+    except BrokenPipeError:
+        raise
+    except OSError as error:
+        discard(sys.stdout)  # Python would try again at exit
+        raise OutputError(f"standard output cannot be written: {error.strerror}.") from error
+
+
+def write_bytes(data: bytes) -> None:
+    """Write bytes to stdout, for programs. Raises like `write_out`."""
+    if sys.stdout is None:
+        raise OutputError("standard output is closed.")
+    try:
+        view = memoryview(data)
+        while view:  # with PYTHONUNBUFFERED a write may take a part
+            view = view[sys.stdout.buffer.write(view) :]
+        sys.stdout.buffer.flush()
     except BrokenPipeError:
         raise
     except OSError as error:

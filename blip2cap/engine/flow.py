@@ -7,7 +7,7 @@ Images with equal pixels are processed once: the same picture under two names, o
 from __future__ import annotations
 
 import time
-from collections import OrderedDict, defaultdict, deque
+from collections import defaultdict, deque
 from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -15,6 +15,7 @@ from typing import Any
 from blip2cap.batch_size import BatchSize
 from blip2cap.decode.image import Decoded
 from blip2cap.engine.first_texts import FirstTexts
+from blip2cap.engine.remembered import Remembered
 from blip2cap.errors import ImageError
 from blip2cap.models.base import Model
 from blip2cap.records import ImageRef, Prompt
@@ -23,10 +24,6 @@ from blip2cap.tasks.base import Request, Task
 
 DecodedRequest = tuple[Request, Decoded | ImageError]
 
-_MOST_REMEMBERED = 10_000_000
-"""Size in bytes of the results kept for equal images."""
-_RESULT_BYTES = 500
-"""Size of a result that does not say its own: a caption, scores."""
 _MOST_BEHIND = 4
 """Maximum number of images in the flow, as a multiple of the capacity of the session."""
 
@@ -79,8 +76,8 @@ class Flow:
         """Questions in the session."""
         self.in_flight: dict[Hashable, _Question] = {}
         """The same, by key."""
-        self.known: OrderedDict[Hashable, Any] = OrderedDict()
-        self.known_bytes = 0
+        self.known = Remembered()
+        """Results of questions that have left the session, by key, for equal images."""
 
     def accepts_more(self, size: BatchSize) -> bool:
         """Return True if the session has capacity left and few enough images wait for a slow one before them.
@@ -134,7 +131,6 @@ class Flow:
         image_key: Hashable = decoded.digest if self.task.deterministic else image
         key = image_key, prompt, label, 0 if self.task.deterministic else index
         if key in self.known:
-            self.known.move_to_end(key)
             self._answer(image, index, self.known[key])
         elif key in self.in_flight:
             self.in_flight[key].waiting.append((image, index))
@@ -196,17 +192,9 @@ class Flow:
             if not isinstance(result, ImageError):
                 finished = self.task.finish(result)
                 if self.task.deterministic:
-                    self._remember(question.key, finished)
+                    self.known.add(question.key, finished)
             for image, index in question.waiting:
                 self._answer(image, index, finished)
-
-    def _remember(self, key: Hashable, result: Any) -> None:
-        """Keep a result for equal images; forget those that were needed longest ago."""
-        self.known[key] = result
-        self.known_bytes += getattr(result, "nbytes", _RESULT_BYTES)
-        while self.known_bytes > _MOST_REMEMBERED:
-            _, forgotten = self.known.popitem(last=False)
-            self.known_bytes -= getattr(forgotten, "nbytes", _RESULT_BYTES)
 
     def _answer(self, image: _Image, index: int, result: Any) -> None:
         image.results[index] = result

@@ -111,6 +111,10 @@ class Index:
         segment, offset = self._segment(position)
         return segment.vectors[offset].astype(np.float32)
 
+    def hit_of(self, file_name: str) -> Hit:
+        """Return an image by its name, with the score 1. Raises InputError if there is no such image."""
+        return self._hit(self._position(file_name), 1.0)
+
     def duplicates(self, min_score: float) -> Iterator[list[Hit]]:
         """Yield groups of near-equal images, see duplicates.py. Raises UsageError for a score that is not in (0, 1]."""
         from blip2cap.index.duplicates import groups

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, BinaryIO
 from blip2cap.column_types import Vector
 from blip2cap.errors import OutputError, OutputRefusedError, UsageError
 from blip2cap.jobs.job import Listener
+from blip2cap.models.base import MATCHING_MODELS
 from blip2cap.models.checkpoint import find
 from blip2cap.models.registry import FAMILIES, load
 from blip2cap.options import Kind, ModelOptions, OutputOptions
@@ -61,7 +62,8 @@ def embed_texts(
     """
     check_texts_output(task, output)
     checkpoint = find(model, say=listener.say, quiet=listener.quiet)
-    FAMILIES[checkpoint.family].check_task("match", checkpoint)  # of models that embed, these have a space with texts
+    if "match" not in FAMILIES[checkpoint.family].tasks:
+        raise UsageError(f"--model {checkpoint.name}: has no vectors of texts. To embed texts, use {MATCHING_MODELS}.")
     task = task.for_checkpoint(checkpoint, FAMILIES[checkpoint.family])
     schema = Schema((Column("text"), Column("embedding", Vector(task.shape, task.dtype))))
     listener.say(f"loading {checkpoint.name} ...")

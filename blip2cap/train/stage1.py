@@ -82,8 +82,7 @@ def losses(
     logits = model.itm_head(matched).mean(dim=1)
     labels = torch.zeros(len(ids), dtype=torch.long, device=ids.device)
     labels[: len(own)] = 1
-    balance = logits.new_tensor([len(own) / (len(ids) - len(own)), 1.0])  # there are more false pairs than true ones
-    itm = functional.cross_entropy(logits, labels, weight=balance)
+    itm = functional.cross_entropy(logits, labels)
     return {"itc": itc, "itm": itm, "lm": lm}
 
 

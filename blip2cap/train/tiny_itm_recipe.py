@@ -33,7 +33,7 @@ class TinyItmOptions:
 
 
 ITM_LOOP = LoopOptions(
-    num_steps=2_500, polish_steps=0, warmup_steps=100, report_every=50, checkpoint_every=50, evaluate_every=500
+    num_steps=2_000, polish_steps=0, warmup_steps=100, report_every=50, checkpoint_every=50, evaluate_every=400
 )
 """Options of the loop for this recipe."""
 
@@ -70,7 +70,7 @@ class TinyItmRecipe:
     def evaluate(self, folder: Path) -> Mapping[str, Any]:
         """Return recall and accuracy on two sets of scenes."""
         accuracy = measure_matches(Scores(self.model, self.tokenizer), num_sets=2).as_dict()
-        return {"temperature": round(float(self.extra.log_temperature.exp()), 4), **accuracy}
+        return {"temperature": round(float(self.extra.log_temperature.detach().exp()), 4), **accuracy}
 
     def save(self, folder: Path) -> None:
         """Write weights in bfloat16 and the processor."""

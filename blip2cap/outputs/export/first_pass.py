@@ -9,6 +9,7 @@ from collections.abc import Iterable, Set
 from dataclasses import dataclass, field
 
 from blip2cap.errors import UsageError
+from blip2cap.outputs.export.entries import entries
 from blip2cap.outputs.export.item import Items
 from blip2cap.outputs.export.writer import Writer
 from blip2cap.rows import Row
@@ -93,13 +94,13 @@ def first_pass(rows: Iterable[Row], writer: Writer, items: Items) -> Overview:
     their folder is not known.
     """
     questions, names, images = Questions(wanted=writer.options.question), NameHashes(), set()
-    for number, row in enumerate(rows, start=1):
-        item = items.item(row, number)
+    for entry in entries(rows, writer.options, joined=not writer.keeps_rows):
+        item = items.item(entry.row, entry.number)
         if writer.needs_root and not (item.image_path or item.archive):
             raise UsageError(f"--to {writer.options.to}: nothing says where the images are. Give --images DIR.")
         if writer.extension and item.image_path.endswith(writer.extension):
             images.add(os.path.normpath(item.image_path))  # also of failed rows: no image is overwritten
-        if row.status == "ok" and questions.match(row) and (name := writer.output_name(item)):
+        if entry.is_wanted and questions.match(entry.row) and (name := writer.output_name(item)):
             names.add(name)
     questions.check(one_text=writer.one_text, to=writer.options.to)
     return Overview(num_items=questions.num_matching, repeated=names.repeated(), images=images)

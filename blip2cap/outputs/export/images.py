@@ -48,14 +48,21 @@ class Images:
             raise ImageError("vanished", "not in its archive")
         return read(ref, DecodeOptions())
 
+    def find(self, archive: str, member: str) -> ImageRef | None:
+        """Return a member of an archive, or row of a table; None if it does not exist, or `archive` is "".
+
+        Raises InputError if the archive cannot be opened.
+        """
+        if self._path != archive:
+            self._path, self._archive = archive, None
+            self._archive = self._open(archive) if archive else None
+        return self._archive.find(member) if self._archive else None
+
     def _find(self, item: Item) -> ImageRef | None:
-        if self._path != item.archive:
-            self._path = item.archive
-            try:
-                self._archive = self._open(item.archive) if item.archive else None
-            except InputError:
-                self._archive = None
-        return self._archive.find(item.member) if self._archive else None
+        try:
+            return self.find(item.archive, item.member)
+        except InputError:
+            return None
 
     def _open(self, path: str) -> _Tar | _Table:
         open_remote = functools.partial(open_url, path) if urls.scheme(path) else None

@@ -43,6 +43,10 @@ class ExportOptions:
     existing: str = "skip"
     question: str | None = None
     """Only answers to this question are exported."""
+    min_itm: float | None = None
+    """Rows of `match` with a lower probability are left out."""
+    min_itc: float | None = None
+    """Rows of `match` with a lower cosine are left out."""
     prefix: Mapping[str, str] = field(default_factory=dict)
     """Folder -> text before the captions of its images; "" stands for all folders; the longest match wins."""
     suffix: Mapping[str, str] = field(default_factory=dict)
@@ -85,6 +89,9 @@ class ExportOptions:
                 flag = _FLAGS.get(name, f"--{name.replace('_', '-')}")
                 formats = ", ".join(to for to, names in APPLY.items() if name in names)
                 raise UsageError(f"{flag} has no effect with --to {self.to}; it is for {formats}. Leave it out.")
+        for flag, least, lowest in (("--min-itm", self.min_itm, 0), ("--min-itc", self.min_itc, -1)):
+            if least is not None and not lowest <= least <= 1:
+                raise UsageError(f"{flag} {least:g}: must be from {lowest} to 1.")
         joins = self.existing in ("append", "prepend")
         if joins and self.to != "txt":
             raise UsageError(f"--existing {self.existing} is for --to txt. Use skip or overwrite with {self.to}.")

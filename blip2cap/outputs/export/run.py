@@ -10,6 +10,7 @@ from contextlib import nullcontext
 from dataclasses import dataclass, field
 
 from blip2cap.errors import ImageError, OutputError
+from blip2cap.outputs.export.entries import entries
 from blip2cap.outputs.export.first_pass import Overview, Questions, first_pass
 from blip2cap.outputs.export.item import Item, Items
 from blip2cap.outputs.export.reasons import COLLISION, EXISTING, MEANINGS, MISSING_IMAGE, NOT_TEXT, UNWRITABLE
@@ -33,6 +34,8 @@ class ExportCounts:
     num_written: int = 0
     num_failed: int = 0
     """Rows that are not ok."""
+    num_below: int = 0
+    """Rows that score below a cut-off."""
     num_other_questions: int = 0
     left_out: Counter[str] = field(default_factory=Counter)
     """Rows that were left out, by reason."""
@@ -61,14 +64,17 @@ def export(
         writer.num_items = overview.num_items
     try:
         with nullcontext() if dry_run else writer.writing():
-            for number, row in enumerate(results, start=1):
-                counts.num_rows += 1
-                if row.status != "ok":
-                    counts.num_failed += 1
-                elif not questions.match(row):
+            for entry in entries(results, writer.options, joined=not writer.keeps_rows):
+                row = entry.row
+                counts.num_rows += entry.num_rows
+                counts.num_failed += entry.num_failed
+                counts.num_below += entry.num_below
+                if not entry.is_wanted:
+                    continue
+                if not questions.match(row):
                     counts.num_other_questions += 1
                 else:
-                    item = items.item(row, number)
+                    item = items.item(row, entry.number)
                     reason, why = _write(writer, item, overview, dry_run=dry_run)
                     if reason:
                         counts.left_out[reason] += 1

@@ -37,6 +37,8 @@ def cell(value: Any) -> Any:
 class Csv(FileWriter):
     """All columns but status and error, which are the same in every row."""
 
+    keeps_rows = True
+
     @contextmanager
     def writing(self) -> Iterator[None]:
         """Open the file; its first line comes with the first row, which names the columns."""
@@ -44,7 +46,8 @@ class Csv(FileWriter):
             self._csv, self._has_header = csv_writer(self.file), False
             yield
             if not self._has_header:
-                self._write_header(text_schema().row().as_dict())
+                schema = self.manifest.schema if self.manifest else text_schema()
+                self._write_header(schema.row().as_dict())
 
     def write(self, item: Item) -> str:
         """Write one line."""
@@ -63,6 +66,8 @@ class Csv(FileWriter):
 
 class Jsonl(FileWriter):
     """The rows unchanged."""
+
+    keeps_rows = True
 
     def write(self, item: Item) -> str:
         """Write one line."""
@@ -105,7 +110,7 @@ def parquet_rows(
 class Parquet(FileWriter):
     """The rows unchanged, typed, zstd, in their order; their manifest is in the metadata of the schema."""
 
-    needs_count = True
+    keeps_rows = needs_count = True
 
     @contextmanager
     def writing(self) -> Iterator[None]:

@@ -26,6 +26,8 @@ class Writer:
     and cannot read it.
     """
 
+    keeps_rows = False
+    """Rows are written as they are, with all columns; False: texts of them are, those of one image together."""
     one_text = True
     """The format holds one text for an image: answers to several questions do not fit."""
     unique_names = True
