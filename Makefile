@@ -21,6 +21,7 @@ help:  ## List these targets.
 demo: $(VENV)/.ready  ## Caption sample_images with a model inside the package; index them with another, and search.
 	$(BIN)/blip2cap caption sample_images --model tiny --overwrite
 	$(BIN)/blip2cap show captions.jsonl
+	rm -rf demo.index
 	$(BIN)/blip2cap index sample_images --model tiny-itm --out demo.index
 	$(BIN)/blip2cap search demo.index "a boat on the sea" --max-hits 3
 

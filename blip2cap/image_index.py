@@ -11,8 +11,8 @@ from blip2cap.index.index import Index as Vectors
 from blip2cap.index.job import IndexJob, IndexSummary
 from blip2cap.index.query import Query
 from blip2cap.index.searcher import Searcher
-from blip2cap.index.sheet import SUFFIXES, Card, Section, SheetCounts, write_sheet
-from blip2cap.index.target import check_target
+from blip2cap.index.sheet import Card, Section, SheetCounts, write_sheet
+from blip2cap.index.target import HTML, check_target
 from blip2cap.jobs.job import Listener
 from blip2cap.options import (
     DEFAULT_MATCHING_MODEL,
@@ -139,7 +139,7 @@ class Index:
         self, path: StrPath, groups: Mapping[str, Sequence[Hit]], *, title: str = "", overwrite: bool = False
     ) -> SheetCounts:
         """Write hits as one HTML page, with a section for each group. Raises UsageError or OutputError."""
-        check_target(os.fspath(path), flag="path", suffixes=SUFFIXES, overwrite=overwrite)
+        check_target(os.fspath(path), flag="path", suffixes=HTML, overwrite=overwrite)
         refs = self._searcher.places.ref
         sections = (
             Section(heading=heading, cards=tuple(Card(ref=refs(hit), scores=f"{hit.score:.3f}") for hit in hits))

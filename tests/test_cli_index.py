@@ -13,7 +13,8 @@ import pytest
 from blip2cap import Index
 from blip2cap.errors import InputError, OutputRefusedError, UsageError
 from tests.commands import invoke
-from tests.test_index_sheet import Page
+from tests.test_cli_names import STEERING, check, hostile_names
+from tests.test_index_sheet import MARKUP, Page
 
 SAMPLES = Path(__file__).parent.parent / "sample_images"
 M = ("-m", "tiny-itm", "--dtype", "float32")
@@ -59,6 +60,25 @@ def test_queries_come_from_arguments_and_from_standard_input(find: Callable[...,
         ("a yellow tree", "garden/tall.png"),
     ]
     assert find("-", "-k", "1", stdin=b"a boat on the sea\na yellow tree\n") == asked
+
+
+def test_hostile_queries_reach_no_terminal_and_no_page_raw(made: Path, here: Path) -> None:
+    texts = [name.decode("utf-8", "replace").replace("\n", " ") for name in hostile_names() if len(name) < 40][::8]
+    lines = "\n".join([*texts, *MARKUP]).encode()
+    command = ("search", made / "my.index", "-", "-k", "1")
+    printed = invoke(*command, stdin=lines)
+    assert printed.exit_code == 0, printed.stderr
+    check(printed.output)
+    assert invoke(*command, "--html", "sheet.html", stdin=lines).exit_code == 0
+    content = Path("sheet.html").read_text(encoding="utf-8")
+    assert not STEERING.search(content)
+    page = Page(content)
+    assert len(page.all("section")) == len(texts) + len(MARKUP)
+    assert {*MARKUP} <= {*page.texts}
+    assert len(page.all("script")) + len(page.all("iframe")) + len(page.all("svg")) == 0
+    answered = invoke(*command, "-o", "-", stdin=lines).stdout
+    check(answered)
+    assert [json.loads(line)["query"] for line in answered.splitlines()] == [*texts, *MARKUP]
 
 
 def test_an_image_file_finds_itself_first(find: Callable[..., Any], made: Path) -> None:

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from blip2cap.errors import InputError, OutputRefusedError, UsageError
-from blip2cap.index.codes import code_blocks, distances, pack
+from blip2cap.index.codes import code_blocks, distances, pack, representatives
 from blip2cap.index.index import Index
 from blip2cap.index.scores import best_scores
 from tests.indexes import make_index, random_vectors
@@ -93,6 +93,25 @@ def test_the_scan_finds_what_an_exact_search_finds(tmp_path):
         assert index.search(query, k=10) == scanned  # a large index is scanned
         found += len({hit.file_name for hit in exact} & {hit.file_name for hit in scanned})
     assert found >= 0.98 * 20 * 10
+
+
+def test_the_scan_finds_a_row_whose_signs_are_those_of_the_query(tmp_path):
+    rng = np.random.default_rng(8)
+    half = rng.choice([-0.125, 0.125], (3000, 1, 64)).astype(np.float16)
+    vectors = np.concatenate([half, -half])  # their mean is 0
+    index = Index.open(make_index(tmp_path, vectors))
+    for at in (0, 2999, 3000, 5999):
+        (hit,) = index.search(vectors[at].astype(np.float32), k=1, exact=False)
+        assert (hit.file_name, hit.score) == (f"{at:06}.jpg", pytest.approx(1))
+
+
+def test_the_scan_takes_few_vectors_of_many_that_are_alike(tmp_path):
+    alike = random_vectors(1, (32, 256), spread=0.05)[0]
+    different = random_vectors(32, (1, 256), spread=1.0)[:, 0]
+    assert len(representatives(pack(alike))) == 1
+    few = representatives(pack(different))
+    assert len(few) == 4
+    assert {row.tobytes() for row in few} < {row.tobytes() for row in pack(different)}
 
 
 @pytest.mark.parametrize("scale", [1.0, 1e-4, 1e-7])

@@ -31,13 +31,12 @@ def check_targets(out: str | None, html: str | None, *, null: bool, overwrite: b
         raise UsageError("-0 and --out exclude each other: -0 prints paths on standard output. Leave one out.")
     if null and sys.stdout is not None and sys.stdout.isatty():
         raise UsageError("-0 prints paths for a program, as they are: send them to one, e.g. `| xargs -0 ls -l`.")
-    from blip2cap.index.sheet import SUFFIXES
-    from blip2cap.index.target import check_target
+    from blip2cap.index.target import HTML, check_target
 
     if out not in (None, "-"):
         check_target(out, flag="--out", suffixes=(".jsonl",), overwrite=overwrite)
     if html is not None:
-        check_target(html, flag="--html", suffixes=SUFFIXES, overwrite=overwrite)
+        check_target(html, flag="--html", suffixes=HTML, overwrite=overwrite)
 
 
 @contextmanager

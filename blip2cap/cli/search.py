@@ -167,9 +167,10 @@ def _lines() -> list[str]:
     if sys.stdin is None:
         raise InputError("-: standard input is closed. Expected queries on it, one per line.")
     try:
-        lines = sys.stdin.buffer.read().decode("utf-8-sig").splitlines()
+        text = sys.stdin.buffer.read().decode("utf-8-sig")
     except UnicodeDecodeError as error:
         raise InputError("-: standard input is not valid UTF-8. Expected queries, one per line.") from error
+    lines = [line.removesuffix("\r") for line in text.removesuffix("\n").split("\n")] if text else []
     for number, line in enumerate(lines, 1):
         if not line.strip():
             raise InputError(f"-: line {number} of standard input is empty. Expected a query on each line.")

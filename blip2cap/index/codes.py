@@ -19,6 +19,8 @@ from blip2cap.index.threads import in_threads
 
 BLOCK = 8192
 """Images in a block; a smaller segment is one smaller block."""
+_MOST_QUERIES, _ALIKE = 4, 0.1
+"""Queries that are scanned for, and the share of bits up to which another query stands for one."""
 
 
 def num_words(length: int) -> int:
@@ -51,6 +53,19 @@ def code_blocks(images: Any, centre: Any) -> Iterator[Any]:
             packed = pack(some.astype(np.float32) - centre)
             codes[..., start - number * block : start - number * block + len(some)] = packed.transpose(1, 2, 0)
         yield codes
+
+
+def representatives(queries: Any) -> Any:
+    """Return a few of the packed queries that no other is far from: at most `_MOST_QUERIES`, of shape [few, words].
+
+    The rows of an image are alike, and a scan for each of them would take 32 times as long as one.
+    """
+    chosen = [0]
+    away = np.bitwise_count(queries ^ queries[0]).sum(axis=1, dtype=np.int64)
+    while len(chosen) < _MOST_QUERIES and away.max() > _ALIKE * 64 * queries.shape[1]:
+        chosen.append(int(away.argmax()))
+        away = np.minimum(away, np.bitwise_count(queries ^ queries[chosen[-1]]).sum(axis=1, dtype=np.int64))
+    return queries[chosen]
 
 
 def distances(codes: Any, num_images: int, queries: Any) -> Any:

@@ -52,7 +52,7 @@ class Encoder:
     @cached_property
     def checkpoint(self) -> Checkpoint:
         """The checkpoint of the model. Raises ModelError, and UsageError if it is not that of the index."""
-        made_with, commit = str(self.settings["model"]), str(self.settings["model_commit"])
+        made_with, commit = (str(self.settings.get(name, "")) for name in ("model", "model_commit"))
         name = self.name or made_with
         other = UsageError(
             f"--model {name}: the index was made with {made_with}, whose vectors another model's cannot be compared "

@@ -105,8 +105,26 @@ def positions(table: pa.Table, num_vectors: int, path: Path) -> tuple[Any, Any]:
 
     Raises OutputRefusedError if the list does not fit the number of vectors.
     """
-    vector = table["vector"].to_numpy()
+    vector = _numbers(table["vector"])
     places = np.flatnonzero(vector >= 0)
     if len(places) != num_vectors or not np.array_equal(vector[places], np.arange(num_vectors)):
         raise damaged(path, f"expected {num_vectors} images with an embedding, found {len(places)}")
-    return places, table["removed"].to_numpy()[places]
+    return places, _truths(table["removed"])[places]
+
+
+# Not by to_numpy(): it imports pandas, where that is installed, for half a second.
+def _numbers(column: pa.ChunkedArray) -> Any:
+    """Return a column of int32 without nulls as an array."""
+    chunks = [
+        np.frombuffer(each.buffers()[1], "<i4", len(each), 4 * each.offset) for each in column.chunks if len(each)
+    ]
+    return np.concatenate([np.empty(0, "<i4"), *chunks])
+
+
+def _truths(column: pa.ChunkedArray) -> Any:
+    """Return a column of bool without nulls as an array."""
+    chunks = []
+    for each in filter(len, column.chunks):
+        bits = np.unpackbits(np.frombuffer(each.buffers()[1], np.uint8), bitorder="little")
+        chunks.append(bits[each.offset : each.offset + len(each)].astype(bool))
+    return np.concatenate([np.empty(0, bool), *chunks])

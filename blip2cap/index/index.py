@@ -10,7 +10,7 @@ import numpy as np
 
 from blip2cap.errors import InputError, UsageError
 from blip2cap.index.catalog import Catalog, damaged
-from blip2cap.index.codes import distances, pack
+from blip2cap.index.codes import distances, pack, representatives
 from blip2cap.index.hits import Hit
 from blip2cap.index.scores import image_scores
 from blip2cap.index.segment import Segment
@@ -21,11 +21,12 @@ if TYPE_CHECKING:
 DEFAULT_K = 20
 EXACT_BELOW = 5_000
 """Up to this number of images all scores are computed."""
-_LEAST_STEP = 500
-"""Number of images that are scored exactly at once after a scan: a thousandth of a large index, or this many."""
-_IDLE_STEPS = 2
+_LEAST_STEP = 250
+"""Number of images that are scored exactly at once after a scan; more in a large index."""
+_STEPS_IN_INDEX = 2000
+_IDLE_STEPS = 3
 """Steps in a row without an image among the best, after which a search ends."""
-_MOST_STEPS = 20
+_MOST_STEPS = 40
 _OPENINGS = 5
 """Attempts to open an index that is being brought up to date."""
 
@@ -152,12 +153,13 @@ class Index:
     def _scan(self, queries: Any, minus: Any | None, wanted: Any, k: int) -> tuple[Any, Any]:
         """Return positions and exact scores of the images that are nearest by their codes.
 
-        They are scored in steps, the nearest first, until two steps bring no image into the best k: where codes tell
+        They are scored in steps, the nearest first, until three steps bring no image into the best k: where codes tell
         little, as for a text that fits no image well, more are scored.
         """
-        nearness = np.concatenate([self._nearness(segment, queries, minus) for segment in self.segments])
+        codes, minus_codes = self._codes(queries), None if minus is None else self._codes(minus)
+        nearness = np.concatenate([self._nearness(segment, codes, minus_codes) for segment in self.segments])
         nearness[~wanted] = np.iinfo(np.int16).min
-        step = max(_LEAST_STEP, len(nearness) // 1000, 2 * k)
+        step = max(_LEAST_STEP, len(nearness) // _STEPS_IN_INDEX, 2 * k)
         num = min(int(wanted.sum()), _MOST_STEPS * step)
         nearest = np.argpartition(nearness, len(nearness) - num)[-num:]
         nearest = nearest[np.lexsort((nearest, -nearness[nearest]))]
@@ -173,10 +175,18 @@ class Index:
         order = np.argsort(chosen)
         return chosen[order], scores[order]
 
+    def _codes(self, queries: Any) -> Any:
+        """Return the signs of queries, of a few if there are many, packed.
+
+        The centre is subtracted by half. Bits compare angles around the centre, as those of rows do; but the score of a
+        query far from all images does not depend on the centre. Half of it found most of the best in both cases.
+        """
+        return representatives(pack(queries - np.float32(0.5) * np.asarray(self.catalog.centre, np.float32)))
+
     def _nearness(self, segment: Segment, queries: Any, minus: Any | None) -> Any:
-        near = -distances(segment.codes, len(segment.vectors), pack(queries)).astype(np.int16)
+        near = np.negative(distances(segment.codes, len(segment.vectors), queries), dtype=np.int16)
         if minus is not None:
-            near += distances(segment.codes, len(segment.vectors), pack(minus))
+            near += distances(segment.codes, len(segment.vectors), minus)
         return near
 
     def _scores(self, positions: Any, queries: Any, minus: Any | None) -> Any:

@@ -8,8 +8,8 @@ import numpy as np
 
 from blip2cap.index.threads import in_threads
 
-_NUM_ROWS = 512
-"""Rows converted at once: 512 KB of float32, which stay in the cache of a core."""
+_NUM_ROWS = 256
+"""Rows converted at once: 256 KB of float32, which stay in the cache of a core."""
 _PIECE = 256
 """Images that one thread scores at once."""
 _UP = np.float32(2.0**112)

@@ -62,12 +62,17 @@ class Segment:
 
     def names(self) -> list[str]:
         """Return the file names of all vectors, in their order; of removed images too."""
-        names: list[str] = self.table["file_name"].take(self.places).to_pylist()
-        return names
+        return self._column("file_name")
+
+    def _column(self, name: str) -> list[str]:
+        """Return a column of the list, in the order of the vectors."""
+        # Not by take(): it imports pandas, where that is installed, for half a second.
+        column = self.table[name].to_pylist()
+        return [column[place] for place in self.places.tolist()]
 
     def paths_in_system(self) -> list[str]:
         """Return the names of all vectors as the system has them, undecodable bytes as surrogate escapes."""
-        coded = self.table["file_name_b64"].take(self.places).to_pylist()
+        coded = self._column("file_name_b64")
         return [
             os.fsdecode(base64.b64decode(b64)) if b64 else name for name, b64 in zip(self.names(), coded, strict=True)
         ]

@@ -21,7 +21,6 @@ from blip2cap.options import DecodeOptions
 from blip2cap.outputs.files import OS_FILES, Files
 from blip2cap.records import ImageRef
 
-SUFFIXES = (".html", ".htm")
 _STYLE = """
 :root { color-scheme: light dark; --page: #f4f4f1; --card: #fff; --frame: #e7e7e2; --ink: #1c1c1a; --dim: #62625c;
   --line: #dcdcd5; --accent: #0b6b53; }

@@ -10,6 +10,9 @@ from typing import BinaryIO
 from blip2cap.errors import OutputError, UsageError
 from blip2cap.outputs.files import OS_FILES, Files, replaceable, replacing_stream
 
+HTML = (".html", ".htm")
+"""Suffixes of pages."""
+
 
 def check_target(
     path: str, *, flag: str, suffixes: Sequence[str], overwrite: bool = False, files: Files = OS_FILES
