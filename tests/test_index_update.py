@@ -13,11 +13,14 @@ from typing import Any
 import numpy as np
 import pytest
 
+from blip2cap.decode.trace import trace_path
 from blip2cap.errors import InputError, OutputError, OutputLockedError, OutputRefusedError, UsageError
 from blip2cap.index.folder import locked
 from blip2cap.index.index import Index
 from blip2cap.index.job import IndexJob, IndexSummary
 from blip2cap.index.update import update_index
+from blip2cap.jobs.job import Outcome
+from blip2cap.source.inputs import Source
 from blip2cap.tasks import registry
 from tests.files import ERRORS, Counting, Failing, FastFiles, Killed, Killing
 from tests.indexes import ENTRY, FakeEmbedder, fake_vectors, index_job
@@ -259,6 +262,27 @@ def test_a_file_that_changes_between_a_kill_and_the_next_update_is_embedded_agai
     update(tmp_path / "index", images, embedder=second)
     assert second.names == ["a.jpg"]
     check(tmp_path / "index", images)
+
+
+def test_images_that_may_have_crashed_a_run_are_known_to_the_next(tmp_path, images):
+    files = Counting()
+    update(tmp_path / "well", images, embedder=FakeEmbedder(files=files))
+    for at in [at for at, name in enumerate(files.names) if name == "fdatasync"]:
+        with pytest.raises(Killed):
+            update(tmp_path / str(at), images, embedder=FakeEmbedder(files=Killing(at, "after")))
+        (inner,) = (tmp_path / str(at)).glob("segment-*")
+        trace_path(inner / "embeddings.parquet").write_bytes(b"suspects")
+        found = []
+
+        class Looking(FakeEmbedder):
+            def run(self, source: Source, out: Path, dtype: str) -> Outcome:
+                found.append(trace_path(out).read_bytes())  # noqa: B023
+                return super().run(source, out, dtype)
+
+        update(tmp_path / str(at), images, embedder=Looking())
+        assert found in ([b"suspects"], [])
+        assert found or at > files.names.index("replace")
+        check(tmp_path / str(at), images)
 
 
 def test_vectors_and_codes_that_are_missing_or_truncated_are_made_again_without_the_model(tmp_path, images):

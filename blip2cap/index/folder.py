@@ -14,7 +14,8 @@ from blip2cap.errors import OutputError, OutputLockedError, OutputRefusedError
 from blip2cap.index.catalog import NAME, Catalog
 from blip2cap.outputs.files import Files, close_quietly, sync_folder
 
-LOCK = ".lock"
+LOCK, TRACE = ".lock", ".decoding"
+"""The lock; and, after a crash, the list of images that were being decoded, which the next run decodes apart."""
 PLAN = "plan.arrow"
 """List of the images that an update embeds into a segment, while it does so."""
 DIGESTS = "digests.bin"

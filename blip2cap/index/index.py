@@ -156,7 +156,7 @@ class Index:
         They are scored in steps, the nearest first, until three steps bring no image into the best k: where codes tell
         little, as for a text that fits no image well, more are scored.
         """
-        codes, minus_codes = representatives(pack(queries)), None if minus is None else representatives(pack(minus))
+        codes, minus_codes = self._codes(queries), None if minus is None else self._codes(minus)
         nearness = np.concatenate([self._nearness(segment, codes, minus_codes) for segment in self.segments])
         nearness[~wanted] = np.iinfo(np.int16).min
         step = max(_LEAST_STEP, len(nearness) // _STEPS_IN_INDEX, 2 * k)
@@ -174,6 +174,14 @@ class Index:
                 break
         order = np.argsort(chosen)
         return chosen[order], scores[order]
+
+    def _codes(self, queries: Any) -> Any:
+        """Return the signs of queries, of a few if there are many, packed.
+
+        The centre is subtracted by half. Bits compare angles around the centre, as those of rows do; but the score of a
+        query far from all images does not depend on the centre. Half of it found most of the best in both cases.
+        """
+        return representatives(pack(queries - np.float32(0.5) * np.asarray(self.catalog.centre, np.float32)))
 
     def _nearness(self, segment: Segment, queries: Any, minus: Any | None) -> Any:
         near = np.negative(distances(segment.codes, len(segment.vectors), queries), dtype=np.int16)

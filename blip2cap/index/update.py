@@ -6,6 +6,7 @@ segment of the rows in it, then does what is left.
 
 from __future__ import annotations
 
+import contextlib
 import io
 import os
 import sys
@@ -17,13 +18,14 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from blip2cap.decode.trace import trace_path
 from blip2cap.errors import InputError, OutputError, OutputRefusedError
 from blip2cap.index import build
 from blip2cap.index.catalog import NAME, Catalog, SegmentEntry, damaged
 from blip2cap.index.changes import Changes, find_changes
 from blip2cap.index.codes import codes_shape
 from blip2cap.index.embedding import ChosenImages, Embedder, RunEmbedder, finish_rows, read_digests
-from blip2cap.index.folder import DIGESTS, PLAN, locked, next_segment, remove_folder, segment_folders, sweep
+from blip2cap.index.folder import DIGESTS, PLAN, TRACE, locked, next_segment, remove_folder, segment_folders, sweep
 from blip2cap.index.images import make_table, read_table, write_table
 from blip2cap.index.job import IndexJob, IndexSummary
 from blip2cap.index.known import Known, keys_of
@@ -116,6 +118,8 @@ class _Update:
         for inner in segment_folders(self.folder):
             if inner.name in listed:
                 continue
+            with contextlib.suppress(FileNotFoundError):
+                self.files.replace(trace_path(inner / EMBEDDINGS), self.folder / TRACE)
             made_with = finish_rows(inner / EMBEDDINGS, self.files) if (inner / PLAN).exists() else None
             if made_with is None:
                 remove_folder(inner)
@@ -174,6 +178,8 @@ class _Update:
         os.mkdir(inner)
         write_table(make_table(changes.planned), inner / PLAN, self.files)
         sync_folder(self.files, self.folder)
+        with contextlib.suppress(FileNotFoundError):
+            self.files.replace(self.folder / TRACE, trace_path(inner / EMBEDDINGS))
         chosen = {row_key(*image.key, None): number for number, image in enumerate(changes.planned)}
         dtype = self.catalog.settings["dtype"] if self.catalog else self.job.model.dtype
         outcome = embedder.run(inputs.choose(chosen, inner / DIGESTS), inner / EMBEDDINGS, dtype)
