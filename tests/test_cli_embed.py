@@ -159,6 +159,24 @@ def test_duckdb_finds_the_nearest_image(expected: dict[str, Any]) -> None:
     assert _sql(query) == [("a.png",)]
 
 
+def test_faiss_finds_the_nearest_image(expected: dict[str, Any]) -> None:
+    faiss = pytest.importorskip("faiss")
+    index = faiss.IndexFlatIP(6)
+    index.add(polars.read_parquet("pooled-float32.parquet")["embedding"].to_numpy())
+    _, found = index.search(expected["pooled-float32.parquet"][1:2], 1)
+    assert found.tolist() == [[1]]
+
+
+def test_lancedb_takes_all_tables_and_finds_the_nearest_image(here: Path, expected: dict[str, Any]) -> None:
+    lancedb = pytest.importorskip("lancedb")
+    database = lancedb.connect(here / "lance")
+    for path in expected:
+        assert database.create_table(Path(path).stem, pq.read_table(path)).count_rows() == 3
+    query = expected["pooled-float32.parquet"][2]
+    (nearest,) = database["pooled-float32"].search(query, vector_column_name="embedding").limit(1).to_list()
+    assert nearest["file_name"] == "sub/c.png"
+
+
 @pytest.mark.parametrize("out", ["texts.parquet", "texts.jsonl", "-"])
 def test_texts_are_embedded_instead_of_images(out: str, here: Path, model: Model) -> None:
     (here / "lines.txt").write_text("red\n\nblue\n")

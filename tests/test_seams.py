@@ -218,7 +218,7 @@ def test_status_show_and_export_take_it(images: Path, here: Path, out: str) -> N
     status = read_status(out)
     assert (status.num_ok, dict(status.failed)) == (28, {"not_an_image": 2})
     shown = invoke("show", out, "--limit", "1").stdout
-    assert [name in shown for name in ("text", "score", "small")] == [True, True, False]
+    assert [name in shown for name in ("text", "score", "small", "[3]")] == [True] * 4
     assert invoke("export", out, "--to", "jsonl", "-o", "e.jsonl").exit_code == 0
     first = json.loads((here / "e.jsonl").read_text().splitlines()[0])
     assert list(first) == SCHEMA.names

@@ -65,12 +65,12 @@ class Job:
 
     def known_settings(self, source: Source) -> dict[str, Any]:
         """Return the settings that are known without loading or downloading a model."""
-        from blip2cap.models.checkpoint import find
+        from blip2cap.models.checkpoint import PACKAGED, find
 
         settings = self.settings(source)
         if self.model.dtype != "auto":
             settings["dtype"] = self.model.dtype
-        if self.model.name == "tiny" or Path(self.model.name).expanduser().is_dir():
+        if self.model.name in PACKAGED or Path(self.model.name).expanduser().is_dir():
             checkpoint = find(self.model)
             return settings | self.for_checkpoint(checkpoint).model_settings(checkpoint)
         return settings | {"model": self.model.name, **self.task.model_settings()}

@@ -1,6 +1,6 @@
 """Captions of images by name, read from an output of this tool or a file of another one.
 
-All are held in memory: about 350 bytes for a caption.
+All are held in memory: about 220 bytes for a short caption and its name.
 """
 
 from __future__ import annotations

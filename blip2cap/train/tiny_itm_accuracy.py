@@ -32,6 +32,8 @@ _BATCH = 50
 class MatchAccuracy:
     """Recall and accuracy, as shares from 0 to 1."""
 
+    seeds: tuple[int, int]
+    """First and last seed of the scenes."""
     num_sets: int
     set_size: int
     itc_text_recall: float
@@ -115,7 +117,8 @@ def measure_matches(scores: Scores, *, num_sets: int, first_seed: int = VALIDATI
     recalls, reranked = [], []
     results: dict[str, list[bool]] = {name: [] for name in (*CHANGES, "true", "shorter", "shorter changed")}
     for _ in range(num_sets):
-        files = list(drawn_files(distinct_captions(seeds, SET_SIZE), size))
+        chosen = distinct_captions(seeds, SET_SIZE)
+        files = list(drawn_files(chosen, size))
         encoded = [scores.images([pixels for _, _, pixels in files[start : start + _BATCH]]) for start in (0, _BATCH)]
         image_BPD, queries_BQD = (torch.cat(parts) for parts in zip(*encoded, strict=True))
         captions = [scene.caption for _, scene, _ in files]
@@ -132,15 +135,16 @@ def measure_matches(scores: Scores, *, num_sets: int, first_seed: int = VALIDATI
                 results[label].append((logit > 0) == (label in ("true", "shorter")))
     wrong = [result for change in CHANGES for result in results[change]]
     return MatchAccuracy(
+        seeds=(first_seed, chosen[-1]),
         num_sets=num_sets,
         set_size=SET_SIZE,
         itc_text_recall=_share(recalls[0::2]),
         itc_image_recall=_share(recalls[1::2]),
-        lowest_itc_recall=min(recalls),
+        lowest_itc_recall=round(min(recalls), 4),
         reranked=RERANKED,
         reranked_text_recall=_share(reranked[0::2]),
         reranked_image_recall=_share(reranked[1::2]),
-        lowest_reranked_recall=min(reranked),
+        lowest_reranked_recall=round(min(reranked), 4),
         num_true=len(results["true"]),
         true_accuracy=_share(results["true"]),
         num_changed=len(wrong),

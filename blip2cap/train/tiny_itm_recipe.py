@@ -33,7 +33,7 @@ class TinyItmOptions:
 
 
 ITM_LOOP = LoopOptions(
-    num_steps=2_000, polish_steps=0, warmup_steps=100, report_every=50, checkpoint_every=50, evaluate_every=400
+    num_steps=1_700, polish_steps=0, warmup_steps=100, report_every=50, checkpoint_every=50, evaluate_every=400
 )
 """Options of the loop for this recipe."""
 
