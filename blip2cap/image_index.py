@@ -115,10 +115,10 @@ class Index:
     ) -> list[Hit]:
         """Return the images that a query finds, the best first; see `Query` for `images`, `like` and `without`.
 
-        `k` is the largest number of hits; None: 20, or all of a smaller index. `exact` computes the scores of all images,
-        also in a large index, where a scan may miss some. `rerank` sorts the best again with the
-        match head; of those, a hit whose image cannot be read any more has the `itm` None, and comes last. Raises
-        UsageError, InputError for an image that does not exist, and ModelError.
+        `k` is the largest number of hits; None: 20, or all of a smaller index. `exact` computes the scores of all
+        images, also in a large index, where a scan may miss some. `rerank` sorts the best again with the match head; of
+        those, a hit whose image cannot be read any more has the `itm` None, and comes last. Raises UsageError,
+        InputError for an image that does not exist, and ModelError.
         """
         for name, given in (("images", images), ("like", like), ("without", without), ("include", include)):
             if isinstance(given, (str, os.PathLike)):
