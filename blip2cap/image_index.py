@@ -110,13 +110,15 @@ class Index:
         k: int | None = None,
         include: Sequence[str] = (),
         min_score: float | None = None,
+        exact: bool | None = None,
         rerank: int | None = None,
     ) -> list[Hit]:
         """Return the images that a query finds, the best first; see `Query` for `images`, `like` and `without`.
 
-        `k` is the largest number of hits; None: 20, or all of a smaller index. `rerank` sorts the best again with the
-        match head; of those, a hit whose image cannot be read any more has the `itm` None, and comes last. Raises
-        UsageError, InputError for an image that does not exist, and ModelError.
+        `k` is the largest number of hits; None: 20, or all of a smaller index. `exact` computes the scores of all
+        images, also in a large index, where a scan may miss some. `rerank` sorts the best again with the match head; of
+        those, a hit whose image cannot be read any more has the `itm` None, and comes last. Raises UsageError,
+        InputError for an image that does not exist, and ModelError.
         """
         for name, given in (("images", images), ("like", like), ("without", without), ("include", include)):
             if isinstance(given, (str, os.PathLike)):
@@ -124,7 +126,9 @@ class Index:
         query = Query(
             text=text, images=tuple(os.fspath(each) for each in images), like=tuple(like), without=tuple(without)
         )
-        ((_, hits),) = self._searcher.search([query], k=k, include=include, min_score=min_score, rerank=rerank)
+        ((_, hits),) = self._searcher.search(
+            [query], k=k, include=include, min_score=min_score, exact=exact, rerank=rerank
+        )
         return hits
 
     def duplicates(self, min_score: float = 0.97) -> Iterator[list[Hit]]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import shutil
 import tarfile
 from collections.abc import Sequence
 from pathlib import Path
@@ -19,8 +20,10 @@ from blip2cap.index.index import Index
 from blip2cap.index.places import Places, member_of
 from blip2cap.index.query import Query
 from blip2cap.index.searcher import Searcher
-from blip2cap.options import DecodeOptions
+from blip2cap.models.checkpoint import TINY_ITM, find
+from blip2cap.options import DecodeOptions, ModelOptions
 from blip2cap.records import ImageRef
+from tests.fake_hub import serve
 from tests.indexes import make_index
 
 ROWS, LENGTH = 4, 16
@@ -250,3 +253,27 @@ def test_another_model_or_another_revision_is_refused(
 ) -> None:
     with pytest.raises(error, match=message):
         _ = Encoder(settings=settings, name=name).checkpoint
+
+
+def test_a_model_on_the_hub_is_taken_at_the_commit_of_the_index(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with serve(monkeypatch, tmp_path / "cache") as hub:
+        hub.repositories["org/small"] = TINY_ITM
+        settings = {"model": "org/small", "model_commit": hub.commit("org/small")}
+        encoder = Encoder(settings=settings, options=ModelOptions(dtype="float32"))
+        assert encoder.checkpoint.commit == hub.commit("org/small")
+        assert encoder.embed_texts(["a boat"]).shape == (1, 256)
+        files = [line for line in hub.asked if "/resolve/" in line]
+        assert files
+        assert all(f"/resolve/{encoder.checkpoint.commit}/" in line for line in files)
+
+
+def test_the_model_of_an_index_may_have_been_moved(tmp_path: Path) -> None:
+    commit = find(ModelOptions(name="tiny-itm")).commit
+    moved = shutil.copytree(TINY_ITM, tmp_path / "moved", ignore=shutil.ignore_patterns("*.md"))
+    settings = {"model": "/where/it/was", "model_commit": commit}
+    assert Encoder(settings=settings, name=str(moved)).checkpoint.folder == moved
+    (moved / "config.json").write_text((moved / "config.json").read_text() + " ")
+    with pytest.raises(UsageError, match="the index was made with /where/it/was"):
+        _ = Encoder(settings=settings, name=str(moved)).checkpoint

@@ -66,6 +66,9 @@ def search(
     min_score: Annotated[
         float | None, option("--min-score S", "Only images with at least this score.", panel="Output")
     ] = None,
+    exact: Annotated[
+        bool, option("--exact", "Compute the scores of all images, also in a large index.", panel="Speed")
+    ] = False,
     rerank: Annotated[
         int | None,
         option("--rerank N", "Sort the best N again: the match head reads the text with each of them.", panel="Output"),
@@ -118,7 +121,13 @@ def search(
         opened = Index.open(index)
         searcher = Searcher(opened, name=model_name, model=model, decode=decode, say=tell)
         found = searcher.search(
-            queries, k=k, include=tuple(include or ()), min_score=min_score, rerank=rerank, on_failure=failures.add
+            queries,
+            k=k,
+            include=tuple(include or ()),
+            min_score=min_score,
+            exact=exact or None,
+            rerank=rerank,
+            on_failure=failures.add,
         )
         lines = None if out is None else stack.enter_context(json_lines(out))
         every: list[Hit] = []

@@ -43,6 +43,7 @@ class Searchable(Protocol):
         k: int | None = None,
         include: Sequence[str] = (),
         min_score: float | None = None,
+        exact: bool | None = None,
     ) -> list[Hit]:
         """Return the k best images."""
 
@@ -92,6 +93,7 @@ class Searcher:
         k: int | None = None,
         include: Sequence[str] = (),
         min_score: float | None = None,
+        exact: bool | None = None,
         rerank: int | None = None,
         on_failure: Failure = lambda ref, error: None,
     ) -> Iterator[tuple[Query, list[Hit]]]:
@@ -109,7 +111,12 @@ class Searcher:
             num_wanted = min(max(k, rerank or 0) + len(query.like), self.index.num_images)
             negative = np.stack([vectors[text] for text in query.without]) if query.without else None
             hits = self.index.search(
-                self._vectors(query, vectors), negative=negative, k=num_wanted, include=include, min_score=min_score
+                self._vectors(query, vectors),
+                negative=negative,
+                k=num_wanted,
+                include=include,
+                min_score=min_score,
+                exact=exact,
             )
             hits = [hit for hit in hits if hit.file_name not in query.like]
             if rerank is not None and query.text is not None:
