@@ -102,7 +102,8 @@ def test_the_scan_finds_a_row_whose_signs_are_those_of_the_query(tmp_path):
     index = Index.open(make_index(tmp_path, vectors))
     for at in (0, 2999, 3000, 5999):
         (hit,) = index.search(vectors[at].astype(np.float32), k=1, exact=False)
-        assert (hit.file_name, hit.score) == (f"{at:06}.jpg", pytest.approx(1))
+        assert hit.file_name == f"{at:06}.jpg"
+        assert hit.score == pytest.approx(1)
 
 
 def test_the_scan_takes_few_vectors_of_many_that_are_alike(tmp_path):
