@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import sys
 import time
 from collections.abc import Callable, Sequence
@@ -63,13 +64,15 @@ def main(argv: Sequence[str] | None = None) -> int:
         "transformers_embed": lambda: theirs.embed(paths),
     }
     seconds: dict[str, list[float]] = {name: [] for name in kinds}
+    cpu_seconds: dict[str, list[float]] = {name: [] for name in kinds}
     results = {}
     for turn in range(arguments.rounds + 1):
         for name, run in kinds.items():
-            began = time.perf_counter()
+            began, cpu_began = time.perf_counter(), time.process_time()
             results[name] = run()
             if turn:
                 seconds[name].append(time.perf_counter() - began)
+                cpu_seconds[name].append(time.process_time() - cpu_began)
     difference = np.abs(results["ours_1_text"] - results["transformers_1_text"]).max()
     facts = {
         "num_images": len(paths),
@@ -77,6 +80,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         "threads": torch.get_num_threads(),
         "load_s": digits(load_s),
         "seconds": {name: digits(median(times)) for name, times in seconds.items()},
+        "cpu_seconds": {name: digits(median(times)) for name, times in cpu_seconds.items()},
+        "load_average": [digits(load) for load in os.getloadavg()],
         "all_seconds": {name: [digits(each) for each in times] for name, times in seconds.items()},
         "largest_difference_of_scores": float(difference),
         "peak_rss_mb": round(peak_rss_mb()),
