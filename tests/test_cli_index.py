@@ -187,3 +187,10 @@ def test_an_index_is_made_and_searched_from_python(tmp_path: Path) -> None:
         Index.open(tmp_path)
     with pytest.raises(OutputRefusedError, match="the input root was"):
         Index.update(tmp_path / "my.index", SAMPLES / "winter", model="tiny-itm", dtype="float32")
+
+
+def test_a_captioning_model_is_refused_with_those_that_fit(tmp_path: Path) -> None:
+    result = invoke("index", SAMPLES, "-o", tmp_path / "my.index", "-m", "tiny")
+    assert result.exit_code == 2
+    assert "family opt, which has no vectors of texts" in result.stderr
+    assert "tiny-itm" in result.stderr

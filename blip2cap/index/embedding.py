@@ -13,11 +13,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO, Protocol
 
 from blip2cap.decode.read import read
+from blip2cap.errors import UsageError
 from blip2cap.index.changes import digest
 from blip2cap.index.images import DIGEST_BYTES
 from blip2cap.index.job import IndexJob
 from blip2cap.jobs.job import Job, Listener, Outcome
-from blip2cap.models.base import Checkpoint, Model
+from blip2cap.models.base import MATCHING_MODELS, Checkpoint, Model
+from blip2cap.models.registry import FAMILIES
 from blip2cap.options import OutputOptions, SourceOptions
 from blip2cap.outputs.files import OS_FILES, Files
 from blip2cap.outputs.parquet import ParquetSink
@@ -56,6 +58,12 @@ class RunEmbedder:
 
         if self._checkpoint is None:
             self._checkpoint = find(self._job.model, say=self._listener.say, quiet=self._listener.quiet)
+        family = FAMILIES[self._checkpoint.family]
+        if "match" not in family.tasks:
+            raise UsageError(
+                f"--model {self._checkpoint.name}: a model of the family {family.name}, which has no vectors of texts "
+                f"to search with. For an index, use {MATCHING_MODELS}."
+            )
         job = self._run_job("rows.parquet").for_checkpoint(self._checkpoint)
         return job.settings(source) | job.model_settings(self._checkpoint)
 
