@@ -60,8 +60,7 @@ def read_table(path: Path, journal: Journal, *, retry_failed: bool = False) -> T
             if not schema.remove_metadata().equals(manifest.schema.arrow()):
                 raise TypeError("its columns differ from those in its manifest")
             table = Table(manifest=manifest)
-            columns = _key_columns(manifest.label)
-            for batch in parquet.iter_batches(batch_size=_BATCH, columns=columns):
+            for batch in parquet.iter_batches(batch_size=manifest.schema.num_rows(_BATCH)):
                 rows: Iterable[Keyed] = _keys(batch, manifest.label)
                 if journal.num_bytes:
                     rows = [*rows]
@@ -307,15 +306,10 @@ def _open(path: Path) -> Iterator[Any]:
         yield parquet
 
 
-def _key_columns(label: str) -> list[str]:
-    """Return the names of the columns that `_keys` reads."""
-    return ["file_name", "file_name_b64", "status", "error", *([label] if label else [])]
-
-
 def _keys(batch: pa.RecordBatch, label: str) -> Iterator[tuple[str, str, str]]:
     """Yield key, status and error of each row."""
-    columns = (batch[name].to_pylist() for name in _key_columns(label))
-    for name, raw, status, error, *labels in zip(*columns, strict=True):
+    names = ["file_name", "file_name_b64", "status", "error", *([label] if label else [])]
+    for name, raw, status, error, *labels in zip(*(batch[name].to_pylist() for name in names), strict=True):
         yield row_key(name, raw, labels[0] if labels else None), status, error
 
 
