@@ -169,6 +169,7 @@ def search(folder: Path) -> Facts:
             "cpu_ms": round(statistics.median(cpu), 1),
             "recall_at_10": round(statistics.mean(recalls), 4),
         }
+    facts["load_average"] = round(os.getloadavg()[0], 1)  # above 1, other programs were at work too
     return facts
 
 

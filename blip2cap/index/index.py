@@ -21,12 +21,13 @@ if TYPE_CHECKING:
 DEFAULT_K = 20
 EXACT_BELOW = 5_000
 """Up to this number of images all scores are computed."""
-_LEAST_STEP = 250
+_LEAST_STEP = 150
 """Number of images that are scored exactly at once after a scan; more in a large index."""
-_STEPS_IN_INDEX = 2000
+_STEPS_IN_INDEX = 3000
 _IDLE_STEPS = 3
 """Steps in a row without an image among the best, after which a search ends."""
-_MOST_STEPS = 40
+_MOST_IMAGES = 70
+"""Length of all steps, as a multiple of the first."""
 _OPENINGS = 5
 """Attempts to open an index that is being brought up to date."""
 
@@ -153,25 +154,26 @@ class Index:
     def _scan(self, queries: Any, minus: Any | None, wanted: Any, k: int) -> tuple[Any, Any]:
         """Return positions and exact scores of the images that are nearest by their codes.
 
-        They are scored in steps, the nearest first, until three steps bring no image into the best k: where codes tell
-        little, as for a text that fits no image well, more are scored.
+        They are scored in steps, the nearest first, until three steps bring no image into the best k. Every step that
+        does makes the next ones longer: where codes tell little, as for a text that fits no image well, more are
+        scored.
         """
         codes, minus_codes = self._codes(queries), None if minus is None else self._codes(minus)
         nearness = np.concatenate([self._nearness(segment, codes, minus_codes) for segment in self.segments])
         nearness[~wanted] = np.iinfo(np.int16).min
         step = max(_LEAST_STEP, len(nearness) // _STEPS_IN_INDEX, 2 * k)
-        num = min(int(wanted.sum()), _MOST_STEPS * step)
+        num = min(int(wanted.sum()), _MOST_IMAGES * step)
         nearest = np.argpartition(nearness, len(nearness) - num)[-num:]
         nearest = nearest[np.lexsort((nearest, -nearness[nearest]))]
-        chosen, scores, idle = np.empty(0, nearest.dtype), np.empty(0, np.float32), 0
-        for start in range(0, num, step):
-            some = np.sort(nearest[start : start + step])
+        chosen, scores = np.empty(0, nearest.dtype), np.empty(0, np.float32)
+        productive = idle = 0
+        while len(chosen) < num and idle < _IDLE_STEPS:
+            some = np.sort(nearest[len(chosen) : len(chosen) + step * max(1, productive)])
             found = self._scores(some, queries, minus)
             least = np.partition(scores, len(scores) - k)[len(scores) - k] if len(scores) >= k else -np.inf
-            idle = 0 if (found > least).any() else idle + 1
+            improved = bool((found > least).any())
+            productive, idle = productive + improved, 0 if improved else idle + 1
             chosen, scores = np.concatenate([chosen, some]), np.concatenate([scores, found])
-            if idle == _IDLE_STEPS:
-                break
         order = np.argsort(chosen)
         return chosen[order], scores[order]
 
