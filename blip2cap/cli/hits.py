@@ -12,6 +12,7 @@ from blip2cap.errors import UsageError
 from blip2cap.escapes import json_line
 from blip2cap.options import DecodeOptions
 from blip2cap.records import ImageRef
+from blip2cap.urls import scheme, without_password
 
 if TYPE_CHECKING:
     from blip2cap.index.hits import Hit
@@ -68,7 +69,8 @@ class JsonLines:
 
 def hit_facts(hit: Hit) -> dict[str, Any]:
     """Return a hit as JSON holds it. A path that is not UTF-8 has escapes, and its bytes in `path_b64`."""
-    path, path_b64 = ImageRef(path=hit.path, name=hit.path).names
+    shown = without_password(hit.path)
+    path, path_b64 = ImageRef(path=shown, name=shown).names
     facts: dict[str, Any] = {"file_name": hit.file_name, "path": path, "path_b64": path_b64}
     facts["score"] = round(hit.score, _DIGITS)
     if hit.itm is not None:
@@ -101,7 +103,6 @@ def _cell(text: str) -> str:
 def print_paths(hits: Iterable[Hit]) -> int:
     """Print the path of each file once, ended by NUL; return the number of hits that are no files."""
     from blip2cap.index.places import member_of
-    from blip2cap.urls import scheme
 
     paths, num_others = dict[str, None](), 0
     for hit in hits:

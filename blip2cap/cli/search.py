@@ -137,9 +137,9 @@ def search(
                 lines.write({"query": query.label, "rank": rank, **hit_facts(hit)} for rank, hit in enumerate(hits, 1))
             if null:
                 every += hits
-            elif html is not None:
+            if html is not None:
                 sections.append(_section(searcher, query, hits))
-            elif out is None:
+            if not null and html is None and out is None:
                 print_table(hits, heading=query.label if len(queries) > 1 else "")
         num_left_out = print_paths(every) if null else 0
         num_missing = 0

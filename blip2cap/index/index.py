@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -92,17 +93,24 @@ class Index:
         index. `include` takes patterns as in .gitignore. `exact` computes all scores, which takes long for a large
         index; None does so for a small one. Otherwise scores are exact too, but an image may be missed.
 
-        Raises UsageError if k is below 1 or above the number of images, or a pattern is invalid.
+        Raises UsageError if k is below 1 or above the number of images, min_score is NaN, or a pattern is invalid,
+        InputError if no name matches `include`.
         """
+        if min_score is not None and math.isnan(min_score):
+            raise UsageError("--min-score nan: expected a number.")
         queries, minus = self._queries(vectors), None if negative is None else self._queries(negative)
         k = self._checked(k)
         wanted = self._live & self._selected(tuple(include)) if include else self._live
         num_wanted = int(wanted.sum())
+        if include and not num_wanted:
+            raise InputError(f"--include {' '.join(include)}: no image in {self.folder} has a name that matches.")
         if exact or num_wanted <= (EXACT_BELOW if exact is None else 0):
             chosen = np.flatnonzero(wanted)
             scores = self._scores(chosen, queries, minus)
         else:
             chosen, scores = self._scan(queries, minus, wanted, k)
+        if minus is None:  # rows have length 1, as float16 stores it: a cosine is not above 1
+            scores = np.minimum(scores, np.linalg.norm(queries, axis=1).max())
         best = _largest(scores, k)
         return [self._hit(chosen[at], scores[at]) for at in best if min_score is None or float(scores[at]) >= min_score]
 

@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from blip2cap.errors import UsageError
+from blip2cap.records import ImageRef
+from blip2cap.tasks.text import is_text
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -27,13 +29,17 @@ class Query:
             raise UsageError('the query is empty: expected a text like "sunset over the sea".')
         if not all(text.strip() for text in self.without):
             raise UsageError('--not is empty: expected a text like "people".')
+        for text in self.texts:
+            if not is_text(text):
+                raise UsageError(f"query {text!r}: not valid UTF-8.")
         if self.text is None and not self.images and not self.like:
             raise UsageError('nothing to search for: give a text like "sunset over the sea", --image or --like.')
 
     @property
     def label(self) -> str:
-        """Name of the query in results: its text, if that is all."""
-        wanted = " + ".join([*([] if self.text is None else [self.text]), *self.images, *self.like])
+        """Name of the query in results: its text, if that is all. Valid UTF-8."""
+        images = [ImageRef(path=path, name=path).file_name for path in self.images]
+        wanted = " + ".join([*([] if self.text is None else [self.text]), *images, *self.like])
         return " - ".join([wanted, *self.without])
 
     @property
