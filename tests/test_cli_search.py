@@ -13,6 +13,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from blip2cap.cli.hits import hit_facts
+from blip2cap.index.hits import Hit
+from blip2cap.index.query import Query
 from tests.commands import invoke, on_terminal
 from tests.indexes import make_index
 from tests.test_cli_names import STEERING, check, hostile_names
@@ -92,6 +95,22 @@ def test_a_sheet_shows_the_image_that_was_searched_with_and_the_hits(index: Path
     assert "vanished" in Page(Path("sheet.html").read_text(encoding="utf-8")).texts
 
 
+def test_paths_and_a_page_may_both_be_asked_for(index: Path, here: Path) -> None:
+    result = invoke("search", index, "--like", "red.png", "-k", "1", "-0", "--html", "sheet.html")
+    assert (result.exit_code, result.stdout_bytes) == (0, os.fsencode(here / "orange.png") + b"\0")
+    page = Page(Path("sheet.html").read_text(encoding="utf-8"))
+    assert [each["alt"] for each in page.all("img")] == ["red.png", "orange.png"]
+
+
+def test_a_hit_shows_no_password() -> None:
+    hit = Hit(file_name="http://host/a.png", path="http://user:secret@host/a.png", score=0.5)
+    assert hit_facts(hit)["path"] == "http://host/a.png"
+
+
+def test_the_name_of_a_query_is_text() -> None:
+    assert Query(images=("caf\udce9.webp",)).label == "caf\\xe9.webp"
+
+
 def test_nothing_found_is_said_and_no_error(index: Path) -> None:
     result = invoke("search", index, "--like", "red.png", "--min-score", "0.99")
     assert (result.exit_code, result.stdout) == (0, "no image found\n")
@@ -114,6 +133,10 @@ def test_nothing_found_is_said_and_no_error(index: Path) -> None:
         (("--like", "red.png", "--html", "page"), "--html page: must end in .html or .htm"),
         (("--like", "green.png"), "green.png: no image of that name in my.index"),
         (("--like", "red.png", "--include", ""), "--include is empty"),
+        (("--like", "red.png", "--include", "no/"), "--include no/: no image in my.index has a name that matches"),
+        (("--like", "red.png", "--min-score", "nan"), "--min-score nan: expected a number"),
+        (("\udcff boat",), "not valid UTF-8"),
+        (("--like", "red.png", "--not", "\udcff"), "not valid UTF-8"),
         (("--image", "green.png"), "--image green.png: no such file"),
         (("-", "-"), "`-` given more than once"),
         (("-",), "standard input has no query"),
