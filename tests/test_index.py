@@ -68,7 +68,7 @@ def test_patterns_and_a_least_score_restrict_hits(folder, exact):
     high = index.search(query, k=index.num_images, min_score=0.5, exact=exact)
     assert high == [hit for hit in every if hit.score >= 0.5]
     assert 0 < len(high) < len(every)
-    with pytest.raises(InputError, match="--include nothing/: no image in"):
+    with pytest.raises(InputError, match="include nothing/: no image in"):
         index.search(query, include=["nothing/"], exact=exact)
     with pytest.raises(UsageError, match="matches nothing"):
         index.search(query, include=["# comment"])
