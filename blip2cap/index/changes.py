@@ -142,10 +142,7 @@ def _is_unchanged(ref: ImageRef, number: int, signature: tuple[int, int], known:
     """Return True if size and time are those in the index, or else the hash of the bytes. Raises ImageError."""
     if signature == known.signature(number):
         return True
-    before = known.digest(number)
-    if not before:
-        return False
-    same = digest(read(ref, decode)) == before
+    same = digest(read(ref, decode)) == known.digest(number)  # read also if that is b"": an error must show now
     if same:
         known.touch(number, signature)
     return same
