@@ -142,6 +142,17 @@ def test_an_index_is_brought_up_to_date_and_finds_what_is_new(here: Path) -> Non
     assert "boat.jpg" in invoke("search", "my.index", "a boat on the sea", "-k", "1").stdout
 
 
+def test_narrower_inputs_remove_most_of_an_index_on_request_only(made: Path, here: Path) -> None:
+    shutil.copytree(made / "my.index", "my.index")
+    command = ("index", made / "samples", "-o", "my.index", *M, "--include", "winter/*")
+    result = invoke(*command)
+    assert (result.exit_code, "12 of its 14 images are not among the inputs" in result.stderr) == (5, True)
+    assert "--allow-removal" in result.stderr
+    assert invoke("search", "my.index", "a boat", "-k", "14").exit_code == 0
+    result = invoke(*command, "--allow-removal")
+    assert (result.exit_code, "2 images: 12 removed, 2 unchanged" in result.stderr) == (0, True), result.stderr
+
+
 @pytest.mark.parametrize(
     ("command", "code", "message"),
     [

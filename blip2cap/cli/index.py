@@ -43,11 +43,19 @@ def index(
     ] = None,
     retry_failed: Annotated[bool, option_of(OutputOptions, "retry_failed")] = False,
     same_inputs: Annotated[bool, option_of(OutputOptions, "same_inputs")] = False,
+    allow_removal: Annotated[
+        bool,
+        option(
+            "--allow-removal",
+            "Allow the update to remove more than half of the images, because INPUTS do not hold them any more.",
+            panel="Output",
+        ),
+    ] = False,
 ) -> None:
     """Make an index of images to search in, or bring it up to date.
 
-    Only new and changed images are encoded; those that are gone are removed. If it was stopped, the same command goes
-    on.
+    Only new and changed images are encoded. Images of the index that the inputs do not hold are removed from it: give
+    all inputs every time. If it was stopped, the same command goes on.
     """
     if out is None:
         raise UsageError("--out is missing: name the folder of the index, e.g. --out my.index.")
@@ -62,6 +70,7 @@ def index(
         batch=batch,
         retry_failed=retry_failed,
         same_inputs=same_inputs,
+        allow_removal=allow_removal,
     )
     with stop_on_signal(quiet=report.quiet) as stop:
         listener = TerminalListener(report, stop)
@@ -106,7 +115,7 @@ def summary_facts(summary: IndexSummary) -> dict[str, Any]:
 
 def _sentence(facts: dict[str, Any]) -> str:
     changes = [f"{facts[name]} {name}" for name in ("new", "changed", "removed", "unchanged") if facts[name]]
-    kept = [f"{facts['kept']} kept that were not looked for"] if facts["kept"] else []
+    kept = [f"{facts['kept']} kept that were not looked for or could not be read"] if facts["kept"] else []
     kinds = ", ".join(f"{number} {error}" for error, number in facts["failed_by_error"].items())
     failed = f"{facts['failed']} failed" + (f" ({kinds})" if kinds else "")
     rate = f"; {facts['images_per_s']} images/s" if facts["images_per_s"] else ""

@@ -42,7 +42,10 @@ def vectors_in(path: Path, shape: tuple[int, int]) -> Iterator[Any]:
         column = batch.filter(pc.equal(batch["status"], "ok"))["embedding"]
         while hasattr(column, "flatten") and column.type.num_fields:  # nested lists of fixed size
             column = column.flatten()
-        yield column.to_numpy().reshape(-1, *shape)
+        try:
+            yield column.to_numpy().reshape(-1, *shape)
+        except ValueError as error:
+            raise damaged(path, f"expected embeddings of shape {list(shape)}") from error
 
 
 def write_array(path: Path, dtype: str, shape: tuple[int, ...], blocks: Iterable[Any], files: Files) -> None:
@@ -62,9 +65,19 @@ def write_array(path: Path, dtype: str, shape: tuple[int, ...], blocks: Iterable
 
 def write_vectors(folder: Path, num_images: int, shape: tuple[int, int], files: Files) -> Any:
     """Write vectors.npy of a segment from its Parquet file; return it, mapped."""
-    blocks = vectors_in(folder / EMBEDDINGS, shape)
+    blocks = _counted(folder / EMBEDDINGS, num_images, shape)
     write_array(folder / VECTORS, "<f2", (num_images, *shape), blocks, files)
     return map_array(folder / VECTORS, "<f2", (num_images, *shape))
+
+
+def _counted(path: Path, num_images: int, shape: tuple[int, int]) -> Iterator[Any]:
+    """Yield the embeddings of a Parquet file. Raises OutputRefusedError unless they are this many."""
+    found = 0
+    for block in vectors_in(path, shape):
+        found += len(block)
+        yield block
+    if found != num_images:
+        raise damaged(path, f"expected {num_images} embeddings, found {found}")
 
 
 def write_codes(path: Path, vectors: Any, centre: Any, files: Files) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -114,10 +115,10 @@ def _plain_name(name: Any) -> str:
 
 def damaged(path: Path, reason: str) -> OutputRefusedError:
     """Return the error for a file of an index that cannot be used."""
-    if path.name == NAME:
-        remedy = "Restore it from a copy, or remove the folder and build the index again."
-    elif path.suffix == ".npy":
+    if path.suffix == ".npy":
         remedy = f"Remove it. {UPDATE}: it is made again from embeddings.parquet, without the model."
+    elif not re.fullmatch(r"segment-\d{6,}", path.parent.name):
+        remedy = "Restore it from a copy, or build another index with another --out."
     else:
         remedy = f"Restore it from a copy, or remove {path.parent}. {UPDATE}: its images are embedded again."
     return OutputRefusedError(f"{path} is damaged: {reason}. {remedy}")

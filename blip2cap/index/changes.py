@@ -17,8 +17,10 @@ from blip2cap.records import ImageRef
 from blip2cap.rows import row_key
 from blip2cap.source.inputs import Source
 
-_UNREAD = ("unreadable_folder", "unreadable_archive")
+_UNREAD_PARTS = ("unreadable_folder", "unreadable_archive")
 """Reasons after which an image that was not found may still exist."""
+UNREAD = ("vanished", "permission", "timeout", "unreachable")
+"""Errors of an image that could not be read: they say nothing about its content, which may still be as it was."""
 
 
 @dataclass(kw_only=True, slots=True)
@@ -34,6 +36,8 @@ class Changes:
     """Keys of the images to remove."""
     num_kept: int = 0
     """Number of images that were not found, but are kept."""
+    num_unread: int = 0
+    """Number of images with an embedding that could not be read, and are kept."""
     skipped: dict[str, int] = field(default_factory=Counter)
     damaged: tuple[str, ...] = ()
     num_images: int = 0
@@ -49,7 +53,8 @@ def find_changes(source: Source, known: Known, decode: DecodeOptions, *, retry_f
     """Walk the inputs and compare; files whose time is new but whose content is not are noted in `known`.
 
     Images that were not found are gone, unless a folder or an archive could not be read or `--limit` ended the walk.
-    An image behind a URL, whose size and time are unknown, is taken as unchanged.
+    An image behind a URL, whose size and time are unknown, is taken as unchanged. An image with an embedding that
+    cannot be read now is kept.
     """
     changes, signatures = Changes(), _Signatures()
     seen = bytearray(known.starts[-1])
@@ -61,7 +66,14 @@ def find_changes(source: Source, known: Known, decode: DecodeOptions, *, retry_f
         number = known.numbers.get(row_key(file_name, file_name_b64, None))
         if number is not None:
             seen[number] = True
-            if _is_unchanged(ref, number, signature, known, decode) and not (retry_failed and known.failed[number]):
+            try:
+                unchanged = _is_unchanged(ref, number, signature, known, decode)
+            except ImageError as error:
+                if not known.failed[number] and (error.code in UNREAD or isinstance(error.__cause__, OSError)):
+                    changes.num_unread += 1
+                    continue
+                unchanged = False  # it becomes a failed image, with this reason
+            if unchanged and not (retry_failed and known.failed[number]):
                 changes.num_unchanged += 1
                 continue
         changes.num_new += number is None
@@ -76,7 +88,11 @@ def find_changes(source: Source, known: Known, decode: DecodeOptions, *, retry_f
         )
     changes.skipped, changes.damaged = dict(stream.skipped), tuple(stream.damaged)
     gone = [key for key, number in known.numbers.items() if not seen[number]]
-    if source.options.limit is not None or changes.damaged or any(changes.skipped.get(reason) for reason in _UNREAD):
+    if (
+        source.options.limit is not None
+        or changes.damaged
+        or any(changes.skipped.get(reason) for reason in _UNREAD_PARTS)
+    ):
         changes.num_kept = len(gone)
     else:
         changes.gone = gone
@@ -123,16 +139,10 @@ class _Signatures:
 
 
 def _is_unchanged(ref: ImageRef, number: int, signature: tuple[int, int], known: Known, decode: DecodeOptions) -> bool:
-    """Return True if size and time are those in the index, or else the hash of the bytes."""
+    """Return True if size and time are those in the index, or else the hash of the bytes. Raises ImageError."""
     if signature == known.signature(number):
         return True
-    before = known.digest(number)
-    if not before:
-        return False
-    try:
-        same = digest(read(ref, decode)) == before
-    except ImageError:
-        return False  # it becomes a failed image, with this reason
+    same = digest(read(ref, decode)) == known.digest(number)  # read also if that is b"": an error must show now
     if same:
         known.touch(number, signature)
     return same

@@ -135,10 +135,10 @@ def _noted(source: ChosenImages, ref: ImageRef, number: int) -> ImageRef:
 
 
 def read_digests(path: Path, num_images: int) -> dict[int, bytes]:
-    """Return the hashes by the number of the image; a torn last record is left out."""
+    """Return the hashes by the number of the image; a torn last record is left out, as are all that cannot be read."""
     try:
         data = path.read_bytes()
-    except FileNotFoundError:
+    except OSError:
         return {}
     whole = data[: len(data) - len(data) % _RECORD.size]
     return {number: found for number, found in _RECORD.iter_unpack(whole) if number < num_images}

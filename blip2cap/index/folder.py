@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import os
 import re
-import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -20,6 +19,12 @@ PLAN = "plan.arrow"
 """List of the images that an update embeds into a segment, while it does so."""
 DIGESTS = "digests.bin"
 """Hashes of their bytes, as they are read."""
+_OURS = re.compile(
+    r"(images-\d+\.arrow|codes-\d+\.npy|vectors\.npy|plan\.arrow)(\.tmp)?|digests\.bin|embeddings\.parquet.*"
+    r"|\.blip2cap-.*\.tmp"
+)
+"""Names that this program makes in the folder of a segment."""
+_FINISHED = re.compile(r"images-\d+\.arrow|vectors\.npy|embeddings\.parquet")
 
 
 @contextmanager
@@ -58,15 +63,50 @@ def locked(folder: Path, files: Files) -> Iterator[None]:
 
 
 def _check_is_ours(folder: Path) -> None:
-    """Refuse a folder with other files: it is a mistake to mix them with an index."""
+    """Refuse a folder with other files, before anything is written: it is a mistake to mix them with an index."""
     names = {*os.listdir(folder)}
-    if names - {LOCK} and not names & {NAME, LOCK}:
-        raise OutputRefusedError(f"{folder}: a folder with other files and no {NAME}. Use a new or empty folder.")
+    if NAME in names:
+        Catalog.read(folder)
+        return
+    other = {name for name in names if not re.fullmatch(r"\.lock|\.decoding|index\.json\.tmp|\.blip2cap-.*\.tmp", name)}
+    if LOCK in names:
+        other -= {path.name for path in segment_folders(folder) if _is_segment(path)}
+    if other:
+        raise OutputRefusedError(
+            f"{folder}: a folder with other files, such as {min(other)}, and no {NAME}. Use a new or empty folder."
+        )
+
+
+def _is_segment(path: Path) -> bool:
+    """Return True if a folder is empty, as a kill may leave it, or holds files of a segment."""
+    if path.is_symlink() or not path.is_dir():
+        return False
+    names = os.listdir(path)
+    return not names or any(_OURS.fullmatch(name) for name in names)
+
+
+def check_unlisted(folder: Path, catalog: Catalog | None) -> None:
+    """Refuse an index with complete segments that index.json does not list: it was lost, or an older one is there.
+
+    A segment of a killed update has a plan, which is removed only after index.json has listed the segment.
+    """
+    listed = {entry.name for entry in catalog.segments} if catalog else set()
+    lost = []
+    for path in segment_folders(folder):
+        names = [] if path.name in listed else os.listdir(path)
+        if PLAN not in names and any(_FINISHED.fullmatch(name) for name in names):
+            lost.append(path.name)
+    if lost:
+        what = f"does not list {', '.join(lost)}" if catalog else f"is missing, but not {', '.join(lost)}"
+        raise OutputRefusedError(
+            f"{folder / NAME} {what}: complete segments with embeddings. Restore {NAME} from a copy; or move these "
+            "folders away, and their images are embedded again; or use another --out."
+        )
 
 
 def segment_folders(folder: Path) -> list[Path]:
     """Return the folders of segments, listed in index.json or not, in their order."""
-    return sorted(path for path in folder.iterdir() if re.fullmatch(r"segment-\d{6,}", path.name))
+    return sorted(path for path in folder.iterdir() if re.fullmatch(r"segment-\d{6,}", path.name) and path.is_dir())
 
 
 def next_segment(folder: Path, catalog: Catalog | None) -> Path:
@@ -78,19 +118,27 @@ def next_segment(folder: Path, catalog: Catalog | None) -> Path:
 
 
 def sweep(folder: Path, catalog: Catalog, files: Files) -> None:
-    """Remove files that index.json does not name: what earlier updates have replaced, or a killed one has left."""
+    """Remove files that index.json does not name: what earlier updates have replaced, or a killed one has left.
+
+    Other files and folders, such as @eaDir, are left alone. A file that cannot be removed now is no error: the next
+    update tries again.
+    """
     for each in catalog.segments:
         keep = {each.images, catalog.codes, "vectors.npy", "embeddings.parquet"}
         inner = folder / each.name
-        for path in inner.iterdir():
-            if path.name not in keep:
-                with contextlib.suppress(FileNotFoundError):
-                    files.unlink(path)
-    for path in folder.glob(".blip2cap-*.tmp"):
-        with contextlib.suppress(FileNotFoundError):
+        with contextlib.suppress(OSError):
+            _unlink([path for path in inner.iterdir() if _OURS.fullmatch(path.name) and path.name not in keep], files)
+    _unlink([*folder.glob(f"{NAME}.tmp"), *folder.glob(".blip2cap-*.tmp")], files)
+
+
+def remove_folder(folder: Path, files: Files) -> None:
+    """Remove the folder of a segment without rows; one with other files is left, without ours."""
+    _unlink([path for path in folder.iterdir() if _OURS.fullmatch(path.name)], files)
+    with contextlib.suppress(OSError):
+        os.rmdir(folder)
+
+
+def _unlink(paths: list[Path], files: Files) -> None:
+    for path in paths:
+        with contextlib.suppress(OSError):
             files.unlink(path)
-
-
-def remove_folder(folder: Path) -> None:
-    """Remove the folder of a segment that no index.json names."""
-    shutil.rmtree(folder)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -88,11 +90,19 @@ def read_table(path: Path) -> pa.Table:
         table.validate(full=True)
         if table.schema != schema():
             raise ValueError(f"columns {', '.join(table.schema.names)}")
-    except FileNotFoundError:
-        raise
+    except FileNotFoundError as error:  # that of pyarrow does not name the file
+        raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), str(path)) from error
     except (OSError, ValueError, pa.ArrowException) as error:
         raise damaged(path, str(error).splitlines()[0]) from error
     return table
+
+
+def read_list(path: Path) -> pa.Table:
+    """Map a list of images of an index that is locked. Raises OutputRefusedError if it is missing or damaged."""
+    try:
+        return read_table(path)
+    except FileNotFoundError as error:
+        raise damaged(path, "it is missing") from error
 
 
 def images_of(table: pa.Table) -> list[Image]:

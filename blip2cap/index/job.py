@@ -26,6 +26,8 @@ class IndexJob:
     batch: BatchOptions = field(default_factory=BatchOptions)
     retry_failed: bool = False
     """Try images again that have failed; without it only when their file has changed."""
+    allow_removal: bool = False
+    """Allow the update to remove more than half of the images; without it that is refused."""
     same_inputs: bool = False
     """The folder of the images was renamed or moved: keep the index, with its new name."""
 
@@ -48,7 +50,7 @@ class IndexSummary:
     num_unchanged: int
     """Number of images found among the inputs that needed nothing, failed ones too."""
     num_removed: int
-    """Number of images removed, as their files are gone."""
+    """Number of images removed: the inputs do not have them any more."""
     num_failed: int
     """Number of images among the inputs that have failed, in this update or earlier."""
     failed: Mapping[str, int]
@@ -61,10 +63,12 @@ class IndexSummary:
     """Counts and times of the run; None if nothing was embedded."""
     stopped: bool = False
     num_kept: int = 0
-    """Number of images that were not found, but kept: a part of the inputs could not be read, or --limit left them."""
+    """Number of images that were kept without a look at them: they or their folder could not be read, or --limit."""
+    num_unread: int = 0
+    """Number of those that are among the inputs, but could not be read: they keep their embeddings."""
 
     @property
     def complete(self) -> bool:
         """True if the index has every input of this update, and every archive and folder could be read."""
         unread = sum(self.skipped.get(reason, 0) for reason in ("unreadable_folder", "unreadable_archive"))
-        return not (self.stopped or self.num_failed or unread or self.damaged)
+        return not (self.stopped or self.num_failed or self.num_unread or unread or self.damaged)

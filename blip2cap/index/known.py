@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from blip2cap.index.catalog import Catalog
-from blip2cap.index.images import read_table
+from blip2cap.index.images import read_list
 from blip2cap.rows import row_key
 
 if TYPE_CHECKING:
@@ -33,7 +33,7 @@ class Known:
         self.changed: set[int] = set()
         """Segments whose lists must be written."""
         for entry in catalog.segments if catalog else ():
-            self._add(read_table(folder / entry.name / entry.images))
+            self._add(read_list(folder / entry.name / entry.images))
 
     def _add(self, table: pa.Table) -> None:
         removed = table["removed"].to_numpy()
@@ -61,6 +61,11 @@ class Known:
         """Note a new size and time of a file whose content is the same."""
         self.num_bytes[number], self.mtime_ns[number] = signature
         self.changed.add(self._segment(number))
+
+    def has_vector(self, key: str) -> bool:
+        """Return True if there is an image of that name with an embedding."""
+        number = self.numbers.get(key)
+        return number is not None and not self.failed[number]
 
     def remove(self, key: str) -> bool:
         """Remove an image; return False if there is none of that name."""

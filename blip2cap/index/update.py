@@ -22,11 +22,21 @@ from blip2cap.decode.trace import trace_path
 from blip2cap.errors import InputError, OutputError, OutputRefusedError
 from blip2cap.index import build
 from blip2cap.index.catalog import NAME, Catalog, SegmentEntry, damaged
-from blip2cap.index.changes import Changes, find_changes
+from blip2cap.index.changes import UNREAD, Changes, find_changes
 from blip2cap.index.codes import codes_shape
 from blip2cap.index.embedding import ChosenImages, Embedder, RunEmbedder, finish_rows, read_digests
-from blip2cap.index.folder import DIGESTS, PLAN, TRACE, locked, next_segment, remove_folder, segment_folders, sweep
-from blip2cap.index.images import make_table, read_table, write_table
+from blip2cap.index.folder import (
+    DIGESTS,
+    PLAN,
+    TRACE,
+    check_unlisted,
+    locked,
+    next_segment,
+    remove_folder,
+    segment_folders,
+    sweep,
+)
+from blip2cap.index.images import make_table, read_list, read_table, write_table
 from blip2cap.index.job import IndexJob, IndexSummary
 from blip2cap.index.known import Known, keys_of
 from blip2cap.index.segment import EMBEDDINGS, VECTORS, map_array
@@ -107,7 +117,10 @@ class _Update:
 
     def __init__(self, folder: Path, job: IndexJob, listener: Listener, files: Files) -> None:
         self.folder, self.job, self.listener, self.files = folder, job, listener, files
+        self.num_unread = 0
+        """Number of images that keep an older embedding, because they could not be read."""
         self.catalog: Catalog | None = Catalog.read(folder) if os.path.lexists(folder / NAME) else None
+        check_unlisted(folder, self.catalog)
         if self.catalog is not None:
             self._mend()
             sweep(folder, self.catalog, files)
@@ -122,7 +135,7 @@ class _Update:
                 self.files.replace(trace_path(inner / EMBEDDINGS), self.folder / TRACE)
             made_with = finish_rows(inner / EMBEDDINGS, self.files) if (inner / PLAN).exists() else None
             if made_with is None:
-                remove_folder(inner)
+                remove_folder(inner, self.files)
                 continue
             num_new, num_changed = self._commit(inner, made_with, Known(self.folder, self.catalog))
             done = f"{num_new + num_changed} images of an update that was not finished"
@@ -147,8 +160,10 @@ class _Update:
         changes = find_changes(source, known, self.job.decode, retry_failed=self.job.retry_failed)
         if not changes.num_images:
             raise InputError(no_image(source, changes.skipped))
+        self._check_removal(len(changes.gone), len(known.numbers))
         for key in changes.gone:
             known.remove(key)
+        self.num_unread = changes.num_unread
         outcome, num_new, num_changed = None, 0, 0
         if changes.planned:
             outcome, num_new, num_changed = self._embed(inputs, changes, known, embedder)
@@ -169,8 +184,17 @@ class _Update:
             damaged=changes.damaged,
             stats=None if outcome is None else outcome.stats,
             stopped=outcome is not None and outcome.stopped,
-            num_kept=changes.num_kept,
+            num_kept=changes.num_kept + self.num_unread,
+            num_unread=self.num_unread,
         )
+
+    def _check_removal(self, num_gone: int, num_known: int) -> None:
+        """Refuse to remove most of an index: the inputs may be incomplete, by mistake or as a disk is not mounted."""
+        if 2 * num_gone > num_known and not self.job.allow_removal:
+            raise OutputRefusedError(
+                f"{self.folder}: {num_gone} of its {num_known} images are not among the inputs, and would be removed "
+                "from it. Give all inputs that the index shall hold; or --allow-removal; or another --out."
+            )
 
     def _embed(self, inputs: _Inputs, changes: Changes, known: Known, embedder: Embedder) -> tuple[Outcome, int, int]:
         """Embed the planned images into a new segment; return the outcome, and numbers of new and changed images."""
@@ -185,7 +209,7 @@ class _Update:
         outcome = embedder.run(inputs.choose(chosen, inner / DIGESTS), inner / EMBEDDINGS, dtype)
         made_with = finish_rows(inner / EMBEDDINGS, self.files)
         if made_with is None:  # stopped before the first row
-            remove_folder(inner)
+            remove_folder(inner, self.files)
             return outcome, 0, 0
         return outcome, *self._commit(inner, made_with, known)
 
@@ -194,7 +218,9 @@ class _Update:
 
         Images of that name in older segments are removed by this, and other changes in `known` are written.
         """
-        table, shape = self._list_rows(inner), _shape(inner / EMBEDDINGS)
+        import pyarrow.compute as pc
+
+        table, shape = self._list_rows(inner, known), _shape(inner / EMBEDDINGS)
         old = self.catalog or Catalog(settings=made_with, shape=shape)
         if shape != old.shape:
             raise damaged(inner / EMBEDDINGS, f"embeddings of shape {list(shape)}, the index has {list(old.shape)}")
@@ -205,24 +231,30 @@ class _Update:
         if centre:
             build.write_codes(inner / old.codes, vectors, centre, self.files)
         write_table(table, inner / "images-1.arrow", self.files)
-        num_changed = sum(known.remove(key) for key in keys_of(table))
+        num_changed = sum(known.remove(key) for key in keys_of(table.filter(pc.invert(table["removed"]))))
         entry = SegmentEntry(name=inner.name, num_vectors=num_vectors, images="images-1.arrow")
         num_centre_images = old.num_centre_images or num_vectors
         new = replace(old, centre=centre, num_centre_images=num_centre_images, segments=(*old.segments, entry))
         self._write_lists(known, new)
         self._centre_anew()
-        return len(table) - num_changed, num_changed
+        num_unread = pc.sum(table["removed"]).as_py() or 0
+        self.num_unread += num_unread
+        return len(table) - num_unread - num_changed, num_changed
 
-    def _list_rows(self, inner: Path) -> pa.Table:
-        """Return the list of the images of a segment: of each row, what the plan says, and how it went."""
+    def _list_rows(self, inner: Path, known: Known) -> pa.Table:
+        """Return the list of the images of a segment: of each row, what the plan says, and how it went.
+
+        An image that could not be read is removed from it if an older segment has its embedding.
+        """
         import pyarrow as pa
 
         plan = read_table(inner / PLAN)
         numbers = {key: number for number, key in enumerate(keys_of(plan))}
-        places, errors = list[int](), list[str]()
+        places, errors, unread = list[int](), list[str](), list[bool]()
         for batch in build.read_rows(inner / EMBEDDINGS, ["file_name", "file_name_b64", "error"]):
-            errors += batch["error"].to_pylist()
-            for key in keys_of(batch):
+            errors += (new := batch["error"].to_pylist())
+            for key, error in zip(keys_of(batch), new, strict=True):
+                unread.append(error in UNREAD and known.has_vector(key))
                 if key not in numbers:
                     raise damaged(inner / EMBEDDINGS, f"{key.split(chr(0))[0]} is not in {PLAN}")
                 places.append(numbers[key])
@@ -233,6 +265,7 @@ class _Update:
             "digest": pa.array([found.get(place, b"") for place in places], pa.binary()),
             "error": pa.array(errors, pa.string()),
             "vector": pa.array(np.where(ok, np.cumsum(ok) - 1, -1), pa.int32()),
+            "removed": pa.array(unread, pa.bool_()),
         }
         for name, values in columns.items():
             at = table.schema.get_field_index(name)
@@ -277,6 +310,8 @@ class _Update:
         catalog = self.catalog
         assert catalog is not None
         here = tuple(entry for entry in catalog.segments if (self.folder / entry.name).is_dir())
+        for entry in here:  # before anything is made again or swept: an older index.json names older lists
+            read_list(self.folder / entry.name / entry.images)
         for entry in here:
             inner, shape = self.folder / entry.name, catalog.shape
             try:
