@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -135,6 +136,33 @@ def test_names_are_found_from_another_folder_too(images: Path, here: Path, model
     assert [(row["file_name"], row["text"]) for row in read_rows(here / "matches.jsonl")] == [("c.png", caption)]
 
 
+def test_a_caption_of_a_folder_below_is_not_that_of_an_image_of_the_same_name_above(
+    images: Path, here: Path, model: Model
+) -> None:
+    shutil.copy(images / "a.png", images / "c.png")
+    (images / "sub" / "c.txt").write_text("a blue one")
+    result = invoke("match", images, *model, "--captions", images / "sub")
+    assert (result.exit_code, "skipped 3 without caption" in result.stderr) == (0, True), result.stderr
+    assert [row["file_name"] for row in read_rows(here / "matches.jsonl")] == ["sub/c.png"]
+
+
+def test_captions_in_a_folder_of_their_own_below_the_input_are_found_by_name(
+    images: Path, here: Path, model: Model
+) -> None:
+    (here / "texts" / "images").mkdir(parents=True)
+    (here / "texts" / "images" / "a.txt").write_text("a red one")
+    result = invoke("match", here, *model, "--captions", "texts")
+    assert result.exit_code == 0, result.stderr
+    assert [row["file_name"] for row in read_rows(here / "matches.jsonl")] == ["images/a.png"]
+
+
+def test_absolute_names_are_found_through_a_link(images: Path, here: Path, model: Model) -> None:
+    (here / "link").symlink_to(images)
+    (here / "captions.csv").write_text(f"file_name,text\n{here}/link/a.png,red\n{images}/b.png,red\n")
+    result = invoke("match", "link", *model, "--captions", "captions.csv")
+    assert (result.exit_code, "2 ok" in result.stderr) == (0, True), result.stderr
+
+
 def test_captions_of_other_images_are_an_error_that_shows_both_names(images: Path, here: Path, model: Model) -> None:
     (here / "captions.csv").write_text("file_name,text\nother/x.png,red\n")
     result = invoke("match", images, *model, "--captions", "captions.csv")
@@ -144,6 +172,18 @@ def test_captions_of_other_images_are_an_error_that_shows_both_names(images: Pat
     assert not (here / "matches.jsonl").exists()
     parts = invoke("match", images, *model, "--captions", "captions.csv", "-o", "matches/")
     assert (parts.exit_code, "no image of this run" in parts.stderr) == (2, True)
+
+
+def test_rows_of_captions_that_were_edited_are_kept_and_counted(images: Path, here: Path, model: Model) -> None:
+    command = ("match", images, *model, "--captions", "captions.csv")
+    (here / "captions.csv").write_text("file_name,text\na.png,red\nb.png,blue\n")
+    assert "existing row" not in invoke(*command).stderr
+    assert "existing row" not in invoke(*command).stderr
+    (here / "captions.csv").write_text("file_name,text\na.png,red\nb.png,green\n")
+    result = invoke(*command)
+    assert (result.exit_code, "1 ok, 0 failed, 1 already done" in result.stderr) == (0, True), result.stderr
+    assert "matches.jsonl: 1 existing row is of captions that are no longer there" in result.stderr
+    assert "existing row" not in invoke(*command, "--overwrite").stderr
 
 
 def test_a_folder_of_parts_lists_the_captions_of_its_images(images: Path, here: Path, model: Model) -> None:

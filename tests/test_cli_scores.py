@@ -123,6 +123,23 @@ def test_texts_of_an_image_become_one_entry_with_the_best_first(matches: Path, h
     assert not (here / "texts" / "b.txt").exists()
 
 
+def test_rows_of_a_text_that_was_added_later_join_those_of_their_image(matches: Path, here: Path) -> None:
+    added = [
+        match_schema().row(file_name=name, text="red", itm=0.8, itc=0.5, status="ok") for name in ("a.png", "c.png")
+    ]
+    with open(matches, "ab") as file:
+        file.writelines(row.as_json() for row in added)
+    command = ("export", matches, "--images", "images", "--min-itm", "0.5", "--which", "all")
+    result = invoke(*command, "--to", "txt", "-o", "texts")
+    assert (result.exit_code, "2 written" in result.stderr) == (0, True), result.stderr
+    assert (here / "texts" / "a.txt").read_text() == "a pink one\na red one\nred"
+    assert (here / "texts" / "c.txt").read_text() == "red\na cat"
+    invoke(*command, "--to", "coco", "-o", "coco.json")
+    content = json.loads((here / "coco.json").read_text())
+    assert [image["file_name"] for image in content["images"]] == ["a.png", "c.png"]
+    assert len(content["annotations"]) == 5
+
+
 @pytest.mark.parametrize("to", TEXTS)
 def test_scores_are_exported_as_captions_are(to: str, matches: Path, here: Path) -> None:
     """The same content as that of captions with the texts that are kept, the best of each image."""
