@@ -1,6 +1,8 @@
 from __future__ import annotations
 
+import base64
 import json
+import os
 import shutil
 from pathlib import Path
 
@@ -128,6 +130,22 @@ def test_every_image_is_compared_with_its_own_captions(kind: str, images: Path, 
     ]
 
 
+def test_lines_of_json_may_begin_with_a_blank_one(images: Path, here: Path, model: Model) -> None:
+    (here / "mine.jsonl").write_text('\n{"file_name": "a.png", "text": "red"}\n')
+    result = invoke("match", images, *model, "--captions", "mine.jsonl")
+    assert (result.exit_code, "1 ok" in result.stderr) == (0, True), result.stderr
+
+
+def test_names_that_are_not_utf8_are_read_from_an_exported_csv(images: Path, here: Path, model: Model) -> None:
+    name = os.fsdecode(b"\xff.png")
+    shutil.copy(images / "a.png", images / name)
+    row = text_row(file_name="\\xff.png", file_name_b64=base64.b64encode(b"\xff.png").decode(), text="red")
+    (here / "captions.jsonl").write_bytes(row.as_json())
+    assert invoke("export", "captions.jsonl", "--to", "csv", "-o", "captions.csv").exit_code == 0
+    result = invoke("match", images, *model, "--captions", "captions.csv")
+    assert (result.exit_code, "1 ok" in result.stderr) == (0, True), result.stderr
+
+
 def test_names_are_found_from_another_folder_too(images: Path, here: Path, model: Model) -> None:
     invoke("caption", images, "--model", "tiny")
     result = invoke("match", images / "sub", *model, "--captions", "captions.jsonl")
@@ -226,6 +244,12 @@ def write(name: str, content: str) -> str:
     return name
 
 
+def own() -> Path:
+    """Return the path of an output that is called as the metadata of imagefolder."""
+    Path("own").mkdir()
+    return Path("own", "metadata.jsonl")
+
+
 WRONG = {
     "no text given": lambda: [],
     "--captions and --text exclude each other": lambda: [
@@ -243,6 +267,23 @@ WRONG = {
     "has no caption": lambda: ["--captions", write("x.csv", "file_name,text\na.png,\n")],
     "a folder without .txt or .caption files": lambda: ["--captions", "matcher"],
     "row 1 has no caption but 3": lambda: ["--captions", write("x.jsonl", '{"file_name": "a.png", "text": 3}\n')],
+    "row 1 has no name of an image but '\\ud800.png'": lambda: [
+        *("--captions", write("x.jsonl", '{"file_name": "\\ud800.png", "text": "red"}\n'))
+    ],
+    "an annotation has no name of an image but 5": lambda: [
+        "--captions",
+        write(
+            "x.json",
+            '{"images": [{"id": 1, "file_name": 5}], "annotations": [{"image_id": 1, "caption": "red"}]}',
+        ),
+    ],
+    "an entry has no name of an image but ''": lambda: ["--captions", write("x.json", '{"": {"caption": "red"}}')],
+    "row 1 has no file_name_b64 but 'no'": lambda: [
+        *("--captions", write("x.csv", "file_name,file_name_b64,text\na.png,no,red\n"))
+    ],
+    "its first line is not JSON": lambda: ["--captions", write("x.jsonl", "red\n")],
+    "a line is no object": lambda: ["--captions", write("x.jsonl", "3\n")],
+    "metadata.jsonl in it is an output of blip2cap. Give": lambda: ["--captions", str(write_rows(own()).parent)],
     "its rows are answers": lambda: [
         "--captions",
         write("answers.jsonl", text_row(file_name="a.png", file_name_b64="", question="q").as_json().decode()),

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import json
+from array import array
 from pathlib import Path
 
 import pytest
 from PIL import Image
 
-from blip2cap.cli.histogram import bins
+from blip2cap.cli.histogram import bins, lines
 from blip2cap.tasks.match import match_schema
 from tests.commands import invoke, read_rows
 from tests.rows import text_row
@@ -74,6 +75,19 @@ def test_every_value_is_in_one_bin_and_limits_are_round(values: list[float]) -> 
     assert len(found) <= 22
     for each in found:
         assert each.num_kept == sum(value >= each.low - 1e-9 for value in values), each
+
+
+@pytest.mark.parametrize(
+    "values",
+    [[0.1, 0.1 + 1e-17], [0.3, 0.1 + 0.2], [0.5, 1e22], [-1e308, 1e308], [1.7e308], [0.0, 5e-324], [0.0, 1e-13]],
+)
+def test_extreme_values_have_a_histogram(values: list[float]) -> None:
+    found = bins(values)
+    assert sum(each.count for each in found) == len(values)
+    assert found[0].num_kept == len(values)
+    text = [*lines(array("d", values), name="itm", num_failed=0)]
+    assert len(text) == len(found) + 2
+    assert max(map(len, text)) < 120
 
 
 @pytest.mark.parametrize(

@@ -6,9 +6,9 @@ from typing import Any
 import pytest
 
 from blip2cap.errors import UsageError
-from blip2cap.outputs.export.name_hashes import NameHashes
 from blip2cap.outputs.export.images import Images
 from blip2cap.outputs.export.item import Items
+from blip2cap.outputs.export.name_hashes import NameHashes
 from blip2cap.outputs.export.options import ExportOptions, parse_affixes
 from tests.exports import caption, make_images
 
