@@ -164,7 +164,8 @@ def _make_plan(context: Context, store: Store, settings: Mapping[str, Any]) -> t
         store,
         stream,
         {**settings, "dtype": dtype},
-        part_size=job.output.part_size or job.task.schema.num_rows(PART_SIZE),
+        part_size=job.output.part_size
+        or max(1, job.task.schema.num_rows(PART_SIZE) // len(job.task.labels or (None,))),
         skipped=stream.skipped,
         labels_of=job.task.labels_of if job.task.labels is None else None,
     )
