@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from blip2cap.outputs.open import open_rows
+from blip2cap.outputs.open import find_plan, open_rows
 from tests.commands import invoke, read_rows
 from tests.rows import text_row
 
@@ -202,6 +202,19 @@ def test_rows_of_captions_that_were_edited_are_kept_and_counted(images: Path, he
     assert (result.exit_code, "1 ok, 0 failed, 1 already done" in result.stderr) == (0, True), result.stderr
     assert "matches.jsonl: 1 existing row is of captions that are no longer there" in result.stderr
     assert "existing row" not in invoke(*command, "--overwrite").stderr
+
+
+def test_a_message_about_captions_names_the_limit(images: Path, here: Path, model: Model) -> None:
+    (here / "captions.csv").write_text("file_name,text\nb.png,red\n")
+    result = invoke("match", images, *model, "--captions", "captions.csv", "--limit", "1")
+    assert (result.exit_code, "Only the first 1 images were looked at (--limit)" in result.stderr) == (2, True)
+
+
+def test_a_part_holds_fewer_images_if_they_have_several_rows(images: Path, here: Path, model: Model) -> None:
+    assert invoke("match", images, *model, "--text", "red", "--text", "blue", "-o", "matches/").exit_code == 0
+    plan = find_plan("matches/")
+    assert plan is not None
+    assert plan.part_size == 5000
 
 
 def test_a_folder_of_parts_lists_the_captions_of_its_images(images: Path, here: Path, model: Model) -> None:
