@@ -60,7 +60,7 @@ class FakeMatcher:
             if len(text) > MOST_CHARACTERS:
                 raise UsageError(f'text "{text}": too long.')
 
-    def start_match(self, *, capacity: int | None) -> FakeSession:
+    def start_match(self, *, capacity: int | None, num_texts: int = 0) -> FakeSession:
         """Open a session that scores."""
         return FakeSession(self, self._score)
 

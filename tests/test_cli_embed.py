@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import fcntl
 import json
 from pathlib import Path
 from typing import Any
@@ -192,6 +193,35 @@ def test_texts_are_embedded_instead_of_images(out: str, here: Path, model: Model
         found = {row["text"]: np.frombuffer(base64.b64decode(row["embedding"]), "<f4").tolist() for row in rows}
     assert [*found] == ["red", "blue"]
     assert found["red"] == RED.tolist()
+
+
+@pytest.mark.parametrize("suffix", ["jsonl", "parquet"])
+def test_vectors_of_texts_leave_nothing_of_an_output_that_they_replace(
+    suffix: str, images: Path, here: Path, model: Model
+) -> None:
+    (here / "lines.txt").write_text("red\n")
+    out = here / f"x.{suffix}"
+    command = ("embed", "--texts", "lines.txt", *model, "-o", out)
+    assert invoke("embed", images, *model, "-o", out).exit_code == 0
+    if suffix == "parquet":
+        out.rename(here / "y.parquet")
+        (here / "x.parquet.jsonl").touch()
+    refused = invoke(*command)
+    assert (refused.exit_code, "exists, and" in refused.stderr) == (5, True), refused.stderr
+    result = invoke(*command, "--overwrite")
+    assert result.exit_code == 0, result.stderr
+    assert [path.name for path in here.glob("x.*")] == [out.name]
+
+
+@pytest.mark.parametrize("suffix", ["jsonl", "parquet"])
+def test_vectors_of_texts_wait_for_no_other_run(suffix: str, here: Path, model: Model) -> None:
+    (here / "lines.txt").write_text("red\n")
+    locked = here / ("x.jsonl" if suffix == "jsonl" else "x.parquet.jsonl")
+    with open(locked, "wb") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        result = invoke("embed", "--texts", "lines.txt", *model, "-o", f"x.{suffix}", "--overwrite")
+    assert (result.exit_code, "another blip2cap run" in result.stderr) == (5, True), result.stderr
+    assert [path.name for path in here.glob("x.*")] == [locked.name]
 
 
 def test_vectors_of_texts_replace_a_file_only_if_asked_to(here: Path, model: Model) -> None:

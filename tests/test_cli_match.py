@@ -1,11 +1,14 @@
 from __future__ import annotations
 
+import base64
 import json
+import os
+import shutil
 from pathlib import Path
 
 import pytest
 
-from blip2cap.outputs.open import open_rows
+from blip2cap.outputs.open import find_plan, open_rows
 from tests.commands import invoke, read_rows
 from tests.rows import text_row
 
@@ -127,12 +130,55 @@ def test_every_image_is_compared_with_its_own_captions(kind: str, images: Path, 
     ]
 
 
+def test_lines_of_json_may_begin_with_a_blank_one(images: Path, here: Path, model: Model) -> None:
+    (here / "mine.jsonl").write_text('\n{"file_name": "a.png", "text": "red"}\n')
+    result = invoke("match", images, *model, "--captions", "mine.jsonl")
+    assert (result.exit_code, "1 ok" in result.stderr) == (0, True), result.stderr
+
+
+def test_names_that_are_not_utf8_are_read_from_an_exported_csv(images: Path, here: Path, model: Model) -> None:
+    name = os.fsdecode(b"\xff.png")
+    shutil.copy(images / "a.png", images / name)
+    row = text_row(file_name="\\xff.png", file_name_b64=base64.b64encode(b"\xff.png").decode(), text="red")
+    (here / "captions.jsonl").write_bytes(row.as_json())
+    assert invoke("export", "captions.jsonl", "--to", "csv", "-o", "captions.csv").exit_code == 0
+    result = invoke("match", images, *model, "--captions", "captions.csv")
+    assert (result.exit_code, "1 ok" in result.stderr) == (0, True), result.stderr
+
+
 def test_names_are_found_from_another_folder_too(images: Path, here: Path, model: Model) -> None:
     invoke("caption", images, "--model", "tiny")
     result = invoke("match", images / "sub", *model, "--captions", "captions.jsonl")
     assert result.exit_code == 0, result.output
     (caption,) = (row["text"] for row in read_rows(here / "captions.jsonl") if row["file_name"] == "sub/c.png")
     assert [(row["file_name"], row["text"]) for row in read_rows(here / "matches.jsonl")] == [("c.png", caption)]
+
+
+def test_a_caption_of_a_folder_below_is_not_that_of_an_image_of_the_same_name_above(
+    images: Path, here: Path, model: Model
+) -> None:
+    shutil.copy(images / "a.png", images / "c.png")
+    (images / "sub" / "c.txt").write_text("a blue one")
+    result = invoke("match", images, *model, "--captions", images / "sub")
+    assert (result.exit_code, "skipped 3 without caption" in result.stderr) == (0, True), result.stderr
+    assert [row["file_name"] for row in read_rows(here / "matches.jsonl")] == ["sub/c.png"]
+
+
+def test_captions_in_a_folder_of_their_own_below_the_input_are_found_by_name(
+    images: Path, here: Path, model: Model
+) -> None:
+    (here / "texts" / "images").mkdir(parents=True)
+    (here / "texts" / "images" / "a.txt").write_text("a red one")
+    result = invoke("match", here, *model, "--captions", "texts")
+    assert result.exit_code == 0, result.stderr
+    assert [row["file_name"] for row in read_rows(here / "matches.jsonl")] == ["images/a.png"]
+
+
+def test_absolute_names_are_found_through_a_link(images: Path, here: Path, model: Model) -> None:
+    (here / "link").symlink_to(images)
+    (here / "captions.csv").write_text(f"file_name,text\n{here}/link/a.png,red\n{images}/b.png,red\n")
+    result = invoke("match", "link", *model, "--captions", "captions.csv")
+    assert (result.exit_code, "2 ok" in result.stderr) == (0, True), result.stderr
 
 
 def test_captions_of_other_images_are_an_error_that_shows_both_names(images: Path, here: Path, model: Model) -> None:
@@ -144,6 +190,31 @@ def test_captions_of_other_images_are_an_error_that_shows_both_names(images: Pat
     assert not (here / "matches.jsonl").exists()
     parts = invoke("match", images, *model, "--captions", "captions.csv", "-o", "matches/")
     assert (parts.exit_code, "no image of this run" in parts.stderr) == (2, True)
+
+
+def test_rows_of_captions_that_were_edited_are_kept_and_counted(images: Path, here: Path, model: Model) -> None:
+    command = ("match", images, *model, "--captions", "captions.csv")
+    (here / "captions.csv").write_text("file_name,text\na.png,red\nb.png,blue\n")
+    assert "existing row" not in invoke(*command).stderr
+    assert "existing row" not in invoke(*command).stderr
+    (here / "captions.csv").write_text("file_name,text\na.png,red\nb.png,green\n")
+    result = invoke(*command)
+    assert (result.exit_code, "1 ok, 0 failed, 1 already done" in result.stderr) == (0, True), result.stderr
+    assert "matches.jsonl: 1 existing row is of captions that are no longer there" in result.stderr
+    assert "existing row" not in invoke(*command, "--overwrite").stderr
+
+
+def test_a_message_about_captions_names_the_limit(images: Path, here: Path, model: Model) -> None:
+    (here / "captions.csv").write_text("file_name,text\nb.png,red\n")
+    result = invoke("match", images, *model, "--captions", "captions.csv", "--limit", "1")
+    assert (result.exit_code, "Only the first 1 images were looked at (--limit)" in result.stderr) == (2, True)
+
+
+def test_a_part_holds_fewer_images_if_they_have_several_rows(images: Path, here: Path, model: Model) -> None:
+    assert invoke("match", images, *model, "--text", "red", "--text", "blue", "-o", "matches/").exit_code == 0
+    plan = find_plan("matches/")
+    assert plan is not None
+    assert plan.part_size == 5000
 
 
 def test_a_folder_of_parts_lists_the_captions_of_its_images(images: Path, here: Path, model: Model) -> None:
@@ -186,6 +257,12 @@ def write(name: str, content: str) -> str:
     return name
 
 
+def own() -> Path:
+    """Return the path of an output that is called as the metadata of imagefolder."""
+    Path("own").mkdir()
+    return Path("own", "metadata.jsonl")
+
+
 WRONG = {
     "no text given": lambda: [],
     "--captions and --text exclude each other": lambda: [
@@ -203,6 +280,23 @@ WRONG = {
     "has no caption": lambda: ["--captions", write("x.csv", "file_name,text\na.png,\n")],
     "a folder without .txt or .caption files": lambda: ["--captions", "matcher"],
     "row 1 has no caption but 3": lambda: ["--captions", write("x.jsonl", '{"file_name": "a.png", "text": 3}\n')],
+    "row 1 has no name of an image but '\\ud800.png'": lambda: [
+        *("--captions", write("x.jsonl", '{"file_name": "\\ud800.png", "text": "red"}\n'))
+    ],
+    "an annotation has no name of an image but 5": lambda: [
+        "--captions",
+        write(
+            "x.json",
+            '{"images": [{"id": 1, "file_name": 5}], "annotations": [{"image_id": 1, "caption": "red"}]}',
+        ),
+    ],
+    "an entry has no name of an image but ''": lambda: ["--captions", write("x.json", '{"": {"caption": "red"}}')],
+    "row 1 has no file_name_b64 but 'no'": lambda: [
+        *("--captions", write("x.csv", "file_name,file_name_b64,text\na.png,no,red\n"))
+    ],
+    "its first line is not JSON": lambda: ["--captions", write("x.jsonl", "red\n")],
+    "a line is no object": lambda: ["--captions", write("x.jsonl", "3\n")],
+    "metadata.jsonl in it is an output of blip2cap. Give": lambda: ["--captions", str(write_rows(own()).parent)],
     "its rows are answers": lambda: [
         "--captions",
         write("answers.jsonl", text_row(file_name="a.png", file_name_b64="", question="q").as_json().decode()),

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import json
+from array import array
 from pathlib import Path
 
 import pytest
 from PIL import Image
 
-from blip2cap.cli.histogram import bins
+from blip2cap.cli.histogram import bins, lines
 from blip2cap.tasks.match import match_schema
 from tests.commands import invoke, read_rows
 from tests.rows import text_row
@@ -77,6 +78,19 @@ def test_every_value_is_in_one_bin_and_limits_are_round(values: list[float]) -> 
 
 
 @pytest.mark.parametrize(
+    "values",
+    [[0.1, 0.1 + 1e-17], [0.3, 0.1 + 0.2], [0.5, 1e22], [-1e308, 1e308], [1.7e308], [0.0, 5e-324], [0.0, 1e-13]],
+)
+def test_extreme_values_have_a_histogram(values: list[float]) -> None:
+    found = bins(values)
+    assert sum(each.count for each in found) == len(values)
+    assert found[0].num_kept == len(values)
+    text = [*lines(array("d", values), name="itm", num_failed=0)]
+    assert len(text) == len(found) + 2
+    assert max(map(len, text)) < 120
+
+
+@pytest.mark.parametrize(
     ("arguments", "message"),
     [
         (["--worst", "1", "--best", "1"], "exclude each other"),
@@ -121,6 +135,23 @@ def test_texts_of_an_image_become_one_entry_with_the_best_first(matches: Path, h
     invoke("export", matches, "--to", "txt", "-o", "texts", "--images", "images", "--min-itm", "0.5", "--which", "all")
     assert (here / "texts" / "a.txt").read_text() == "a pink one\na red one"
     assert not (here / "texts" / "b.txt").exists()
+
+
+def test_rows_of_a_text_that_was_added_later_join_those_of_their_image(matches: Path, here: Path) -> None:
+    added = [
+        match_schema().row(file_name=name, text="red", itm=0.8, itc=0.5, status="ok") for name in ("a.png", "c.png")
+    ]
+    with open(matches, "ab") as file:
+        file.writelines(row.as_json() for row in added)
+    command = ("export", matches, "--images", "images", "--min-itm", "0.5", "--which", "all")
+    result = invoke(*command, "--to", "txt", "-o", "texts")
+    assert (result.exit_code, "2 written" in result.stderr) == (0, True), result.stderr
+    assert (here / "texts" / "a.txt").read_text() == "a pink one\na red one\nred"
+    assert (here / "texts" / "c.txt").read_text() == "red\na cat"
+    invoke(*command, "--to", "coco", "-o", "coco.json")
+    content = json.loads((here / "coco.json").read_text())
+    assert [image["file_name"] for image in content["images"]] == ["a.png", "c.png"]
+    assert len(content["annotations"]) == 5
 
 
 @pytest.mark.parametrize("to", TEXTS)

@@ -6,9 +6,9 @@ from typing import Any
 import pytest
 
 from blip2cap.errors import UsageError
-from blip2cap.outputs.export.first_pass import NameHashes
 from blip2cap.outputs.export.images import Images
 from blip2cap.outputs.export.item import Items
+from blip2cap.outputs.export.name_hashes import NameHashes
 from blip2cap.outputs.export.options import ExportOptions, parse_affixes
 from tests.exports import caption, make_images
 
@@ -120,7 +120,7 @@ def test_repeated_names_are_found_among_many() -> None:
     assert not keys.repeated()
     for name in ("name 17", "name 9999", "name 17", "\udcff"):
         keys.add(name)
-    assert keys.repeated() == {NameHashes.hash("name 17"), NameHashes.hash("name 9999")}
+    assert keys.repeated() == {NameHashes.hash("name 17"): 3, NameHashes.hash("name 9999"): 2}
     assert not NameHashes().repeated()
 
 

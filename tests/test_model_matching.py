@@ -24,6 +24,7 @@ from blip2cap.models.matching.load import load
 from blip2cap.models.matching.model import WHAT, Matcher
 from blip2cap.options import ModelOptions
 from blip2cap.records import MatchScore, Prompt
+from blip2cap.tasks.match import Match
 from tests.checkpoints import IMAGE_SIZE, MATCHING_KINDS
 
 TEXTS = ("a photo of w1", "w5", "what is it ? w8 w9 w10 w11 w12 w13", "w1 of photo a")
@@ -213,6 +214,17 @@ def test_an_image_goes_through_the_vision_encoder_once_and_a_text_is_tokenised_o
     assert (len(tokenised), sum(embedded)) == (len(TEXTS), len(TEXTS))
     results_of(session, PIXELS, prompts(range(5), TEXTS))
     assert images == [1] * 5 + [5]
+
+
+def test_texts_of_every_image_are_tokenised_once_however_many_they_are(
+    model: Matcher, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("blip2cap.models.matching.session._NUM_TEXTS", 2)
+    tokenised = counted(monkeypatch, model, "tokenise")
+    session = Match(texts=TEXTS).start(model, capacity=3)
+    for pixels in PIXELS:
+        results_of(session, [pixels], prompts([0], TEXTS))
+    assert len(tokenised) == len(TEXTS)
 
 
 @pytest.mark.parametrize("text", ["", " \n", " ".join(["w1"] * 63)])

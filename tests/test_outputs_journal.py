@@ -183,7 +183,7 @@ def test_a_stream_takes_rows_and_remembers_nothing():
     sink.write([row(1), failed(2)])
     sink.close()
     assert stream.getvalue() == row(1).as_json() + failed(2).as_json()
-    assert (sink.finished, sink.num_failed) == (set(), 0)
+    assert (sink.finished, sink.num_failed) == (frozenset(), 0)
 
 
 class BrokenStream(io.BytesIO):

@@ -212,7 +212,9 @@ def no_image(source: Source, skipped: Mapping[str, int], task: Task | None = Non
     """Return the message that no image was found, or none that has rows, with the number of skipped entries."""
     if task is not None and skipped.get(WITHOUT_CAPTION):
         example = next(iter(source.stream()), None) if source.repeatable else None
-        return task.no_labels(example.file_name if example else "")
+        message = task.no_labels(example.file_name if example else "")
+        limit = source.options.limit
+        return message if limit is None else f"{message} Only the first {limit} images were looked at (--limit)."
     given = shown(", ".join((*source.options.inputs, *source.options.files_from)))
     reasons = ", ".join(skipped_phrases(skipped))
     found = f"no image found in {given}" + (f" ({reasons})" if reasons else "")

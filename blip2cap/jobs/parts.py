@@ -158,13 +158,14 @@ def _make_plan(context: Context, store: Store, settings: Mapping[str, Any]) -> t
     job, dtype = context.job, context.dtype
     if dtype == "auto":
         dtype = str(choose_dtype(dtype, choose_device(job.model.device), context.checkpoint)).removeprefix("torch.")
+    num_labels = len(job.task.labels or (None,))  # a part is held in memory, with all rows of an input
     context.listener.say("listing the inputs ...")
     stream = context.source.stream()
     plan = make_plan(
         store,
         stream,
         {**settings, "dtype": dtype},
-        part_size=job.output.part_size or job.task.schema.num_rows(PART_SIZE),
+        part_size=job.output.part_size or max(1, job.task.schema.num_rows(PART_SIZE) // num_labels),
         skipped=stream.skipped,
         labels_of=job.task.labels_of if job.task.labels is None else None,
     )

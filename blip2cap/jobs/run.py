@@ -90,6 +90,8 @@ def _run(context: Context, output: Output, trace: Trace | None) -> Outcome:
     else:
         stats = _make_rows(context, output, trace, dtype, itertools.chain([first], requests))
     stopped = stats is not None and context.stopped()
+    if job.task.labels is None and not stopped:
+        _say_not_asked(context, output, worklist)
     return Outcome(
         out=context.out,
         num_images=worklist.num_images,
@@ -101,6 +103,17 @@ def _run(context: Context, output: Output, trace: Trace | None) -> Outcome:
         stats=stats,
         stopped=stopped,
     )
+
+
+def _say_not_asked(context: Context, output: Output, worklist: Worklist) -> None:
+    """Say how many rows of a file belong to captions that were edited, or to other images."""
+    num_rows = len(output.finished) - worklist.num_finished
+    if num_rows > 0:
+        rows = "1 existing row is" if num_rows == 1 else f"{num_rows} existing rows are"
+        context.listener.say(
+            f"{context.out}: {rows} of captions that are no longer there, or of other images, and kept. Use another "
+            "--out, or --overwrite, for a file without them."
+        )
 
 
 def _new_root(settings: Mapping[str, Any], old: str, job: Job, source: Source, finished: Container[str]) -> str:

@@ -21,6 +21,8 @@ from blip2cap.models.registry import FAMILIES, load
 from blip2cap.options import Kind, ModelOptions, OutputOptions
 from blip2cap.outputs.export.tables import parquet_rows
 from blip2cap.outputs.files import OS_FILES, replacing_stream
+from blip2cap.outputs.journal import open_locked
+from blip2cap.outputs.open import files_of
 from blip2cap.rows import Column, Row, Schema
 from blip2cap.tasks.embed import Embed
 
@@ -41,9 +43,10 @@ def check_texts_output(task: Embed, output: OutputOptions) -> None:
         raise UsageError(f"--out {output.out}: vectors of texts are one file. Use a .parquet or .jsonl --out.")
     if output.retries or output.same_inputs:
         raise UsageError("--retry-failed, --retry-only and --same-inputs are for images. Leave them out.")
-    if output.kind is not Kind.STREAM and os.path.lexists(output.out) and not output.overwrite:
+    existing = next(filter(os.path.lexists, files_of(output.out)), None)
+    if existing is not None and not output.overwrite:
         raise OutputRefusedError(
-            f"{output.out} exists, and vectors of texts are not added to a file. Use another --out, or --overwrite."
+            f"{existing} exists, and vectors of texts are not added to a file. Use another --out, or --overwrite."
         )
 
 
@@ -88,6 +91,7 @@ def _sink(
                 assert stdout is not None
                 file = stdout
             else:
+                stack.enter_context(_locked(output))
                 file = stack.enter_context(replacing_stream(OS_FILES, Path(output.out)))
             if output.kind is Kind.PARQUET:
                 metadata = {_SETTINGS: json.dumps(settings).encode()}
@@ -99,6 +103,26 @@ def _sink(
         raise
     except OSError as error:
         raise OutputError(f"{output.out} cannot be written: {error.strerror}. Use another --out.") from error
+
+
+@contextmanager
+def _locked(output: OutputOptions) -> Iterator[None]:
+    """Hold the lock of an output, as its runs do; at the end, remove journal and manifest of what was replaced."""
+    path, *companions = files_of(output.out)
+    locked = companions[0] if output.kind is Kind.PARQUET else path
+    existed = os.path.lexists(locked)
+    file = open_locked(OS_FILES, locked)
+    try:
+        yield
+    except BaseException:
+        if not existed:
+            locked.unlink(missing_ok=True)
+        raise
+    else:
+        for companion in companions:
+            companion.unlink(missing_ok=True)
+    finally:
+        OS_FILES.close(file)
 
 
 def _write(file: BinaryIO, row: Row) -> None:

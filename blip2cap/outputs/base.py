@@ -23,7 +23,7 @@ class Output(RowSink, Protocol):
     """The sink of one run, to be closed; a later run can resume it, unless it is a stream."""
 
     @property
-    def finished(self) -> Container[str]:
+    def finished(self) -> KeySet | frozenset[str]:
         """Keys of the existing rows."""
 
     @property

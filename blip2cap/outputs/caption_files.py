@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import base64
 import csv
 import json
 import os
 from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,6 +21,8 @@ EXPECTED = (
 _NAMES = ("file_name", "image_path", "filename", "image")
 _TEXTS = ("text", "caption", "captions", "texts")
 """Columns of tables, in order of preference."""
+_ENCODED = "file_name_b64"
+"""Column of names that are not valid UTF-8, in exports of blip2cap."""
 _METADATA = ("metadata.jsonl", "metadata.csv", "metadata.parquet")
 _SIDECARS = (".txt", ".caption")
 _FORMULA = ("'=", "'+", "'-", "'@")
@@ -67,6 +70,10 @@ def _open_folder(path: Path) -> Listed | None:
         return None
     for name in _METADATA:
         if (path / name).is_file():
+            if _is_own(path / name):
+                raise InputError(
+                    f"--captions {path}: {name} in it is an output of blip2cap. Give {path / name} itself."
+                )
             return open_file(path / name)
     return Listed(captions=_sidecars(path), folder=str(path), stems=True)
 
@@ -107,7 +114,8 @@ def _coco(path: Path, content: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
     try:
         names = {image["id"]: image["file_name"] for image in content["images"]}
         for annotation in content["annotations"]:
-            yield names[annotation["image_id"]], _checked(path, "an annotation", annotation["caption"])
+            name, caption = names[annotation["image_id"]], annotation["caption"]
+            yield _checked_name(path, "an annotation", name), _checked(path, "an annotation", caption)
     except (KeyError, TypeError) as error:
         raise _wrong(path, f"COCO with an entry that lacks {error}") from error
 
@@ -115,6 +123,7 @@ def _coco(path: Path, content: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
 def _lines(path: Path, entries: Iterable[tuple[str, Any]]) -> Iterator[tuple[str, str]]:
     """Yield a caption for each line of the texts of kohya, which has one text for an image."""
     for name, text in entries:
+        _checked_name(path, "an entry", name)
         yield from ((name, line) for line in _checked(path, name, text).split("\n"))
 
 
@@ -123,9 +132,9 @@ def _table(path: Path) -> Iterator[tuple[str, str]]:
     for number, row in enumerate(_rows(path), start=1):
         if number == 1:
             name_column, text_column = _columns(path, row)
-        name, texts = row.get(name_column), row.get(text_column)
-        if not isinstance(name, str) or not name:
-            raise _wrong(path, f"row {number} has no {name_column}")
+        name, texts = _checked_name(path, f"row {number}", row.get(name_column)), row.get(text_column)
+        if encoded := row.get(_ENCODED):
+            name = _decoded(path, f"row {number}", encoded)
         for text in texts if isinstance(texts, list) else (texts or "",):
             yield name, _checked(path, f"row {number}", text)
 
@@ -156,7 +165,7 @@ def _rows(path: Path) -> Iterator[Mapping[str, Any]]:
 def _columns(path: Path, row: Mapping[str, Any]) -> tuple[str, str]:
     """Return the columns of names and of texts; beside the names, a single column may have any name."""
     name = next((each for each in _NAMES if each in row), None)
-    others = [each for each in row if each != name]
+    others = [each for each in row if each not in (name, _ENCODED)]
     text = next((each for each in _TEXTS if each in others), others[0] if len(others) == 1 else None)
     if name is None or text is None:
         raise _wrong(path, f"its columns are {', '.join(row)}")
@@ -182,12 +191,14 @@ def _is_own(path: Path) -> bool:
             return True  # its reader says what is wrong
         return {"file_name_b64", "status"} <= {*names}
     with _reading(path), open(path, "rb") as lines:
-        first = lines.readline()
+        first = next((line for line in lines if line.strip()), b"")
+    if not first:
+        return True
     try:
         columns = json.loads(first)
-    except ValueError:
-        return True
-    return not isinstance(columns, dict) or {"file_name_b64", "status"} <= columns.keys()
+    except (ValueError, RecursionError) as error:
+        raise _wrong(path, "its first line is not JSON") from error
+    return isinstance(columns, dict) and {"file_name_b64", "status"} <= columns.keys()
 
 
 def _checked(path: Path, where: str, text: Any) -> str:
@@ -199,6 +210,22 @@ def _checked(path: Path, where: str, text: Any) -> str:
     except UnicodeEncodeError:
         pass
     raise _wrong(path, f"{where} has no caption but {text!r}")
+
+
+def _checked_name(path: Path, where: str, name: Any) -> str:
+    """Return the name of an image. Raises InputError for what is no text, or cannot be the name of a file."""
+    if isinstance(name, str) and name:
+        with suppress(UnicodeEncodeError):
+            os.fsencode(name)
+            return name
+    raise _wrong(path, f"{where} has no name of an image but {name!r}")
+
+
+def _decoded(path: Path, where: str, encoded: Any) -> str:
+    try:
+        return os.fsdecode(base64.b64decode(encoded, validate=True))
+    except (TypeError, ValueError) as error:
+        raise _wrong(path, f"{where} has no {_ENCODED} but {encoded!r}") from error
 
 
 def _wrong(path: Path, reason: str) -> InputError:

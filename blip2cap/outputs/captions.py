@@ -27,7 +27,8 @@ class ImageCaptions:
     """Captions of images by their names.
 
     Names are relative to `folder`, if that is known; else they are those of the rows of a run. An image below `folder`
-    is found wherever the run starts; any other by the name that it has in the run.
+    is found wherever the run starts. Any other is found by the name that it has in the run, as a copy is, unless the
+    run starts above `folder`, and the caption is that of an image in `folder`.
     """
 
     def __init__(
@@ -62,15 +63,34 @@ class ImageCaptions:
 
     def of(self, ref: ImageRef) -> Sequence[str]:
         """Return the captions of an image, each once; none if it has none."""
-        name, (folder, base) = ref.name, os.path.split(ref.path)
-        is_file = os.path.basename(name) == base and "://" not in ref.path  # not a member of an archive
-        path = os.path.join(_real_folder(folder), base) if is_file else ""
-        if path and self.folder and path.startswith(f"{self.folder.rstrip('/')}/"):
-            name = path[len(self.folder.rstrip("/")) + 1 :]
-        found = self._lookup(name)
-        if found is None and path and self._has_absolute:
-            found = self._lookup(path)
-        return () if found is None else (found,) if isinstance(found, str) else found
+        for name in self._names(ref):
+            if found := self._lookup(name):
+                return (found,) if isinstance(found, str) else found
+        return ()
+
+    def _names(self, ref: ImageRef) -> Iterator[str]:
+        """Yield the names that the captions of an image may have."""
+        if "://" in ref.path:
+            yield ref.name
+            return
+        folder, base = os.path.split(ref.path)
+        is_file = os.path.basename(ref.name) == base  # not a member of an archive
+        real_path = os.path.join(_real_folder(folder), base) if is_file else ""
+        root = _root(ref)
+        if self.folder:
+            below = f"{self.folder.rstrip('/')}/"
+            for path in (_normal(os.path.join(root, ref.name)), real_path):
+                if path.startswith(below):
+                    yield path[len(below) :]
+        if not (self.folder and root and _overlap(self.folder, root) and self._is_of_another(ref.name)):
+            yield ref.name
+        if is_file and self._has_absolute:
+            yield real_path
+            yield os.path.abspath(ref.path)
+
+    def _is_of_another(self, name: str) -> bool:
+        """Return whether `folder` holds an image of that name, whose caption it is."""
+        return os.path.lexists(os.path.join(self.folder, name))
 
     def _lookup(self, name: str) -> str | tuple[str, ...] | None:
         name = _normal(name)
@@ -122,6 +142,18 @@ def _captions_of(given: str, rows: Results) -> Iterator[tuple[str, str]]:
             raise InputError(f"--captions {given}: its rows are {kind}. {caption_files.EXPECTED}")
         if row.status == "ok":
             yield from ((image_name(row), text) for text in row.texts or (row.text,))
+
+
+def _root(ref: ImageRef) -> str:
+    """Return the real path of the folder that the name of an image is relative to; "" if the name is absolute."""
+    if os.path.isabs(ref.name):
+        return ""
+    return _real_folder(ref.path.removesuffix(ref.name)) if ref.path.endswith(f"/{ref.name}") else _real_folder("")
+
+
+def _overlap(path: str, other: str) -> bool:
+    """Return whether one of two real paths of folders is the other one, or above it."""
+    return os.path.commonpath((path, other)) in (path, other)
 
 
 @functools.lru_cache(maxsize=1024)

@@ -56,7 +56,7 @@ class JournalSink:
         self._remedy = remedy
         self._target = behind(path)
         self._begun = False
-        self._file = _open_locked(files, path)
+        self._file = open_locked(files, path)
         try:
             if not overwrite:
                 self.manifest, self.journal = read_output(path, files, retry_failed=retry_failed, remedy=remedy)
@@ -253,7 +253,7 @@ class JournalSink:
         )
 
 
-def _open_locked(files: Files, path: Path) -> int:
+def open_locked(files: Files, path: Path) -> int:
     """Open or create `path` for appending, and lock it; the lock ends with the process in any case."""
     while True:
         try:

@@ -12,7 +12,7 @@ from blip2cap.rows import Row
 class StreamSink:
     """Writes rows to an open stream, flushed after every batch; nothing is remembered, so no rows exist before."""
 
-    finished: Container[str] = frozenset()
+    finished: frozenset[str] = frozenset()
     num_failed = 0
     first_key = ""
     failed_keys: frozenset[str] = frozenset()

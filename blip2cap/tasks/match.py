@@ -109,7 +109,7 @@ class Match:
 
     def start(self, model: Any, *, capacity: int | None) -> Session:
         """Open a session that compares images with texts."""
-        session: Session = model.start_match(capacity=capacity)
+        session: Session = model.start_match(capacity=capacity, num_texts=len(self.texts))
         return session
 
     def prompt(self, ref: ImageRef, label: str | None) -> str:

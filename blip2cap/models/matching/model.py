@@ -128,12 +128,13 @@ class Matcher(Model):
         if self.device.type == "cuda":
             torch.cuda.synchronize(self.device)
 
-    def start_match(self, *, capacity: int | None) -> MatchSession:
+    def start_match(self, *, capacity: int | None, num_texts: int = 0) -> MatchSession:
         """Open a session that compares at most `capacity` pairs of image and text at once; None: as many as pay.
 
+        `num_texts` is the number of texts that every image is compared with, if it is known: all are remembered.
         The result of a prompt is a MatchScore of its text and its image.
         """
-        return MatchSession(self, capacity=capacity)
+        return MatchSession(self, capacity=capacity, num_texts=num_texts)
 
     def start_embed(self, what: str, *, normalised: bool, capacity: int | None) -> EmbedSession:
         """Open a session whose results are the vectors of images, float32 of `embedding_shape(what)`.

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 _CPU, _GPU = 64, 256
 """Pairs at once, unless a number is given."""
 _NUM_TEXTS = 4096
-"""Number of texts that are remembered with their vectors."""
+"""Number of texts that are remembered with their vectors, unless every image is compared with more."""
 
 _Result: TypeAlias = MatchScore | ImageError
 
@@ -56,13 +56,14 @@ class MatchSession:
     host.
     """
 
-    def __init__(self, model: Matcher, *, capacity: int | None) -> None:
+    def __init__(self, model: Matcher, *, capacity: int | None, num_texts: int = 0) -> None:
         self.model = model
         self._given = capacity or (_CPU if model.on_cpu else _GPU)
         self._memory_limit = self._given
         """Number of pairs that fit the device's memory, as far as is known."""
         self._tickets = itertools.count()
         self._texts: OrderedDict[str, _Text] = OrderedDict()
+        self._most_texts = max(_NUM_TEXTS, num_texts)
         self._waiting: deque[_Pair] = deque()
         self._copies: deque[tuple[list[int], HostCopy]] = deque()
         """Tickets of pairs, and their scores on their way to the host."""
@@ -102,7 +103,7 @@ class MatchSession:
         found = self._texts.get(text)
         if found is None:
             found = self._texts[text] = _Text(ids=self.model.tokenise(text))
-            if len(self._texts) > _NUM_TEXTS:
+            if len(self._texts) > self._most_texts:
                 self._texts.popitem(last=False)
         else:
             self._texts.move_to_end(text)

@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import hashlib
 import os
-from array import array
-from collections.abc import Iterable, Set
+from collections.abc import Iterable, Mapping, Set
 from dataclasses import dataclass, field
 
 from blip2cap.errors import UsageError
 from blip2cap.outputs.export.entries import entries
 from blip2cap.outputs.export.item import Items
+from blip2cap.outputs.export.name_hashes import NameHashes
 from blip2cap.outputs.export.writer import Writer
 from blip2cap.rows import Row
 
@@ -48,29 +47,6 @@ class Questions:
             )
 
 
-class NameHashes:
-    """Hashes of names, 8 bytes each, as an export may have 100 million; two names with one hash count as equal."""
-
-    def __init__(self) -> None:
-        self._hashes = array("Q")
-
-    @staticmethod
-    def hash(name: str) -> int:
-        """Return 64 bits of a name."""
-        return int.from_bytes(hashlib.blake2b(os.fsencode(name), digest_size=8).digest(), "big")
-
-    def add(self, name: str) -> None:
-        """Add one name."""
-        self._hashes.append(self.hash(name))
-
-    def repeated(self) -> Set[int]:
-        """Return the hashes of the names that were added more than once."""
-        import numpy as np
-
-        hashes = np.sort(np.frombuffer(self._hashes, dtype=np.uint64)) if self._hashes else np.empty(0, np.uint64)
-        return set(hashes[1:][hashes[1:] == hashes[:-1]].tolist())
-
-
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Overview:
     """Facts about all rows that have to be known before the first is written."""
@@ -87,14 +63,14 @@ class Overview:
         return name in self.images or (bool(self.repeated) and NameHashes.hash(name) in self.repeated)
 
 
-def first_pass(rows: Iterable[Row], writer: Writer, items: Items) -> Overview:
-    """Read all rows once.
+def first_pass(rows: Iterable[Row], writer: Writer, items: Items, scattered: Mapping[int, int]) -> Overview:
+    """Read all rows once; `scattered` are the images whose rows do not follow each other.
 
     Raises UsageError if the format cannot hold their answers, if none of them is wanted, or if it needs the images and
     their folder is not known.
     """
     questions, names, images = Questions(wanted=writer.options.question), NameHashes(), set()
-    for entry in entries(rows, writer.options, joined=not writer.keeps_rows):
+    for entry in entries(rows, writer.options, joined=not writer.keeps_rows, scattered=scattered):
         item = items.item(entry.row, entry.number)
         if writer.needs_root and not (item.image_path or item.archive):
             raise UsageError(f"--to {writer.options.to}: nothing says where the images are. Give --images DIR.")
@@ -103,4 +79,4 @@ def first_pass(rows: Iterable[Row], writer: Writer, items: Items) -> Overview:
         if entry.is_wanted and questions.match(entry.row) and (name := writer.output_name(item)):
             names.add(name)
     questions.check(one_text=writer.one_text, to=writer.options.to)
-    return Overview(num_items=questions.num_matching, repeated=names.repeated(), images=images)
+    return Overview(num_items=questions.num_matching, repeated=names.repeated().keys(), images=images)

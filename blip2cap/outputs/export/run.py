@@ -10,7 +10,7 @@ from contextlib import nullcontext
 from dataclasses import dataclass, field
 
 from blip2cap.errors import ImageError, OutputError
-from blip2cap.outputs.export.entries import entries
+from blip2cap.outputs.export.entries import entries, find_scattered
 from blip2cap.outputs.export.first_pass import Overview, Questions, first_pass
 from blip2cap.outputs.export.item import Item, Items
 from blip2cap.outputs.export.reasons import COLLISION, EXISTING, MEANINGS, MISSING_IMAGE, NOT_TEXT, UNWRITABLE
@@ -59,12 +59,14 @@ def export(
     """
     questions, counts = Questions(wanted=writer.options.question), ExportCounts()
     overview = Overview()
+    joined = not writer.keeps_rows
+    scattered = find_scattered(results) if joined else {}
     if writer.unique_names or writer.one_text or writer.needs_count:
-        overview = first_pass(results, writer, items)
+        overview = first_pass(results, writer, items, scattered)
         writer.num_items = overview.num_items
     try:
         with nullcontext() if dry_run else writer.writing():
-            for entry in entries(results, writer.options, joined=not writer.keeps_rows):
+            for entry in entries(results, writer.options, joined=joined, scattered=scattered):
                 row = entry.row
                 counts.num_rows += entry.num_rows
                 counts.num_failed += entry.num_failed
