@@ -255,7 +255,7 @@ class OutputOptions:
     part_size: int | None = flag(
         None,
         "--part-size N",
-        "Number of inputs in one part of a new folder of parts; 10000 if left out.",
+        "Number of inputs in one part of a new folder of parts. 10000 if left out, fewer with several texts.",
         least=1,
         hint="Leave it out for parts of 10000 inputs.",
     )
