@@ -8,24 +8,11 @@ from collections.abc import Sequence
 
 from blip2cap.cli.options import ReportOptions
 from blip2cap.cli.report import print_json
+from blip2cap.cli.run import TerminalListener, check_stream
 from blip2cap.cli.signals import stop_on_signal
 from blip2cap.cli.terminal import clean, say
-from blip2cap.errors import OutputError, UsageError
-from blip2cap.jobs.job import Listener
 from blip2cap.options import Kind, ModelOptions, OutputOptions
 from blip2cap.tasks.embed import Embed
-
-
-class _Lines(Listener):
-    """Prints messages to stderr, unless --quiet is given."""
-
-    def __init__(self, *, quiet: bool) -> None:
-        self.quiet = quiet
-
-    def say(self, line: str) -> None:
-        """Print a line."""
-        if not self.quiet:
-            say(clean(line))
 
 
 def embed_texts(
@@ -36,22 +23,19 @@ def embed_texts(
     from blip2cap.jobs.texts import embed_texts as run
 
     is_stream = output.kind is Kind.STREAM
-    if is_stream and report.as_json:
-        raise UsageError("--json and --out - exclude each other: rows go to standard output. Leave one out.")
-    if is_stream and sys.stdout is None:
-        raise OutputError("--out -: standard output is closed.")
+    check_stream(output.kind, report)
     check_texts_output(task, output)
     where = "standard output" if is_stream else clean(output.out)
     facts = {"out": output.out, "texts": len(texts), "dry_run": report.dry_run}
     seconds, started = 0.0, time.monotonic()
     if not report.dry_run:
-        with stop_on_signal(quiet=report.quiet):
+        with stop_on_signal(quiet=report.quiet) as stop:
             run(
                 texts,
                 task=task,
                 model=model,
                 output=output,
-                listener=_Lines(quiet=report.quiet),
+                listener=TerminalListener(report, stop),
                 stdout=sys.stdout.buffer if is_stream else None,
             )
         seconds = time.monotonic() - started

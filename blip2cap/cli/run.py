@@ -64,10 +64,7 @@ class TerminalListener(Listener):
 
 def start(job: Job, options: ReportOptions) -> None:
     """Run a job. Raises Blip2CapError, or typer.Exit with a code other than 0."""
-    if job.kind is Kind.STREAM and options.as_json:
-        raise UsageError("--json and --out - exclude each other: rows go to standard output. Leave one out.")
-    if job.kind is Kind.STREAM and sys.stdout is None:
-        raise OutputError("--out -: standard output is closed.")
+    check_stream(job.kind, options)
     with stop_on_signal(quiet=options.quiet) as stop:
         if options.dry_run:
             return _dry_run(job, options)
@@ -77,6 +74,14 @@ def start(job: Job, options: ReportOptions) -> None:
             if not options.quiet:
                 say(f"Stopped before the first row. {how_to_resume(job, begun=False)}")
             raise
+
+
+def check_stream(kind: Kind, options: ReportOptions) -> None:
+    """Raise UsageError or OutputError if rows are to go to standard output and cannot."""
+    if kind is Kind.STREAM and options.as_json:
+        raise UsageError("--json and --out - exclude each other: rows go to standard output. Leave one out.")
+    if kind is Kind.STREAM and sys.stdout is None:
+        raise OutputError("--out -: standard output is closed.")
 
 
 def _run(job: Job, options: ReportOptions, stop: Stop) -> None:

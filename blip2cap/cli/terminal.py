@@ -68,27 +68,27 @@ def page() -> Iterator[Console]:
 
 def write_out(text: str) -> None:
     """Write to stdout. Raises OutputError if it is closed or full, BrokenPipeError if its reader has closed it."""
-    if sys.stdout is None:
-        raise OutputError("standard output is closed.")
-    try:
-        sys.stdout.write(encodable(text))
-        sys.stdout.flush()
-    except BrokenPipeError:
-        raise
-    except OSError as error:
-        discard(sys.stdout)  # Python would try again at exit
-        raise OutputError(f"standard output cannot be written: {error.strerror}.") from error
+    with _stdout() as stdout:
+        stdout.write(encodable(text))
+        stdout.flush()
 
 
 def write_bytes(data: bytes) -> None:
     """Write bytes to stdout, for programs. Raises like `write_out`."""
+    with _stdout() as stdout:
+        view = memoryview(data)
+        while view:  # with PYTHONUNBUFFERED a write may take a part
+            view = view[stdout.buffer.write(view) :]
+        stdout.buffer.flush()
+
+
+@contextmanager
+def _stdout() -> Iterator[TextIO]:
+    """Yield stdout. Raises OutputError if it is closed or full."""
     if sys.stdout is None:
         raise OutputError("standard output is closed.")
     try:
-        view = memoryview(data)
-        while view:  # with PYTHONUNBUFFERED a write may take a part
-            view = view[sys.stdout.buffer.write(view) :]
-        sys.stdout.buffer.flush()
+        yield sys.stdout
     except BrokenPipeError:
         raise
     except OSError as error:

@@ -1,4 +1,4 @@
-"""What a search looks for: a text, images, both, and texts that lower the score."""
+"""A query: a text, images or both to look for, and texts that lower the score."""
 
 from __future__ import annotations
 

@@ -5,12 +5,13 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from blip2cap.errors import ImageError, InputError, UsageError
 from blip2cap.index.hits import Hit
+from blip2cap.index.index import DEFAULT_K, Index
 from blip2cap.index.places import Places
 from blip2cap.index.query import Query
 from blip2cap.options import DecodeOptions, ModelOptions
@@ -20,38 +21,7 @@ from blip2cap.urls import scheme
 if TYPE_CHECKING:
     from blip2cap.index.encoder import Encoder
 
-DEFAULT_K = 20
 Failure = Callable[[ImageRef, ImageError], None]
-
-
-class Searchable(Protocol):
-    """An open index, as `index.index.Index` is."""
-
-    @property
-    def num_images(self) -> int:
-        """Number of images that can be found."""
-
-    @property
-    def settings(self) -> Mapping[str, Any]:
-        """Settings of the run that made its embeddings."""
-
-    def search(
-        self,
-        vectors: Any,
-        *,
-        negative: Any | None = None,
-        k: int | None = None,
-        include: Sequence[str] = (),
-        min_score: float | None = None,
-        exact: bool | None = None,
-    ) -> list[Hit]:
-        """Return the k best images."""
-
-    def vectors_of(self, file_name: str) -> Any:
-        """Return the vectors of an image, float32 [32, 256]. Raises InputError if there is none."""
-
-    def hit_of(self, file_name: str) -> Hit:
-        """Return an image by its name. Raises InputError if there is none."""
 
 
 class Searcher:
@@ -59,7 +29,7 @@ class Searcher:
 
     def __init__(
         self,
-        index: Searchable,
+        index: Index,
         *,
         name: str | None = None,
         model: ModelOptions | None = None,

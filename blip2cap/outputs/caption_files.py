@@ -26,7 +26,7 @@ _ENCODED = "file_name_b64"
 _METADATA = ("metadata.jsonl", "metadata.csv", "metadata.parquet")
 _SIDECARS = (".txt", ".caption")
 _FORMULA = ("'=", "'+", "'-", "'@")
-"""How cells begin that `export --to csv` quotes, so that no spreadsheet runs them."""
+"""Starts of cells that `export --to csv` has quoted, so that no spreadsheet runs them as formulas."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

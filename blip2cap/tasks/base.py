@@ -108,7 +108,7 @@ class SameLabels:
 
 
 class Labelled(Protocol):
-    """What tells the labels of an image: a task, or a part of a plan. See `Task`."""
+    """A source of the labels of images: a task, or a part of a plan. See `Task`."""
 
     @property
     def labels(self) -> Sequence[str | None] | None:

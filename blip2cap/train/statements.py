@@ -34,7 +34,7 @@ class Group:
 
 @dataclass(frozen=True, slots=True)
 class Statement:
-    """What a text says about a scene; empty fields are not mentioned."""
+    """Content of a text about a scene; the text does not mention empty fields."""
 
     groups: tuple[Group, ...]
     place: str

@@ -47,7 +47,7 @@ _Features = TypeVar("_Features")
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)
 class ImageFeatures:
-    """What the scores of a batch of images need."""
+    """Features of a batch of images, from which scores are computed."""
 
     keys_values: KeysValues
     """For the Q-Former, when it reads a text."""
