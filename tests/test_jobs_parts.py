@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import itertools
 import json
 import os
@@ -434,12 +435,15 @@ def test_another_process_may_sweep_the_empty_folder_at_any_time(
     store: LocalStore, parts: PartsPlan, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     folder = store.scratch / parts.id
-    sweeps = iter((True, False))
-    mkdir, unlink = Path.mkdir, os.unlink
+    sweeps = iter(("after it is made", "when it was found", "never"))
+    mkdir, unlink = os.mkdir, os.unlink
 
-    def made_and_swept(path: Path, **options: Any) -> None:
-        mkdir(path, **options)
-        if next(sweeps):
+    def made_and_swept(path: Path, mode: int = 0o777) -> None:
+        swept = next(sweeps)
+        if swept == "when it was found":
+            raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST))
+        mkdir(path, mode)
+        if swept == "after it is made":
             path.rmdir()
 
     def removed_and_swept(path: Path) -> None:
@@ -448,7 +452,7 @@ def test_another_process_may_sweep_the_empty_folder_at_any_time(
             folder.rmdir()
 
     with monkeypatch.context() as patch:
-        patch.setattr(Path, "mkdir", made_and_swept)
+        patch.setattr(os, "mkdir", made_and_swept)
         part = Part(store, parts, 0)
         assert next(sweeps, None) is None
         patch.setattr(os, "unlink", removed_and_swept)

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import os
 import re
 from collections import Counter
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence, Set
@@ -199,7 +200,9 @@ def _open(path: Path, *, retry_failed: bool) -> JournalSink:
     remedy = f"Move {path} to another place, and run the same command again: it makes the rows of that file again."
     while True:
         try:
-            path.parent.mkdir(exist_ok=True)
+            # Not Path.mkdir(exist_ok=True), which raises FileExistsError if the folder is swept between its two looks.
+            with contextlib.suppress(FileExistsError):
+                os.mkdir(path.parent)
             return JournalSink(path, retry_failed=retry_failed, remedy=remedy)
         except OutputGoneError:
             continue  # another process has swept the empty folder
