@@ -319,7 +319,6 @@ def _timed(job: IndexJob) -> Facts:
 SECTIONS: dict[str, Callable[[Section], None]] = {
     "update": update,
     "search_50k": searches(50_000, 25, 0.99, full=True),
-    "search_300k": searches(300_000, 150, 0.98, full=False),
     "search_1m": searches(1_000_000, 150, 0.98, full=False),
 }
 

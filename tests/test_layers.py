@@ -18,7 +18,8 @@ PACKAGE = Path(blip2cap.__file__).parent
 
 LAYERS = (
     ("cli",),
-    ("captioner", "matcher", "image_index", "bench", "train"),
+    ("train", "evaluate", "lavis"),
+    ("captioner", "matcher", "image_index", "bench"),
     ("index",),
     ("jobs", "images_in_memory"),
     ("engine",),
@@ -30,7 +31,7 @@ LAYERS = (
     ("tasks",),
     ("models",),
     ("source", "decode"),
-    ("options", "prompts", "urls", "outputs.files", "tiny.scenes"),
+    ("options", "train.options", "prompts", "urls", "outputs.files", "tiny.scenes"),
     ("flags",),
     ("errors", "records", "rows", "stopwatch", "batch_size", "key_set", "tiny", "escapes"),
     ("column_types",),
@@ -45,7 +46,8 @@ LIGHT = PACKAGES | {name for names in LAYERS[LAYERS.index(("source", "decode")) 
 """Modules that import nothing of HEAVY at once."""
 LATE = {
     *("jobs.run", "jobs.context", "jobs.parts", "jobs.texts", "engine", "models.blip2", "models.matching"),
-    *("captioner", "matcher", "image_index", "images_in_memory", "train", "bench", "index"),
+    *("captioner", "matcher", "image_index", "images_in_memory", "bench", "index"),
+    *("train", "evaluate", "lavis"),
 }
 """Modules that `cli` imports only when there is work to do."""
 FRONT_DOORS = {"blip2cap", "blip2cap.__init__", "blip2cap.__main__", "blip2cap.__version__"}

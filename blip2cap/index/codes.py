@@ -17,8 +17,8 @@ import numpy as np
 
 from blip2cap.index.threads import in_threads
 
-BLOCK = 8192
-"""Images in a block; a smaller segment is one smaller block."""
+BLOCK = 32_768
+"""Most images in a block. Operations on shorter arrays leave threads waiting for the lock of Python."""
 _MOST_QUERIES, _ALIKE = 4, 0.1
 """Queries that are scanned for, and the share of bits up to which another query stands for one."""
 
@@ -30,8 +30,8 @@ def num_words(length: int) -> int:
 
 def codes_shape(num_images: int, rows: int, length: int) -> tuple[int, int, int, int]:
     """Return the shape of the codes of a segment."""
-    block = max(1, min(BLOCK, num_images))
-    return -(-num_images // block), rows, num_words(length), block
+    num_blocks = -(-num_images // BLOCK)
+    return num_blocks, rows, num_words(length), -(-num_images // max(1, num_blocks))
 
 
 def pack(rows: Any) -> Any:

@@ -168,11 +168,10 @@ class Index:
         """
         codes, minus_codes = self._codes(queries), None if minus is None else self._codes(minus)
         nearness = np.concatenate([self._nearness(segment, codes, minus_codes) for segment in self.segments])
-        nearness[~wanted] = np.iinfo(np.int16).min
+        nearness[~wanted] = -np.iinfo(np.int16).max
         step = max(_LEAST_STEP, len(nearness) // _STEPS_IN_INDEX, 2 * k)
         num = min(int(wanted.sum()), _MOST_IMAGES * step)
-        nearest = np.argpartition(nearness, len(nearness) - num)[-num:]
-        nearest = nearest[np.lexsort((nearest, -nearness[nearest]))]
+        nearest = _largest(nearness, num)
         chosen, scores = np.empty(0, nearest.dtype), np.empty(0, np.float32)
         productive = idle = 0
         while len(chosen) < num and idle < _IDLE_STEPS:
