@@ -15,9 +15,11 @@ import pytest
 
 from blip2cap.decode.trace import trace_path
 from blip2cap.errors import InputError, OutputError, OutputLockedError, OutputRefusedError, UsageError
+from blip2cap.index import update as module
 from blip2cap.index.folder import locked
 from blip2cap.index.index import Index
 from blip2cap.index.job import IndexJob, IndexSummary
+from blip2cap.index.known import Known
 from blip2cap.index.update import update_index
 from blip2cap.jobs.job import Outcome
 from blip2cap.source.inputs import Source
@@ -89,6 +91,24 @@ def test_an_index_is_built_and_an_update_without_changes_embeds_nothing(tmp_path
     again = update(tmp_path / "index", images, embedder=embedder)
     assert (embedder.names, again.num_unchanged, again.num_new, again.num_failed) == ([], 6, 0, 1)
     assert (tmp_path / "index" / "index.json").read_bytes() == before
+
+
+def test_the_images_of_an_index_are_in_memory_once(tmp_path, images, monkeypatch):
+    made = []
+
+    class Watched(Known):
+        def __init__(self, *arguments: Any) -> None:
+            made.append(arguments)
+            super().__init__(*arguments)
+
+    monkeypatch.setattr(module, "Known", Watched)
+    update(tmp_path / "index", images)
+    put(images / "new.jpg", b"N")
+    with pytest.raises(Killed):
+        update(tmp_path / "index", images, embedder=FakeEmbedder(files=Killing(30, "after")))
+    assert len(made) == 2
+    assert update(tmp_path / "index", images).num_images == 6
+    assert len(made) == 3
 
 
 def test_only_new_and_changed_images_are_embedded_and_gone_ones_are_dropped(tmp_path, images):

@@ -33,9 +33,10 @@ class Known:
         self.changed: set[int] = set()
         """Segments whose lists must be written."""
         for entry in catalog.segments if catalog else ():
-            self._add(read_list(folder / entry.name / entry.images))
+            self.add(read_list(folder / entry.name / entry.images))
 
-    def _add(self, table: pa.Table) -> None:
+    def add(self, table: pa.Table) -> None:
+        """Add the images of one more segment, the last."""
         removed = table["removed"].to_numpy()
         for number, key in enumerate(keys_of(table), start=self.starts[-1]):
             if not removed[number - self.starts[-1]]:
