@@ -112,7 +112,7 @@ def make_index(folder: Path, num_images: int) -> Facts:
         for at, name in enumerate(f"{number // 1000:04}/{number:07}.jpg" for number in range(num_images))
     ]
     write_table(make_table(images), inner / "images-1.arrow", OS_FILES)
-    entry = SegmentEntry(name=inner.name, num_vectors=num_images, images="images-1.arrow")
+    entry = SegmentEntry(name=inner.name, num_vectors=num_images, images="images-1.arrow", checksums={})
     Catalog(settings={}, shape=(ROWS, LENGTH), centre=centre, num_centre_images=num_images, segments=(entry,)).write(
         folder
     )

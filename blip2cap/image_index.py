@@ -64,11 +64,13 @@ class Index:
         batch_size: int | None = None,
         decode: DecodeOptions | None = None,
         allow_removal: bool = False,
+        check: bool = False,
         on_progress: Callable[[RunStats], None] = lambda stats: None,
     ) -> IndexSummary:
         """Make an index of images, or bring it up to date: as `blip2cap index` does, and resumed by the same call.
 
         Images that `inputs` do not hold are removed; more than half of the index only with `allow_removal`.
+        `check` reads all of the index, and makes damaged files again.
         Raises Blip2CapError, as `index.update.update_index` does.
         """
         from blip2cap.index.update import update_index
@@ -85,6 +87,7 @@ class Index:
             decode=decode or DecodeOptions(),
             batch=BatchOptions(batch_size=batch_size),
             allow_removal=allow_removal,
+            check=check,
         )
         return update_index(job, listener=Progress())
 

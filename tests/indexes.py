@@ -17,6 +17,7 @@ from blip2cap.index.catalog import Catalog, SegmentEntry
 from blip2cap.index.images import Image, make_table, write_table
 from blip2cap.index.job import IndexJob
 from blip2cap.index.segment import VECTORS, map_array
+from blip2cap.index.store import IMAGES
 from blip2cap.jobs.job import Outcome
 from blip2cap.options import DecodeOptions, SourceOptions
 from blip2cap.outputs.files import OS_FILES, Files
@@ -65,8 +66,8 @@ def make_index(
         inner = folder / f"segment-{number:06}"
         inner.mkdir()
         some = vectors[start : start + size]
-        write_array(inner / VECTORS, "<f2", some.shape, [some], files)
-        write_codes(inner / "codes-1.npy", map_array(inner / VECTORS, "<f2", some.shape), centre, files)
+        sums = {VECTORS: write_array(inner / VECTORS, "<f2", some.shape, [some], files)}
+        codes = write_codes(inner / "codes-1.npy", map_array(inner / VECTORS, "<f2", some.shape), centre, files)
         images = [
             Image(
                 file_name=names[at],
@@ -79,8 +80,8 @@ def make_index(
             )
             for at in range(start, start + size)
         ]
-        write_table(make_table(images), inner / "images-1.arrow", files)
-        entries.append(SegmentEntry(name=inner.name, num_vectors=size, images="images-1.arrow"))
+        sums |= {"codes-1.npy": codes, IMAGES: write_table(make_table(images), inner / IMAGES, files)}
+        entries.append(SegmentEntry(name=inner.name, num_vectors=size, images=IMAGES, checksums=sums))
         start += size
     catalog = Catalog(
         settings=settings,

@@ -6,6 +6,7 @@ import json
 import shutil
 from pathlib import Path
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -177,6 +178,64 @@ def test_a_sweep_that_fails_is_no_error(tmp_path, images, index):
     check(index, images)
     assert update(index, images).num_unchanged == 5
     assert len([*(index / "segment-000001").glob("images-*.arrow")]) == 1
+
+
+def flip(path: Path, at: int, bit: int = 1) -> bytes:
+    """Change one bit of a file; return what it was."""
+    before = path.read_bytes()
+    damaged = bytearray(before)
+    damaged[at] ^= bit
+    path.write_bytes(damaged)
+    return before
+
+
+@pytest.mark.parametrize("name", ["vectors.npy", "codes-1.npy"])
+def test_a_flipped_bit_is_found_on_request_and_mended_without_the_model(index, images, name):
+    (path,) = {*index.glob("segment-000001")}
+    codes = (path / "codes-1.npy").read_bytes()
+    before = flip(path / name, -5)
+    update(index, images)
+    assert (path / name).read_bytes() != before
+    for _ in range(2):
+        embedder = FakeEmbedder()
+        assert update(index, images, embedder=embedder, check=True).num_unchanged == 5
+        assert embedder.names == []
+        assert ((path / name).read_bytes(), (path / "codes-1.npy").read_bytes()) == (before, codes)
+
+
+def test_codes_of_damaged_vectors_are_made_again_too(tmp_path, images):
+    update(tmp_path / "index", images)
+    inner = tmp_path / "index" / "segment-000001"
+    before = flip(inner / "vectors.npy", -1, 0x80)  # a sign
+    for number in range(20):
+        put(images / f"{number}.jpg", b"%d" % number)
+    update(tmp_path / "index", images)  # computes the centre and all codes again
+    wrong = (inner / "codes-2.npy").read_bytes()
+    update(tmp_path / "index", images, check=True)
+    assert (inner / "vectors.npy").read_bytes() == before
+    assert (inner / "codes-2.npy").read_bytes() != wrong
+
+
+@pytest.mark.parametrize(("name", "reason"), [("images-*.arrow", "checksum differs"), ("embeddings.parquet", "CRC")])
+def test_a_flipped_bit_of_what_cannot_be_made_again_is_found_on_request(index, images, name, reason):
+    (path,) = index.glob(f"segment-000001/{name}")
+    if reason == "CRC":
+        group = pq.read_metadata(path).row_group(0)
+        columns = (group.column(number) for number in range(group.num_columns))
+        flip(path, next(each for each in columns if "embedding" in each.path_in_schema).data_page_offset + 100)
+    else:
+        flip(path, path.read_bytes().index(b"d.jpg"))
+    with pytest.raises(OutputRefusedError, match=rf"{path.name} is damaged: .*{reason}.*embedded again"):
+        update(index, images, check=True)
+
+
+@pytest.mark.parametrize("without", [False, True])
+def test_a_search_notices_numbers_that_no_row_has(index, without):
+    vectors = Index.open(index).vectors_of("c.jpg")
+    both = np.concatenate([vectors, -vectors])  # the wrong number may be large or small
+    flip(index / "segment-000001" / "vectors.npy", -1, 0x40)  # the highest bit of an exponent
+    with pytest.raises(OutputRefusedError, match=r"vectors\.npy is damaged: .*above 1\.01.*with check"):
+        Index.open(index).search(both, negative=np.eye(1, 32) if without else None, exact=True)
 
 
 @pytest.mark.parametrize("name", ["vectors.npy", "index.json"])

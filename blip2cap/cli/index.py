@@ -51,6 +51,14 @@ def index(
             panel="Output",
         ),
     ] = False,
+    check: Annotated[
+        bool,
+        option(
+            "--check",
+            "Read all files of the index, compare them with their checksums, and make damaged ones again.",
+            panel="Output",
+        ),
+    ] = False,
 ) -> None:
     """Make an index of images to search in, or bring it up to date.
 
@@ -71,6 +79,7 @@ def index(
         retry_failed=retry_failed,
         same_inputs=same_inputs,
         allow_removal=allow_removal,
+        check=check,
     )
     with stop_on_signal(quiet=report.quiet) as stop:
         listener = TerminalListener(report, stop)

@@ -10,9 +10,10 @@ from typing import Any
 import numpy as np
 
 from blip2cap.index.catalog import damaged
+from blip2cap.index.checksums import replacing_summed
 from blip2cap.index.codes import code_blocks, codes_shape
-from blip2cap.index.segment import EMBEDDINGS, VECTORS, map_array
-from blip2cap.outputs.files import Files, replacing_stream
+from blip2cap.index.segment import EMBEDDINGS, VECTORS
+from blip2cap.outputs.files import Files
 
 _BATCH = 256
 """Embeddings in memory at once: 4 MB."""
@@ -20,8 +21,8 @@ _CENTRE_IMAGES = 4096
 """Images of which the mean row is taken."""
 
 
-def read_rows(path: Path, columns: list[str]) -> Iterator[Any]:
-    """Yield record batches of some columns of a Parquet file. Raises OutputRefusedError if it is damaged."""
+def read_rows(path: Path, columns: list[str] | None = None) -> Iterator[Any]:
+    """Yield record batches of some or all columns of a Parquet file. Raises OutputRefusedError if it is damaged."""
     import pyarrow as pa
     import pyarrow.parquet as pq
 
@@ -48,26 +49,29 @@ def vectors_in(path: Path, shape: tuple[int, int]) -> Iterator[Any]:
             raise damaged(path, f"expected embeddings of shape {list(shape)}") from error
 
 
-def write_array(path: Path, dtype: str, shape: tuple[int, ...], blocks: Iterable[Any], files: Files) -> None:
-    """Write the blocks of an array to a .npy file, atomically. Raises OSError."""
+def write_array(path: Path, dtype: str, shape: tuple[int, ...], blocks: Iterable[Any], files: Files) -> int:
+    """Write the blocks of an array to a .npy file, atomically; return its checksum. Raises OSError.
+
+    There is no file of an array without numbers; its checksum is 0.
+    """
     if 0 in shape:
-        return
+        return 0
     header = io.BytesIO()
     np.lib.format.write_array_header_1_0(header, {"descr": np.dtype(dtype).str, "fortran_order": False, "shape": shape})
     num_left = int(np.prod(shape))
-    with replacing_stream(files, path) as stream:
+    with replacing_summed(files, path) as stream:
         stream.write(header.getvalue())
         for block in blocks:
             num_left -= block.size
             stream.write(np.ascontiguousarray(block, dtype).data.cast("B") if block.size else b"")
         assert not num_left, f"{path.name}: {num_left} numbers are missing"
+    return stream.checksum
 
 
-def write_vectors(folder: Path, num_images: int, shape: tuple[int, int], files: Files) -> Any:
-    """Write vectors.npy of a segment from its Parquet file; return it, mapped."""
+def write_vectors(folder: Path, num_images: int, shape: tuple[int, int], files: Files) -> int:
+    """Write vectors.npy of a segment from its Parquet file; return its checksum."""
     blocks = _counted(folder / EMBEDDINGS, num_images, shape)
-    write_array(folder / VECTORS, "<f2", (num_images, *shape), blocks, files)
-    return map_array(folder / VECTORS, "<f2", (num_images, *shape))
+    return write_array(folder / VECTORS, "<f2", (num_images, *shape), blocks, files)
 
 
 def _counted(path: Path, num_images: int, shape: tuple[int, int]) -> Iterator[Any]:
@@ -80,11 +84,11 @@ def _counted(path: Path, num_images: int, shape: tuple[int, int]) -> Iterator[An
         raise damaged(path, f"expected {num_images} embeddings, found {found}")
 
 
-def write_codes(path: Path, vectors: Any, centre: Any, files: Files) -> None:
-    """Write the codes of a segment from its vectors, float16 [num_images, rows, length]."""
+def write_codes(path: Path, vectors: Any, centre: Any, files: Files) -> int:
+    """Write the codes of a segment from its vectors, float16 [num_images, rows, length]; return their checksum."""
     shape = codes_shape(*vectors.shape)
     centre = np.asarray(centre, np.float32)
-    write_array(path, "<u8", shape if len(vectors) else (0,), code_blocks(vectors, centre), files)
+    return write_array(path, "<u8", shape if len(vectors) else (0,), code_blocks(vectors, centre), files)
 
 
 def mean_row(vectors: Any) -> list[float]:

@@ -31,6 +31,8 @@ class SegmentEntry:
     """Number of images with embeddings, removed ones too."""
     images: str
     """Name of the file in it that lists its images, which changes with each update that changes the list."""
+    checksums: Mapping[str, int]
+    """CRC-32 of each of its files but embeddings.parquet, whose pages have their own."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -85,7 +87,7 @@ class Catalog:
             )
         try:
             return cls._parse(content)
-        except (KeyError, TypeError, ValueError) as error:
+        except (KeyError, TypeError, ValueError, AttributeError) as error:
             raise damaged(path, f"no field {error}" if isinstance(error, KeyError) else str(error)) from error
 
     @classmethod
@@ -96,6 +98,7 @@ class Catalog:
                 name=_plain_name(each["name"]),
                 num_vectors=int(each["num_vectors"]),
                 images=_plain_name(each["images"]),
+                checksums={str(name): int(value) for name, value in each["checksums"].items()},
             )
             for each in content.pop("segments")
         )
@@ -116,7 +119,7 @@ def _plain_name(name: Any) -> str:
 def damaged(path: Path, reason: str) -> OutputRefusedError:
     """Return the error for a file of an index that cannot be used."""
     if path.suffix == ".npy":
-        remedy = f"Remove it. {UPDATE}: it is made again from embeddings.parquet, without the model."
+        remedy = f"{UPDATE}, with --check: it is made again from embeddings.parquet, without the model."
     elif not re.fullmatch(r"segment-\d{6,}", path.parent.name):
         remedy = "Restore it from a copy, or build another index with another --out."
     else:

@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from blip2cap.index.catalog import damaged
-from blip2cap.outputs.files import Files, replacing_stream
+from blip2cap.index.checksums import replacing_summed
+from blip2cap.outputs.files import Files
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -72,12 +73,13 @@ def make_table(images: Sequence[Image]) -> pa.Table:
     return pa.table(arrays, schema=schema())
 
 
-def write_table(table: pa.Table, path: Path, files: Files) -> None:
-    """Write a list of images atomically. Raises OSError."""
+def write_table(table: pa.Table, path: Path, files: Files) -> int:
+    """Write a list of images atomically; return its checksum. Raises OSError."""
     import pyarrow as pa
 
-    with replacing_stream(files, path) as stream, pa.ipc.new_file(stream, table.schema) as writer:
+    with replacing_summed(files, path) as stream, pa.ipc.new_file(stream, table.schema) as writer:
         writer.write_table(table.combine_chunks())
+    return stream.checksum
 
 
 def read_table(path: Path) -> pa.Table:

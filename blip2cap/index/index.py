@@ -14,7 +14,7 @@ from blip2cap.index.catalog import Catalog, damaged
 from blip2cap.index.codes import distances, pack, representatives
 from blip2cap.index.hits import Hit
 from blip2cap.index.scores import image_scores
-from blip2cap.index.segment import Segment
+from blip2cap.index.segment import VECTORS, Segment
 
 if TYPE_CHECKING:
     import os
@@ -29,6 +29,8 @@ _IDLE_STEPS = 3
 """Steps in a row without an image among the best, after which a search ends."""
 _MOST_IMAGES = 70
 """Length of all steps, as a multiple of the first."""
+_LONGEST_ROW = 1.01
+"""Largest length of a row that was normalised, as float16 stores it."""
 _OPENINGS = 5
 """Attempts to open an index that is being brought up to date."""
 
@@ -199,13 +201,22 @@ class Index:
         return near
 
     def _scores(self, positions: Any, queries: Any, minus: Any | None) -> Any:
-        """Return the exact scores of images, whose positions ascend."""
+        """Return the exact scores of images, whose positions ascend.
+
+        Raises OutputRefusedError for a score that no rows of length 1 have: a flipped bit of an exponent.
+        """
+        lengths = [np.linalg.norm(each, axis=1).max() for each in (queries, minus) if each is not None]
+        most = _LONGEST_ROW * sum(lengths)
         scores = np.empty(len(positions), np.float32)
         for number, segment in enumerate(self.segments):
             first, last = np.searchsorted(positions, self._starts[number : number + 2])
             offsets = positions[first:last] - self._starts[number]
             whole = len(offsets) == len(segment.vectors)
-            scores[first:last] = image_scores(segment.vectors, queries, minus, None if whole else offsets)
+            found = image_scores(segment.vectors, queries, minus, None if whole else offsets)
+            if len(found) and not np.abs(found).max() <= most:
+                reason = f"it has numbers above {_LONGEST_ROW:g}, rows of length 1 have none"
+                raise damaged(segment.folder / VECTORS, reason)
+            scores[first:last] = found
         return scores
 
     def _position(self, file_name: str) -> int:

@@ -28,6 +28,8 @@ class IndexJob:
     """Try images again that have failed; without it only when their file has changed."""
     allow_removal: bool = False
     """Allow the update to remove more than half of the images; without it that is refused."""
+    check: bool = False
+    """Read all files of the index first, and make those again that are damaged."""
     same_inputs: bool = False
     """The folder of the images was renamed or moved: keep the index, with its new name."""
 

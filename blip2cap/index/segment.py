@@ -49,7 +49,7 @@ class Segment:
         folder = index / entry.name
         table = read_table(folder / entry.images)
         places, removed = positions(table, entry.num_vectors, folder / entry.images)
-        vectors = map_array(folder / VECTORS, "<f2", (entry.num_vectors, *shape))
+        vectors = map_vectors(folder, entry.num_vectors, shape)
         codes = map_array(folder / codes_name, "<u8", codes_shape(entry.num_vectors, *shape))
         return cls(folder=folder, vectors=vectors, codes=codes, table=table, places=places, live=~removed)
 
@@ -76,6 +76,11 @@ class Segment:
         return [
             os.fsdecode(base64.b64decode(b64)) if b64 else name for name, b64 in zip(self.names(), coded, strict=True)
         ]
+
+
+def map_vectors(folder: Path, num_images: int, shape: tuple[int, int]) -> Any:
+    """Map the vectors of a segment: float16 [num_images, rows, length]. Raises as `map_array` does."""
+    return map_array(folder / VECTORS, "<f2", (num_images, *shape))
 
 
 def map_array(path: Path, dtype: str, shape: tuple[int, ...]) -> Any:

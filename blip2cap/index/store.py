@@ -13,12 +13,13 @@ import numpy as np
 from blip2cap.errors import OutputRefusedError
 from blip2cap.index import build
 from blip2cap.index.catalog import NAME, Catalog, SegmentEntry, damaged
+from blip2cap.index.checksums import checksum_of
 from blip2cap.index.codes import codes_shape
 from blip2cap.index.folder import check_unlisted, sweep
 from blip2cap.index.images import read_list, write_table
 from blip2cap.index.known import Known, keys_of
 from blip2cap.index.rows import shape_of
-from blip2cap.index.segment import EMBEDDINGS, VECTORS, map_array
+from blip2cap.index.segment import EMBEDDINGS, VECTORS, map_array, map_vectors
 from blip2cap.jobs.job import Listener
 from blip2cap.outputs.files import Files
 from blip2cap.outputs.manifest import Manifest
@@ -26,6 +27,8 @@ from blip2cap.outputs.manifest import Manifest
 if TYPE_CHECKING:
     import pyarrow as pa
 
+IMAGES = "images-1.arrow"
+"""The first list of the images of a segment."""
 _NEW_CENTRE = 4
 """The centre is computed anew when the index has this many times as many images as when that was done."""
 
@@ -33,8 +36,10 @@ _NEW_CENTRE = 4
 class Store:
     """An index on disk, which nobody else changes meanwhile."""
 
-    def __init__(self, folder: Path, listener: Listener, files: Files) -> None:
+    def __init__(self, folder: Path, listener: Listener, files: Files, *, check: bool) -> None:
         """Read index.json, make again what is missing, and remove what killed updates have left.
+
+        `check` reads all files, and makes those again that have another checksum.
 
         Raises OutputRefusedError if the index is damaged or has complete segments that index.json does not list.
         """
@@ -43,7 +48,7 @@ class Store:
         """Content of index.json; None before the first one."""
         check_unlisted(folder, self.catalog)
         if self.catalog is not None:
-            self._mend()
+            self._mend(check)
             sweep(folder, self.catalog, files)
 
     def add(self, inner: Path, table: pa.Table, made_with: Mapping[str, Any], known: Known) -> int:
@@ -61,13 +66,13 @@ class Store:
             raise damaged(inner / EMBEDDINGS, f"embeddings of shape {list(shape)}, the index has {list(old.shape)}")
         Manifest(settings=old.settings).check({**made_with, "input_root": old.settings.get("input_root")}, inner.name)
         num_vectors = int(np.count_nonzero(table["vector"].to_numpy() >= 0))
-        vectors = build.write_vectors(inner, num_vectors, shape, self.files)
+        sums = {VECTORS: build.write_vectors(inner, num_vectors, shape, self.files)}
+        vectors = map_vectors(inner, num_vectors, shape)
         centre = list(old.centre) or build.mean_row(vectors)
-        if centre:
-            build.write_codes(inner / old.codes, vectors, centre, self.files)
-        write_table(table, inner / "images-1.arrow", self.files)
+        sums[old.codes] = build.write_codes(inner / old.codes, vectors, centre or 0.0, self.files)
+        sums[IMAGES] = write_table(table, inner / IMAGES, self.files)
         num_changed = sum(known.remove(key) for key in keys_of(table.filter(pc.invert(table["removed"]))))
-        entry = SegmentEntry(name=inner.name, num_vectors=num_vectors, images="images-1.arrow")
+        entry = SegmentEntry(name=inner.name, num_vectors=num_vectors, images=IMAGES, checksums=sums)
         num_centre_images = old.num_centre_images or num_vectors
         new = replace(old, centre=centre, num_centre_images=num_centre_images, segments=(*old.segments, entry))
         self.write_lists(known, new)
@@ -80,8 +85,9 @@ class Store:
         entries = list(catalog.segments)
         for segment in sorted(known.changed):
             entry = entries[segment]
-            entries[segment] = replace(entry, images=_next_name(entry.images))
-            write_table(known.table(segment), self.folder / entry.name / entries[segment].images, self.files)
+            name = _next_name(entry.images)
+            checksum = write_table(known.table(segment), self.folder / entry.name / name, self.files)
+            entries[segment] = replace(entry, images=name, checksums=_changed(entry, entry.images, name, checksum))
         known.changed.clear()
         self.write(replace(catalog, segments=tuple(entries)))
 
@@ -98,39 +104,76 @@ class Store:
         num_images = sum(entry.num_vectors for entry in catalog.segments)
         if num_images < _NEW_CENTRE * max(catalog.num_centre_images, 1) or len(catalog.segments) == 1:
             return
-        mapped = {entry.name: self._vectors(catalog, entry) for entry in catalog.segments}
-        means = [(build.mean_row(vectors), len(vectors)) for vectors in mapped.values() if len(vectors)]
+        mapped = [self._vectors(catalog, entry) for entry in catalog.segments]
+        means = [(build.mean_row(vectors), len(vectors)) for vectors in mapped if len(vectors)]
         centre = np.average([mean for mean, _ in means], axis=0, weights=[number for _, number in means])
         new = replace(catalog, centre=centre.tolist(), num_centre_images=num_images, codes=_next_name(catalog.codes))
-        for name, vectors in mapped.items():
-            build.write_codes(self.folder / name / new.codes, vectors, new.centre, self.files)
-        self.write(new)
+        entries = []
+        for entry, vectors in zip(catalog.segments, mapped, strict=True):
+            checksum = build.write_codes(self.folder / entry.name / new.codes, vectors, new.centre, self.files)
+            entries.append(replace(entry, checksums=_changed(entry, catalog.codes, new.codes, checksum)))
+        self.write(replace(new, segments=tuple(entries)))
 
     def _vectors(self, catalog: Catalog, entry: SegmentEntry) -> Any:
-        return map_array(self.folder / entry.name / VECTORS, "<f2", (entry.num_vectors, *catalog.shape))
+        return map_vectors(self.folder / entry.name, entry.num_vectors, catalog.shape)
 
-    def _mend(self) -> None:
-        """Make vectors and codes again that are missing or truncated; forget segments whose folders were removed."""
+    def _mend(self, check: bool) -> None:
+        """Make damaged vectors and codes again; forget segments whose folders were removed.
+
+        Raises OutputRefusedError for a damaged file that cannot be made again.
+        """
         catalog = self.catalog
         assert catalog is not None
-        here = tuple(entry for entry in catalog.segments if (self.folder / entry.name).is_dir())
+        here = [entry for entry in catalog.segments if (self.folder / entry.name).is_dir()]
         for entry in here:  # before anything is made again or swept: an older index.json names older lists
-            read_list(self.folder / entry.name / entry.images)
-        for entry in here:
-            inner, shape = self.folder / entry.name, catalog.shape
-            try:
-                vectors = self._vectors(catalog, entry)
-            except (OutputRefusedError, FileNotFoundError):
-                vectors = build.write_vectors(inner, entry.num_vectors, shape, self.files)
-                self.listener.say(f"{inner / VECTORS}: made again from {EMBEDDINGS}")
-            try:
-                map_array(inner / catalog.codes, "<u8", codes_shape(entry.num_vectors, *shape))
-            except (OutputRefusedError, FileNotFoundError):
-                build.write_codes(inner / catalog.codes, vectors, catalog.centre, self.files)
-                self.listener.say(f"{inner / catalog.codes}: made again from {VECTORS}")
-        if here != catalog.segments:
-            self.listener.say(f"{self.folder}: {len(catalog.segments) - len(here)} segments were removed from it")
-            self.write(replace(catalog, segments=here))
+            read_list(path := self.folder / entry.name / entry.images)
+            if check and self._differs(entry, entry.images):
+                raise damaged(path, "its checksum differs")
+        num_removed = len(catalog.segments) - len(here)
+        if num_removed:
+            self.listener.say(f"{self.folder}: {num_removed} segments were removed from it")
+        mended = tuple(self._mended(catalog, entry, check) for entry in here)
+        if mended != catalog.segments:
+            self.write(replace(catalog, segments=mended))
+
+    def _mended(self, catalog: Catalog, entry: SegmentEntry, check: bool) -> SegmentEntry:
+        """Make vectors and codes of a segment again that are missing, truncated or, with `check`, other than written.
+
+        Codes are made again with the vectors, as they may be those of damaged ones.
+        """
+        inner, shape, sums = self.folder / entry.name, catalog.shape, dict(entry.checksums)
+        if check:
+            for _ in build.read_rows(inner / EMBEDDINGS):
+                pass  # every page is compared with its checksum
+        try:
+            self._vectors(catalog, entry)
+            bad = check and self._differs(entry, VECTORS)
+        except (OutputRefusedError, FileNotFoundError):
+            bad = True
+        if bad:
+            sums[VECTORS] = build.write_vectors(inner, entry.num_vectors, shape, self.files)
+            self.listener.say(f"{inner / VECTORS}: made again from {EMBEDDINGS}")
+        try:
+            map_array(inner / catalog.codes, "<u8", codes_shape(entry.num_vectors, *shape))
+            bad = bad or (check and self._differs(entry, catalog.codes))
+        except (OutputRefusedError, FileNotFoundError):
+            bad = True
+        if bad:
+            vectors = self._vectors(catalog, entry)
+            sums[catalog.codes] = build.write_codes(inner / catalog.codes, vectors, catalog.centre, self.files)
+            self.listener.say(f"{inner / catalog.codes}: made again from {VECTORS}")
+        return replace(entry, checksums=sums)
+
+    def _differs(self, entry: SegmentEntry, name: str) -> bool:
+        """Return True if a file has another checksum than when it was written. Vectors of no image have no file."""
+        if name != entry.images and not entry.num_vectors:
+            return False
+        return checksum_of(self.folder / entry.name / name, self.files) != entry.checksums.get(name)
+
+
+def _changed(entry: SegmentEntry, old: str, new: str, checksum: int) -> dict[str, int]:
+    """Return the checksums of a segment of which the file `new` replaces `old`."""
+    return {name: value for name, value in entry.checksums.items() if name != old} | {new: checksum}
 
 
 def _next_name(name: str) -> str:

@@ -109,7 +109,7 @@ class _Update:
 
     def __init__(self, folder: Path, job: IndexJob, listener: Listener, files: Files) -> None:
         self.folder, self.job, self.listener, self.files = folder, job, listener, files
-        self.store = Store(folder, listener, files)
+        self.store = Store(folder, listener, files, check=job.check)
         self.known = Known(folder, self.store.catalog)
         self.num_unread = 0
         """Number of images that keep an older embedding, because they could not be read."""
