@@ -13,6 +13,7 @@ import pytest
 
 from blip2cap.errors import OutputError, OutputRefusedError
 from blip2cap.outputs import parquet as module
+from blip2cap.outputs import parquet_table
 from blip2cap.outputs.files import OS_FILES
 from blip2cap.outputs.parquet import ParquetSink, journal_path, read_output
 from blip2cap.rows import Row
@@ -131,9 +132,10 @@ def test_rows_that_are_in_both_after_a_cut_are_there_once(path):
 
 
 def test_it_is_written_and_read_a_part_at_a_time(path, monkeypatch):
-    monkeypatch.setattr(module, "_ROW_GROUP", 7)
-    monkeypatch.setattr(module, "_BATCH", 3)
-    monkeypatch.setattr(module, "_PIECE", 100)
+    monkeypatch.setattr(parquet_table, "_ROW_GROUP", 7)
+    for each in (module, parquet_table):
+        monkeypatch.setattr(each, "BATCH", 3)
+    monkeypatch.setattr(parquet_table, "_PIECE", 100)
     rows = [row(number, text="x" * number) for number in range(50)]
     write(path, *rows[:20])
     write(path, *rows[20:])

@@ -17,7 +17,8 @@ from blip2cap.outputs.existing_rows import Journal, manifest_path
 from blip2cap.outputs.files import behind
 from blip2cap.outputs.journal import JournalSink
 from blip2cap.outputs.manifest import UNFINISHED, Manifest
-from blip2cap.outputs.parquet import ParquetSink, embedded_manifest, journal_path
+from blip2cap.outputs.parquet import ParquetSink, journal_path
+from blip2cap.outputs.parquet_table import embedded_manifest
 from blip2cap.outputs.read import Results, part_order, readable, spool
 from blip2cap.outputs.stream import StreamSink
 

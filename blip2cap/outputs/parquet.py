@@ -8,110 +8,30 @@ two leaves both: if a row is in both, the journal's is used.
 from __future__ import annotations
 
 import contextlib
-import io
 import itertools
 import json
 from collections.abc import Collection, Container, Iterable, Iterator, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from blip2cap.errors import OutputError, OutputRefusedError
 from blip2cap.key_set import KeySet
 from blip2cap.outputs import existing_rows
-from blip2cap.outputs.existing_rows import Journal, Keyed, read_lines
-from blip2cap.outputs.files import OS_FILES, Files, behind, replaceable, replacing, sync_folder, write_all
+from blip2cap.outputs.existing_rows import Journal, read_lines
+from blip2cap.outputs.files import OS_FILES, Files, behind, replaceable, sync_folder
 from blip2cap.outputs.journal import JournalSink
-from blip2cap.outputs.manifest import FINISHED, Manifest
-from blip2cap.rows import Row, Schema, row_key
+from blip2cap.outputs.manifest import Manifest
+from blip2cap.outputs.parquet_table import BATCH, Table, keys_in, open_table, read_table, write_table
+from blip2cap.rows import Row, Schema
 
 if TYPE_CHECKING:
     import pyarrow as pa
-
-_MANIFEST = b"blip2cap"
-"""Key of the manifest in the metadata of the schema."""
-_ROW_GROUP = 50_000
-"""Largest number of rows in memory at once, as columns; fewer if they hold large vectors."""
-_BATCH = 5_000
-"""Largest number of rows in memory at once as Python objects, which take several times as much."""
-_PIECE = 1 << 20
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Table:
-    """Content of a Parquet file before a run adds to it."""
-
-    manifest: Manifest
-    replaced: set[str] = field(default_factory=set)
-    """Keys of its rows that the journal has too."""
-
-
-def read_table(path: Path, journal: Journal, *, retry_failed: bool = False) -> Table | None:
-    """Read a whole Parquet file and add its rows to the counts of `journal`; return None if there is no file.
-
-    Raises OutputRefusedError if it is damaged or not made by blip2cap.
-    """
-    import pyarrow as pa
-
-    try:
-        with _open(path) as parquet:
-            schema = parquet.schema_arrow
-            manifest = Manifest.from_json((schema.metadata or {})[_MANIFEST])
-            if not schema.remove_metadata().equals(manifest.schema.arrow()):
-                raise TypeError("its columns differ from those in its manifest")
-            table = Table(manifest=manifest)
-            for batch in parquet.iter_batches(batch_size=manifest.schema.num_rows(_BATCH)):
-                rows: Iterable[Keyed] = _keys(batch, manifest.label)
-                if journal.num_bytes:
-                    rows = [*rows]
-                    again = {key for key, _, _ in rows if key in journal.finished or key in journal.to_retry}
-                    table.replaced.update(again)
-                    rows = (row for row in rows if row[0] not in again)
-                journal.note(rows, retry_failed=retry_failed)
-            return table
-    except FileNotFoundError:
-        return None
-    except KeyError as error:
-        raise OutputRefusedError(
-            f"{path} is not an output of blip2cap: it has no manifest. Use another --out."
-        ) from error
-    except (OSError, ValueError, TypeError, pa.ArrowException) as error:
-        raise OutputRefusedError(
-            f"{path} is damaged ({error}). Restore it from a copy, or use another --out."
-        ) from error
-
-
-def written_as(schema: Schema) -> Mapping[str, Any]:
-    """Return settings of pyarrow's writers: numbers of vectors do not repeat, so a dictionary would cost time."""
-    others = [name for name in schema.names if name not in schema.vectors]
-    return {"compression": "zstd", "use_dictionary": others if schema.vectors else True}
 
 
 def journal_path(path: Path) -> Path:
     """Return the path of the journal, which has the rows that are not in the Parquet file yet."""
     return path.with_name(f"{path.name}.jsonl")
-
-
-def embedded_manifest(path: Path) -> Manifest | None:
-    """Read the manifest in a Parquet file, or the settings in a part; None if it has none, or if there is no such file.
-
-    Raises OutputRefusedError for a manifest that is damaged, or of a later release.
-    """
-    import pyarrow as pa
-
-    if not path.is_file():  # reading a FIFO would wait for ever
-        return None
-    try:
-        with _open(path) as parquet:
-            content = (parquet.schema_arrow.metadata or {}).get(_MANIFEST)
-    except (OSError, pa.ArrowException):
-        return None
-    try:
-        if content is None or "plan" not in json.loads(content):
-            return None if content is None else Manifest.from_json(content)
-        return Manifest(settings=json.loads(content)["settings"])
-    except (ValueError, TypeError, KeyError) as error:
-        raise OutputRefusedError(f"{path} is damaged: its manifest cannot be read ({error}).") from error
 
 
 def read_output(path: Path, *, retry_failed: bool = False) -> tuple[Manifest | None, Journal]:
@@ -242,21 +162,11 @@ class ParquetSink:
 
     def _write_table(self) -> None:
         """Write the rows of the old Parquet file and of the journal to a new one, which replaces it atomically."""
-        import pyarrow as pa
-        import pyarrow.parquet as pq
-
         manifest = self._table.manifest if self._table else self._sink.manifest
         assert manifest is not None, "rows have a manifest"
         counts = {"ok": self._sink.journal.num_ok, "failed": dict(self._sink.journal.failed)}
-        metadata = {_MANIFEST: replace(manifest, counts=counts, state=FINISHED).as_json()}
-        schema = manifest.schema.arrow().with_metadata(metadata)
-        with replacing(self._files, self._target) as file:
-            feed = _Feed(self._files, file)
-            most = manifest.schema.num_rows(_ROW_GROUP)
-            with pq.ParquetWriter(feed, schema, **written_as(manifest.schema), write_page_checksum=True) as writer:
-                for group in _in_groups(itertools.chain(self._old_batches(), self._new_batches(manifest.schema)), most):
-                    writer.write_table(pa.Table.from_batches(group, schema), row_group_size=most)
-            feed.write_rest()
+        batches = itertools.chain(self._old_batches(), self._new_batches(manifest.schema))
+        write_table(self._target, replace(manifest, counts=counts), batches, self._files)
 
     def _old_batches(self) -> Iterator[pa.RecordBatch]:
         """Yield the rows of the old file that are neither in the journal nor retried by this run."""
@@ -265,10 +175,10 @@ class ParquetSink:
         if self._table is None:
             return
         gone, label = self._table.replaced | self._sink.again, self._table.manifest.label
-        with _open(self._target) as parquet:
-            for batch in parquet.iter_batches(batch_size=self._table.manifest.schema.num_rows(_BATCH)):
+        with open_table(self._target) as parquet:
+            for batch in parquet.iter_batches(batch_size=self._table.manifest.schema.num_rows(BATCH)):
                 if gone:
-                    kept = [key not in gone for key, _, _ in _keys(batch, label)]
+                    kept = [key not in gone for key, _, _ in keys_in(batch, label)]
                     batch = batch.filter(pa.array(kept, pa.bool_()))
                 yield batch.replace_schema_metadata(None)
 
@@ -278,7 +188,7 @@ class ParquetSink:
 
         lines = (line for line in read_lines(self._files, self._sink.path) if line.endswith(b"\n"))
         number = 0
-        while rows := [json.loads(line) for line in itertools.islice(lines, schema.num_rows(_BATCH))]:
+        while rows := [json.loads(line) for line in itertools.islice(lines, schema.num_rows(BATCH))]:
             try:
                 for row in rows:
                     number += 1
@@ -295,68 +205,3 @@ class ParquetSink:
             f"{self.path} cannot be written: {error.strerror}. Its rows are safe in {self._sink.path.name}; "
             "free disk space or repair the disk, then run the same command again."
         )
-
-
-@contextlib.contextmanager
-def _open(path: Path) -> Iterator[Any]:
-    """Open a Parquet file; every page that is read is compared with its checksum."""
-    import pyarrow.parquet as pq
-
-    with open(path, "rb") as file, pq.ParquetFile(file, page_checksum_verification=True) as parquet:
-        yield parquet
-
-
-def _keys(batch: pa.RecordBatch, label: str) -> Iterator[tuple[str, str, str]]:
-    """Yield key, status and error of each row."""
-    names = ["file_name", "file_name_b64", "status", "error", *([label] if label else [])]
-    for name, raw, status, error, *labels in zip(*(batch[name].to_pylist() for name in names), strict=True):
-        yield row_key(name, raw, labels[0] if labels else None), status, error
-
-
-def _in_groups(batches: Iterable[pa.RecordBatch], most: int) -> Iterator[list[pa.RecordBatch]]:
-    """Group batches into row groups of at most `most` rows."""
-    group: list[pa.RecordBatch] = []
-    for batch in batches:
-        if group and sum(map(len, group)) + len(batch) > most:
-            yield group
-            group = []
-        group.append(batch)
-    yield group
-
-
-class _Feed(io.RawIOBase):
-    """An open file for pyarrow, written in large pieces.
-
-    After a failed write it ignores all data: pyarrow still writes its footer, but the file will be discarded.
-    """
-
-    def __init__(self, files: Files, file: int) -> None:
-        self._files, self._file = files, file
-        self._waiting = bytearray()
-        self._position = 0
-        self._failed = False
-
-    def writable(self) -> bool:
-        """Return True."""
-        return True
-
-    def tell(self) -> int:
-        """Return the position of the next byte."""
-        return self._position
-
-    def write(self, data: Any) -> int:
-        """Take all data; write it once there is enough."""
-        num_bytes = memoryview(data).nbytes
-        self._waiting += data
-        self._position += num_bytes
-        if len(self._waiting) > _PIECE:
-            self.write_rest()
-        return num_bytes
-
-    def write_rest(self) -> None:
-        """Write all data taken so far."""
-        data, self._waiting = self._waiting, bytearray()
-        if not self._failed:
-            self._failed = True
-            write_all(self._files, self._file, memoryview(data))
-            self._failed = False

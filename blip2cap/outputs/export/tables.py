@@ -12,7 +12,7 @@ from typing import IO, Any
 
 from blip2cap.outputs.export.item import Item
 from blip2cap.outputs.export.writer import FileWriter
-from blip2cap.outputs.parquet import written_as
+from blip2cap.outputs.parquet_table import written_as
 from blip2cap.rows import Row, Schema
 from blip2cap.tasks.text import text_schema
 

@@ -24,7 +24,7 @@ from blip2cap.decode.trace import Trace, trace_path
 from blip2cap.errors import OutputError, OutputGoneError, OutputRefusedError
 from blip2cap.outputs.existing_rows import manifest_path
 from blip2cap.outputs.journal import JournalSink
-from blip2cap.outputs.parquet import written_as
+from blip2cap.outputs.parquet_table import written_as
 from blip2cap.outputs.parts.counts import KEY, read_counts
 from blip2cap.outputs.parts.plan import PartsPlan, part_name
 from blip2cap.outputs.parts.store import Store
