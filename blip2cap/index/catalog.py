@@ -50,6 +50,8 @@ class Catalog:
     codes: str = "codes-1.npy"
     """Name of the codes in every segment; another one when the centre was computed anew."""
     segments: tuple[SegmentEntry, ...] = ()
+    merged: tuple[str, ...] = ()
+    """Names of folders of segments whose images others have now, and which are to be removed."""
     blip2cap_version: str = __version__
     format_version: int = field(default=FORMAT_VERSION)
 
@@ -102,8 +104,9 @@ class Catalog:
             )
             for each in content.pop("segments")
         )
+        merged = tuple(map(_plain_name, content.pop("merged")))
         _plain_name(content["codes"])
-        found = cls(shape=(rows, length), segments=entries, **content)
+        found = cls(shape=(rows, length), segments=entries, merged=merged, **content)
         if not isinstance(found.settings, dict) or len(found.centre) not in (0, length) or min(rows, length) < 1:
             raise ValueError("settings, shape and centre do not fit each other")
         return found

@@ -19,8 +19,10 @@ PLAN = "plan.arrow"
 """List of the images that an update embeds into a segment, while it does so."""
 DIGESTS = "digests.bin"
 """Hashes of their bytes, as they are read."""
+MERGING = "merging"
+"""Mark of a segment that others are merged into, until index.json lists it: the others still have its images."""
 _OURS = re.compile(
-    r"(images-\d+\.arrow|codes-\d+\.npy|vectors\.npy|plan\.arrow)(\.tmp)?|digests\.bin|embeddings\.parquet.*"
+    r"(images-\d+\.arrow|codes-\d+\.npy|vectors\.npy|plan\.arrow|merging)(\.tmp)?|digests\.bin|embeddings\.parquet.*"
     r"|\.blip2cap-.*\.tmp"
 )
 """Names that this program makes in the folder of a segment."""
@@ -88,13 +90,14 @@ def _is_segment(path: Path) -> bool:
 def check_unlisted(folder: Path, catalog: Catalog | None) -> None:
     """Refuse an index with complete segments that index.json does not list: it was lost, or an older one is there.
 
-    A segment of a killed update has a plan, which is removed only after index.json has listed the segment.
+    A segment of a killed update has a plan, and one of a killed merge a mark, which are removed only after index.json
+    has listed the segment.
     """
-    listed = {entry.name for entry in catalog.segments} if catalog else set()
+    listed = {*(entry.name for entry in catalog.segments), *catalog.merged} if catalog else set()
     lost = []
     for path in segment_folders(folder):
         names = [] if path.name in listed else os.listdir(path)
-        if PLAN not in names and any(_FINISHED.fullmatch(name) for name in names):
+        if not {PLAN, MERGING} & {*names} and any(_FINISHED.fullmatch(name) for name in names):
             lost.append(path.name)
     if lost:
         what = f"does not list {', '.join(lost)}" if catalog else f"is missing, but not {', '.join(lost)}"
@@ -112,7 +115,7 @@ def segment_folders(folder: Path) -> list[Path]:
 def next_segment(folder: Path, catalog: Catalog | None) -> Path:
     """Return the folder of the next segment."""
     names = [path.name for path in segment_folders(folder)]
-    names += [each.name for each in catalog.segments] if catalog else []
+    names += [*(each.name for each in catalog.segments), *catalog.merged] if catalog else []
     number = 1 + max((int(name.removeprefix("segment-")) for name in names), default=0)
     return folder / f"segment-{number:06}"
 
@@ -128,11 +131,14 @@ def sweep(folder: Path, catalog: Catalog, files: Files) -> None:
         inner = folder / each.name
         with contextlib.suppress(OSError):
             _unlink([path for path in inner.iterdir() if _OURS.fullmatch(path.name) and path.name not in keep], files)
+    for name in catalog.merged:
+        with contextlib.suppress(OSError):
+            remove_folder(folder / name, files)
     _unlink([*folder.glob(f"{NAME}.tmp"), *folder.glob(".blip2cap-*.tmp")], files)
 
 
 def remove_folder(folder: Path, files: Files) -> None:
-    """Remove the folder of a segment without rows; one with other files is left, without ours."""
+    """Remove the folder of a segment that has no image; one with other files is left, without ours."""
     _unlink([path for path in folder.iterdir() if _OURS.fullmatch(path.name)], files)
     with contextlib.suppress(OSError):
         os.rmdir(folder)

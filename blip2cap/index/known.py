@@ -87,6 +87,11 @@ class Known:
             table = table.set_column(at, table.schema.field(at), pa.array(values[here]))
         return table
 
+    def counts(self) -> tuple[list[int], list[int]]:
+        """Return the numbers of images of each segment that were not removed, and that were."""
+        removed = [int(self.removed[slice(*self.starts[at : at + 2])].sum()) for at in range(len(self.tables))]
+        return [len(table) - number for table, number in zip(self.tables, removed, strict=True)], removed
+
     def errors(self) -> list[str]:
         """Return the error of each failed image."""
         found = []

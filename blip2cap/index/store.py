@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -15,13 +15,14 @@ from blip2cap.index import build
 from blip2cap.index.catalog import NAME, Catalog, SegmentEntry, damaged
 from blip2cap.index.checksums import checksum_of
 from blip2cap.index.codes import codes_shape
-from blip2cap.index.folder import check_unlisted, sweep
+from blip2cap.index.folder import MERGING, check_unlisted, next_segment, sweep
 from blip2cap.index.images import read_list, write_table
 from blip2cap.index.known import Known, keys_of
+from blip2cap.index.merge import choose, merge_rows, merged_list
 from blip2cap.index.rows import shape_of
 from blip2cap.index.segment import EMBEDDINGS, VECTORS, map_array, map_vectors
 from blip2cap.jobs.job import Listener
-from blip2cap.outputs.files import Files
+from blip2cap.outputs.files import Files, sync_folder, write_whole
 from blip2cap.outputs.manifest import Manifest
 
 if TYPE_CHECKING:
@@ -65,20 +66,69 @@ class Store:
         if shape != old.shape:
             raise damaged(inner / EMBEDDINGS, f"embeddings of shape {list(shape)}, the index has {list(old.shape)}")
         Manifest(settings=old.settings).check({**made_with, "input_root": old.settings.get("input_root")}, inner.name)
-        num_vectors = int(np.count_nonzero(table["vector"].to_numpy() >= 0))
-        sums = {VECTORS: build.write_vectors(inner, num_vectors, shape, self.files)}
-        vectors = map_vectors(inner, num_vectors, shape)
-        centre = list(old.centre) or build.mean_row(vectors)
-        sums[old.codes] = build.write_codes(inner / old.codes, vectors, centre or 0.0, self.files)
-        sums[IMAGES] = write_table(table, inner / IMAGES, self.files)
+        entry, centre = self._write_segment(inner, table, old)
         num_changed = sum(known.remove(key) for key in keys_of(table.filter(pc.invert(table["removed"]))))
-        entry = SegmentEntry(name=inner.name, num_vectors=num_vectors, images=IMAGES, checksums=sums)
-        num_centre_images = old.num_centre_images or num_vectors
+        num_centre_images = old.num_centre_images or entry.num_vectors
         new = replace(old, centre=centre, num_centre_images=num_centre_images, segments=(*old.segments, entry))
         self.write_lists(known, new)
         known.add(table)
         self._centre_anew()
         return num_changed
+
+    def merge(self, known: Known, stopped: Callable[[], bool]) -> None:
+        """Merge segments while there are too many small ones, or more of one was removed than is left.
+
+        `known` has the images of all segments, and is not brought up to date. An error of the disk is told: the index
+        is complete without it. Raises OutputRefusedError for a damaged file.
+        """
+        kept, removed = known.counts()
+        while not stopped() and (chosen := choose(kept, removed)) is not None:
+            names = [entry.name for entry in self._entries[chosen]]
+            self.listener.say(f"{self.folder}: writing the images of {', '.join(names)} into one segment ...")
+            try:
+                self._merge(chosen)
+            except OSError as error:
+                reason = error.strerror or error
+                self.listener.say(f"{self.folder}: cannot be merged: {reason}. It is complete; searches take longer.")
+                return
+            total = sum(kept[chosen])
+            kept[chosen], removed[chosen] = ([total], [0]) if total else ([], [])
+
+    def _merge(self, chosen: slice) -> None:
+        """Write a segment with the images of some that follow each other, and replace them by it."""
+        catalog, old = self.catalog, self._entries[chosen]
+        assert catalog is not None
+        folders = [self.folder / entry.name for entry in old]
+        tables = [read_list(folder / entry.images) for folder, entry in zip(folders, old, strict=True)]
+        table = merged_list(tables)
+        new: tuple[SegmentEntry, ...] = ()
+        if len(table):
+            inner = next_segment(self.folder, catalog)
+            os.mkdir(inner)
+            write_whole(self.files, inner / MERGING, b"")
+            sync_folder(self.files, self.folder)
+            merge_rows(folders, tables, inner / EMBEDDINGS, self.files)
+            new = (self._write_segment(inner, table, catalog)[0],)
+        segments = (*catalog.segments[: chosen.start], *new, *catalog.segments[chosen.stop :])
+        merged = (*catalog.merged, *(entry.name for entry in old))
+        self.write(replace(catalog, segments=segments, merged=merged))
+
+    @property
+    def _entries(self) -> tuple[SegmentEntry, ...]:
+        return self.catalog.segments if self.catalog else ()
+
+    def _write_segment(self, inner: Path, table: pa.Table, catalog: Catalog) -> tuple[SegmentEntry, list[float]]:
+        """Write vectors, codes and list of a segment whose rows are written; return its entry, and the centre.
+
+        The centre is that of the index, or of this segment if it is the first.
+        """
+        num_vectors = int(np.count_nonzero(table["vector"].to_numpy() >= 0))
+        sums = {VECTORS: build.write_vectors(inner, num_vectors, catalog.shape, self.files)}
+        vectors = map_vectors(inner, num_vectors, catalog.shape)
+        centre = list(catalog.centre) or build.mean_row(vectors)
+        sums[catalog.codes] = build.write_codes(inner / catalog.codes, vectors, centre or 0.0, self.files)
+        sums[IMAGES] = write_table(table, inner / IMAGES, self.files)
+        return SegmentEntry(name=inner.name, num_vectors=num_vectors, images=IMAGES, checksums=sums), centre
 
     def write_lists(self, known: Known, catalog: Catalog) -> None:
         """Write the lists that have changed under new names, then index.json, then remove the old ones."""
@@ -93,6 +143,8 @@ class Store:
 
     def write(self, catalog: Catalog) -> None:
         """Replace index.json, and remove what it does not name any more. Raises OSError."""
+        merged = tuple(name for name in catalog.merged if os.path.lexists(self.folder / name))
+        catalog = replace(catalog, merged=merged)
         catalog.write(self.folder, self.files)
         self.catalog = catalog
         sweep(self.folder, catalog, self.files)

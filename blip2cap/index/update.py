@@ -72,7 +72,7 @@ def update_index(
     folder = Path(job.index)
     with locked(folder, files):
         try:
-            update = _Update(folder, job, listener, files)
+            update = _Update(job, listener, stopped, files)
             update.recover()
             update.check(embedder.settings(source), source)
             return update.run(inputs, source, embedder)
@@ -107,8 +107,9 @@ class _Inputs:
 class _Update:
     """One update of an index, which is locked."""
 
-    def __init__(self, folder: Path, job: IndexJob, listener: Listener, files: Files) -> None:
-        self.folder, self.job, self.listener, self.files = folder, job, listener, files
+    def __init__(self, job: IndexJob, listener: Listener, stopped: Callable[[], bool], files: Files) -> None:
+        self.job, self.listener, self.stopped, self.files = job, listener, stopped, files
+        folder = self.folder = Path(job.index)
         self.store = Store(folder, listener, files, check=job.check)
         self.known = Known(folder, self.store.catalog)
         self.num_unread = 0
@@ -159,6 +160,7 @@ class _Update:
         if known.changed:
             assert self.store.catalog is not None, "an index with images has an index.json"
             self.store.write_lists(known, self.store.catalog)
+        self.store.merge(known, self.stopped)
         errors = Counter(known.errors())
         return IndexSummary(
             index=self.job.index,
