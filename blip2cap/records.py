@@ -17,6 +17,7 @@ FAILURES = frozenset(
         "permission",
         "vanished",
         "unreachable",
+        "unreadable",
         "not_regular",
         "decoder_crashed",
         "timeout",

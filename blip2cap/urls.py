@@ -92,7 +92,7 @@ def explain(error: Exception) -> tuple[str, str]:
     busy = isinstance(error, OSError) and error.errno == errno.EBUSY  # s3fs: the store asks for fewer requests
     if busy or any(word in name for word in ("Timeout", "Connect", "Disconnected")):
         return "unreachable", f"no answer: {name}: {shown(str(error))}"
-    return "corrupt", f"cannot be read: {name}: {shown(str(error))}"
+    return "unreadable", f"cannot be read: {name}: {shown(str(error))}"
 
 
 def read(url: str, num_bytes: int | None, max_bytes: int) -> bytes:

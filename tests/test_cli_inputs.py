@@ -77,7 +77,7 @@ def test_what_happens_to_images_during_a_run_is_in_their_rows_and_the_run_goes_o
         "12.png": "not_regular",
         "14.png": "not_an_image",
         "15.png": "truncated",
-        "17.png": "corrupt",
+        "17.png": "unreadable",
         "18.png": "vanished",
     }
     assert (rows["13.png"]["width"], rows["13.png"]["height"]) == (640, 480)

@@ -1,4 +1,5 @@
 import contextlib
+import errno
 import os
 import struct
 import subprocess
@@ -301,11 +302,21 @@ def test_a_refused_open_says_so_for_root_too(tmp_path, monkeypatch):
     assert unreadable(tmp_path / "cat.jpg") == "permission"
 
 
-def test_names_that_no_file_can_have_are_corrupt(tmp_path):
+def test_names_that_no_file_can_have_are_unreadable(tmp_path):
     os.symlink("round.jpg", tmp_path / "round.jpg")
-    assert unreadable(tmp_path / "round.jpg") == "corrupt"
-    assert unreadable("a\0b.jpg") == "corrupt"
-    assert unreadable("x" * 5_000) == "corrupt"
+    assert unreadable(tmp_path / "round.jpg") == "unreadable"
+    assert unreadable("a\0b.jpg") == "unreadable"
+    assert unreadable("x" * 5_000) == "unreadable"
+
+
+def test_an_error_of_the_disk_is_no_statement_about_the_image(tmp_path, monkeypatch):
+    (tmp_path / "cat.jpg").touch()
+
+    def failing(path):
+        raise OSError(errno.EIO, "Input/output error", path)
+
+    monkeypatch.setattr(os, "stat", failing)
+    assert unreadable(tmp_path / "cat.jpg") == "unreadable"
 
 
 def test_nothing_but_image_errors_comes_out_of_damaged_files():

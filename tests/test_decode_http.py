@@ -113,15 +113,15 @@ def fetch(url: str) -> bytes | str:
         ("504", "unreachable"),
         ("500", "unreachable"),
         ("429", "unreachable"),
-        ("206", "corrupt"),
+        ("206", "unreadable"),
         ("huge.jpg", "too_large"),
         ("endless.jpg", "too_large"),
         ("short.jpg", "truncated"),
         ("to//good.jpg", b"good"),
-        ("round.jpg", "corrupt"),
+        ("round.jpg", "unreadable"),
         ("to/file:///etc/passwd", "permission"),
         ("to/ftp://127.0.0.1/x.jpg", "permission"),
-        ("to/", "corrupt"),
+        ("to/", "unreadable"),
     ],
 )
 def test_a_web_server_is_believed_nothing(server, path, expected):

@@ -108,7 +108,7 @@ def test_images_of_a_list_that_cannot_be_read_keep_their_embeddings(tmp_path, im
     assert Index.open(tmp_path / "index").num_images == 4
 
 
-@pytest.mark.parametrize("code", ["permission", "timeout", "unreachable", "vanished", "corrupt"])
+@pytest.mark.parametrize("code", ["permission", "timeout", "unreachable", "vanished", "unreadable"])
 def test_a_changed_image_that_cannot_be_read_keeps_its_embedding_unless_its_content_is_bad(
     tmp_path, images, monkeypatch, code
 ):
@@ -116,7 +116,7 @@ def test_a_changed_image_that_cannot_be_read_keeps_its_embedding_unless_its_cont
     put(images / "a.jpg", b"A2")
 
     def fail(*_: object) -> bytes:
-        raise ImageError(code, "") from (OSError(5, "I/O error") if code == "corrupt" else None)
+        raise ImageError(code, "")
 
     with monkeypatch.context() as patch:
         patch.setattr(changes, "read", fail)

@@ -194,3 +194,17 @@ def test_a_table_is_captioned_and_resumed(scenes, here):
     assert "skipped" not in result.stderr
     other = invoke("caption", "x.parquet", *TINY, "--image-column", "other")
     assert other.exit_code == 2
+
+
+@pytest.mark.parametrize(
+    ("error", "code"), [(OSError(5, "Input/output error"), "unreadable"), (OSError("x"), "corrupt")]
+)
+def test_an_error_of_the_disk_is_no_damage(monkeypatch, error, code):
+    write([b"data"] * NUM_ROWS, pa.binary(), row_group_size=50)
+    refs = list(source())
+
+    def failing(*_: object, **__: object) -> None:
+        raise error
+
+    monkeypatch.setattr(pq.ParquetFile, "iter_batches", failing)
+    assert [content(ref) for ref in refs] == [code] * NUM_ROWS

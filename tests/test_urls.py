@@ -190,8 +190,8 @@ class ConnectTimeoutError(Exception):
         (ConnectTimeoutError("x"), "unreachable"),
         (ConnectionRefusedError("x"), "unreachable"),
         (OSError(errno.EBUSY, "Please reduce your request rate"), "unreachable"),
-        (OSError("reset by peer"), "corrupt"),
-        (RuntimeError("https://user:secret@x.org/?X-Amz-Signature=secret"), "corrupt"),
+        (OSError("reset by peer"), "unreadable"),
+        (RuntimeError("https://user:secret@x.org/?X-Amz-Signature=secret"), "unreadable"),
     ],
     ids=repr,
 )

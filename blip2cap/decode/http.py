@@ -83,7 +83,7 @@ class HttpClient:
         except aiohttp.ClientPayloadError as error:
             raise ImageError("truncated", "the connection ended before the file did") from error
         except (aiohttp.ClientError, OSError, ValueError) as error:
-            raise ImageError("corrupt", f"cannot be read: {type(error).__name__}: {shown(str(error))}") from error
+            raise ImageError("unreadable", f"cannot be read: {type(error).__name__}: {shown(str(error))}") from error
 
     def close(self) -> None:
         """Cancel the requests in flight, close the connections, end the thread."""
@@ -169,7 +169,7 @@ class HttpClient:
                         url = redirected(url, response.headers.get("Location", ""))
                         continue
                     return await _body(response, max_bytes)
-        raise ImageError("corrupt", f"more than {_NUM_REDIRECTS} redirects")
+        raise ImageError("unreadable", f"more than {_NUM_REDIRECTS} redirects")
 
 
 async def _body(response: aiohttp.ClientResponse, max_bytes: int) -> bytes:
@@ -180,7 +180,7 @@ async def _body(response: aiohttp.ClientResponse, max_bytes: int) -> bytes:
         waits = f", and asks to wait {pause_s:.0f} s" if pause_s else ""
         raise _NoAnswerError(f"the server responded with {response.status}{waits}", pause_s=pause_s)
     if response.status != 200:
-        raise ImageError("corrupt", f"cannot be read: the server responded with {response.status}")
+        raise ImageError("unreadable", f"cannot be read: the server responded with {response.status}")
     check_size(response.content_length or 0, max_bytes)
     data = bytearray()
     async for block in response.content.iter_chunked(_BLOCK):

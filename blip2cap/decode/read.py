@@ -16,7 +16,7 @@ def read(ref: ImageRef, options: DecodeOptions) -> bytes:
     """Read the bytes of one input.
 
     Raises ImageError: vanished, permission, not_regular, too_large, truncated, timeout, unreachable, unsupported,
-    corrupt (unreadable), and errors that the source has found already. Raises UnreachableError if its server is gone.
+    unreadable, and errors that the source has found already. Raises UnreachableError if its server is gone.
     """
     if ref.error:
         raise ImageError(ref.error, ref.detail)
@@ -75,7 +75,7 @@ def _read_file(ref: ImageRef, options: DecodeOptions) -> bytes:
     except PermissionError as error:
         raise ImageError("permission", "no permission to read it") from error
     except (OSError, ValueError) as error:
-        raise ImageError("corrupt", f"cannot be read: {error}") from error
+        raise ImageError("unreadable", f"cannot be read: {error}") from error  # EIO says nothing about the image
 
 
 def _read_part(path: str, offset: int, num_bytes: int) -> bytes:

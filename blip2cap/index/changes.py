@@ -19,7 +19,7 @@ from blip2cap.source.inputs import Source
 
 _UNREAD_PARTS = ("unreadable_folder", "unreadable_archive")
 """Reasons after which an image that was not found may still exist."""
-UNREAD = ("vanished", "permission", "timeout", "unreachable")
+UNREAD = ("vanished", "permission", "timeout", "unreachable", "unreadable")
 """Errors of an image that could not be read: they say nothing about its content, which may still be as it was."""
 
 
@@ -69,7 +69,7 @@ def find_changes(source: Source, known: Known, decode: DecodeOptions, *, retry_f
             try:
                 unchanged = _is_unchanged(ref, number, signature, known, decode)
             except ImageError as error:
-                if not known.failed[number] and (error.code in UNREAD or isinstance(error.__cause__, OSError)):
+                if not known.failed[number] and error.code in UNREAD:
                     changes.num_unread += 1
                     continue
                 unchanged = False  # it becomes a failed image, with this reason

@@ -73,8 +73,8 @@ class TableRows:
         """First row of the next batch."""
         self.waiting: dict[int, Any] = {}
         """Rows that were read and are not needed yet."""
-        self.broken: dict[int, str] = {}
-        """Unreadable row groups -> error message."""
+        self.broken: dict[int, tuple[str, str]] = {}
+        """Unreadable row groups -> code and message of the error."""
 
     def load(self, number: int) -> bytes:
         """Return the bytes of one row. Raises ImageError."""
@@ -88,7 +88,7 @@ class TableRows:
         """Read batches up to a row; start at its row group if that is further on, or if the row was read before."""
         group = self._group(number)
         if group in self.broken:
-            raise ImageError("corrupt", self.broken[group])
+            raise ImageError(*self.broken[group])
         start = self.table.group_starts[group]
         try:
             if not self.next_row <= number or start > self.next_row + _NUM_WAITING:
@@ -97,9 +97,12 @@ class TableRows:
                 self._keep(next(self.batches))
         except Exception as error:  # pyarrow and remote back ends have their own exceptions
             at, self.next_row = self._group(min(self.next_row, number)), self.table.num_rows
-            self.broken[at] = f"the Parquet file cannot be read here: {type(error).__name__}: {shown(str(error))}"
+            # pyarrow's own OSError, for damaged content, has no number of the system.
+            code = "unreadable" if isinstance(error, OSError) and error.errno else "corrupt"
+            detail = f"the Parquet file cannot be read here: {type(error).__name__}: {shown(str(error))}"
+            self.broken[at] = code, detail
             if at == group:
-                raise ImageError("corrupt", self.broken[group]) from error
+                raise ImageError(code, detail) from error
             self._read_up_to(number)
 
     def _group(self, number: int) -> int:
