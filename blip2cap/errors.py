@@ -20,6 +20,8 @@ from __future__ import annotations
 import re
 from typing import ClassVar
 
+SOME_FAILED = 3
+"""Exit code of a command that is complete but for some images."""
 _FLAG = re.compile(r"(?<![^\s`(])--([a-z][a-z0-9-]*[a-z0-9])")
 OTHER_NAMES = {"decode": "mode", "threads": "num_threads", "timeout": "timeout_s"}
 """Names in Python of flags that are called otherwise there."""

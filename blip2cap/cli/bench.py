@@ -18,7 +18,7 @@ from blip2cap.cli.options import ReportOptions, option, option_of, with_options
 from blip2cap.cli.report import print_json
 from blip2cap.cli.signals import stop_on_signal
 from blip2cap.cli.terminal import clean, page, say
-from blip2cap.errors import InputError, OutputError, UsageError
+from blip2cap.errors import SOME_FAILED, InputError, OutputError, UsageError
 from blip2cap.jobs.job import no_image
 from blip2cap.options import BatchOptions, DecodeOptions, GenerateOptions, ModelOptions, SourceOptions
 from blip2cap.outputs.files import OS_FILES, replaceable, write_whole
@@ -26,7 +26,6 @@ from blip2cap.records import ImageRef
 
 _NEW_TOKENS = 12
 """About the length of a caption of BLIP-2; the same for all, so that figures of models and machines can be compared."""
-_SOME_FAILED = 3
 _MOST_IMAGES = 4096
 """Largest number of images of an INPUT without --limit: more improve no figure."""
 
@@ -114,7 +113,7 @@ def bench(
     elif not report.quiet:
         _print_page(facts)
     if facts["figures"]["num_bad_images"]:
-        raise typer.Exit(_SOME_FAILED)
+        raise typer.Exit(SOME_FAILED)
 
 
 def _images(inputs: tuple[str, ...], limit: int | None) -> tuple[ImageRef, ...]:

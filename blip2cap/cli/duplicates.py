@@ -13,13 +13,12 @@ from blip2cap.cli.hits import check_targets, count, hit_facts, json_lines, make_
 from blip2cap.cli.options import ReportOptions, option, with_options
 from blip2cap.cli.signals import stop_on_signal
 from blip2cap.cli.terminal import clean, say
-from blip2cap.errors import UsageError
+from blip2cap.errors import SOME_FAILED, UsageError
 from blip2cap.options import DecodeOptions
 
 if TYPE_CHECKING:
     from blip2cap.index.sheet import Section
 
-_SOME_FAILED = 3
 _MIN_SCORE = 0.97
 
 
@@ -93,4 +92,4 @@ def duplicates(
     if not report.quiet:
         say(f"{clean(index)}: {count(num_groups, 'group')}, {count(num_images, 'image')} in them")
     if num_missing:
-        raise typer.Exit(_SOME_FAILED)
+        raise typer.Exit(SOME_FAILED)

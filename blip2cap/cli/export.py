@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from blip2cap.cli.terminal import clean, discard, say, write_out
-from blip2cap.errors import OutputError, UsageError
+from blip2cap.errors import SOME_FAILED, OutputError, UsageError
 from blip2cap.outputs.export.options import APPLY, EXISTING, ExportOptions, parse_affixes
 from blip2cap.outputs.export.reasons import MEANINGS
 from blip2cap.outputs.open import files_of, find_plan, is_unfinished, open_rows, read_manifest
@@ -24,7 +24,6 @@ if TYPE_CHECKING:
     from blip2cap.outputs.export.item import Item
     from blip2cap.outputs.export.run import ExportCounts
 
-_SOME_LEFT_OUT = 3
 _MAX_PRINTED = 20
 _option = functools.partial(typer.Option, show_default=False)
 
@@ -163,7 +162,7 @@ def run_export(
     elif not quiet:
         _say_summary(facts, rows)
     if any(reason in MEANINGS for reason in counts.left_out) or _are_missing(parts) or "unfinished" in facts:
-        raise typer.Exit(_SOME_LEFT_OUT)
+        raise typer.Exit(SOME_FAILED)
 
 
 def _count_parts(results: str) -> dict[str, int]:

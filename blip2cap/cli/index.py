@@ -13,7 +13,7 @@ from blip2cap.cli.resume import this_command
 from blip2cap.cli.run import TerminalListener
 from blip2cap.cli.signals import Stopped, stop_on_signal
 from blip2cap.cli.terminal import clean, say
-from blip2cap.errors import UsageError
+from blip2cap.errors import SOME_FAILED, UsageError
 from blip2cap.jobs.job import skipped_phrases
 from blip2cap.options import (
     DEFAULT_MATCHING_MODEL,
@@ -26,8 +26,6 @@ from blip2cap.options import (
 
 if TYPE_CHECKING:
     from blip2cap.index.job import IndexSummary
-
-_SOME_FAILED = 3
 
 
 @with_options(without=["random_weights", "device_map", "dry_run"], model=DEFAULT_MATCHING_MODEL)
@@ -98,7 +96,7 @@ def index(
         if summary.stopped:
             listener.say(f"Stopped. The embeddings so far are safe. To continue: {this_command()}")
             raise typer.Exit(stop.exit_code)
-    raise typer.Exit(0 if summary.complete else _SOME_FAILED)
+    raise typer.Exit(0 if summary.complete else SOME_FAILED)
 
 
 def summary_facts(summary: IndexSummary) -> dict[str, Any]:

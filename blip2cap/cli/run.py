@@ -13,15 +13,13 @@ from blip2cap.cli.report import Failures, dry_run_facts, outcome_facts, print_js
 from blip2cap.cli.resume import hides_secrets, this_command
 from blip2cap.cli.signals import Stop, Stopped, stop_on_signal
 from blip2cap.cli.terminal import clean, say
-from blip2cap.errors import ImageError, OutputError, UsageError
+from blip2cap.errors import SOME_FAILED, ImageError, OutputError, UsageError
 from blip2cap.jobs.job import Count, Job, Listener
 from blip2cap.options import Kind
 from blip2cap.records import ImageRef
 
 if TYPE_CHECKING:
     from blip2cap.engine.run import RunStats
-
-_SOME_FAILED = 3
 
 
 class TerminalListener(Listener):
@@ -102,7 +100,7 @@ def _run(job: Job, options: ReportOptions, stop: Stop) -> None:
         raise typer.Exit(stop.exit_code)
     if outcome.error is not None:
         raise outcome.error
-    raise typer.Exit(0 if outcome.complete else _SOME_FAILED)
+    raise typer.Exit(0 if outcome.complete else SOME_FAILED)
 
 
 def _dry_run(job: Job, options: ReportOptions) -> None:

@@ -22,7 +22,7 @@ from blip2cap.cli.options import ReportOptions, option, option_of, with_options
 from blip2cap.cli.report import Failures
 from blip2cap.cli.signals import stop_on_signal
 from blip2cap.cli.terminal import clean, say
-from blip2cap.errors import InputError, UsageError
+from blip2cap.errors import SOME_FAILED, InputError, UsageError
 from blip2cap.options import DecodeOptions, ModelOptions, SourceOptions
 from blip2cap.records import ImageRef
 
@@ -31,8 +31,6 @@ if TYPE_CHECKING:
     from blip2cap.index.query import Query
     from blip2cap.index.searcher import Searcher
     from blip2cap.index.sheet import Section
-
-_SOME_FAILED = 3
 
 
 @with_options(
@@ -152,7 +150,7 @@ def search(
     if num_left_out:
         tell(f"{count(num_left_out, 'hit')} left out: in archives or behind URLs, not files")
     if failures.count or num_missing or num_left_out:
-        raise typer.Exit(_SOME_FAILED)
+        raise typer.Exit(SOME_FAILED)
 
 
 def _queries(

@@ -9,11 +9,11 @@ import typer
 
 from blip2cap.cli.report import print_json
 from blip2cap.cli.terminal import clean, say, write_out
+from blip2cap.errors import SOME_FAILED
 
 if TYPE_CHECKING:
     from blip2cap.outputs.status import Status
 
-_NOT_ALL_OK = 3
 _SHOWN = ("command", "what", "precision", "model", "dtype", "quantize", "prompt", "template")
 
 
@@ -40,7 +40,7 @@ def status(
     else:
         write_out(_page(facts))
     if not found.complete:
-        raise typer.Exit(_NOT_ALL_OK)
+        raise typer.Exit(SOME_FAILED)
 
 
 def _facts(found: Status) -> dict[str, Any]:
