@@ -193,6 +193,11 @@ def test_texts_are_embedded_instead_of_images(out: str, here: Path, model: Model
         found = {row["text"]: np.frombuffer(base64.b64decode(row["embedding"]), "<f4").tolist() for row in rows}
     assert [*found] == ["red", "blue"]
     assert found["red"] == RED.tolist()
+    if out == "-":
+        (here / "lines.jsonl").write_bytes(result.stdout_bytes)
+    shown = invoke("show", "lines.jsonl" if out == "-" else out)
+    assert shown.exit_code == 2, shown.output
+    assert ":1: a text and its vector, as `embed --texts` writes them" in shown.stderr
 
 
 @pytest.mark.parametrize("suffix", ["jsonl", "parquet"])
@@ -238,6 +243,8 @@ def test_vectors_of_texts_replace_a_file_only_if_asked_to(here: Path, model: Mod
 WRONG = {
     "no INPUT given": [],
     "--texts and INPUT exclude each other": ["images", "--texts", "lines.txt"],
+    "--limit has no effect with --texts. Leave one out.": ["--texts", "lines.txt", "--limit", "2"],
+    "--include has no effect with --texts. Leave one out.": ["--texts", "lines.txt", "--include", "*.png"],
     "--what all: must be one of pooled, queries, qformer": ["images", "--what", "all"],
     "--precision float64: must be one of float16, float32": ["images", "--precision", "float64"],
     "a text has one vector": ["--texts", "lines.txt", "--what", "queries"],

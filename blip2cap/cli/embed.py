@@ -9,7 +9,6 @@ from blip2cap.cli.config import read_lines
 from blip2cap.cli.embed_texts import embed_texts
 from blip2cap.cli.options import ReportOptions, option, with_options
 from blip2cap.cli.run import start
-from blip2cap.errors import UsageError
 from blip2cap.jobs.job import Job
 from blip2cap.options import (
     DEFAULT_MATCHING_MODEL,
@@ -22,7 +21,12 @@ from blip2cap.options import (
 from blip2cap.tasks.embed import WHAT, Embed, Precision
 
 
-@with_options(without=["random_weights", "device_map"], out="embeddings.parquet", model=DEFAULT_MATCHING_MODEL)
+@with_options(
+    without=["random_weights", "device_map"],
+    instead={"source": "texts_file"},
+    out="embeddings.parquet",
+    model=DEFAULT_MATCHING_MODEL,
+)
 def embed(
     source: SourceOptions | None,
     model: ModelOptions,
@@ -57,8 +61,6 @@ def embed(
     """
     task = Embed(what=what, dtype=cast(Precision, precision), raw=raw)
     if texts_file is not None:
-        if source is not None:
-            raise UsageError("--texts and INPUT exclude each other: texts are embedded, or images. Leave one out.")
         texts = read_lines(texts_file, flag="--texts", noun="text")
         embed_texts(texts, task=task, model=model, output=output, report=report)
     else:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import inspect
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, is_dataclass
 from operator import getitem
 from pathlib import Path
@@ -54,12 +54,13 @@ def option_of(options: Any, field: str) -> Any:
 
 
 def with_options(
-    *, only: Collection[str] = (), without: Collection[str] = (), **defaults: Any
+    *, only: Collection[str] = (), without: Collection[str] = (), instead: Mapping[str, str] = {}, **defaults: Any
 ) -> Callable[[Callable[..., None]], Callable[..., None]]:
     """Give a command a parameter for each option of the dataclasses that it takes, and --config.
 
     typer sees one flat signature: the command's own parameters and those of the dataclasses. A call builds the
-    dataclasses and passes them on; None for one that is `X | None` and of which no option is given. `only`, `without`
+    dataclasses and passes them on; None for one that is `X | None` and of which no option is given. `instead` names
+    such a dataclass and the command's own parameter that replaces it: then its options are refused. `only`, `without`
     and `defaults` name options by their long flag with underscores:
     with_options(without=["num_captions"], out="answers.jsonl").
     """
@@ -82,9 +83,13 @@ def with_options(
         assert not unknown, unknown
         parameters.append(_parameter("config", Path | None, _CONFIG, None))
 
+        by_name = {each.name: each for each in parameters}
+
         @functools.wraps(command)
         def flat(config: Path | None = None, **values: Any) -> None:
             for each, options in fields.items():
+                if values.get(instead.get(each, "")) is not None:
+                    _check_unused([by_name[name] for name in options.values()], values, by_name[instead[each]])
                 chosen = {field: values.pop(option) for field, option in options.items()}
                 chosen = {field: tuple(value) if isinstance(value, list) else value for field, value in chosen.items()}
                 chosen = {field: value for field, value in chosen.items() if value is not None}
@@ -97,6 +102,26 @@ def with_options(
         return flat
 
     return decorate
+
+
+def _check_unused(unused: Sequence[inspect.Parameter], values: Mapping[str, Any], given: inspect.Parameter) -> None:
+    """Raise UsageError if any of these parameters has a value: `given` leaves them without effect."""
+    flag_of_given = _flag_of(given)
+    for each in unused:
+        if values[each.name] in (each.default, ()):
+            continue
+        if _flag_of(each) is None:
+            what = f"{flag_of_given} and {get_args(each.annotation)[1].metavar} exclude each other."
+        else:
+            what = f"{_flag_of(each)} has no effect with {flag_of_given}."
+        raise UsageError(f"{what} Leave one out.")
+
+
+def _flag_of(parameter: inspect.Parameter) -> str | None:
+    """Return the long flag of a parameter; None for a positional argument."""
+    option = get_args(parameter.annotation)[1]
+    names = (option.default, *(option.param_decls or ()))  # typer takes the first name for a default
+    return next((name for name in names if isinstance(name, str) and name.startswith("--")), None)
 
 
 def _dataclass_in(annotation: Any) -> Any:

@@ -40,7 +40,7 @@ class Results:
     of a row that is in both, the journal's counts. Columns that no task has are ignored. `manifest` is asked for the
     columns; where there is none, their names tell them.
 
-    Raises OutputRefusedError while iterating, at a damaged row.
+    Raises OutputRefusedError while iterating, at a damaged row, InputError at one of `embed --texts`.
     """
 
     def __init__(
@@ -168,6 +168,11 @@ class _Parser:
     def _schema_for(self, columns: dict[str, Any], where: str) -> Schema:
         columns = {name: value for name, value in columns.items() if value is not None}
         names = tuple(columns)
+        if {*names} == {"text", "embedding"}:
+            raise InputError(
+                f"{where}: a text and its vector, as `embed --texts` writes them. Expected rows of images; read these "
+                "with pandas, polars, DuckDB or pyarrow."
+            )
         if self._schema is None:
             manifest = self._manifest()
             self._recognised = manifest is None or "command" not in manifest.settings
