@@ -177,6 +177,9 @@ class ModelOptions:
         False, "--random-weights", "Random weights in the size of --model: measure speed without a download."
     )
 
+    texts_only: bool = False
+    """Load only what embeds texts: an image-text matching model without its vision encoder."""
+
     def __post_init__(self) -> None:
         if not self.name:
             raise UsageError("--model is empty: expected `tiny`, a folder or a hub id.")

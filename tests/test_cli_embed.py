@@ -17,6 +17,10 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 
+from blip2cap.jobs import texts
+from blip2cap.models import registry
+from blip2cap.models.base import Checkpoint
+from blip2cap.options import ModelOptions
 from blip2cap.outputs.open import open_rows
 from tests.commands import invoke, read_rows
 
@@ -198,6 +202,19 @@ def test_texts_are_embedded_instead_of_images(out: str, here: Path, model: Model
     shown = invoke("show", "lines.jsonl" if out == "-" else out)
     assert shown.exit_code == 2, shown.output
     assert ":1: a text and its vector, as `embed --texts` writes them" in shown.stderr
+
+
+def test_texts_need_no_vision_encoder(here: Path, model: Model, monkeypatch: pytest.MonkeyPatch) -> None:
+    loaded = []
+
+    def load(checkpoint: Checkpoint, options: ModelOptions) -> Any:
+        loaded.append(options.texts_only)
+        return registry.load(checkpoint, options)
+
+    monkeypatch.setattr(texts, "load", load)
+    (here / "lines.txt").write_text("red\n")
+    assert invoke("embed", "--texts", "lines.txt", *model).exit_code == 0
+    assert loaded == [True]
 
 
 @pytest.mark.parametrize("suffix", ["jsonl", "parquet"])

@@ -50,9 +50,11 @@ class FakeEncoder:
     def __init__(self, liked: dict[str, float | ImageError] | None = None) -> None:
         self.liked = liked or {}
         self.asked: list[Any] = []
+        self.only_texts = False
 
-    def embed_texts(self, texts: Sequence[str]) -> Any:
+    def embed_texts(self, texts: Sequence[str], *, only_texts: bool = False) -> Any:
         self.asked.append(tuple(texts))
+        self.only_texts = only_texts
         return np.stack([word_vector(text) for text in texts])
 
     def embed_images(self, refs: Sequence[ImageRef]) -> list[Any]:
@@ -91,6 +93,26 @@ def test_a_text_finds_the_images_that_have_it_in_any_row(index: Index) -> None:
     assert names(searcher(index), Query(text="cat"), min_score=0.5) == ["cat.png", "cat-sea.png", "pets/cat-dog.png"]
     assert names(searcher(index), Query(text="cat"), include=["pets/"]) == ["pets/cat-dog.png"]
     assert len(names(searcher(index), Query(text="cat"))) == 5
+
+
+def test_the_vision_encoder_is_loaded_only_for_images(tmp_path: Path, index: Index) -> None:
+    (tmp_path / "dog.png").touch()
+    for query, options, expected in (
+        (Query(text="sea", without=("dog",), like=("cat.png",)), {}, True),
+        (Query(text="sea", images=(str(tmp_path / "dog.png"),)), {}, False),
+        (Query(text="sea"), {"rerank": 1}, False),
+    ):
+        encoder = FakeEncoder(dict.fromkeys(index.names, 0.5))
+        names(searcher(index, encoder), query, **options)
+        assert encoder.only_texts == expected
+    settings = {"model": "tiny-itm", "model_commit": find(ModelOptions(name="tiny-itm")).commit}
+    real = Encoder(settings=settings, options=ModelOptions(dtype="float32"))
+    found = real.embed_texts(["a boat"], only_texts=True)
+    assert "model" not in vars(real)
+    np.testing.assert_allclose(real.embed_texts(["a boat"]), found, atol=1e-6)
+    assert "_text_model" not in vars(real)
+    real.embed_texts(["a boat"], only_texts=True)
+    assert "_text_model" not in vars(real)
 
 
 def test_several_texts_have_hits_each_and_are_embedded_at_once(index: Index) -> None:

@@ -166,6 +166,12 @@ def test_vectors_of_images_equal_those_of_transformers(folder: Path, model: Matc
     np.testing.assert_allclose(vectors_of(model, "pooled", normalised=False), raw.mean(axis=1), rtol=1e-5, atol=1e-5)
 
 
+def test_texts_are_embedded_without_the_layers_of_the_vision_encoder(folder: Path, model: Matcher) -> None:
+    small = load_model(folder, texts_only=True)
+    assert len(small.network.vision_model.encoder.layers) == 0 < len(model.network.vision_model.encoder.layers)
+    np.testing.assert_array_equal(small.embed_texts(TEXTS), model.embed_texts(TEXTS))
+
+
 def test_vectors_of_texts_equal_those_of_transformers(folder: Path, model: Matcher) -> None:
     network, processor = reference(folder)
     found = []

@@ -75,20 +75,33 @@ class Encoder:
     @cached_property
     def model(self) -> Any:
         """The model. Raises ModelError or UsageError."""
+        vars(self).pop("_text_model", None)
+        return self._load(self.options)
+
+    @cached_property
+    def _text_model(self) -> Any:
+        """What embeds texts of it."""
+        return self._load(replace(self.options, texts_only=True))
+
+    def _load(self, options: ModelOptions) -> Any:
         checkpoint = self.checkpoint
         self.say(f"loading {checkpoint.name} ...")
         started = time.monotonic()
-        model = load(checkpoint, replace(self.options, name=checkpoint.name))
+        model = load(checkpoint, replace(options, name=checkpoint.name))
         dtype = str(model.dtype).removeprefix("torch.")
         self.say(f"{checkpoint.name}: {dtype} on {model.device}, loaded in {time.monotonic() - started:.1f} s")
         return model
 
-    def embed_texts(self, texts: Sequence[str]) -> Vectors:
-        """Return the vectors of texts: float32 [N, 256], normalised. Raises UsageError for one that is too long."""
+    def embed_texts(self, texts: Sequence[str], *, only_texts: bool = False) -> Vectors:
+        """Return the vectors of texts: float32 [N, 256], normalised. Raises UsageError for one that is too long.
+
+        `only_texts`: the model is not needed for images, and is loaded without its vision encoder.
+        """
         import numpy as np
 
-        self.model.check_texts(texts)
-        some = [self.model.embed_texts(texts[at : at + _NUM_TEXTS]) for at in range(0, len(texts), _NUM_TEXTS)]
+        model = self._text_model if only_texts and "model" not in vars(self) else self.model
+        model.check_texts(texts)
+        some = [model.embed_texts(texts[at : at + _NUM_TEXTS]) for at in range(0, len(texts), _NUM_TEXTS)]
         return np.concatenate(some)
 
     def embed_images(self, refs: Sequence[ImageRef]) -> list[Vectors | ImageError]:

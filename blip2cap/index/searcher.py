@@ -75,7 +75,8 @@ class Searcher:
         for options that exclude each other, InputError for an image of a query that does not exist or cannot be read.
         """
         k = self._check(queries, k, rerank)
-        vectors = self._embed_texts(queries)
+        only_texts = rerank is None and not any(query.images for query in queries)
+        vectors = self._embed_texts(queries, only_texts=only_texts)
         for query in queries:
             # Images of the query itself are found first, and left out.
             num_wanted = min(max(k, rerank or 0) + len(query.like), self.index.num_images)
@@ -110,9 +111,11 @@ class Searcher:
                     raise InputError(f"--image {path}: no such file. Expected an image file.")
         return min(DEFAULT_K, num_images) if k is None else k
 
-    def _embed_texts(self, queries: Sequence[Query]) -> dict[str, Any]:
+    def _embed_texts(self, queries: Sequence[Query], *, only_texts: bool) -> dict[str, Any]:
         texts = [*dict.fromkeys(text for query in queries for text in query.texts)]
-        return dict(zip(texts, self.encoder.embed_texts(texts), strict=True)) if texts else {}
+        if not texts:
+            return {}
+        return dict(zip(texts, self.encoder.embed_texts(texts, only_texts=only_texts), strict=True))
 
     def _vectors(self, query: Query, vectors: Mapping[str, Any]) -> Any:
         """Return the vectors to search with, float32 [R, 256]."""

@@ -9,6 +9,7 @@ import json
 import os
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO
 
@@ -70,7 +71,7 @@ def embed_texts(
     task = task.for_checkpoint(checkpoint, FAMILIES[checkpoint.family])
     schema = Schema((Column("text"), Column("embedding", Vector(task.shape, task.dtype))))
     listener.say(f"loading {checkpoint.name} ...")
-    loaded: Any = load(checkpoint, model)
+    loaded: Any = load(checkpoint, replace(model, texts_only=True))
     loaded.check_texts(texts)
     settings = {"command": task.name, **task.settings(), "model": checkpoint.name, "model_commit": checkpoint.commit}
     with _sink(output, schema, settings, stdout) as write:

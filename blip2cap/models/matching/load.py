@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from transformers import Blip2ForImageTextRetrieval
+from transformers import Blip2Config, Blip2ForImageTextRetrieval
 
 from blip2cap.errors import ModelError, UsageError
 from blip2cap.models.base import HINT, Checkpoint
@@ -22,6 +22,7 @@ _QUANTIZE = ("int8-dynamic", "fp8")
 def load(checkpoint: Checkpoint, options: ModelOptions) -> Matcher:
     """Load the weights from safetensors, and the tokenizer. Raises ModelError if anything is missing.
 
+    With `texts_only`, the vision encoder has no layers: vectors of texts are right, and images cannot be given.
     Raises UsageError for options that such a model does not have.
     """
     if options.device_map is not None:
@@ -45,7 +46,8 @@ def load(checkpoint: Checkpoint, options: ModelOptions) -> Matcher:
             if options.random_weights:
                 network = build(checkpoint, dtype, device)
             else:
-                network = read_network(Blip2ForImageTextRetrieval, checkpoint, dtype=dtype)
+                settings = {"config": _without_vision(checkpoint)} if options.texts_only else {}
+                network = read_network(Blip2ForImageTextRetrieval, checkpoint, dtype=dtype, **settings)
         if options.quantize is None:
             network.to(device)
         else:
@@ -58,3 +60,10 @@ def load(checkpoint: Checkpoint, options: ModelOptions) -> Matcher:
     model = Matcher(network, tokenizer, checkpoint=checkpoint, mean=normalisation.mean, std=normalisation.std)
     model.quantize = options.quantize
     return model
+
+
+def _without_vision(checkpoint: Checkpoint) -> Blip2Config:
+    """Return the config of a checkpoint without the layers of the vision encoder, most of the weights."""
+    config = Blip2Config.from_dict(checkpoint.config)
+    config.vision_config.num_hidden_layers = 0
+    return config
