@@ -10,10 +10,13 @@ import typer.main
 from blip2cap.cli import app
 from blip2cap.flags import PANELS
 
-COMMANDS = ("caption", "vqa", "match", "embed")
+GROUPS = (("caption", "vqa", "match", "embed"), ("index", "search", "duplicates"))
+"""Commands whose options are listed together."""
 PAGE = Path(__file__).parent.parent / "docs" / "options.md"
 INTRODUCTION = """\
-# Options of `caption`, `vqa`, `match` and `embed`
+# Options
+
+First those of `caption`, `vqa`, `match` and `embed`, then those of `index`, `search` and `duplicates`.
 
 <!-- Made by `python -m tests.make_reference`. Do not edit. -->
 
@@ -35,19 +38,28 @@ def reference() -> str:
     """Return the page."""
     commands: Any = typer.main.get_command(app).commands  # type: ignore[attr-defined]
     page = INTRODUCTION
-    for panel in PANELS:
-        page += f"\n## {panel}\n\n| option | default | |\n|---|---|---|\n"
-        options: dict[tuple[str, str], dict[str, Any]] = {}
-        """The parameter of each command that has the option, by its name and help."""
-        for command in COMMANDS:
-            for each in commands[command].params:
-                if each.rich_help_panel == panel:
-                    options.setdefault((each.name, each.help), {})[command] = each
-        for owners in sorted(options.values(), key=lambda owners: not _is_argument(owners)):
-            each = next(iter(owners.values()))
-            only = f" ({', '.join(f'`{name}`' for name in owners)} only)" if len(owners) < len(COMMANDS) else ""
-            page += f"| {_usage(each)}{only} | {_defaults(owners)} | {each.help} |\n"
+    for number, group in enumerate(GROUPS):
+        for panel in PANELS:
+            if rows := _rows({name: commands[name] for name in group}, panel):
+                of = f": {', '.join(f'`{name}`' for name in group)}" if number else ""
+                page += f"\n## {panel}{of}\n\n| option | default | |\n|---|---|---|\n{rows}"
     return page
+
+
+def _rows(commands: dict[str, Any], panel: str) -> str:
+    """Return the rows of the options of some commands in one panel."""
+    options: dict[tuple[str, str], dict[str, Any]] = {}
+    """The parameter of each command that has the option, by its name and help."""
+    for name, command in commands.items():
+        for each in command.params:
+            if each.rich_help_panel == panel:
+                options.setdefault((each.name, each.help), {})[name] = each
+    rows = ""
+    for owners in sorted(options.values(), key=lambda owners: not _is_argument(owners)):
+        each = next(iter(owners.values()))
+        only = f" ({', '.join(f'`{name}`' for name in owners)} only)" if len(owners) < len(commands) else ""
+        rows += f"| {_usage(each)}{only} | {_defaults(owners)} | {each.help} |\n"
+    return rows
 
 
 def _is_argument(owners: dict[str, Any]) -> bool:
