@@ -16,7 +16,7 @@ from blip2cap.index import changes
 from blip2cap.index.index import Index
 from blip2cap.tasks import registry
 from tests import indexes
-from tests.files import FastFiles
+from tests.files import Counting, FastFiles, Killed, Killing
 from tests.indexes import ENTRY, FakeEmbedder
 from tests.test_index_update import check, put, update
 
@@ -267,6 +267,24 @@ def test_a_folder_of_others_is_left_as_it_is(tmp_path, images, also):
         with pytest.raises(OutputRefusedError, match="such as segment-000001"):
             update(folder, images)
     assert content(folder) == {name: data for name, data in before.items() if name != "holiday.txt"}
+
+
+@pytest.mark.parametrize("killed", [False, True])
+def test_what_systems_add_to_a_folder_is_left_alone_and_any_file_beside_a_build_that_was_killed(
+    tmp_path, images, killed
+):
+    folder = tmp_path / "index"
+    if killed:
+        files = Counting()
+        update(tmp_path / "other", images, embedder=FakeEmbedder(files=files))
+        with pytest.raises(Killed):
+            update(folder, images, embedder=FakeEmbedder(files=Killing(files.names.index("fdatasync"), "after")))
+        assert not (folder / "index.json").exists()
+    name = "notes.txt" if killed else ".DS_Store"
+    put(folder / name, b"theirs")
+    update(folder, images)
+    check(folder, images)
+    assert (folder / name).read_bytes() == b"theirs"
 
 
 def test_most_of_an_index_is_removed_on_request_only(index, images):

@@ -26,6 +26,8 @@ _OURS = re.compile(
     r"|\.blip2cap-.*\.tmp"
 )
 """Names that this program makes in the folder of a segment."""
+_OF_SYSTEMS = {".DS_Store", "Thumbs.db", "desktop.ini", "@eaDir", "lost+found"}
+"""Names that systems and file managers make in any folder."""
 _FINISHED = re.compile(r"images-\d+\.arrow|vectors\.npy|embeddings\.parquet")
 
 
@@ -65,17 +67,20 @@ def locked(folder: Path, files: Files) -> Iterator[None]:
 
 
 def _check_is_ours(folder: Path) -> None:
-    """Refuse a folder with other files, before anything is written: it is a mistake to mix them with an index."""
+    """Refuse a folder with other files, before anything is written: it is a mistake to mix them with an index.
+
+    Files that systems add by themselves are none, and a build that was killed is continued whatever was put beside it.
+    """
     names = {*os.listdir(folder)}
     if NAME in names:
         Catalog.read(folder)
         return
     other = {name for name in names if not re.fullmatch(r"\.lock|\.decoding|index\.json\.tmp|\.blip2cap-.*\.tmp", name)}
-    if LOCK in names:
-        other -= {path.name for path in segment_folders(folder) if _is_segment(path)}
-    if other:
+    begun = LOCK in names and any(map(_is_segment, segment_folders(folder)))
+    if other - _OF_SYSTEMS and not begun:
         raise OutputRefusedError(
-            f"{folder}: a folder with other files, such as {min(other)}, and no {NAME}. Use a new or empty folder."
+            f"{folder}: a folder with other files, such as {min(other - _OF_SYSTEMS)}, and no {NAME}: no index. Use a "
+            "new folder, or move the other files away."
         )
 
 
