@@ -68,6 +68,7 @@ def _joined(sets: Sequence[DataSet]) -> DataSet:
         problems=tuple(problem for each in sets for problem in each.problems),
         shares=tuple(share for each in sets for share in each.shares),
         folders=tuple(dict.fromkeys(folder for each in sets for folder in each.folders)),
+        other_paths=tuple(path for each in sets for path in each.other_paths),
     )
 
 
@@ -92,12 +93,14 @@ class _Reader:
     def read(self) -> DataSet:
         """Return the examples and the problems."""
         examples: list[Example] = []
-        problems = list(self.table.problems)
+        problems, other_paths = list(self.table.problems), []
         for where, row in self.table.rows:
             try:
                 examples += self._examples(where, row)
             except _BadEntryError as bad:
                 problems.append(Problem(reason=bad.reason, where=where, detail=bad.detail))
+                if isinstance(row, dict) and isinstance(name := row.get(self.columns["image"]), str):
+                    other_paths.append(self.files.path(name))
         shown = ", ".join(
             f"{role} <- {self.columns[role]}"
             for role in ("image", "text", "question", "answer")
@@ -108,6 +111,7 @@ class _Reader:
             columns=(f"{self.table.given}: {shown}",) if shown else (),
             problems=tuple(problems),
             folders=self.files.folders,
+            other_paths=tuple(other_paths),
         )
 
     def _columns(self) -> dict[str, str]:
