@@ -17,7 +17,7 @@ from blip2cap.records import Prompt
 from blip2cap.train.model.trainee import Trainee
 from blip2cap.train.options.model import OptimOptions, TuneOptions
 from tests.checkpoints import KINDS
-from tests.training import noise_images, read_base, text_batch
+from tests.training import noise_images, read_base, text_batch, untie
 
 GREEDY = GenerateOptions(max_new_tokens=6)
 
@@ -74,6 +74,21 @@ def test_a_finished_model_is_loaded_by_blip2cap_and_by_transformers(
     options = ModelOptions(name=str(tmp_path / "run"), device="cpu", dtype="float32")
     written = texts(load(find(options), options))
     assert written == texts(trainee.captioner()) != before
+
+
+@pytest.mark.parametrize("train", ["qformer", "lora", "llm"])
+def test_the_head_of_flan_t5_stays_apart(checkpoints: Callable[[str], Path], tmp_path: Path, train: str) -> None:
+    trainee = make_trainee(untie(checkpoints("t5"), tmp_path / "base"), train)
+    learn(trainee, 3)
+    trainee.save(tmp_path / "run")
+    batch, live = text_batch(trainee.base), trainee.model.language_model
+    for again in (load_plain(tmp_path / "run").eval(), read_base(tmp_path / "run").model):
+        assert torch.equal(again.language_model.lm_head.weight, live.lm_head.weight)
+        for stack in (again.language_model, again.language_model.encoder, again.language_model.decoder):
+            assert torch.equal(stack.get_input_embeddings().weight, live.shared.weight)
+        assert not torch.equal(live.lm_head.weight, live.shared.weight)
+        with torch.no_grad():
+            torch.testing.assert_close(again(**batch).logits, trainee.model(**batch).logits, rtol=1e-5, atol=1e-4)
 
 
 @pytest.mark.parametrize("train", ["qformer", "vision", "llm", "lora", "all"])
