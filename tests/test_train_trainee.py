@@ -179,3 +179,30 @@ def test_adapters_need_peft(checkpoints: Callable[[str], Path], monkeypatch: pyt
     monkeypatch.setitem(sys.modules, "peft", None)
     with pytest.raises(ModelError, match=r"train lora: peft is not installed. Run: pip install 'blip2cap\[train\]'"):
         make_trainee(checkpoints("opt"), "lora")
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_adapters_alone_are_loaded_by_blip2cap_and_by_transformers(
+    checkpoints: Callable[[str], Path], tmp_path: Path, kind: str
+) -> None:
+    trainee = make_trainee(checkpoints(kind), "lora", no_merge=True)
+    before = text_batch(trainee.base)
+    learn(trainee, 6)
+    trainee.save(tmp_path)
+    assert {path.name for path in tmp_path.iterdir()} - {"README.md"} == {
+        "adapter_config.json",
+        "adapter_model.safetensors",
+    }
+    with torch.no_grad():
+        expected = trainee.model(**before).logits
+        classes = {True: InstructBlipForConditionalGeneration, False: Blip2ForConditionalGeneration}
+        plain = classes[kind.startswith("instructblip")].from_pretrained(tmp_path).eval()
+        torch.testing.assert_close(plain(**before).logits, expected, rtol=1e-5, atol=1e-4)
+        again = read_base(tmp_path)
+        torch.testing.assert_close(again.model(**before).logits, expected, rtol=1e-5, atol=1e-4)
+        assert not torch.allclose(read_base(checkpoints(kind)).model(**before).logits, expected, atol=1e-2)
+    options = ModelOptions(name=str(tmp_path), device="cpu", dtype="float32")
+    checkpoint = find(options)
+    assert checkpoint.name == str(tmp_path)
+    assert checkpoint.commit.startswith(f"{find(ModelOptions(name=str(checkpoints(kind)))).commit} + sha256:")
+    assert texts(load(checkpoint, options)) == texts(trainee.captioner())

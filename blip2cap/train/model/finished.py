@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -11,13 +12,14 @@ import torch
 from transformers import Blip2Processor, BlipImageProcessorPil, InstructBlipProcessor
 
 from blip2cap.errors import OutputError
+from blip2cap.models import adapter
 from blip2cap.models.loading import quiet_libraries
 from blip2cap.outputs.files import OS_FILES, Files, sync_folder
 from blip2cap.train.model.base import Base
 
-_CONFIG = "config.json"
-"""Written last, removed first: a folder without it is no checkpoint."""
-_WEIGHTS = ("model*.safetensors", "model.safetensors.index.json")
+_CONFIGS = ("config.json", adapter.CONFIG)
+"""Written last, removed first: a folder without any is no checkpoint."""
+_WEIGHTS = ("model*.safetensors", "model.safetensors.index.json", adapter.WEIGHTS)
 
 
 def save_checkpoint(base: Base, folder: Path, *, state: dict[str, torch.Tensor], files: Files = OS_FILES) -> None:
@@ -25,13 +27,22 @@ def save_checkpoint(base: Base, folder: Path, *, state: dict[str, torch.Tensor],
 
     Raises OutputError.
     """
+
+    def write(temporary: Path) -> None:
+        base.model.save_pretrained(temporary, state_dict=state)
+        _processor(base).save_pretrained(temporary)
+
+    save_folder(folder, write, files=files)
+
+
+def save_folder(folder: Path, write: Callable[[Path], None], *, files: Files = OS_FILES) -> None:
+    """Replace the checkpoint in a folder by the files that `write` makes in another. Raises OutputError."""
     temporary = folder / ".model.tmp"
     try:
         shutil.rmtree(temporary, ignore_errors=True)  # a killed run may have left it
         temporary.mkdir(parents=True)
         with quiet_libraries():
-            base.model.save_pretrained(temporary, state_dict=state)
-            _processor(base).save_pretrained(temporary)
+            write(temporary)
         for path in (path for path in temporary.rglob("*") if path.is_file()):
             _sync(path, files)
         _move(temporary, folder, files)
@@ -53,15 +64,16 @@ def _processor(base: Base) -> Any:
 
 def _move(temporary: Path, folder: Path, files: Files) -> None:
     """Move everything into the folder; at any moment it holds the old checkpoint, none, or the new one."""
-    (folder / _CONFIG).unlink(missing_ok=True)
+    for name in _CONFIGS:
+        (folder / name).unlink(missing_ok=True)
     sync_folder(files, folder)
     for path in (path for pattern in _WEIGHTS for path in folder.glob(pattern)):
         path.unlink()  # shards, whose number may change
-    for path in sorted(temporary.iterdir(), key=lambda path: path.name == _CONFIG):
+    for path in sorted(temporary.iterdir(), key=lambda path: path.name in _CONFIGS):
         target = folder / path.name
         if target.is_dir():
             shutil.rmtree(target)
-        if path.name == _CONFIG:
+        if path.name in _CONFIGS:
             sync_folder(files, folder)
         files.replace(path, target)
     temporary.rmdir()

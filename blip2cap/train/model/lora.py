@@ -1,13 +1,16 @@
-"""Low-rank adapters (https://arxiv.org/abs/2106.09685) in a language model, by peft; merged when it is saved."""
+"""Low-rank adapters (https://arxiv.org/abs/2106.09685) in a language model, by peft; merged, or saved on their own."""
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors.torch import save_file
 from torch import nn
 
 from blip2cap.errors import ModelError, UsageError
+from blip2cap.models.adapter import WEIGHTS
 from blip2cap.models.base import Checkpoint
 from blip2cap.train.options.model import TuneOptions
 
@@ -43,6 +46,31 @@ def add_adapters(language_model: nn.Module, tune: TuneOptions, *, checkpoint: Ch
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         inject_adapter_in_model(config, language_model, adapter_name=_ADAPTER)
+
+
+def write_adapters(model: Any, folder: Path, *, checkpoint: Checkpoint) -> None:
+    """Write the adapters as peft does, for the class of the whole model, which names its checkpoint."""
+    from peft import LoraConfig
+
+    injected = model.language_model.peft_config[_ADAPTER]
+    # A commit, or a fingerprint of a folder, whose name would not be that of a model on the hub.
+    is_on_hub = ":" not in checkpoint.commit
+    LoraConfig(
+        base_model_name_or_path=checkpoint.name if is_on_hub else str(checkpoint.folder.resolve()),
+        revision=checkpoint.commit if is_on_hub else None,
+        r=injected.r,
+        lora_alpha=injected.lora_alpha,
+        lora_dropout=injected.lora_dropout,
+        # Not the names alone, which other parts of the model have too.
+        target_modules=rf"language_model\..*\.({'|'.join(sorted(injected.target_modules))})",
+        inference_mode=True,
+    ).save_pretrained(str(folder))
+    tensors = {
+        f"base_model.model.{name.replace(f'.{_ADAPTER}.', '.')}": value.cpu().contiguous()
+        for name, value in model.state_dict().items()
+        if is_adapter(name)
+    }
+    save_file(tensors, folder / WEIGHTS, metadata={"format": "pt"})
 
 
 def is_adapter(name: str) -> bool:

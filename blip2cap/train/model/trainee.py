@@ -20,7 +20,7 @@ from blip2cap.models.blip2.model import Blip2
 from blip2cap.models.matching.model import Matcher
 from blip2cap.train.model import lora
 from blip2cap.train.model.base import Base
-from blip2cap.train.model.finished import save_checkpoint
+from blip2cap.train.model.finished import save_checkpoint, save_folder
 from blip2cap.train.model.groups import parameter_groups
 from blip2cap.train.model.stage1 import Stage1
 from blip2cap.train.options.model import OptimOptions, TuneOptions
@@ -46,6 +46,7 @@ class Trainee(nn.Module):
         super().__init__()
         tune.check_stage(stage)
         self.base, self.model = base, base.model
+        self._adapters_alone = tune.no_merge
         if "lora" in tune.parts:
             lora.add_adapters(self.model.language_model, tune, checkpoint=base.checkpoint, seed=seed)
         prefixes = tuple(prefix for part in tune.parts for prefix in _PREFIXES[part])
@@ -104,8 +105,13 @@ class Trainee(nn.Module):
     def save(self, folder: Path) -> None:
         """Write a whole checkpoint in the form of the hub, float32, with adapters merged; the live weights stay.
 
-        A checkpoint in the folder is replaced; its other files stay. Raises OutputError.
+        With `no_merge` write adapters alone. A checkpoint in the folder is replaced; its other files stay. Raises
+        OutputError.
         """
+        if self._adapters_alone:
+            checkpoint = self.base.checkpoint
+            save_folder(folder, lambda new: lora.write_adapters(self.model, new, checkpoint=checkpoint))
+            return
         save_checkpoint(self.base, folder, state=lora.merged_state(self.model))
 
 

@@ -37,6 +37,11 @@ class TuneOptions:
         "Name of the layers of the language model that get adapters, e.g. fc1; repeatable. Query and value projections "
         "of its attention if left out.",
     )
+    no_merge: bool = flag(
+        False,
+        "--no-merge",
+        "The finished RUN holds the adapters of --train lora alone, a few megabytes, and names their model.",
+    )
     image_size: int | None = flag(
         None,
         "--image-size N",
@@ -67,6 +72,11 @@ class TuneOptions:
             )
         if self.lora_targets and "lora" not in self.train:
             raise UsageError(f"--lora-targets {self.lora_targets[0]} has no effect without --train lora.")
+        if self.no_merge and (self.train != ("lora",) or self.image_size or self.qformer_from):
+            raise UsageError(
+                "--no-merge: adapters alone are left only by --train lora, without another part, --image-size or "
+                "--qformer-from. Leave it out."
+            )
         if not 0 <= self.lora_dropout < 1:
             raise UsageError(f"--lora-dropout {self.lora_dropout:g}: must be from 0 to below 1.")
 
