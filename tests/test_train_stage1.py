@@ -176,10 +176,14 @@ def scores(model: Any, pixels: list[Pixels]) -> list[float]:
 
 
 def step(trainee: Trainee, module: torch.nn.Module, rows: slice) -> dict[str, torch.Tensor]:
-    """Return the losses of some rows of a batch of six, and the gradients."""
+    """Return the losses of some rows of a batch of six, and the gradients; the last three texts are short."""
     torch.manual_seed(5)
+    batch = pair_batch(trainee.base, 6)
+    batch["input_ids"][3:, -2], batch["input_ids"][3:, -1], batch["attention_mask"][3:, -1] = 1, 0, 0
+    batch = {name: value[rows] for name, value in batch.items()}
+    length = int(batch["attention_mask"].sum(dim=1).max())
     losses: dict[str, torch.Tensor] = module(
-        **{name: rows_of[rows] for name, rows_of in pair_batch(trainee.base, 6).items()}
+        **batch | {"input_ids": batch["input_ids"][:, :length], "attention_mask": batch["attention_mask"][:, :length]}
     )
     losses["loss"].backward()
     gradients = {name: parameter.grad for name, parameter in trainee.trainable().items() if parameter.grad is not None}
