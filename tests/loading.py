@@ -27,7 +27,7 @@ def read_tiny_once() -> None:
 
     @functools.wraps(loading.read_network)
     def network(network_class: Any, checkpoint: Any, **settings: Any) -> Any:
-        if checkpoint.folder != TINY or settings["device_map"] or settings["quantization_config"]:
+        if checkpoint.folder != TINY or checkpoint.adapter or settings["device_map"] or settings["quantization_config"]:
             return loading.read_network(network_class, checkpoint, **settings)
         dtype = settings["dtype"]
         if dtype not in networks:

@@ -171,9 +171,9 @@ def test_an_index_that_names_other_files_than_safetensors_beside_it_is_refused(f
     assert f"names {file}. Expected .safetensors files beside it" in refusal(folder)
 
 
-def test_an_adapter_which_names_another_model_is_refused(folder: Path) -> None:
+def test_a_model_with_an_adapter_beside_it_is_refused(folder: Path) -> None:
     (folder / "adapter_config.json").write_text(json.dumps({"base_model_name_or_path": "/somewhere/else"}))
-    assert "an adapter (adapter_config.json)" in refusal(folder)
+    assert "a model and an adapter (adapter_config.json) in one folder" in refusal(folder)
 
 
 def test_code_in_the_folder_is_never_run(folder: Path) -> None:

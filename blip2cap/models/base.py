@@ -29,6 +29,19 @@ TOKENIZER_FILES = (
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
+class Adapter:
+    """An adapter that is safe to load."""
+
+    folder: Path
+    base: str
+    """Name of the model whose weights it changes: a folder, or an id on the hub."""
+    revision: str | None
+    """Commit of the model on the hub."""
+    scale: float
+    """Factor of the product of its two matrices."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class Checkpoint:
     """A checkpoint on this machine that is safe to load."""
 
@@ -41,6 +54,8 @@ class Checkpoint:
     """Key of its family in `registry.FAMILIES`."""
     config: dict[str, Any]
     """Content of config.json."""
+    adapter: Adapter | None = None
+    """Adapter that is added to the weights; `folder` and `config` are those of the model without it."""
 
     @property
     def image_size(self) -> int:

@@ -5,6 +5,7 @@ Refused, with the reason: folders without safetensors, with code of their own, o
 
 from __future__ import annotations
 
+import dataclasses
 import difflib
 import hashlib
 import importlib.metadata
@@ -14,6 +15,8 @@ from typing import Any
 
 from blip2cap.errors import ModelError, UsageError
 from blip2cap.models import hub
+from blip2cap.models.adapter import CONFIG as ADAPTER_CONFIG
+from blip2cap.models.adapter import is_adapter, read_adapter
 from blip2cap.models.base import HINT, TOKENIZER_FILES, Checkpoint, read_json, tokenizer_files
 from blip2cap.models.registry import FAMILIES, recognise
 from blip2cap.options import ModelOptions
@@ -41,6 +44,8 @@ def find(options: ModelOptions, *, say: Callable[[str], None] = lambda line: Non
         return _find_configuration(options.name, folder)
     if options.name in PACKAGED:
         return _check(options.name, folder, _fingerprint(folder))
+    if folder.is_dir() and is_adapter(folder):
+        return _find_adapted(options, folder, say=say, quiet=quiet)
     if folder.is_dir():
         return _check(str(folder.resolve()), folder, _fingerprint(folder))
     if options.name.startswith((".", "/", "~")) or options.name.count("/") != 1:
@@ -66,6 +71,16 @@ def find(options: ModelOptions, *, say: Callable[[str], None] = lambda line: Non
 
     folder = hub.download(options, check=check, say=say, quiet=quiet)
     return _check(options.name, folder, folder.name)
+
+
+def _find_adapted(options: ModelOptions, folder: Path, *, say: Callable[[str], None], quiet: bool) -> Checkpoint:
+    """Find the model that an adapter changes."""
+    adapter = read_adapter(options.name, folder)
+    if is_adapter(Path(adapter.base).expanduser()):
+        raise ModelError(f"--model {options.name}: an adapter of another one, {adapter.base}. Merge that first. {HINT}")
+    base = find(dataclasses.replace(options, name=adapter.base, revision=adapter.revision), say=say, quiet=quiet)
+    commit = f"{base.commit} + {_fingerprint(folder)}"
+    return dataclasses.replace(base, name=str(folder.resolve()), commit=commit, adapter=adapter)
 
 
 def _find_configuration(name: str, folder: Path) -> Checkpoint:
@@ -100,9 +115,9 @@ def _check_config(name: str, path: Path, commit: str) -> Checkpoint:
     folder = path.parent
     if not path.is_file():
         raise ModelError(f"--model {name}: {folder} has no {path.name}. Expected a BLIP-2 checkpoint. {HINT}")
-    if (folder / "adapter_config.json").exists():  # transformers would load the model it names
+    if (folder / ADAPTER_CONFIG).exists():  # transformers would load the model it names
         raise ModelError(
-            f"--model {name}: an adapter (adapter_config.json). Expected a whole model: merge it first. {HINT}"
+            f"--model {name}: a model and an adapter (adapter_config.json) in one folder. Expected either. {HINT}"
         )
     config = read_json(name, path)
     family = recognise(name, config).name
