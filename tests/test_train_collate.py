@@ -9,7 +9,7 @@ from blip2cap.models.blip2.model import NETWORK_CLASSES
 from blip2cap.train.data.collate import IGNORED, Collator, Stage1Collator, end_id
 from blip2cap.train.data.render import render
 from tests.checkpoints import KINDS
-from tests.training import make_sample, read_base
+from tests.training_data import make_sample, read_base
 
 SAMPLES = (
     make_sample("w1 w2 w3", "what is it?", seed=1),
