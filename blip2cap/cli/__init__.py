@@ -22,6 +22,7 @@ from blip2cap.cli.search import search
 from blip2cap.cli.show import show
 from blip2cap.cli.status import status
 from blip2cap.cli.terminal import write_out
+from blip2cap.cli.train import train
 from blip2cap.cli.vqa import vqa
 
 SPIN_COUNT = "10000"
@@ -93,3 +94,4 @@ app.command()(show)
 app.command()(status)
 app.command("export")(run_export)
 app.command(cls=PanelCommand, epilog=EPILOG)(bench)
+app.command(cls=PanelCommand, epilog=EPILOG)(train)

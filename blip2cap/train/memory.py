@@ -83,5 +83,3 @@ def measure_batch(trainee: Any, batch: dict[str, torch.Tensor], *, dtype: torch.
 def gigabytes(num_bytes: float) -> str:
     """Return a number of bytes for people: "1.5 GB"."""
     return f"{num_bytes / 1e9:.1f} GB" if num_bytes >= 1e9 else f"{num_bytes / 1e6:.0f} MB"
-
-

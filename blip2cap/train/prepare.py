@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,11 +11,10 @@ from typing import Any
 import torch
 from transformers import TrainingArguments, set_seed
 
-from blip2cap.errors import UsageError
 from blip2cap.options import ModelOptions
-from blip2cap.train.data.collate import Collator, Prompts, Stage1Collator
+from blip2cap.train.data.collate import Collator, Stage1Collator
 from blip2cap.train.data.dataset import Sample, TrainDataset
-from blip2cap.train.data.example import Data, DataSet
+from blip2cap.train.data.example import Data
 from blip2cap.train.data.read import read_data
 from blip2cap.train.data.render import render
 from blip2cap.train.memory import Memory, gigabytes, measure_batch
@@ -82,9 +81,7 @@ class Prepared:
         return sum(each.numel() for each in self.trainee.parameters())
 
 
-def prepare(
-    job: TrainJob, arguments: TrainingArguments, *, dtype: torch.dtype, say: Callable[[str], None]
-) -> Prepared:
+def prepare(job: TrainJob, arguments: TrainingArguments, *, dtype: torch.dtype, say: Callable[[str], None]) -> Prepared:
     """Read data and model, say what they are, and compute a batch. Raises Blip2CapError."""
     data = _read(job, say)
     set_seed(job.loop.seed)
@@ -95,7 +92,7 @@ def prepare(
     train = TrainDataset(data.train, base.image_size, job.loop.seed)
     val = TrainDataset(data.val, base.image_size, shuffle=False) if data.val else None
     plan = make_plan(job.loop, num_examples=len(train), num_processes=arguments.world_size)
-    largest = collate([train_sample for train_sample in _largest(train, plan.device_batch)])
+    largest = collate(_largest(train, plan.device_batch))
     memory = measure_batch(
         trainee, largest, dtype=dtype, part=f"--model {job.model.name}: {plan.device_batch} examples at once"
     )
@@ -148,7 +145,9 @@ def _digest(data: Data) -> str:
     digest = hashlib.sha256()
     for part in (data.train, data.val):
         for each in part.examples if part else ():
-            digest.update(repr((each.name, each.question, each.texts, each.weights)).encode("utf-8", "backslashreplace"))
+            digest.update(
+                repr((each.name, each.question, each.texts, each.weights)).encode("utf-8", "backslashreplace")
+            )
         digest.update(b"\0")
     return digest.hexdigest()[:16]
 

@@ -39,7 +39,9 @@ def find_recipe(name: str) -> Path:
         return SHIPPED / f"{name}.toml"
     path = Path(name).expanduser()
     if not path.is_file():
-        raise UsageError(f"--recipe {name}: no such file. Expected a TOML file, or one of {', '.join(shipped_names())}.")
+        raise UsageError(
+            f"--recipe {name}: no such file. Expected a TOML file, or one of {', '.join(shipped_names())}."
+        )
     return path
 
 
@@ -53,7 +55,9 @@ def read_recipe(path: Path) -> Table:
         raise UsageError(f"{path}: not TOML: {error}.") from error
     for name, value in content.items():
         if name != "task" and not (name in (*SECTIONS, FOUND) and isinstance(value, dict)):
-            raise UsageError(f"{path}: unknown section [{name}]. Expected {', '.join(f'[{each}]' for each in SECTIONS)}.")
+            raise UsageError(
+                f"{path}: unknown section [{name}]. Expected {', '.join(f'[{each}]' for each in SECTIONS)}."
+            )
     return content
 
 

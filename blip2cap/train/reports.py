@@ -64,7 +64,7 @@ class Reporter(TrainerCallback):
             self.listener.begin(state.max_steps, state.global_step)
 
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
-        """Save at evaluations, so that the best is kept; log at checkpoints, so that a resumed log has the same rows."""
+        """Save at evaluations, to keep the best; log at checkpoints, so that a resumed log has the same rows."""
         if self._anyone_stopped(args):
             control.should_save = control.should_training_stop = True
         control.should_save |= control.should_evaluate

@@ -25,7 +25,7 @@ class LoopOptions:
     accumulate: int = flag(
         1,
         "--accumulate N",
-        "Split each batch into N parts that follow one another: less memory, the same result.",
+        "Split each batch into N parts that follow one another: less memory; in stage1, fewer negatives.",
         least=1,
     )
     dtype: str = flag(
@@ -36,7 +36,10 @@ class LoopOptions:
         choices=("auto", "float32", "bfloat16", "float16"),
     )
     device: str = flag(
-        "auto", "--device NAME", "auto, cpu or cuda: the first GPU, or those of a launcher.", choices=("auto", "cpu", "cuda")
+        "auto",
+        "--device NAME",
+        "auto, cpu or cuda: the first GPU, or those of a launcher.",
+        choices=("auto", "cpu", "cuda"),
     )
     log_every: int = flag(10, "--log-every N", "Number of steps from one log line to the next.", least=1)
     evaluate_every: int | None = flag(
