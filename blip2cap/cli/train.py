@@ -29,7 +29,8 @@ class TerminalListener:
     """Prints the lines of a training to stderr; on a terminal below a bar of its steps."""
 
     def __init__(self, report: ReportOptions, stop: Stop) -> None:
-        self._quiet, self._stop, self._bar = report.quiet, stop, None
+        self._quiet, self._stop = report.quiet, stop
+        self._bar: Any = None
 
     def say(self, line: str) -> None:
         """Print a line, unless --quiet is given."""
@@ -47,7 +48,7 @@ class TerminalListener:
         if not self._quiet and sys.stderr is not None and sys.stderr.isatty():
             from tqdm import tqdm
 
-            self._bar: Any = tqdm(total=num_steps, initial=done, unit=" steps", file=sys.stderr, dynamic_ncols=True)
+            self._bar = tqdm(total=num_steps, initial=done, unit=" steps", file=sys.stderr, dynamic_ncols=True)
 
     def step(self, done: int) -> None:
         """Move the bar."""

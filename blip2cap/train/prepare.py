@@ -26,6 +26,8 @@ from blip2cap.train.options.model import OptimOptions, TuneOptions
 from blip2cap.train.plan import Plan, make_plan
 from blip2cap.train.recipe_file import FOUND, table_of
 
+_NOT_OF_TRAINING = ("dtype", "device", "quantize", "device-map")
+"""Options of models that `train` does not have, or has in the loop."""
 _NUM_SHOWN = 3
 """Number of examples that are shown as the model sees them."""
 
@@ -46,10 +48,11 @@ class TrainJob:
 
     def recipe(self) -> dict[str, Any]:
         """Return the options as a recipe."""
+        model = table_of(self.model, self.tune)
         return {
             "task": self.task,
             "data": table_of(self.data),
-            "model": table_of(self.model, self.tune),
+            "model": {name: value for name, value in model.items() if name not in _NOT_OF_TRAINING},
             "optim": table_of(self.optim),
             "loop": table_of(self.loop),
         }

@@ -13,7 +13,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from accelerate import PartialState
 from transformers import TrainerState, TrainingArguments
 
 from blip2cap.errors import UsageError
@@ -56,9 +55,12 @@ def dry_run(job: TrainJob, *, listener: Listener) -> Prepared:
 def train(job: TrainJob, *, listener: Listener, stopped: Callable[[], bool]) -> TrainOutcome | None:
     """Train, or resume; `stopped` is asked after each step, and a stop ends with a checkpoint.
 
-    Returns None for a training that is finished. Raises Blip2CapError, whose message says what to do.
+    Returns None for a training that is finished already. Raises Blip2CapError, whose message says what to do.
     """
     started, folder = time.monotonic(), RunFolder(job.out)
+    folder.check(job.recipe())
+    if folder.is_finished:
+        return None
     with contextlib.ExitStack() as stack:
         # 1. data and model
         prepared, arguments = _prepare(job, folder, listener)
@@ -66,9 +68,7 @@ def train(job: TrainJob, *, listener: Listener, stopped: Callable[[], bool]) -> 
         if is_main:
             stack.enter_context(folder.locked())
             folder.begin(prepared.recipe)
-        PartialState().wait_for_everyone()
-        if folder.is_finished:
-            return None
+        arguments.distributed_state.wait_for_everyone()
 
         # 2. steps
         trainer = _trainer(job, prepared, arguments, folder, listener, stopped)
@@ -91,7 +91,7 @@ def train(job: TrainJob, *, listener: Listener, stopped: Callable[[], bool]) -> 
             plot_losses(folder.metrics.rows(), folder.path, title=f"{job.task}: {job.model.name}")
             prepared.trainee.eval()
             prepared.trainee.save(folder.path)
-        PartialState().wait_for_everyone()
+        arguments.distributed_state.wait_for_everyone()
     return TrainOutcome(
         out=job.out,
         num_steps=state.global_step,

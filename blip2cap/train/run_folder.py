@@ -24,7 +24,7 @@ from blip2cap.train.logs import RowFile
 from blip2cap.train.recipe_file import FOUND, differences, read_recipe, toml
 
 _LOCK, _RECIPE, _FINISHED = ".lock", "recipe.toml", "config.json"
-_FREE = frozenset({"num-workers", "report-to", "device", "out"})
+_FREE = frozenset({"device", "num-workers", "log-every", "num-samples", "report-to"})
 """Options that may change when a training is resumed: its result does not depend on them."""
 
 

@@ -12,7 +12,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import nn
 from torch.utils.data import Dataset, Sampler
-from transformers import PrinterCallback, Trainer, TrainerCallback, TrainerState, TrainingArguments
+from transformers import PrinterCallback, Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from blip2cap.errors import ModelError, OutputRefusedError
 from blip2cap.train.checkpoints import Checkpoints
@@ -66,6 +66,8 @@ class BlipTrainer(Trainer):
 
     Overrides: the loss, its evaluation, the order of the data, and the files of a checkpoint.
     """
+
+    control: TrainerControl
 
     def __init__(
         self,
