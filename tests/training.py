@@ -45,3 +45,16 @@ def noise_images(num_images: int, seed: int = 0, size: int = IMAGE_SIZE) -> list
     """Make images of noise, uint8 [H, W, C]."""
     generator = torch.Generator().manual_seed(seed)
     return [torch.randint(0, 256, (size, size, 3), dtype=torch.uint8, generator=generator) for _ in range(num_images)]
+
+
+def pair_batch(base: Base, num_rows: int = 4, seed: int = 0) -> dict[str, torch.Tensor]:
+    """Make a batch for stage 1: texts of two lengths; the first two pairs show the same image."""
+    generator = torch.Generator().manual_seed(seed)
+    pixels = torch.randn(num_rows, 3, base.image_size, base.image_size, generator=generator)
+    pixels[1] = pixels[0]
+    ids = torch.randint(8, 60, (num_rows, 6), generator=generator)
+    ids[:, 0], ids[:, -1] = 2, 1
+    mask = torch.ones_like(ids)
+    ids[::2, -2], ids[::2, -1], mask[::2, -1] = 1, 0, 0
+    image_ids = torch.tensor([0, *range(num_rows - 1)])
+    return {"pixel_values": pixels, "input_ids": ids, "attention_mask": mask, "image_ids": image_ids}
