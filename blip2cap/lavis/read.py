@@ -86,6 +86,7 @@ def _refuse_clip(path: Path, tensors: Mapping[str, Tensor], model: Mapping[str, 
         or (norm is not None and norm.shape == (_CLIP_WIDTH,))
     ):
         raise ModelError(
-            f"{path}: its vision encoder is CLIP ViT-L, which has a norm before its first layer and another activation. "
-            "The BLIP-2 classes of transformers compute only EVA ViT-g: expected a checkpoint with vit_model eva_clip_g."
+            f"{path}: its vision encoder is CLIP ViT-L, which has a norm before its first layer and another "
+            "activation; the BLIP-2 classes of transformers compute only EVA ViT-g. Expected a checkpoint that was "
+            "trained with vit_model: eva_clip_g."
         )
