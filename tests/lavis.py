@@ -47,10 +47,7 @@ def read_network(folder: Path) -> Any:
 
 
 def retrain(network: Any, *, frozen: tuple[str, ...] = (), seed: int = 1) -> None:
-    """Give all parameters other values but those whose names begin with one of `frozen`.
-
-    The bias of keys stays 0, as LAVIS has none.
-    """
+    """Give all parameters other values but those whose names begin with one of `frozen`, as LAVIS could."""
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         for name, parameter in network.named_parameters():
@@ -58,6 +55,13 @@ def retrain(network: Any, *, frozen: tuple[str, ...] = (), seed: int = 1) -> Non
             if name.startswith(frozen) and not is_norm:
                 continue
             parameter.normal_(0.0, 1.0 if "query_tokens" in name else 0.25, generator=generator)
+    clear_key_biases(network)
+
+
+def clear_key_biases(network: Any) -> None:
+    """Set the biases of keys in the vision encoder to 0: LAVIS has none. They have no effect on any attention."""
+    with torch.no_grad():
+        for name, parameter in network.named_parameters():
             if name.endswith("qkv.bias"):
                 parameter.view(3, -1)[1].zero_()
 

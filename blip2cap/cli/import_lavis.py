@@ -30,9 +30,10 @@ def import_lavis(
     ],
     revision: Annotated[str | None, option_of(ModelOptions, "revision")] = None,
 ) -> None:
-    """Convert a checkpoint of LAVIS's BLIP-2 or InstructBLIP to a model for this program and transformers.
+    """Make a model of a checkpoint that LAVIS has saved.
 
-    The file may hold all parameters or only those that were trained. Only tensors are loaded from it, no code.
+    Of BLIP-2 or InstructBLIP, with all parameters or only those that were trained. Only tensors are loaded, no code.
+    The folder is a model for this program and for transformers.
     """
     with stop_on_signal(quiet=report.quiet):
         from blip2cap.lavis import run

@@ -6,7 +6,6 @@ Those of LAVIS: lavis/models/blip2_models/*.py and lavis/models/eva_vit.py of gi
 from __future__ import annotations
 
 import re
-from collections import Counter
 from collections.abc import Collection, Iterable
 from dataclasses import dataclass
 
@@ -151,5 +150,7 @@ def shared_names(text_type: str, names: Collection[str]) -> tuple[str, ...]:
 
 def listed(keys: Iterable[str]) -> str:
     """Return names as one line, in which those that differ in their numbers only are one name with `*` and a count."""
-    counts = Counter(re.sub(r"(?<=\.)\d+(?=\.)", "*", key) for key in keys)
-    return ", ".join(f"{name} ({count})" if count > 1 else name for name, count in sorted(counts.items()))
+    groups: dict[str, list[str]] = {}
+    for key in keys:
+        groups.setdefault(re.sub(r"(?<=\.)\d+(?=\.)", "*", key), []).append(key)
+    return ", ".join(f"{name} ({len(group)})" if len(group) > 1 else group[0] for name, group in sorted(groups.items()))
