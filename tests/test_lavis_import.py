@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from blip2cap.errors import ModelError
@@ -135,6 +137,22 @@ def test_what_lavis_has_frozen_is_that_of_the_base(
     if frozen:
         parts = " and ".join(frozen)
         assert said[0] == f"{parts}: not in the checkpoint, taken from {checkpoints(kind)}"
+
+
+def test_a_base_that_holds_the_embeddings_under_both_names_keeps_both(
+    checkpoints: Callable[[str], Path], tmp_path: Path
+) -> None:
+    base = Path(shutil.copytree(checkpoints("opt"), tmp_path / "base"))
+    weights = load_file(base / "model.safetensors")
+    names = ("language_model.model.decoder.embed_tokens.weight", "language_model.lm_head.weight")
+    weights[names[1]] = weights[names[0]].clone()
+    save_file(weights, base / "model.safetensors", metadata={"format": "pt"})
+    network = read_network(base)
+    retrain(network)
+    convert(save(tmp_path / "checkpoint_30.pth", lavis_state(network, "opt")), base, tmp_path / "out")
+    imported = load_file(tmp_path / "out" / "model.safetensors")
+    expected = network.language_model.lm_head.weight
+    assert all(torch.equal(imported[name], expected) for name in names)
 
 
 def test_words_that_lavis_does_not_have_are_those_of_the_base(
