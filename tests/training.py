@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 
 import torch
+from transformers import Blip2ForConditionalGeneration
 
 from blip2cap.options import ModelOptions
 from blip2cap.train.model.base import Base, load_base
@@ -15,6 +17,17 @@ from tests.checkpoints import IMAGE_SIZE
 def read_base(folder: Path | str, stage: str = "caption", tune: TuneOptions | None = None, seed: int = 0) -> Base:
     """Load the base of a training from a folder, or by a name."""
     return load_base(ModelOptions(name=str(folder)), stage=stage, tune=tune or TuneOptions(), seed=seed)
+
+
+def untie(folder: Path, new: Path) -> Path:
+    """Save a checkpoint of T5 in `new` with a separate head, as Flan-T5 has it."""
+    model = Blip2ForConditionalGeneration.from_pretrained(folder)
+    model.language_model.lm_head.weight = torch.nn.Parameter(model.language_model.lm_head.weight.detach().flip(0))
+    model.save_pretrained(new)
+    for path in folder.iterdir():
+        if not (new / path.name).exists():
+            shutil.copy(path, new)
+    return new
 
 
 def text_batch(base: Base, num_rows: int = 2, seed: int = 0) -> dict[str, torch.Tensor]:
@@ -45,3 +58,16 @@ def noise_images(num_images: int, seed: int = 0, size: int = IMAGE_SIZE) -> list
     """Make images of noise, uint8 [H, W, C]."""
     generator = torch.Generator().manual_seed(seed)
     return [torch.randint(0, 256, (size, size, 3), dtype=torch.uint8, generator=generator) for _ in range(num_images)]
+
+
+def pair_batch(base: Base, num_rows: int = 4, seed: int = 0) -> dict[str, torch.Tensor]:
+    """Make a batch for stage 1: texts of two lengths; the first two pairs show the same image."""
+    generator = torch.Generator().manual_seed(seed)
+    pixels = torch.randn(num_rows, 3, base.image_size, base.image_size, generator=generator)
+    pixels[1] = pixels[0]
+    ids = torch.randint(8, 60, (num_rows, 6), generator=generator)
+    ids[:, 0], ids[:, -1] = 2, 1
+    mask = torch.ones_like(ids)
+    ids[::2, -2], ids[::2, -1], mask[::2, -1] = 1, 0, 0
+    image_ids = torch.tensor([0, *range(num_rows - 1)])
+    return {"pixel_values": pixels, "input_ids": ids, "attention_mask": mask, "image_ids": image_ids}

@@ -13,13 +13,16 @@ from torch import nn
 from torch.nn import functional
 from transformers.modeling_layers import GradientCheckpointingLayer
 
+from blip2cap.errors import ModelError
 from blip2cap.models.base import Model
 from blip2cap.models.blip2.instructblip import InstructBlip
 from blip2cap.models.blip2.model import Blip2
+from blip2cap.models.matching.model import Matcher
 from blip2cap.train.model import lora
 from blip2cap.train.model.base import Base
 from blip2cap.train.model.finished import save_checkpoint
 from blip2cap.train.model.groups import parameter_groups
+from blip2cap.train.model.stage1 import Stage1
 from blip2cap.train.options.model import OptimOptions, TuneOptions
 
 _PREFIXES = {
@@ -52,12 +55,19 @@ class Trainee(nn.Module):
                 parameter.requires_grad_(True)
         if tune.gradient_checkpointing:
             _checkpoint_gradients(self.model)
+        self.stage1: Stage1 | None = None
+        if stage == "stage1":
+            self.stage1 = Stage1(self.model.config, begin_id=_begin_id(base), seed=seed)
 
     def forward(self, **batch: torch.Tensor) -> dict[str, torch.Tensor]:
-        """Return the `loss`: the mean over all tokens whose label is not -100.
+        """Return the `loss`: the mean over all tokens whose label is not -100; in stage 1, also the parts of its sum.
 
-        `batch` has `labels`, int [B, T], and the other arguments of the network's own forward.
+        `batch` has `labels`, int [B, T], and the other arguments of the network's own forward; in stage 1, those of
+        `Stage1.forward`.
         """
+        if self.stage1 is not None:
+            losses: dict[str, torch.Tensor] = self.stage1(self.model, **batch)
+            return losses
         labels_BT = batch.pop("labels")
         language_model = self.model.language_model
         if language_model.config.is_encoder_decoder:
@@ -82,9 +92,11 @@ class Trainee(nn.Module):
         )
 
     def captioner(self) -> Model:
-        """Return a model that captions with the live weights. The network must be in eval mode while it does."""
+        """Return a model that captions, or matches, with the live weights, which must be in eval mode while it does."""
         base = self.base
         common: dict[str, Any] = {"checkpoint": base.checkpoint, "mean": base.mean, "std": base.std}
+        if base.family == "matching":
+            return Matcher(self.model, base.tokenizer, **common)
         if base.qformer_tokenizer is not None:
             return InstructBlip(self.model, base.tokenizer, base.qformer_tokenizer, **common)
         return Blip2(self.model, base.tokenizer, **common)
@@ -95,6 +107,17 @@ class Trainee(nn.Module):
         A checkpoint in the folder is replaced; its other files stay. Raises OutputError.
         """
         save_checkpoint(self.base, folder, state=lora.merged_state(self.model))
+
+
+def _begin_id(base: Base) -> int:
+    """Return the id of the token that begins generated texts: LAVIS's [DEC], or the tokenizer's own."""
+    begin_id = base.tokenizer.get_vocab().get("[DEC]", base.tokenizer.bos_token_id)
+    if begin_id is None:
+        raise ModelError(
+            f"--model {base.checkpoint.name}: its tokenizer has neither [DEC] nor another begin token, which stage 1 "
+            "needs to generate texts. Use the tokenizer of Salesforce/blip2-itm-vit-g."
+        )
+    return int(begin_id)
 
 
 def _checkpoint_gradients(model: nn.Module) -> None:
