@@ -29,6 +29,7 @@ from blip2cap.lavis.keys import (
 )
 from blip2cap.lavis.read import LavisCheckpoint
 from blip2cap.models.base import Checkpoint
+from blip2cap.models.blip2.positions import interpolate_positions
 
 _ROUNDING = 0.01
 """Greatest difference of equal weights in dtypes of 16 bits, as a part of their norm."""
@@ -99,16 +100,6 @@ def convert(lavis: LavisCheckpoint, base: Checkpoint, weights: BaseWeights) -> C
         left_out=tuple(sorted(key for key in lavis.tensors if is_left_out(key))),
         image_size=image_size,
     )
-
-
-def interpolate_positions(positions_1PD: Tensor, side: int) -> Tensor:
-    """Resize position embeddings to `side` x `side` patches, as LAVIS does: bicubic, the class token as it is."""
-    old_side = math.isqrt(positions_1PD.shape[1] - 1)
-    if old_side == side:
-        return positions_1PD
-    grid_1DHW = positions_1PD[:, 1:].float().transpose(1, 2).reshape(1, -1, old_side, old_side)
-    grid_1DHW = torch.nn.functional.interpolate(grid_1DHW, size=(side, side), mode="bicubic", align_corners=False)
-    return torch.cat([positions_1PD[:, :1], grid_1DHW.flatten(2).transpose(1, 2).to(positions_1PD.dtype)], dim=1)
 
 
 def _rename(lavis: LavisCheckpoint) -> tuple[dict[str, Tensor], list[str]]:

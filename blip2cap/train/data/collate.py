@@ -21,7 +21,7 @@ from blip2cap.models.blip2.pixels import PixelInput
 from blip2cap.models.registry import FAMILIES
 from blip2cap.prompts import Template
 from blip2cap.train.data.dataset import Sample
-from blip2cap.train.options.data import MAX_TOKENS
+from blip2cap.train.options.data import MAX_TOKENS, DataOptions
 
 IGNORED = -100
 """Label of a token that the loss ignores."""
@@ -85,7 +85,11 @@ class Prompts:
 
     def of(self, sample: Sample) -> str:
         """Return the text before the target."""
-        return self._caption.text if sample.question is None else self._question.fill("", sample.question)
+        return self.of_question(sample.question)
+
+    def of_question(self, question: str | None) -> str:
+        """Return the text before an answer, or before a caption, whose question is None."""
+        return self._caption.text if question is None else self._question.fill("", question)
 
 
 class Collator:
@@ -148,6 +152,11 @@ class Collator:
             )
         return prompt_ids, [*ids[len(prompt_ids) :], self._end]
 
+    def num_tokens(self, question: str | None, target: str) -> tuple[int, int]:
+        """Return the number of tokens before a target, image tokens among them, and that of the whole target."""
+        prompt_ids, target_ids = self.tokenise(self._prompts.of_question(question), target)
+        return len(self._image) + len(prompt_ids), len(target_ids)
+
     def _check(self, ids_BT: torch.Tensor) -> None:
         """With another number of placeholders, transformers would ignore images, or move them to other rows."""
         counts = ids_BT.eq(int(self._image[0])).sum(dim=1).tolist()
@@ -177,6 +186,17 @@ class Stage1Collator:
     def tokenise(self, target: str) -> list[int]:
         """Return the ids of a whole text, with those at its begin and end."""
         return token_ids(self.base.tokenizer, target)
+
+    def num_tokens(self, question: str | None, target: str) -> tuple[int, int]:
+        """Return 0 tokens before a text, and the number of tokens of the whole text."""
+        return 0, len(self.tokenise(target))
+
+
+def make_collator(base: TextBase, options: DataOptions) -> Collator | Stage1Collator:
+    """Return the collator of a model: that of the first stage for an image-text matching model."""
+    if base.checkpoint.family == "matching":
+        return Stage1Collator(base, max_tokens=options.max_tokens)
+    return Collator(base, prompt=options.prompt, template=options.template, max_tokens=options.max_tokens)
 
 
 def stack_pixels(pixels: PixelInput, samples: Sequence[Sample]) -> torch.Tensor:

@@ -14,7 +14,7 @@ Indices = npt.NDArray[np.int64]
 
 def epoch_length(shares: Sequence[Share]) -> int:
     """Return the number of examples in an epoch, which is the same in all."""
-    return sum(_num_drawn(share, shares[0]) for share in shares)
+    return sum(num_drawn(share, shares[0]) for share in shares)
 
 
 def epoch_order(shares: Sequence[Share], *, seed: int, epoch: int) -> Indices:
@@ -25,15 +25,16 @@ def epoch_order(shares: Sequence[Share], *, seed: int, epoch: int) -> Indices:
     """
     drawn, start = [], 0
     for number, share in enumerate(shares):
-        num_drawn = _num_drawn(share, shares[0])
-        drawn.append(start + _cycle(share.num_examples, epoch * num_drawn, num_drawn, seed=(seed, number)))
+        length = num_drawn(share, shares[0])
+        drawn.append(start + _cycle(share.num_examples, epoch * length, length, seed=(seed, number)))
         start += share.num_examples
     order = np.concatenate(drawn)
     np.random.default_rng((seed, len(shares), epoch)).shuffle(order)
     return order
 
 
-def _num_drawn(share: Share, first: Share) -> int:
+def num_drawn(share: Share, first: Share) -> int:
+    """Return the number of examples of a share in an epoch; `first` is that of --data."""
     if share is first:
         return share.num_examples
     return round(share.weight * first.num_examples) if share.num_examples else 0

@@ -28,8 +28,8 @@ _KNOWN: Mapping[str, tuple[str, ...]] = {
 """Names of the columns of each role, in order of preference."""
 
 
-def read_data(options: DataOptions, task: Task) -> Data:
-    """Read --data, --mix and --val.
+def read_data(options: DataOptions, task: Task | None) -> Data:
+    """Read --data, --mix and --val; with None, files with questions and answers are read for vqa.
 
     Raises InputError for a file that cannot be read, or whose columns are not found. Entries that are no examples are
     problems of the sets.
@@ -44,15 +44,21 @@ def read_data(options: DataOptions, task: Task) -> Data:
     return Data(train=_joined(sets), val=read_set(options.val, options, task) if options.val else None)
 
 
-def read_set(given: Sequence[str], options: DataOptions, task: Task) -> DataSet:
+def read_set(given: Sequence[str], options: DataOptions, task: Task | None) -> DataSet:
     """Read some files as one set. Raises InputError."""
     vqa = VqaFiles()
     tables = [table for name in given if (table := open_table(name, vqa)) is not None]
     if vqa.given:
         tables.append(join_vqa(vqa, options.images))
-    sets = [_Reader(table, options, task).read() for table in tables]
+    asks = task == "vqa" or (task is None and any(_holds_answers(table, options) for table in tables))
+    sets = [_Reader(table, options, asks=asks).read() for table in tables]
     joined = _joined(sets)
     return replace(joined, shares=(Share(num_examples=len(joined.examples), weight=1.0),))
+
+
+def _holds_answers(table: Table, options: DataOptions) -> bool:
+    roles = (("question", options.question_column), ("answer", options.answer_column))
+    return all(given or table.columns.keys() & _KNOWN[role] for role, given in roles)
 
 
 def _joined(sets: Sequence[DataSet]) -> DataSet:
@@ -62,6 +68,7 @@ def _joined(sets: Sequence[DataSet]) -> DataSet:
         problems=tuple(problem for each in sets for problem in each.problems),
         shares=tuple(share for each in sets for share in each.shares),
         folders=tuple(dict.fromkeys(folder for each in sets for folder in each.folders)),
+        other_paths=tuple(path for each in sets for path in each.other_paths),
     )
 
 
@@ -76,9 +83,8 @@ class _BadEntryError(Exception):
 class _Reader:
     """Reads the examples of one table."""
 
-    def __init__(self, table: Table, options: DataOptions, task: Task) -> None:
-        self.table, self.options = table, options
-        self.asks = task == "vqa"
+    def __init__(self, table: Table, options: DataOptions, *, asks: bool) -> None:
+        self.table, self.options, self.asks = table, options, asks
         self.files = ImageFiles(options.images or (table.folder,))
         self.names = table.columns
         self.columns = self._columns()
@@ -87,12 +93,14 @@ class _Reader:
     def read(self) -> DataSet:
         """Return the examples and the problems."""
         examples: list[Example] = []
-        problems = list(self.table.problems)
+        problems, other_paths = list(self.table.problems), []
         for where, row in self.table.rows:
             try:
                 examples += self._examples(where, row)
             except _BadEntryError as bad:
                 problems.append(Problem(reason=bad.reason, where=where, detail=bad.detail))
+                if isinstance(row, dict) and isinstance(name := row.get(self.columns["image"]), str):
+                    other_paths.append(self.files.path(name))
         shown = ", ".join(
             f"{role} <- {self.columns[role]}"
             for role in ("image", "text", "question", "answer")
@@ -103,6 +111,7 @@ class _Reader:
             columns=(f"{self.table.given}: {shown}",) if shown else (),
             problems=tuple(problems),
             folders=self.files.folders,
+            other_paths=tuple(other_paths),
         )
 
     def _columns(self) -> dict[str, str]:
