@@ -32,6 +32,7 @@ TEXTS = {os.path.relpath(page, ROOT): page.read_text(encoding="utf-8") for page 
 README = TEXTS["README.md"]
 COMMANDS = (
     *("caption", "vqa", "match", "embed", "index", "search", "duplicates", "show", "status", "export", "bench"),
+    "import-lavis",
 )
 PACKAGE = ROOT / "blip2cap"
 

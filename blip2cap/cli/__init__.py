@@ -16,6 +16,7 @@ from blip2cap.cli.duplicates import duplicates
 from blip2cap.cli.embed import embed
 from blip2cap.cli.export import run_export
 from blip2cap.cli.guard import fill_standard_descriptors, handle_errors
+from blip2cap.cli.import_lavis import import_lavis
 from blip2cap.cli.index import index
 from blip2cap.cli.match import match
 from blip2cap.cli.options import EPILOG, PanelCommand
@@ -91,6 +92,7 @@ app.command(cls=PanelCommand, epilog=EPILOG)(embed)
 app.command(cls=PanelCommand, epilog=EPILOG)(index)
 app.command(cls=PanelCommand, epilog=EPILOG)(search)
 app.command(cls=PanelCommand, epilog=EPILOG)(duplicates)
+app.command("import-lavis", cls=PanelCommand, epilog=EPILOG)(import_lavis)
 app.command("check-data", cls=PanelCommand, epilog=EPILOG)(check_data)
 app.command()(show)
 app.command()(status)

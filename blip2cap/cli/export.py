@@ -108,7 +108,7 @@ def run_export(
     quiet: Annotated[bool, typer.Option("--quiet", help="Errors only.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print the summary as one JSON object on stdout.")] = False,
 ) -> None:
-    """Write captions, answers or scores in the format of another tool."""
+    """Write captions, answers or scores for another tool."""
     options = ExportOptions(
         to=to,
         out=out,

@@ -1,17 +1,16 @@
 """Another image size for a vision encoder.
 
-Shapes: P = patches in a row or column, N = position embeddings, D = hidden size.
+Shapes: N = position embeddings, D = hidden size.
 """
 
 from __future__ import annotations
 
 from typing import Any
 
-import torch
 from torch import nn
-from torch.nn import functional
 
 from blip2cap.errors import UsageError
+from blip2cap.models.blip2.positions import interpolate_positions
 
 
 def resize_positions(model: Any, image_size: int) -> None:
@@ -30,10 +29,7 @@ def resize_positions(model: Any, image_size: int) -> None:
     old_1ND = embeddings.position_embedding.data
     num_old, num_new = int(embeddings.image_size) // patch_size, image_size // patch_size
     if num_new != num_old:
-        class_11D, patches_1ND = old_1ND[:, :1], old_1ND[:, 1:]
-        grid_1DPP = patches_1ND.transpose(1, 2).unflatten(2, (num_old, num_old))
-        resized_1DPP = functional.interpolate(grid_1DPP, size=(num_new, num_new), mode="bicubic", align_corners=False)
-        new_1ND = torch.cat([class_11D, resized_1DPP.flatten(2).transpose(1, 2)], dim=1)
+        new_1ND = interpolate_positions(old_1ND, num_new)
         embeddings.position_embedding = nn.Parameter(new_1ND.contiguous())
     embeddings.image_size = image_size
     embeddings.num_patches, embeddings.num_positions = num_new**2, num_new**2 + 1

@@ -1,0 +1,1 @@
+"""Checkpoints of LAVIS -> checkpoints that transformers and blip2cap load."""
