@@ -1,0 +1,50 @@
+"""Captions against references: the metrics of the COCO caption evaluation."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from blip2cap.errors import InputError, UsageError
+from blip2cap.evaluate.bleu import bleu
+from blip2cap.evaluate.cider import cider_d
+from blip2cap.evaluate.metric import Metric
+from blip2cap.evaluate.ngrams import make_corpus
+from blip2cap.evaluate.ptb import tokenize
+from blip2cap.evaluate.rouge import rouge_l
+
+METRICS = ("BLEU-1", "BLEU-2", "BLEU-3", "BLEU-4", "ROUGE-L", "CIDEr-D")
+"""Metrics that need nothing but this package."""
+
+
+def score_captions(
+    candidates: Sequence[str], references: Sequence[Sequence[str]], *, metrics: Sequence[str] = METRICS
+) -> list[Metric]:
+    """Score one caption of each image against its references; return the metrics in the order of `metrics`.
+
+    Texts are as people or models wrote them: they are split into words here. Raises UsageError for an unknown metric,
+    InputError if there is no caption, or one without a reference.
+    """
+    unknown = [name for name in metrics if name not in METRICS]
+    if unknown:
+        raise UsageError(f"--metrics {', '.join(unknown)}: must be of {', '.join(METRICS)}.")
+    if not candidates or len(candidates) != len(references) or not all(references):
+        raise InputError(
+            f"{len(candidates)} captions, {sum(map(bool, references))} images with references: "
+            "every caption needs one reference or more, and there must be a caption. Leave out the others."
+        )
+    own = tokenize(candidates)
+    every = tokenize([text for texts in references for text in texts])
+    start = 0
+    grouped = []
+    for texts in references:
+        grouped.append(every[start : start + len(texts)])
+        start += len(texts)
+    corpus = make_corpus(own, grouped)
+    found: dict[str, Metric] = {}
+    if any(name.startswith("BLEU") for name in metrics):
+        found |= {metric.name: metric for metric in bleu(corpus)}
+    if "ROUGE-L" in metrics:
+        found["ROUGE-L"] = rouge_l(own, grouped)
+    if "CIDEr-D" in metrics:
+        found["CIDEr-D"] = cider_d(corpus)
+    return [found[name] for name in metrics]
