@@ -1,0 +1,1 @@
+"""Scores of captions, answers and searches against references."""
