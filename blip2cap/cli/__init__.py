@@ -13,6 +13,7 @@ from blip2cap.cli.bench import bench
 from blip2cap.cli.caption import caption
 from blip2cap.cli.duplicates import duplicates
 from blip2cap.cli.embed import embed
+from blip2cap.cli.evaluate import evaluate
 from blip2cap.cli.export import run_export
 from blip2cap.cli.guard import fill_standard_descriptors, handle_errors
 from blip2cap.cli.index import index
@@ -91,5 +92,6 @@ app.command(cls=PanelCommand, epilog=EPILOG)(search)
 app.command(cls=PanelCommand, epilog=EPILOG)(duplicates)
 app.command()(show)
 app.command()(status)
+app.command(cls=PanelCommand, epilog=EPILOG)(evaluate)
 app.command("export")(run_export)
 app.command(cls=PanelCommand, epilog=EPILOG)(bench)

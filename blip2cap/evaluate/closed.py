@@ -1,0 +1,103 @@
+"""Answers from a closed set, such as yes and no: balanced accuracy, and which answer was given for which."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from blip2cap.evaluate.metric import Floats, Integers, Metric, make_metric
+
+MOST_ANSWERS = 10
+"""Most different answers of a closed set: a larger table is not read."""
+_LEAST_QUESTIONS = 2
+"""Least number of questions for each answer, on average: fewer are a list of different answers."""
+_ONE_SIDED, _FAR = 0.9, 0.1
+"""A run is one-sided if it gives one answer at least this often, and more often than the references by so much."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Closed:
+    """Answers to questions whose references are of a closed set."""
+
+    about: str
+    """What the questions have in common: "all", the answer type or the question."""
+    answers: tuple[str, ...]
+    """The answers of the references, the most frequent first."""
+    others: tuple[str, ...]
+    """Answers of the run that are none of these, the most frequent first."""
+    table: Integers
+    """How often an answer of the run (columns: `answers`, then one for all `others`) was given where the reference has
+    another (rows: `answers`)."""
+    balanced_accuracy: Metric
+    """Mean, over the answers of the references, of the share of their questions that are answered right."""
+    indices: Integers
+    """Positions of the questions among all that are evaluated."""
+
+    @property
+    def num_questions(self) -> int:
+        """Number of questions."""
+        return int(self.table.sum())
+
+    @property
+    def always(self) -> float:
+        """Share of questions that are answered right by always giving the answer that references have most often."""
+        return float(self.table[0].sum() / self.table.sum())
+
+    @property
+    def warning(self) -> str:
+        """Message about a run that gives nearly always one answer, or references that have only one; else ""."""
+        columns = self.table.sum(axis=0)[: len(self.answers)]
+        most = int(columns.argmax())
+        answer, total = self.answers[most], self.num_questions
+        share, wanted = columns[most] / total, self.table[most].sum() / total
+        if len(self.answers) == 1:
+            return f'every reference is "{answer}": an output that always says so would be right'
+        if share < _ONE_SIDED or share < wanted + _FAR:
+            return ""
+        return (
+            f'the answer is "{answer}" for {columns[most]:,} of {total:,} questions, the reference for '
+            f"{self.table[most].sum():,}: the model hardly looks at the images"
+        )
+
+
+def make_closed(
+    about: str, own: Sequence[str], wanted: Sequence[str], right: Floats, indices: Integers
+) -> Closed | None:
+    """Compare answers with references, both normalised; None if the references are not of a closed set.
+
+    `right` is 1 where an answer counts as right, which may be one of several references.
+    """
+    counts = Counter(wanted)
+    if len(counts) > MOST_ANSWERS or len(wanted) < _LEAST_QUESTIONS * len(counts):
+        return None
+    answers = tuple(answer for answer, _ in counts.most_common())
+    rows = np.array([answers.index(each) for each in wanted])
+    # Where another than the most frequent reference was given, and is right, it counts for the frequent one.
+    given = [row if good else _position(answers, each) for row, each, good in zip(rows, own, right, strict=True)]
+    table = np.zeros((len(answers), len(answers) + 1), np.int64)
+    np.add.at(table, (rows, np.array(given)), 1)
+    statistics = np.zeros((len(rows), 2 * len(answers)))
+    statistics[np.arange(len(rows)), rows] = right
+    statistics[np.arange(len(rows)), len(answers) + rows] = 1
+    others = Counter(each for each, place in zip(own, given, strict=True) if place == len(answers))
+    return Closed(
+        about=about,
+        answers=answers,
+        others=tuple(answer for answer, _ in others.most_common()),
+        table=table,
+        balanced_accuracy=make_metric("balanced accuracy", statistics, _balanced),
+        indices=indices,
+    )
+
+
+def _position(answers: Sequence[str], answer: str) -> int:
+    return answers.index(answer) if answer in answers else len(answers)
+
+
+def _balanced(sums: Floats) -> float:
+    """Return the mean share of right ones over the answers that the sample has."""
+    right, count = np.split(sums, 2)
+    return float(np.mean(right[count > 0] / count[count > 0]))
