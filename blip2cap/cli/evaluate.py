@@ -9,13 +9,17 @@ import typer
 from blip2cap.cli.evaluate_report import facts_of, print_result, print_worst, section_of
 from blip2cap.cli.hits import check_targets, write_html
 from blip2cap.cli.options import ReportOptions, option, with_options
+from blip2cap.cli.progress import Progress, Silent, choose_progress
 from blip2cap.cli.report import Failures, print_json
 from blip2cap.cli.signals import stop_on_signal
-from blip2cap.cli.terminal import clean, say
-from blip2cap.errors import UsageError
+from blip2cap.cli.terminal import clean
+from blip2cap.errors import ImageError, UsageError
+from blip2cap.jobs.job import Listener
 from blip2cap.options import DecodeOptions, ModelOptions
+from blip2cap.records import ImageRef
 
 if TYPE_CHECKING:
+    from blip2cap.engine.run import RunStats
     from blip2cap.evaluate.run import Evaluated, Evaluator
 
 _SOME_FAILED = 3
@@ -128,11 +132,13 @@ def evaluate(
         images=images,
         decode=decode,
     )
-    failures = Failures(say, verbose=report.verbose, quiet=report.quiet)
+    listener = _TerminalListener(report)
     with stop_on_signal(quiet=report.quiet):
-        evaluator = Evaluator(job, say=lambda line: None if report.quiet else say(clean(line)), on_failure=failures.add)
-        found = evaluator.run()
-        failures.close()
+        evaluator = Evaluator(job, listener=listener)
+        try:
+            found = evaluator.run()
+        finally:
+            listener.end()
         if report.as_json:
             print_json(facts_of(found, worst))
         else:
@@ -142,8 +148,40 @@ def evaluate(
         num_missing = 0
         if html is not None:
             num_missing = _write_html(html, found, evaluator, worst or _ON_A_SHEET, quiet=report.quiet)
-    if failures.count or num_missing:
+    if listener.failures.count or num_missing:
         raise typer.Exit(_SOME_FAILED)
+
+
+class _TerminalListener(Listener):
+    """Prints messages and progress to stderr; the display begins with the first images."""
+
+    def __init__(self, options: ReportOptions) -> None:
+        self.quiet = options.quiet
+        self._progress: Progress = Silent()
+        self._is_begun = False
+        self.failures = Failures(lambda line: self._progress.say(line), verbose=options.verbose, quiet=options.quiet)
+
+    def say(self, line: str) -> None:
+        """Print a line, unless --quiet is given."""
+        if not self.quiet:
+            self._progress.say(clean(line))
+
+    def progress(self, stats: RunStats) -> None:
+        """Update the display."""
+        if not self._is_begun:
+            self._progress = choose_progress(quiet=self.quiet, rows_on_terminal=False, count=None)
+            self._is_begun = True
+        self._progress.update(stats.num_images, stats.num_failed)
+
+    def failure(self, ref: ImageRef, error: ImageError) -> None:
+        """Name the image, if it is among the first that fail."""
+        self.failures.add(ref, error)
+
+    def end(self) -> None:
+        """Remove the display."""
+        self._progress.close()
+        self._progress = Silent()
+        self.failures.close()
 
 
 def _write_html(html: str, found: Evaluated, evaluator: Evaluator, count: int, *, quiet: bool) -> int:

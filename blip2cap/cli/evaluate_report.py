@@ -93,13 +93,13 @@ def print_worst(found: Evaluation, number: int) -> None:
     chosen = found.worst(number)
     has_questions = any(item.question for item, _, _ in chosen)
     table = Table()
-    table.add_column("score", justify="right", no_wrap=True)
+    table.add_column("score x 100", justify="right", no_wrap=True)
     text = "first caption" if found.noun == "image" else found.noun
     for name in ("image", *(["question"] if has_questions else []), text, "references"):
         table.add_column(name, overflow="fold")
     for item, score, _ in chosen:
         question = [_cell(item.question)] if has_questions else []
-        table.add_row(_times_100(score), _cell(item.image), *question, _cell(item.text), _cell(_references(item)))
+        table.add_row(_times_100(score), _cell(item.image), *question, _cell(_text(item)), _cell(_references(item)))
     with page() as console:
         console.print(f"the lowest {found.score_name} of {count(len(found.items), found.noun)}")
         console.print(table)
@@ -134,7 +134,13 @@ def _heading(found: Evaluated) -> str:
 
 
 def _notes(found: Evaluated) -> list[str]:
-    warnings = [f"{_about(closed)}: {closed.warning}" for closed in found.own.closed if closed.warning]
+    results = [each for each in (found.own, found.other) if each is not None]
+    warnings = [
+        f"{each.given}, {_about(closed)}: {closed.warning}"
+        for each in results
+        for closed in each.closed
+        if closed.warning
+    ]
     left_out = [f"left out: {found.left_out}"] if found.left_out else []
     return [*warnings, *found.own.notes, *left_out]
 
@@ -199,6 +205,10 @@ def _table(name: str, *numbers: str) -> Table:
     for each in numbers:
         table.add_column(each, justify="right", no_wrap=True)
     return table
+
+
+def _text(item: Item) -> str:
+    return f"{item.text} ({item.note})" if item.note else item.text
 
 
 def _references(item: Item) -> str:

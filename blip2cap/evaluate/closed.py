@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 
@@ -58,8 +59,8 @@ class Closed:
         if share < _ONE_SIDED or share < wanted + _FAR:
             return ""
         return (
-            f'the answer is "{answer}" for {columns[most]:,} of {total:,} questions, the reference for '
-            f"{self.table[most].sum():,}: the model hardly looks at the images"
+            f'nearly always "{answer}": it is the answer to {columns[most]:,} of {total:,} questions, and the reference '
+            f"of {self.table[most].sum():,}"
         )
 
 
@@ -82,13 +83,14 @@ def make_closed(
     statistics = np.zeros((len(rows), 2 * len(answers)))
     statistics[np.arange(len(rows)), rows] = right
     statistics[np.arange(len(rows)), len(answers) + rows] = 1
+    overall = np.array([right[rows == row].mean() for row in range(len(answers))])
     others = Counter(each for each, place in zip(own, given, strict=True) if place == len(answers))
     return Closed(
         about=about,
         answers=answers,
         others=tuple(answer for answer, _ in others.most_common()),
         table=table,
-        balanced_accuracy=make_metric("balanced accuracy", statistics, _balanced),
+        balanced_accuracy=make_metric("balanced accuracy", statistics, partial(_balanced, overall)),
         indices=indices,
     )
 
@@ -97,7 +99,7 @@ def _position(answers: Sequence[str], answer: str) -> int:
     return answers.index(answer) if answer in answers else len(answers)
 
 
-def _balanced(sums: Floats) -> float:
-    """Return the mean share of right ones over the answers that the sample has."""
+def _balanced(overall: Floats, sums: Floats) -> float:
+    """Return the mean, over answers, of the share of right ones; of an answer that a sample lacks, that overall."""
     right, count = np.split(sums, 2)
-    return float(np.mean(right[count > 0] / count[count > 0]))
+    return float(np.where(count > 0, right / np.maximum(count, 1), overall).mean())

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import closing
 from dataclasses import dataclass
 from typing import Any
@@ -14,15 +14,16 @@ from blip2cap.engine.run import Engine, RunStats
 from blip2cap.errors import ImageError, InputError
 from blip2cap.evaluate.evaluation import Evaluation, Item
 from blip2cap.evaluate.metric import make_mean
-from blip2cap.matcher import Matcher
-from blip2cap.options import BatchOptions, DecodeOptions
+from blip2cap.jobs.job import Listener
+from blip2cap.models.checkpoint import find
+from blip2cap.models.registry import FAMILIES, load
+from blip2cap.options import BatchOptions, DecodeOptions, ModelOptions
 from blip2cap.records import ImageRef, MatchScore
 from blip2cap.tasks.base import Request
 from blip2cap.tasks.match import Match, not_finite
 
 MATCHING = 0.5
 """Least probability of a text that the match head takes for one of the image."""
-Failure = Callable[[ImageRef, ImageError], None]
 
 
 class _OwnTexts:
@@ -45,18 +46,30 @@ class _Exact(Match):
         return MatchScore(itm=float(result.itm), itc=float(result.itc)) if finite else not_finite()
 
 
+def load_model(options: ModelOptions, listener: Listener) -> Any:
+    """Load a matching model. Raises ModelError, or UsageError for a model that cannot match."""
+    checkpoint = find(options, say=listener.say, quiet=listener.quiet)
+    FAMILIES[checkpoint.family].check_task("match", checkpoint)
+    listener.say(f"loading {checkpoint.name} ...")
+    model = load(checkpoint, options)
+    listener.say(f"{checkpoint.name}: {str(model.dtype).removeprefix('torch.')} on {model.device}")
+    return model
+
+
 def score_pairs(
-    model: Any, pairs: Iterable[tuple[ImageRef, Sequence[str]]], *, decode: DecodeOptions, on_failure: Failure
+    model: Any, pairs: Iterable[tuple[ImageRef, Sequence[str]]], *, decode: DecodeOptions, listener: Listener
 ) -> Iterator[MatchScore | None]:
     """Yield the scores of each text of each image, in order; None for those that have none.
 
     Images are read ahead and encoded once; names of images must differ.
     """
     task = _Exact(captions=_OwnTexts())
-    engine = Engine(model=model, task=task, decode=decode, batch=BatchOptions(), on_failure=on_failure)
+    engine = Engine(model=model, task=task, decode=decode, batch=BatchOptions(), on_failure=listener.failure)
+    stats = RunStats()
     requests = (Request(ref=ref, labels=tuple(texts)) for ref, texts in pairs if texts)
-    with closing(engine.row_batches(engine.read_ahead(requests), RunStats())) as batches:
+    with closing(engine.row_batches(engine.read_ahead(requests), stats)) as batches:
         for rows in batches:
+            listener.progress(stats)
             for row in rows:
                 yield MatchScore(itm=row["itm"], itc=row["itc"]) if row.status == "ok" else None
 
@@ -70,14 +83,14 @@ class Captioned:
 
 
 def evaluate_itm(
-    given: str, captions: Sequence[Captioned], *, matcher: Matcher, decode: DecodeOptions, on_failure: Failure
+    given: str, captions: Sequence[Captioned], *, model: Any, decode: DecodeOptions, listener: Listener
 ) -> Evaluation:
     """Score captions by a matching model. Captions of images that fail are left out.
 
     Raises InputError if all fail.
     """
     pairs = ((each.ref, (each.item.text,)) for each in captions)
-    scored = [*score_pairs(matcher.model, pairs, decode=decode, on_failure=on_failure)]
+    scored = [*score_pairs(model, pairs, decode=decode, listener=listener)]
     ok = [(each, score) for each, score in zip(captions, scored, strict=True) if score is not None]
     if not ok:
         raise InputError(

@@ -10,10 +10,11 @@ import numpy as np
 
 from blip2cap.errors import UsageError
 from blip2cap.evaluate.evaluation import Evaluation, Item
-from blip2cap.evaluate.itm import Failure, score_pairs
+from blip2cap.evaluate.itm import score_pairs
 from blip2cap.evaluate.metric import Floats, Integers, Metric, make_metric
 from blip2cap.index.encoder import log_odds
 from blip2cap.index.searcher import Searcher
+from blip2cap.jobs.job import Listener
 from blip2cap.options import DecodeOptions
 from blip2cap.records import ImageRef
 
@@ -52,7 +53,7 @@ def evaluate_retrieval(
     *,
     rerank: int | None,
     decode: DecodeOptions,
-    on_failure: Failure,
+    listener: Listener,
 ) -> Evaluation:
     """Measure recall both ways. Holds a score for each pair of image and text: 4 bytes each.
 
@@ -67,7 +68,7 @@ def evaluate_retrieval(
     scores = similarities(searcher, task)
     metrics = recalls(scores, scores, task, suffix="")
     if rerank is not None:
-        by_text, by_image = reranked(searcher, scores, task, rerank, decode, on_failure)
+        by_text, by_image = reranked(searcher, scores, task, rerank, decode, listener)
         metrics += recalls(by_text, by_image, task, suffix=", re-ranked")
         scores = by_image
     own = is_own(task)
@@ -134,7 +135,7 @@ def recalls(by_text: Floats, by_image: Floats, task: Task, *, suffix: str) -> li
     num_texts = np.bincount(task.owners, minlength=num_images).astype(np.float64)
     metrics = []
     for cut in CUTS:
-        found = np.bincount(task.owners, _share(cut, above, equal), minlength=num_images)
+        found: Floats = np.bincount(task.owners, _share(cut, above, equal), minlength=num_images)
         metrics.append(_mean(f"text to image R@{cut}{suffix}", found, num_texts))
     own = is_own(task)
     best = np.where(own, by_image, -np.inf).max(axis=1, keepdims=True)
@@ -160,7 +161,7 @@ def _mean(name: str, found: Floats, counts: Floats) -> Metric:
 
 
 def reranked(
-    searcher: Searcher, scores: Floats, task: Task, count: int, decode: DecodeOptions, on_failure: Failure
+    searcher: Searcher, scores: Floats, task: Task, count: int, decode: DecodeOptions, listener: Listener
 ) -> tuple[Floats, Floats]:
     """Return the scores by which images of a text, and texts of an image, are sorted: -inf for all but the best."""
     for_text, for_image = (np.zeros(scores.shape, bool) for _ in range(2))
@@ -171,7 +172,7 @@ def reranked(
     wanted = [np.flatnonzero(each) for each in for_text | for_image]
     texts = [[*dict.fromkeys(task.texts[at] for at in some)] for some in wanted]
     pairs = zip(_refs(searcher, task), texts, strict=True)
-    found = score_pairs(searcher.encoder.model, pairs, decode=decode, on_failure=on_failure)
+    found = score_pairs(searcher.encoder.model, pairs, decode=decode, listener=listener)
     sums = np.full(scores.shape, -np.inf)
     for image, some in enumerate(wanted):
         itm = {text: next(found) for text in texts[image]}

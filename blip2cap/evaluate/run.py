@@ -3,22 +3,22 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
-from blip2cap.errors import ImageError, InputError, UsageError
+from blip2cap.errors import InputError, UsageError
 from blip2cap.evaluate.answers import evaluate_answers
 from blip2cap.evaluate.captions import score_captions
 from blip2cap.evaluate.entries import Entries, Entry, read_output, read_references
 from blip2cap.evaluate.evaluation import Evaluation, Item
-from blip2cap.evaluate.itm import Captioned, evaluate_itm
+from blip2cap.evaluate.itm import Captioned, evaluate_itm, load_model
 from blip2cap.evaluate.pairs import Pair, Pairs, pair
 from blip2cap.evaluate.pictures import Pictures
 from blip2cap.evaluate.retrieval import evaluate_retrieval, make_task
 from blip2cap.index.catalog import NAME as INDEX_JSON
 from blip2cap.index.index import Index
 from blip2cap.index.searcher import Searcher
-from blip2cap.matcher import Matcher
+from blip2cap.jobs.job import Listener
 from blip2cap.options import DEFAULT_MATCHING_MODEL, DecodeOptions, ModelOptions
 from blip2cap.records import ImageRef
 
@@ -67,9 +67,6 @@ class EvaluationJob:
         return os.path.isfile(os.path.join(self.output, INDEX_JSON))
 
 
-Say = Callable[[str], None]
-
-
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Evaluated:
     """Result of a job."""
@@ -86,14 +83,8 @@ class Evaluated:
 class Evaluator:
     """Runs jobs."""
 
-    def __init__(
-        self,
-        job: EvaluationJob,
-        *,
-        say: Say = lambda line: None,
-        on_failure: Callable[[ImageRef, ImageError], None] = lambda ref, error: None,
-    ) -> None:
-        self.job, self.say, self.on_failure = job, say, on_failure
+    def __init__(self, job: EvaluationJob, *, listener: Listener | None = None) -> None:
+        self.job, self.listener = job, listener or Listener()
 
     def run(self) -> Evaluated:
         """Evaluate. Raises Blip2CapError: InputError where entries have no partner."""
@@ -129,7 +120,7 @@ class Evaluator:
                 make_task([(each.own.image, each.reference.texts) for each in pairs.pairs]),
                 rerank=job.rerank,
                 decode=job.decode,
-                on_failure=self.on_failure,
+                listener=self.listener,
             )
             for given, searcher, pairs in zip(self._given, searchers, found, strict=True)
         ]
@@ -149,13 +140,7 @@ class Evaluator:
             self._refs(output, [entry.image for entry in some]) for output, some in zip(outputs, chosen, strict=True)
         ]
         name = self.job.model_name or DEFAULT_MATCHING_MODEL
-        self.say(f"loading {name} ...")
-        matcher = Matcher.load(
-            name,
-            revision=self.job.model.revision,
-            dtype=self.job.model.dtype,
-            device=self.job.model.device,
-        )
+        model = load_model(replace(self.job.model, name=name), self.listener)
         results = [
             evaluate_itm(
                 output.given,
@@ -163,9 +148,9 @@ class Evaluator:
                     Captioned(ref=ref, item=Item(image=entry.image, text=entry.texts[0], references=()))
                     for ref, entry in zip(some_refs, some, strict=True)
                 ],
-                matcher=matcher,
+                model=model,
                 decode=self.job.decode,
-                on_failure=self.on_failure,
+                listener=self.listener,
             )
             for output, some_refs, some in zip(outputs, refs, chosen, strict=True)
         ]
@@ -195,7 +180,7 @@ class Evaluator:
         opened = Index.open(index)
         if not opened.num_images:
             raise InputError(f"{index}: has no images. Add some: run `blip2cap index` with a folder.")
-        return Searcher(opened, name=job.model_name, model=job.model, decode=job.decode, say=self.say)
+        return Searcher(opened, name=job.model_name, model=job.model, decode=job.decode, say=self.listener.say)
 
     def _refs(self, output: Entries, names: Sequence[str]) -> list[ImageRef]:
         if not all(names):
