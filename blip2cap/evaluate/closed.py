@@ -59,8 +59,8 @@ class Closed:
         if share < _ONE_SIDED or share < wanted + _FAR:
             return ""
         return (
-            f'nearly always "{answer}": it is the answer to {columns[most]:,} of {total:,} questions, and the reference '
-            f"of {self.table[most].sum():,}"
+            f'nearly always "{answer}": the answer to {columns[most]:,} of {total:,} questions, the reference of '
+            f"{self.table[most].sum():,}"
         )
 
 

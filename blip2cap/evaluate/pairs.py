@@ -161,7 +161,8 @@ def _left_out(output: Entries, references: Entries, pairs: Sequence[Pair]) -> st
         total = len(references.entries)
         parts.append(f"{len(missing):,} of {total:,} references have no {output.noun} ({_examples(missing)})")
     if failed:
-        parts.append(f"{len(failed):,} rows of the run have failed ({_examples(failed)})")
+        rows = "1 row of the run has failed" if len(failed) == 1 else f"{len(failed):,} rows of the run have failed"
+        parts.append(f"{rows} ({_examples(failed)})")
     return "; ".join(parts)
 
 

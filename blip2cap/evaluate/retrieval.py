@@ -135,7 +135,7 @@ def recalls(by_text: Floats, by_image: Floats, task: Task, *, suffix: str) -> li
     num_texts = np.bincount(task.owners, minlength=num_images).astype(np.float64)
     metrics = []
     for cut in CUTS:
-        found: Floats = np.bincount(task.owners, _share(cut, above, equal), minlength=num_images)
+        found = np.bincount(task.owners, _share(cut, above, equal), minlength=num_images).astype(np.float64)
         metrics.append(_mean(f"text to image R@{cut}{suffix}", found, num_texts))
     own = is_own(task)
     best = np.where(own, by_image, -np.inf).max(axis=1, keepdims=True)
