@@ -104,7 +104,7 @@ def test_a_model_that_always_says_yes_shows_at_once(answers: str) -> None:
     result = invoke("evaluate", answers, "--references", "vqa.json")
     assert result.exit_code == 0, result.stderr
     assert ["exact match", "60.0"] in [row[:2] for row in cells(result.stdout)]
-    assert ['"no"', "0", "4", "0.0% of 4"] in [[row[0], row[2], row[1], row[3]] for row in cells(result.stdout)]
+    assert ['"no"', "4", "0", "0.0% of 4"] in cells(result.stdout)
     assert "balanced accuracy 50.0" in result.stdout
     assert 'nearly always "yes": the answer to 10 of 10 questions, the reference of 6' in " ".join(
         result.stdout.split()

@@ -7,7 +7,7 @@ import itertools
 import numpy as np
 import pytest
 
-from blip2cap.evaluate.retrieval import CUTS, is_own, make_task, recalls
+from blip2cap.evaluate.retrieval import CUTS, make_task, recalls
 
 RNG = np.random.default_rng(0)
 
@@ -48,7 +48,7 @@ def test_equal_scores_count_as_the_mean_over_their_orders() -> None:
 
 def test_the_same_text_of_another_image_is_right_for_an_image() -> None:
     task = make_task([("a.jpg", ["a cat"]), ("b.jpg", ["a cat"]), ("c.jpg", ["a dog"])])
-    assert is_own(task).tolist() == [[True, True, False], [True, True, False], [False, False, True]]
+    assert task.own.tolist() == [[True, True, False], [True, True, False], [False, False, True]]
     scores = np.array([[0.9, 0.9, 0.1], [0.5, 0.5, 0.1], [0.2, 0.2, 0.8]])
     one_to_image, *_, one_to_text, _, _ = values(scores, task)
     assert one_to_text == 1

@@ -20,6 +20,8 @@ from blip2cap.records import ImageRef
 
 CUTS = (1, 5, 10)
 """Recall is measured among this many of the best."""
+_LEAST = -1.0
+"""The least cosine."""
 _NUM_IMAGES = 16
 """Images that are compared with all texts at once: of 25,000 texts, 50 MB."""
 
@@ -33,17 +35,20 @@ class Task:
     texts: tuple[str, ...]
     """All texts; one that several images have is there as often."""
     owners: Integers
-    """Position of the image of each text, [texts]."""
+    """Position of the image of each text, [texts]; ascending."""
+    own: Any
+    """bool [images, texts]: which texts are an image's own, also the same text of another image."""
 
 
 def make_task(named: Sequence[tuple[str, Sequence[str]]]) -> Task:
     """Return the texts of images as a list."""
-    owners = [at for at, (_, texts) in enumerate(named) for _ in texts]
-    return Task(
-        names=tuple(name for name, _ in named),
-        texts=tuple(text for _, texts in named for text in texts),
-        owners=np.array(owners),
-    )
+    owners = np.array([at for at, (_, texts) in enumerate(named) for _ in texts])
+    texts = tuple(text for _, texts in named for text in texts)
+    places = {text: at for at, text in enumerate(dict.fromkeys(texts))}
+    distinct = np.array([places[text] for text in texts])
+    has = np.zeros((len(named), len(places)), bool)
+    has[owners, distinct] = True
+    return Task(names=tuple(name for name, _ in named), texts=texts, owners=owners, own=has[:, distinct])
 
 
 def evaluate_retrieval(
@@ -70,31 +75,31 @@ def evaluate_retrieval(
     if rerank is not None:
         by_text, by_image = reranked(searcher, scores, task, rerank, decode, listener)
         metrics += recalls(by_text, by_image, task, suffix=", re-ranked")
-        scores = by_image
-    own = is_own(task)
     items = []
+    starts = np.searchsorted(task.owners, np.arange(len(task.names) + 1))
     for at, name in enumerate(task.names):
-        mine = own[at]
+        mine = task.own[at]
         first = int(scores[at].argmax())
         rank = 1 + int((scores[at][~mine] >= scores[at][mine].max()).sum())
         note = "" if mine[first] else f"its own caption comes as number {rank} of {len(task.texts)}"
-        references = tuple(text for text, owner in zip(task.texts, task.owners, strict=True) if owner == at)
+        references = task.texts[starts[at] : starts[at + 1]]
         items.append(Item(image=name, text=task.texts[first], references=references, note=note))
     return Evaluation(
         given=given,
         noun="image",
         items=tuple(items),
         metrics=tuple(metrics),
-        score_name="lead of its own caption",
-        item_scores=_lead(scores, own),
+        score_name="lead of the own caption in ITC",
+        item_scores=_lead(scores, task.own),
         refs=tuple(_refs(searcher, task)),
     )
 
 
 def _lead(scores: Floats, own: Any) -> Floats:
     """Return by how much the best own text of each image is ahead of the best other one."""
-    best, other = (np.where(chosen, scores, -np.inf).max(axis=1) for chosen in (own, ~own))
-    return np.where(np.isfinite(best) & np.isfinite(other), best - other, -np.inf)
+    best, other = (np.where(chosen, scores, _LEAST).max(axis=1) for chosen in (own, ~own))
+    lead: Floats = best - other
+    return lead
 
 
 def similarities(searcher: Searcher, task: Task) -> Floats:
@@ -110,15 +115,6 @@ def similarities(searcher: Searcher, task: Task) -> Floats:
         scores[start : start + len(rows)] = products.reshape(*rows.shape[:2], -1).max(axis=1)
     chosen: Floats = scores[:, columns]
     return chosen
-
-
-def is_own(task: Task) -> Any:
-    """Return which texts are an image's own, bool [images, texts]: also the same text of another image."""
-    ids = np.unique(np.array(task.texts, dtype=object), return_inverse=True)[1]
-    own = np.zeros((len(task.names), len(task.texts)), bool)
-    for at in range(len(task.names)):
-        own[at] = np.isin(ids, ids[task.owners == at])
-    return own
 
 
 def recalls(by_text: Floats, by_image: Floats, task: Task, *, suffix: str) -> list[Metric]:
@@ -137,7 +133,7 @@ def recalls(by_text: Floats, by_image: Floats, task: Task, *, suffix: str) -> li
     for cut in CUTS:
         found = np.bincount(task.owners, _share(cut, above, equal), minlength=num_images).astype(np.float64)
         metrics.append(_mean(f"text to image R@{cut}{suffix}", found, num_texts))
-    own = is_own(task)
+    own = task.own
     best = np.where(own, by_image, -np.inf).max(axis=1, keepdims=True)
     above = ((by_image > best) & ~own).sum(axis=1)
     equal = ((by_image == best) & ~own).sum(axis=1)
