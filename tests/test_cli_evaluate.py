@@ -111,6 +111,13 @@ def test_a_model_that_always_says_yes_shows_at_once(answers: str) -> None:
     )
 
 
+def test_only_answers_that_are_wrong_are_among_the_worst(answers: str) -> None:
+    result = invoke("evaluate", answers, "--references", "vqa.json", "--worst", "9")
+    shown = [row for row in cells(result.stdout) if len(row) == 5]
+    assert shown == [["0.0", f"{at}.png", "is it?", "yes", "no"] for at in (3, 4, 8, 9)]
+    assert "all 10 answers are right" in invoke("evaluate", answers, "--references", answers, "--worst", "9").stdout
+
+
 def test_answers_are_results_and_questions_come_from_a_second_file(here: Path) -> None:
     people = [{"answer": "yes", "answer_id": at} for at in range(10)]
     annotations = [

@@ -13,7 +13,7 @@ from blip2cap.evaluate.pairs import Pair
 
 def closed(own: list[str], wanted: list[str]) -> Closed | None:
     right = np.array([float(a == b) for a, b in zip(own, wanted, strict=True)])
-    return make_closed("all", own, wanted, right, np.arange(len(own)))
+    return make_closed("all", own, wanted, right, np.arange(len(own)), len(own))
 
 
 def pairs(*rows: tuple[str, tuple[str, ...]], **reference: str) -> list[Pair]:
@@ -122,3 +122,41 @@ def test_questions_with_closed_answers_have_tables_of_their_own() -> None:
             for number, answer in enumerate(answers)
         ]
     assert [each.about for each in evaluate_answers("own", rows).closed] == ["is it?"]
+
+
+def asked(question: str, own: str, wanted: str) -> list[Pair]:
+    """Return a pair for each letter of the answers, about images of their own."""
+    words = {"y": "yes", "n": "no"}
+    return [
+        Pair(
+            own=Entry(image=f"{at}.jpg", question=question, texts=(words.get(given, given),)),
+            reference=Entry(image=f"{at}.jpg", question=question, texts=(words.get(right, right),)),
+        )
+        for at, (given, right) in enumerate(zip(own, wanted, strict=True))
+    ]
+
+
+def test_a_question_that_is_always_answered_alike_shows_beside_others() -> None:
+    result = evaluate_answers("own", asked("is it?", "yyyyy", "ynnny") + asked("which?", "aabbab", "aabbbb"))
+    found = {each.about: each for each in result.closed}
+    assert [*found] == ["which?", "is it?"]
+    assert (found["which?"].warning, 'nearly always "yes"' in found["is it?"].warning) == ("", True)
+    assert {metric.name: metric.value for metric in result.metrics} == {
+        "exact match": pytest.approx(7 / 11),
+        "balanced accuracy, which?": pytest.approx((1 + 3 / 4) / 2),
+        "balanced accuracy, is it?": 0.5,
+    }
+    assert {len(metric.statistics) for metric in result.metrics} == {11}
+
+
+def test_yes_and_no_are_a_closed_set_among_many_questions() -> None:
+    rows = [
+        Pair(
+            own=Entry(image="a.jpg", question=f"question {number}", texts=("yes",)),
+            reference=Entry(image="a.jpg", question=f"question {number}", texts=(wanted,)),
+        )
+        for number, wanted in enumerate([*("yes", "no") * 5, *(f"answer {at}" for at in range(20))])
+    ]
+    (found,) = evaluate_answers("own", rows).closed
+    assert (found.about, found.table.tolist()) == ("yes/no", [[5, 0, 0], [5, 0, 0]])
+    assert found.warning

@@ -91,18 +91,24 @@ def print_worst(found: Evaluation, number: int) -> None:
     from rich.table import Table
 
     chosen = found.worst(number)
-    has_questions = any(item.question for item, _, _ in chosen)
+    has_questions, has_references = (
+        any(getattr(item, name) for item, _, _ in chosen) for name in ("question", "references")
+    )
     table = Table()
     table.add_column("score x 100", justify="right", no_wrap=True)
     text = "first caption" if found.noun == "image" else found.noun
-    for name in ("image", *(["question"] if has_questions else []), text, "references"):
+    names = ("image", *(["question"] if has_questions else []), text, *(["references"] if has_references else []))
+    for name in names:
         table.add_column(name, overflow="fold")
     for item, score, _ in chosen:
         question = [_cell(item.question)] if has_questions else []
-        table.add_row(_times_100(score), _cell(item.image), *question, _cell(_text(item)), _cell(_references(item)))
+        references = [_cell(_references(item))] if has_references else []
+        table.add_row(_times_100(score), _cell(item.image), *question, _cell(_text(item)), *references)
     with page() as console:
-        console.print(f"the lowest {found.score_name} of {count(len(found.items), found.noun)}")
-        console.print(table)
+        every = count(len(found.items), found.noun)
+        console.print(f"the lowest {found.score_name} of {every}" if chosen else f"all {every} are right")
+        if chosen:
+            console.print(table)
 
 
 def section_of(found: Evaluation, number: int, refs: Sequence[ImageRef]) -> Section:
@@ -114,12 +120,19 @@ def section_of(found: Evaluation, number: int, refs: Sequence[ImageRef]) -> Sect
         Card(
             ref=refs[at],
             scores=f"{found.score_name} {_times_100(score)}",
-            text=f"{item.question} {item.text}".strip(),
-            details=tuple(filter(None, (item.note, f"reference: {_references(item)}" if item.references else ""))),
+            text=item.question or item.text,
+            details=_details(item),
         )
         for item, score, at in chosen
     )
     return Section(heading=f"The lowest {found.score_name}", note=count(len(cards), found.noun), cards=cards)
+
+
+def _details(item: Item) -> tuple[str, ...]:
+    """Return the lines of a card below the first one."""
+    answer = f"answer: {item.text}" if item.question else ""
+    references = f"reference: {_references(item)}" if item.references else ""
+    return tuple(filter(None, (answer, item.note, references)))
 
 
 def _heading(found: Evaluated) -> str:

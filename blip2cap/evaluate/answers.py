@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 
@@ -38,8 +38,7 @@ def evaluate_answers(given: str, pairs: Sequence[Pair]) -> Evaluation:
     main = metrics[0]
     assert main.per_item is not None
     closed = tuple(_closed(pairs, right))
-    if closed and closed[0].num_questions == len(pairs):
-        metrics.append(closed[0].balanced_accuracy)
+    metrics += [each.balanced_accuracy for each in closed]
     return Evaluation(
         given=given,
         noun="answer",
@@ -55,6 +54,7 @@ def evaluate_answers(given: str, pairs: Sequence[Pair]) -> Evaluation:
         metrics=tuple(metrics),
         score_name=main.name,
         item_scores=main.per_item,
+        perfect=1.0,
         groups=(
             *_groups("answer type", main.name, main.per_item, [pair.reference.answer_type for pair in pairs]),
             *_groups("question type", main.name, main.per_item, [pair.reference.question_type for pair in pairs]),
@@ -73,26 +73,36 @@ def _groups(kind: str, name: str, per_item: Floats, labels: Sequence[str]) -> It
 
 
 def _closed(pairs: Sequence[Pair], right: Floats) -> Iterator[Closed]:
-    """Yield tables of closed sets: one for all questions, else for answer types, else for single questions."""
+    """Yield tables of closed sets: one for each question if they are few, else for each answer type, else for all.
+
+    The smallest groups come first: in a table of several questions, one that is always answered alike would not show.
+    """
     own = [vqa.normalise(pair.own.texts[0]) for pair in pairs]
     wanted = [vqa.consensus(pair.reference.texts) for pair in pairs]
-    ways: tuple[Callable[[Pair], str], ...] = (
-        lambda pair: "all",
-        lambda pair: pair.reference.answer_type,
-        lambda pair: pair.own.question or pair.reference.question or "",
+    ways = (
+        [pair.own.question or pair.reference.question or pair.reference.question_id for pair in pairs],
+        [pair.reference.answer_type or _answer_type(answer) for pair, answer in zip(pairs, wanted, strict=True)],
+        ["all"] * len(pairs),
     )
-    for way in ways:
-        groups = _indices([way(pair) for pair in pairs])
+    for labels in ways:
+        groups = _indices(labels)
         if len(groups) > _MOST_QUESTIONS:
             continue
         tables = [
-            make_closed(label, [own[at] for at in indices], [wanted[at] for at in indices], right[indices], indices)
+            make_closed(
+                label, [own[at] for at in indices], [wanted[at] for at in indices], right[indices], indices, len(pairs)
+            )
             for label, indices in groups.items()
         ]
         found = [each for each in tables if each is not None]
         if found:
             yield from found
             return
+
+
+def _answer_type(answer: str) -> str:
+    """Return the type that VQA gives to an answer, for references that have none."""
+    return "yes/no" if answer in ("yes", "no") else "other"
 
 
 def _indices(labels: Sequence[str]) -> dict[str, np.ndarray[tuple[int], np.dtype[np.int64]]]:

@@ -11,6 +11,7 @@ import numpy as np
 
 from blip2cap.evaluate.metric import Floats, Integers, Metric, make_metric
 
+BALANCED = "balanced accuracy"
 MOST_ANSWERS = 10
 """Most different answers of a closed set: a larger table is not read."""
 _LEAST_QUESTIONS = 2
@@ -33,9 +34,9 @@ class Closed:
     """How often an answer of the run (columns: `answers`, then one for all `others`) was given where the reference has
     another (rows: `answers`)."""
     balanced_accuracy: Metric
-    """Mean, over the answers of the references, of the share of their questions that are answered right."""
-    indices: Integers
-    """Positions of the questions among all that are evaluated."""
+    """Mean, over the answers of the references, of the share of their questions that are answered right.
+
+    Its items are all that are evaluated; those that are not in the table count nothing."""
 
     @property
     def num_questions(self) -> int:
@@ -65,11 +66,12 @@ class Closed:
 
 
 def make_closed(
-    about: str, own: Sequence[str], wanted: Sequence[str], right: Floats, indices: Integers
+    about: str, own: Sequence[str], wanted: Sequence[str], right: Floats, indices: Integers, num_items: int
 ) -> Closed | None:
     """Compare answers with references, both normalised; None if the references are not of a closed set.
 
-    `right` is 1 where an answer counts as right, which may be one of several references.
+    `right` is 1 where an answer counts as right, which may be one of several references. `indices` are the positions of
+    the questions among the `num_items` that are evaluated.
     """
     counts = Counter(wanted)
     if len(counts) > MOST_ANSWERS or len(wanted) < _LEAST_QUESTIONS * len(counts):
@@ -80,18 +82,18 @@ def make_closed(
     given = [row if good else _position(answers, each) for row, each, good in zip(rows, own, right, strict=True)]
     table = np.zeros((len(answers), len(answers) + 1), np.int64)
     np.add.at(table, (rows, np.array(given)), 1)
-    statistics = np.zeros((len(rows), 2 * len(answers)))
-    statistics[np.arange(len(rows)), rows] = right
-    statistics[np.arange(len(rows)), len(answers) + rows] = 1
+    statistics = np.zeros((num_items, 2 * len(answers)))
+    statistics[indices, rows] = right
+    statistics[indices, len(answers) + rows] = 1
     overall = np.array([right[rows == row].mean() for row in range(len(answers))])
+    name = BALANCED if len(rows) == num_items else f"{BALANCED}, {about}"
     others = Counter(each for each, place in zip(own, given, strict=True) if place == len(answers))
     return Closed(
         about=about,
         answers=answers,
         others=tuple(answer for answer, _ in others.most_common()),
         table=table,
-        balanced_accuracy=make_metric("balanced accuracy", statistics, partial(_balanced, overall)),
-        indices=indices,
+        balanced_accuracy=make_metric(name, statistics, partial(_balanced, overall)),
     )
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import numpy as np
@@ -50,6 +51,8 @@ class Evaluation:
     """Name of the scores of single items, by which the worst are chosen."""
     item_scores: Floats
     """Score of each item, [items]."""
+    perfect: float = math.inf
+    """Highest score that an item can have: such an item is not among the worst."""
     groups: tuple[Group, ...] = ()
     closed: tuple[Closed, ...] = ()
     notes: tuple[str, ...] = ()
@@ -58,6 +61,10 @@ class Evaluation:
     """The images of the items, where they are known already."""
 
     def worst(self, count: int) -> list[tuple[Item, float, int]]:
-        """Return the items with the lowest scores, with their scores and positions; of equal ones, the first."""
+        """Return the items with the lowest scores, with their scores and positions; of equal ones, the first.
+
+        Items with a perfect score are left out, so there may be fewer.
+        """
         order = np.argsort(self.item_scores, kind="stable")[:count]
-        return [(self.items[at], float(self.item_scores[at]), int(at)) for at in order]
+        found = [(self.items[at], float(self.item_scores[at]), int(at)) for at in order]
+        return [each for each in found if each[1] < self.perfect]
