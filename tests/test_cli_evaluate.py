@@ -10,6 +10,7 @@ import pytest
 
 from tests.commands import invoke
 from tests.rows import text_row, write
+from tests.test_cli_names import STEERING
 from tests.test_index_sheet import MARKUP, Page
 from tests.test_layers import HEAVY, imported_by
 
@@ -105,10 +106,21 @@ def test_a_model_that_always_says_yes_shows_at_once(answers: str) -> None:
     assert result.exit_code == 0, result.stderr
     assert ["exact match", "60.0"] in [row[:2] for row in cells(result.stdout)]
     assert ['"no"', "4", "0", "0.0% of 4"] in cells(result.stdout)
-    assert "balanced accuracy 50.0" in result.stdout
+    assert ["balanced accuracy", "50.0", "50.0 to 50.0"] in cells(result.stdout)
+    assert 'always "yes" would be right for 60.0%' in result.stdout
     assert 'nearly always "yes": the answer to 10 of 10 questions, the reference of 6' in " ".join(
         result.stdout.split()
     )
+
+
+def test_no_text_controls_the_terminal(here: Path) -> None:
+    hostile = "is it \x1b[31mred\u202e?"
+    made = [text_row(file_name=f"{at}.png", file_name_b64="", question=hostile, text=hostile) for at in range(4)]
+    write(here / "answers.jsonl", *made, made_with={"command": "vqa"})
+    result = invoke("evaluate", "answers.jsonl", "--references", "answers.jsonl", "--worst", "1")
+    assert result.exit_code == 0, result.stderr
+    assert not STEERING.search(result.stdout)
+    assert "\\x1b[31mred\\u202e" in result.stdout
 
 
 def test_only_answers_that_are_wrong_are_among_the_worst(answers: str) -> None:

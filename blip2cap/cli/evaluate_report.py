@@ -161,7 +161,7 @@ def _notes(found: Evaluated) -> list[str]:
 def _scores_table(scores: Sequence[Score]) -> Table:
     table = _table("metric", "score x 100", "95 % interval")
     for each in scores:
-        table.add_row(each.name, _times_100(each.value), _interval(each.low, each.high))
+        table.add_row(_cell(each.name), _times_100(each.value), _interval(each.low, each.high))
     return table
 
 
@@ -170,7 +170,7 @@ def _differences_table(differences: Sequence[Difference]) -> Table:
     for each in differences:
         change = f"{100 * each.difference:+.1f}"
         row = (_times_100(each.value), _times_100(each.other), change, _interval(each.low, each.high, sign="+"))
-        table.add_row(each.name, *row, f"{each.p:.3f}")
+        table.add_row(_cell(each.name), *row, f"{each.p:.3f}")
     return table
 
 
@@ -186,9 +186,6 @@ def _groups_table(kind: str, found: Evaluation, groups: Sequence[Any]) -> Table:
 
 
 def _print_closed(console: Console, closed: Closed) -> None:
-    from blip2cap.evaluate.bootstrap import scores
-
-    (balanced,) = scores([closed.balanced_accuracy])
     console.print(f"{_cell(_about(closed))}: which answer was given for which")
     columns = [f'"{_cell(answer)}"' for answer in closed.answers]
     table = _table("reference", *columns, *(["other"] if closed.others else []), "right")
@@ -199,8 +196,7 @@ def _print_closed(console: Console, closed: Closed) -> None:
     console.print(table)
     others = ", ".join(f'"{_cell(answer)}"' for answer in closed.others[:_MOST_REFERENCES])
     console.print(
-        f"balanced accuracy {_times_100(balanced.value)} ({_interval(balanced.low, balanced.high)}); always "
-        f'"{_cell(closed.answers[0])}" would be right for {closed.always:.1%}'
+        f'always "{_cell(closed.answers[0])}" would be right for {closed.always:.1%}'
         + (f"; other: {others}" if others else "")
     )
 
@@ -248,16 +244,13 @@ def _difference_facts(found: Difference) -> dict[str, float]:
 
 
 def _closed_facts(closed: Closed) -> dict[str, Any]:
-    from blip2cap.evaluate.bootstrap import scores
-
-    (balanced,) = scores([closed.balanced_accuracy])
     return {
         "about": closed.about,
         "questions": closed.num_questions,
         "answers": [*closed.answers],
         "table": closed.table.tolist(),
         "other_answers": [*closed.others],
-        "balanced_accuracy": _score_facts(balanced),
+        "balanced_accuracy": round(closed.balanced_accuracy.value, _DIGITS),
         "always_most_frequent": round(closed.always, _DIGITS),
         "warning": closed.warning,
     }
