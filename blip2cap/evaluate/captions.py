@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import islice
 
 from blip2cap.errors import InputError, UsageError
 from blip2cap.evaluate.bleu import bleu
 from blip2cap.evaluate.cider import cider_d
+from blip2cap.evaluate.java import JAVA_METRICS, meteor, spice, why_no_java
 from blip2cap.evaluate.metric import Metric
 from blip2cap.evaluate.ngrams import make_corpus
 from blip2cap.evaluate.ptb import tokenize
@@ -22,29 +24,26 @@ def score_captions(
     """Score one caption of each image against its references; return the metrics in the order of `metrics`.
 
     Texts are as people or models wrote them: they are split into words here. Raises UsageError for an unknown metric,
-    InputError if there is no caption, or one without a reference.
+    or one that lacks Java; InputError if there is no caption, or one without a reference.
     """
-    unknown = [name for name in metrics if name not in METRICS]
+    unknown = [name for name in metrics if name not in (*METRICS, *JAVA_METRICS)]
     if unknown:
-        raise UsageError(f"--metrics {', '.join(unknown)}: must be of {', '.join(METRICS)}.")
+        raise UsageError(f"--metrics {', '.join(unknown)}: must be of {', '.join((*METRICS, *JAVA_METRICS))}.")
+    lacking = why_no_java() if any(name in JAVA_METRICS for name in metrics) else None
+    if lacking:
+        raise UsageError(lacking)
     if not candidates or len(candidates) != len(references) or not all(references):
         raise InputError(
             f"{len(candidates)} captions, {sum(map(bool, references))} images with references: "
             "every caption needs one reference or more, and there must be a caption. Leave out the others."
         )
     own = tokenize(candidates)
-    every = tokenize([text for texts in references for text in texts])
-    start = 0
-    grouped = []
-    for texts in references:
-        grouped.append(every[start : start + len(texts)])
-        start += len(texts)
-    corpus = make_corpus(own, grouped)
+    words = iter(tokenize(text for texts in references for text in texts))
+    others = [list(islice(words, len(texts))) for texts in references]
     found: dict[str, Metric] = {}
-    if any(name.startswith("BLEU") for name in metrics):
-        found |= {metric.name: metric for metric in bleu(corpus)}
-    if "ROUGE-L" in metrics:
-        found["ROUGE-L"] = rouge_l(own, grouped)
-    if "CIDEr-D" in metrics:
-        found["CIDEr-D"] = cider_d(corpus)
+    if any(name.startswith(("BLEU", "CIDEr")) for name in metrics):
+        corpus = make_corpus(own, others)
+        found |= {metric.name: metric for metric in (*bleu(corpus), cider_d(corpus))}
+    scorers = {"ROUGE-L": rouge_l, "METEOR": meteor, "SPICE": spice}
+    found |= {name: score(own, others) for name, score in scorers.items() if name in metrics}
     return [found[name] for name in metrics]
