@@ -14,6 +14,7 @@ from blip2cap.cli.caption import caption
 from blip2cap.cli.check_data import check_data
 from blip2cap.cli.duplicates import duplicates
 from blip2cap.cli.embed import embed
+from blip2cap.cli.evaluate import evaluate
 from blip2cap.cli.export import run_export
 from blip2cap.cli.guard import fill_standard_descriptors, handle_errors
 from blip2cap.cli.import_lavis import import_lavis
@@ -96,6 +97,7 @@ app.command("import-lavis", cls=PanelCommand, epilog=EPILOG)(import_lavis)
 app.command("check-data", cls=PanelCommand, epilog=EPILOG)(check_data)
 app.command()(show)
 app.command()(status)
+app.command(cls=PanelCommand, epilog=EPILOG)(evaluate)
 app.command("export")(run_export)
 app.command(cls=PanelCommand, epilog=EPILOG)(bench)
 app.command(cls=PanelCommand, epilog=EPILOG)(train)

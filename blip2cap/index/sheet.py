@@ -69,6 +69,8 @@ class Card:
     """Its scores, as they are to be shown."""
     text: str = ""
     """Its caption."""
+    details: tuple[str, ...] = ()
+    """More lines below the caption."""
     is_query: bool = False
     """True: the image that was searched with, which is marked."""
 
@@ -183,7 +185,10 @@ def _card(card: Card, picture: Thumbnail | ImageError) -> str:
         )
     words = "".join(
         f'<div class="{kind}">{_isolated(text)}</div>'
-        for kind, text in (("scores", card.scores), ("name", name), ("text", card.text))
+        for kind, text in (
+            *(("scores", card.scores), ("name", name), ("text", card.text)),
+            *(("text", detail) for detail in card.details),
+        )
         if text
     )
     role = ' class="query"' if card.is_query else ""
