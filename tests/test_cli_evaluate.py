@@ -254,6 +254,8 @@ def test_markup_in_texts_names_and_references_is_text(here: Path) -> None:
         (["--references", "lavis.json", "-m", "tiny-itm"], "--model tiny-itm: no model is needed here"),
         (["--references", "lavis.json", "--worst", "0"], "--worst 0: must be 1 or more"),
         (["--references", "lavis.json", "--html", "x.txt"], "--html x.txt: must end in .html"),
+        (["--references", "lavis.json", "--metrics", "BLUE"], "--metrics BLUE: must be of BLEU-1"),
+        (["--itm", "--metrics", "METEOR"], "--metrics METEOR: is for captions with references"),
         (["--references", "no.json"], "--references no.json: no such file"),
         (["--itm", "-m", "tiny"], "cannot match"),
     ],

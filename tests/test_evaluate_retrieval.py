@@ -3,11 +3,19 @@
 from __future__ import annotations
 
 import itertools
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
 
-from blip2cap.evaluate.retrieval import CUTS, make_task, recalls
+from blip2cap.evaluate.retrieval import CUTS, make_task, recalls, reranked
+from blip2cap.index.encoder import log_odds
+from blip2cap.jobs.job import Listener
+from blip2cap.options import DecodeOptions
+from blip2cap.records import ImageRef
+from tests.matching import FakeMatcher
 
 RNG = np.random.default_rng(0)
 
@@ -63,3 +71,25 @@ def test_texts_of_one_image_are_drawn_together() -> None:
     assert metric.resample(np.array([0, 0])) == pytest.approx(1 / 2)
     assert metric.per_item is not None
     assert metric.per_item.tolist() == [0.5, 1]
+
+
+def test_the_best_of_each_text_and_of_each_image_are_ranked_again(images: Path) -> None:
+    searcher: Any = SimpleNamespace(
+        encoder=SimpleNamespace(model=FakeMatcher(None)),  # type: ignore[arg-type]
+        ref_of=lambda name: ImageRef(path=str(images / name), name=name),
+    )
+    task = make_task([("a.png", ["red"]), ("b.png", ["green", "a green one"]), ("sub/c.png", ["blue"])])
+    scores = np.array([[0.9, 0.8, 0.1, 0.0], [0.1, 0.2, 0.3, 0.0], [0.0, 0.0, 0.0, 0.7]], np.float32)
+    by_text, by_image = reranked(searcher, scores, task, 1, DecodeOptions(), Listener())
+    assert np.isfinite(by_text).tolist() == [
+        [True, True, False, False],
+        [False, False, True, False],
+        [False] * 3 + [True],
+    ]
+    assert np.isfinite(by_image).tolist() == [
+        [True, False, False, False],
+        [False, False, True, False],
+        [False] * 3 + [True],
+    ]
+    assert by_text[2, 3] == by_image[2, 3] == pytest.approx(np.log(0.8 / 0.2) + 0.7, abs=0.01)
+    assert by_text[0, 1] == pytest.approx(log_odds(0) + 0.8)

@@ -68,6 +68,15 @@ def evaluate(
             panel="Input",
         ),
     ] = False,
+    metrics: Annotated[
+        list[str] | None,
+        option(
+            "--metrics NAME",
+            "Also METEOR or SPICE, by the Java programs of pycocoevalcap; repeatable.",
+            panel="Output",
+            once=False,
+        ),
+    ] = None,
     compare: Annotated[
         str | None,
         option("--compare OTHER", "Evaluate another output too, and the differences.", panel="Input", once=False),
@@ -123,6 +132,7 @@ def evaluate(
     job = EvaluationJob(
         output=output,
         references=tuple(references or ()),
+        metrics=tuple(metrics or ()),
         compare=compare,
         only_matched=only_matched,
         itm=itm,

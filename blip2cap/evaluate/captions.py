@@ -40,10 +40,12 @@ def score_captions(
     own = tokenize(candidates)
     words = iter(tokenize(text for texts in references for text in texts))
     others = [list(islice(words, len(texts))) for texts in references]
+    corpus = make_corpus(own, others)
     found: dict[str, Metric] = {}
-    if any(name.startswith(("BLEU", "CIDEr")) for name in metrics):
-        corpus = make_corpus(own, others)
-        found |= {metric.name: metric for metric in (*bleu(corpus), cider_d(corpus))}
+    if any(name.startswith("BLEU") for name in metrics):
+        found |= {metric.name: metric for metric in bleu(corpus)}
+    if "CIDEr-D" in metrics:
+        found["CIDEr-D"] = cider_d(corpus)
     scorers = {"ROUGE-L": rouge_l, "METEOR": meteor, "SPICE": spice}
     found |= {name: score(own, others) for name, score in scorers.items() if name in metrics}
     return [found[name] for name in metrics]

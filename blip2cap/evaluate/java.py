@@ -23,8 +23,8 @@ JAVA_METRICS = ("METEOR", "SPICE")
 
 _PRECISION_WEIGHT, _FRAGMENT_POWER, _FRAGMENT_WEIGHT, _CONTENT_WEIGHT = 0.85, 0.2, 0.6, 0.75
 _MATCH_WEIGHTS = np.array([1.0, 0.6, 0.8, 0.6])
-"""Weights of equal words, stems, synonyms and paraphrases; as those above, of METEOR 1.5 for English (Denkowski and Lavie
-2014)."""
+"""Weights of equal words, stems, synonyms and paraphrases. They and those above are METEOR 1.5's for English
+(Denkowski and Lavie 2014)."""
 _NUM_STATISTICS = 23
 _LENGTH, _REFERENCE_LENGTH, _FUNCTION_WORDS, _REFERENCE_FUNCTION_WORDS, _CHUNKS = 0, 1, 2, 3, 20
 _MATCHES, _REFERENCE_MATCHES = 21, 22

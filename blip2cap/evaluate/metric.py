@@ -29,7 +29,8 @@ class Metric:
 
     def resample(self, indices: Integers) -> float:
         """Return the value over these items, [sample]; an item that is there twice counts twice."""
-        return self.combine(self.statistics[indices].sum(axis=0))
+        times = np.bincount(indices, minlength=len(self.statistics)).astype(np.float64)
+        return self.combine(times @ self.statistics)
 
 
 def make_metric(

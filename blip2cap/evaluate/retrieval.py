@@ -135,7 +135,7 @@ def recalls(by_text: Floats, by_image: Floats, task: Task, *, suffix: str) -> li
         metrics.append(_mean(f"text to image R@{cut}{suffix}", found, num_texts))
     own = task.own
     best = np.where(own, by_image, -np.inf).max(axis=1, keepdims=True)
-    above = ((by_image > best) & ~own).sum(axis=1)
+    above = (by_image > best).sum(axis=1)
     equal = ((by_image == best) & ~own).sum(axis=1)
     every = np.ones(num_images)
     return [

@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 
 from blip2cap.errors import InputError, UsageError
 from blip2cap.evaluate.answers import evaluate_answers
-from blip2cap.evaluate.captions import score_captions
+from blip2cap.evaluate.captions import METRICS, score_captions
 from blip2cap.evaluate.entries import Entries, Entry, read_output, read_references
 from blip2cap.evaluate.evaluation import Evaluation, Item
 from blip2cap.evaluate.itm import Captioned, evaluate_itm, load_model
@@ -37,6 +37,8 @@ class EvaluationJob:
     """Another output of the same kind, evaluated on the same items."""
     only_matched: bool = False
     """Evaluate what both sides have, instead of an error."""
+    metrics: tuple[str, ...] = ()
+    """Metrics of captions in addition to those that need no Java."""
     itm: bool = False
     """Score captions by a matching model, without references."""
     rerank: int | None = None
@@ -56,6 +58,8 @@ class EvaluationJob:
             raise UsageError(
                 "nothing to compare with: give --references FILE, or --itm to score captions by a matching model."
             )
+        if self.metrics and (self.itm or self.is_index):
+            raise UsageError(f"--metrics {' '.join(self.metrics)}: is for captions with references. Leave it out.")
         if self.rerank is not None and not self.is_index:
             raise UsageError(f"--rerank {self.rerank}: is for an index, {self.output} is none. Leave it out.")
         if self.model_name is not None and not (self.itm or self.is_index):
@@ -104,8 +108,12 @@ class Evaluator:
         found = self._paired(outputs, references)
         results = []
         for output, pairs in zip(outputs, found, strict=True):
-            evaluate = evaluate_answers if output.are_answers else evaluate_captions
-            results.append(evaluate(output.given, pairs.pairs))
+            if not output.are_answers:
+                results.append(evaluate_captions(output.given, pairs.pairs, self.job.metrics))
+            elif self.job.metrics:
+                raise UsageError(f"--metrics: is for captions, {output.given} has answers. Leave it out.")
+            else:
+                results.append(evaluate_answers(output.given, pairs.pairs))
         return _evaluated(results, found)
 
     def _retrieval(self) -> Evaluated:
@@ -190,10 +198,13 @@ class Evaluator:
         return [pictures.ref(name) for name in names]
 
 
-def evaluate_captions(given: str, pairs: Sequence[Pair]) -> Evaluation:
-    """Score one caption of each image against its references."""
+def evaluate_captions(given: str, pairs: Sequence[Pair], more: Sequence[str] = ()) -> Evaluation:
+    """Score one caption of each image against its references; `more` are metrics that need Java.
+
+    Raises UsageError for an unknown metric, or one that cannot be computed here.
+    """
     candidates, references = [each.own.texts[0] for each in pairs], [each.reference.texts for each in pairs]
-    metrics = score_captions(candidates, references)
+    metrics = score_captions(candidates, references, metrics=tuple(dict.fromkeys((*METRICS, *more))))
     scores = next(metric.per_item for metric in metrics if metric.name == _MAIN)
     assert scores is not None
     return Evaluation(
