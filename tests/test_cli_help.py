@@ -35,7 +35,11 @@ def parameters(command: str) -> dict[str, Any]:
 
 @pytest.mark.parametrize("help_flag", ["-h", "--help"])
 @pytest.mark.parametrize(
-    "command", ["caption", "vqa", "match", "embed", "index", "search", "duplicates", "show", "export"]
+    "command",
+    [
+        *("caption", "vqa", "match", "embed", "index", "search", "duplicates", "show", "export"),
+        *("check-data", "evaluate", "import-lavis"),
+    ],
 )
 def test_every_command_explains_all_its_options(command: str, help_flag: str) -> None:
     result = invoke(command, help_flag)

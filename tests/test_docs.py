@@ -32,7 +32,7 @@ TEXTS = {os.path.relpath(page, ROOT): page.read_text(encoding="utf-8") for page 
 README = TEXTS["README.md"]
 COMMANDS = (
     *("caption", "vqa", "match", "embed", "index", "search", "duplicates", "show", "status", "export", "bench"),
-    "import-lavis",
+    *("import-lavis", "check-data", "evaluate", "train caption", "train vqa", "train stage1", "train stage2"),
 )
 PACKAGE = ROOT / "blip2cap"
 

@@ -220,6 +220,9 @@ def test_a_plan_of_a_run_imports_no_torch(finished_run, here):
         ("search",),
         ("duplicates",),
         ("check-data",),
+        ("train", "vqa"),
+        ("evaluate",),
+        ("import-lavis",),
         ("show",),
     ],
 )
