@@ -36,13 +36,15 @@ def reference() -> str:
     commands: Any = typer.main.get_command(app).commands  # type: ignore[attr-defined]
     page = INTRODUCTION
     for panel in PANELS:
-        page += f"\n## {panel}\n\n| option | default | |\n|---|---|---|\n"
         options: dict[tuple[str, str], dict[str, Any]] = {}
         """The parameter of each command that has the option, by its name and help."""
         for command in COMMANDS:
             for each in commands[command].params:
                 if each.rich_help_panel == panel:
                     options.setdefault((each.name, each.help), {})[command] = each
+        if not options:
+            continue  # a section of other commands
+        page += f"\n## {panel}\n\n| option | default | |\n|---|---|---|\n"
         for owners in sorted(options.values(), key=lambda owners: not _is_argument(owners)):
             each = next(iter(owners.values()))
             only = f" ({', '.join(f'`{name}`' for name in owners)} only)" if len(owners) < len(COMMANDS) else ""
