@@ -79,7 +79,7 @@ def test_the_best_of_each_text_and_of_each_image_are_ranked_again(images: Path) 
         ref_of=lambda name: ImageRef(path=str(images / name), name=name),
     )
     task = make_task([("a.png", ["red"]), ("b.png", ["green", "a green one"]), ("sub/c.png", ["blue"])])
-    scores = np.array([[0.9, 0.8, 0.1, 0.0], [0.1, 0.2, 0.3, 0.0], [0.0, 0.0, 0.0, 0.7]], np.float32)
+    scores = np.array([[0.9, 0.8, 0.1, 0.0], [0.1, 0.2, 0.3, 0.0], [0.0, 0.0, 0.0, 0.7]])
     by_text, by_image = reranked(searcher, scores, task, 1, DecodeOptions(), Listener())
     assert np.isfinite(by_text).tolist() == [
         [True, True, False, False],

@@ -213,7 +213,7 @@ def test_a_merge_that_is_killed_at_any_operation_loses_nothing(tmp_path, index, 
 
 def test_a_disk_without_space_for_a_merge_leaves_the_index_complete(tmp_path, index, images):
     put(images / "z.jpg", b"z")
-    marks = []
+    marks: list[Path] = []
 
     class Full(FastFiles):
         def open(self, path: Path, flags: int) -> int:
