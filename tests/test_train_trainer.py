@@ -4,6 +4,7 @@ import json
 import os
 import signal
 import socket
+import traceback
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -93,7 +94,7 @@ def fit(
         contrasts=False,
     )
     done = checkpoints.steps()
-    if done:
+    if done and arguments.process_index == 0:
         reporter.metrics.truncate(done[-1])
     trainer.train(resume_from_checkpoint=str(checkpoints.path(done[-1])) if done else None)
     return trainee
@@ -118,6 +119,8 @@ def in_child(function: Callable[[], object]) -> int:
         try:
             function()
             os._exit(0)
+        except BaseException:
+            traceback.print_exc()
         finally:
             os._exit(1)
     return os.waitpid(child, 0)[1]
