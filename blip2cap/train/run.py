@@ -115,8 +115,7 @@ def _prepare(job: TrainJob, folder: RunFolder, listener: Listener) -> tuple[Prep
     folder.check(job.recipe())
     dtype = choose_dtype(job.loop)
     arguments = start_processes(job.loop, job.out, dtype=dtype, clip_norm=job.optim.clip_norm)
-    say = listener.say if arguments.process_index == 0 else lambda line: None
-    prepared = prepare(job, arguments, dtype=dtype, say=say)
+    prepared = prepare(job, arguments, dtype=dtype, say=listener.say)
     complete(arguments, prepared.plan, job.loop, evaluates=prepared.val is not None)
     return prepared, arguments
 
@@ -151,6 +150,7 @@ def _trainer(
         optimizers=(optimiser, schedule),
         checkpoints=folder.checkpoints,
         callbacks=[reporter],
+        contrasts=job.task == "stage1",
     )
 
 
