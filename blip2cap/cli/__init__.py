@@ -11,6 +11,7 @@ from typer.core import TyperGroup
 from blip2cap import __version__
 from blip2cap.cli.bench import bench
 from blip2cap.cli.caption import caption
+from blip2cap.cli.check_data import check_data
 from blip2cap.cli.duplicates import duplicates
 from blip2cap.cli.embed import embed
 from blip2cap.cli.export import run_export
@@ -89,6 +90,7 @@ app.command(cls=PanelCommand, epilog=EPILOG)(embed)
 app.command(cls=PanelCommand, epilog=EPILOG)(index)
 app.command(cls=PanelCommand, epilog=EPILOG)(search)
 app.command(cls=PanelCommand, epilog=EPILOG)(duplicates)
+app.command("check-data", cls=PanelCommand, epilog=EPILOG)(check_data)
 app.command()(show)
 app.command()(status)
 app.command("export")(run_export)

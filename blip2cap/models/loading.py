@@ -61,17 +61,25 @@ def gpu_memory_errors(checkpoint: Checkpoint) -> Iterator[None]:
 @contextmanager
 def library_errors(checkpoint: Checkpoint) -> Iterator[None]:
     """Raise ModelError for the errors of the libraries with files that they cannot read; hide their other messages."""
+    try:
+        with quiet_libraries():
+            yield
+    except torch.OutOfMemoryError:
+        raise
+    except (OSError, ValueError, RuntimeError, KeyError, TypeError, ImportError, SafetensorError) as error:
+        first_line = (str(error) or type(error).__name__).strip().splitlines()[0]
+        raise ModelError(f"--model {checkpoint.name}: cannot be loaded: {first_line} {HINT}") from error
+
+
+@contextmanager
+def quiet_libraries() -> Iterator[None]:
+    """Hide the messages and progress bars of transformers."""
     log = transformers.utils.logging
     level, had_bar = log.get_verbosity(), log.is_progress_bar_enabled()
     log.set_verbosity(logging.CRITICAL)
     log.disable_progress_bar()
     try:
         yield
-    except torch.OutOfMemoryError:
-        raise
-    except (OSError, ValueError, RuntimeError, KeyError, TypeError, ImportError, SafetensorError) as error:
-        first_line = (str(error) or type(error).__name__).strip().splitlines()[0]
-        raise ModelError(f"--model {checkpoint.name}: cannot be loaded: {first_line} {HINT}") from error
     finally:
         log.set_verbosity(level)
         if had_bar:

@@ -152,7 +152,7 @@ def _rows(path: Path) -> Iterator[Mapping[str, Any]]:
         with open(path, encoding="utf-8-sig", newline="") as lines:
             if path.suffix.lower() == ".csv":
                 for row in csv.DictReader(lines):
-                    yield {name: _unquoted(value) for name, value in row.items() if isinstance(name, str)}
+                    yield {name: unquoted(value) for name, value in row.items() if isinstance(name, str)}
                 return
             for line in lines:
                 if line.strip():
@@ -172,7 +172,7 @@ def _columns(path: Path, row: Mapping[str, Any]) -> tuple[str, str]:
     return name, text
 
 
-def _unquoted(value: Any) -> Any:
+def unquoted(value: Any) -> Any:
     """Undo what `export --to csv` does to cells that a spreadsheet would run."""
     return value[1:] if isinstance(value, str) and value.startswith(_FORMULA) else value
 

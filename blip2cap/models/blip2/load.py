@@ -95,9 +95,9 @@ def load(checkpoint: Checkpoint, options: ModelOptions) -> Blip2:
                     device_map=options.device_map or ({"": device} if quantization is not None else None),
                     quantization_config=quantization,
                 )
-        remark = "" if options.random_weights else _agree_on_ends(network, tokenizer)
+        remark = "" if options.random_weights else agree_on_ends(network, tokenizer)
         if checkpoint.text_type == "t5":
-            _check_embeddings(checkpoint, network.language_model)
+            check_embeddings(checkpoint, network.language_model)
         if options.quantize is None and not is_placed:
             network.to(device)  # before projections are fused: views would be copied one by one, besides the whole
         if options.device_map is None:
@@ -119,7 +119,7 @@ def load(checkpoint: Checkpoint, options: ModelOptions) -> Blip2:
     return model
 
 
-def _agree_on_ends(network: Any, tokenizer: PreTrainedTokenizerBase) -> str:
+def agree_on_ends(network: Any, tokenizer: PreTrainedTokenizerBase) -> str:
     """End a text at any end that the tokenizer, generation_config.json or the configuration names.
 
     Returns what to tell the user about a special token that does not end texts by the tokenizer: on the hub, Vicuna's
@@ -138,7 +138,7 @@ def _agree_on_ends(network: Any, tokenizer: PreTrainedTokenizerBase) -> str:
     return f"its settings end texts with {words}, its tokenizer with {tokenizer.eos_token}; both end texts"
 
 
-def _check_embeddings(checkpoint: Checkpoint, language_model: Any) -> None:
+def check_embeddings(checkpoint: Checkpoint, language_model: Any) -> None:
     """Raise ModelError if T5's embeddings differ, as transformers before 5.23 reads some files (its issue 48154)."""
     stacks = (language_model.encoder, language_model.decoder)
     first, *others = (language_model.shared.weight, *(stack.embed_tokens.weight for stack in stacks))

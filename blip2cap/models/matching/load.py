@@ -30,11 +30,7 @@ def load(checkpoint: Checkpoint, options: ModelOptions) -> Matcher:
         raise UsageError(
             f"--quantize {options.quantize}: not for image-text matching models. Use {' or '.join(_QUANTIZE)}."
         )
-    if not (checkpoint.config.get("qformer_config") or {}).get("use_qformer_text_input"):
-        raise ModelError(
-            f"--model {checkpoint.name}: its Q-Former reads no text (use_qformer_text_input in config.json). Expected "
-            f"an image-text matching model like Salesforce/blip2-itm-vit-g. {HINT}"
-        )
+    check_reads_text(checkpoint)
     device = choose_device(options.device)
     dtype = choose_dtype(options.dtype, device, checkpoint)
     quantize.check(options, device)
@@ -58,3 +54,12 @@ def load(checkpoint: Checkpoint, options: ModelOptions) -> Matcher:
     model = Matcher(network, tokenizer, checkpoint=checkpoint, mean=normalisation.mean, std=normalisation.std)
     model.quantize = options.quantize
     return model
+
+
+def check_reads_text(checkpoint: Checkpoint) -> None:
+    """Raise ModelError for a Q-Former that reads no text."""
+    if not (checkpoint.config.get("qformer_config") or {}).get("use_qformer_text_input"):
+        raise ModelError(
+            f"--model {checkpoint.name}: its Q-Former reads no text (use_qformer_text_input in config.json). Expected "
+            f"an image-text matching model like Salesforce/blip2-itm-vit-g. {HINT}"
+        )

@@ -1,0 +1,1 @@
+"""Data of a training: readers, mixing, datasets, collators, checks."""

@@ -1,0 +1,1 @@
+"""A model in training: from a checkpoint to a checkpoint."""
