@@ -23,6 +23,7 @@ from blip2cap.cli.search import search
 from blip2cap.cli.show import show
 from blip2cap.cli.status import status
 from blip2cap.cli.terminal import write_out
+from blip2cap.cli.train import train
 from blip2cap.cli.vqa import vqa
 
 SPIN_COUNT = "10000"
@@ -95,3 +96,4 @@ app.command()(show)
 app.command()(status)
 app.command("export")(run_export)
 app.command(cls=PanelCommand, epilog=EPILOG)(bench)
+app.command(cls=PanelCommand, epilog=EPILOG)(train)

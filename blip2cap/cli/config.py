@@ -10,6 +10,7 @@ num-beams = 3
 from __future__ import annotations
 
 import tomllib
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,7 @@ import typer
 
 from blip2cap.errors import UsageError
 
-_COMMANDS = ("caption", "vqa", "match", "embed", "index", "search", "duplicates", "bench")
+_COMMANDS = ("caption", "vqa", "match", "embed", "index", "search", "duplicates", "bench", "train")
 
 
 def load_config(context: typer.Context, path: Path | None) -> Path | None:
@@ -37,9 +38,18 @@ def load_config(context: typer.Context, path: Path | None) -> Path | None:
     table = content.get(str(context.info_name), {})
     if not isinstance(table, dict):
         raise typer.BadParameter(f"{path}: expected [{context.info_name}] to be a table.")
+    set_defaults(context, path, options | table)
+    return path
+
+
+def set_defaults(context: typer.Context, path: Path, options: Mapping[str, Any]) -> None:
+    """Make options, by their long flags, the defaults of the command that is being parsed.
+
+    Raises typer.BadParameter for one that the command does not have; it names the file.
+    """
     known = _names(context)
     defaults: dict[str, Any] = {}
-    for key, value in (options | table).items():
+    for key, value in options.items():
         name = key.replace("_", "-")
         if name not in known:
             raise typer.BadParameter(
@@ -48,7 +58,6 @@ def load_config(context: typer.Context, path: Path | None) -> Path | None:
         parameter, takes_several = known[name]
         defaults[parameter] = [value] if takes_several and not isinstance(value, list) else value
     context.default_map = {**(context.default_map or {}), **defaults}
-    return path
 
 
 def _names(context: typer.Context) -> dict[str, tuple[str, bool]]:

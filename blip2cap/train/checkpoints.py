@@ -1,0 +1,77 @@
+"""Checkpoints of a training in a folder: written whole or not at all; the last and the best are kept."""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from blip2cap.outputs.files import OS_FILES, Files, sync_folder
+
+_NAME = re.compile(r"step-(\d{6,})")
+
+
+@dataclass(frozen=True, slots=True)
+class Checkpoints:
+    """The checkpoints in `folder`, one folder for each."""
+
+    folder: Path
+    files: Files = OS_FILES
+
+    def path(self, step: int) -> Path:
+        """Return the folder of the checkpoint after `step` steps."""
+        return self.folder / f"step-{step:06}"
+
+    def steps(self) -> list[int]:
+        """Return the steps of all complete checkpoints, in order."""
+        if not self.folder.is_dir():
+            return []
+        found = (_NAME.fullmatch(path.name) for path in self.folder.iterdir())
+        return sorted(int(match[1]) for match in found if match)
+
+    def temporary(self, step: int) -> Path:
+        """Return the folder that a checkpoint is written to before it is complete."""
+        return self.folder / f".step-{step:06}.tmp"
+
+    @contextmanager
+    def writing(self, step: int, *, writer: bool, wait: Callable[[], None]) -> Iterator[Path]:
+        """Yield the folder for the files of a checkpoint; it gets its name when all processes have left the block.
+
+        One process is the `writer`; `wait` returns in every process when all have called it.
+        """
+        temporary = self.temporary(step)
+        if writer:
+            shutil.rmtree(temporary, ignore_errors=True)  # a killed run may have left it
+            temporary.mkdir(parents=True)
+        wait()
+        yield temporary
+        wait()
+        if writer:
+            for path in temporary.iterdir():
+                _sync(path, self.files)
+            sync_folder(self.files, temporary)
+            shutil.rmtree(self.path(step), ignore_errors=True)
+            self.files.replace(temporary, self.path(step))
+            sync_folder(self.files, self.folder)
+        wait()
+
+    def keep(self, steps: set[int]) -> None:
+        """Remove all checkpoints but those of `steps`, and what killed runs have left."""
+        for step in self.steps():
+            if step not in steps:
+                # Renamed first: a kill in the middle would leave half a checkpoint under its name.
+                self.files.replace(self.path(step), self.temporary(step))
+        for path in self.folder.glob(".step-*.tmp"):
+            shutil.rmtree(path, ignore_errors=True)
+
+
+def _sync(path: Path, files: Files) -> None:
+    file = files.open(path, os.O_RDONLY)
+    try:
+        files.fsync(file)
+    finally:
+        files.close(file)

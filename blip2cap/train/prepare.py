@@ -1,0 +1,170 @@
+"""Everything that the first step of a training needs: data, model, batches, and the memory that one batch takes."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import TrainingArguments, set_seed
+
+from blip2cap.options import ModelOptions
+from blip2cap.train.data.collate import Collator, Stage1Collator
+from blip2cap.train.data.dataset import Sample, TrainDataset
+from blip2cap.train.data.example import Data
+from blip2cap.train.data.read import read_data
+from blip2cap.train.data.render import render
+from blip2cap.train.memory import Memory, gigabytes, measure_batch
+from blip2cap.train.model.base import Base, load_base
+from blip2cap.train.model.trainee import Trainee
+from blip2cap.train.options.data import DataOptions
+from blip2cap.train.options.loop import LoopOptions
+from blip2cap.train.options.model import OptimOptions, TuneOptions
+from blip2cap.train.plan import Plan, make_plan
+from blip2cap.train.recipe_file import FOUND, table_of
+
+_NOT_OF_TRAINING = ("dtype", "device", "quantize", "device-map")
+"""Options of models that `train` does not have, or has in the loop."""
+_NUM_SHOWN = 3
+"""Number of examples that are shown as the model sees them."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class TrainJob:
+    """Everything that defines a training."""
+
+    task: str
+    """caption, vqa, stage1 or stage2."""
+    out: Path
+    """Folder for checkpoints, reports and the finished model."""
+    model: ModelOptions
+    data: DataOptions
+    tune: TuneOptions
+    optim: OptimOptions
+    loop: LoopOptions
+
+    def recipe(self) -> dict[str, Any]:
+        """Return the options as a recipe."""
+        model = table_of(self.model, self.tune)
+        return {
+            "task": self.task,
+            "data": table_of(self.data),
+            "model": {name: value for name, value in model.items() if name not in _NOT_OF_TRAINING},
+            "optim": table_of(self.optim),
+            "loop": table_of(self.loop),
+        }
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Prepared:
+    """A training before its first step."""
+
+    base: Base
+    trainee: Trainee
+    """On the device that it trains on."""
+    collate: Collator | Stage1Collator
+    train: TrainDataset
+    val: TrainDataset | None
+    plan: Plan
+    memory: Memory
+    recipe: dict[str, Any]
+    """The options, and what they stood for."""
+
+    @property
+    def num_trainable(self) -> int:
+        """Number of values that train."""
+        return sum(each.numel() for each in self.trainee.trainable().values())
+
+    @property
+    def num_parameters(self) -> int:
+        """Number of values of the model."""
+        return sum(each.numel() for each in self.trainee.parameters())
+
+
+def prepare(job: TrainJob, arguments: TrainingArguments, *, dtype: torch.dtype, say: Callable[[str], None]) -> Prepared:
+    """Read data and model, say what they are, and compute a batch. Raises Blip2CapError."""
+    data = _read(job, say)
+    set_seed(job.loop.seed)
+    base = load_base(job.model, stage=job.task, tune=job.tune, seed=job.loop.seed, say=say)
+    trainee = Trainee(base, stage=job.task, tune=job.tune, seed=job.loop.seed)
+    trainee.to(arguments.device)
+    collate = _collator(job, base)
+    train = TrainDataset(data.train, base.image_size, job.loop.seed)
+    val = TrainDataset(data.val, base.image_size, shuffle=False) if data.val else None
+    plan = make_plan(job.loop, num_examples=len(train), num_processes=arguments.world_size)
+    largest = collate(_largest(train, plan.device_batch))
+    memory = measure_batch(
+        trainee, largest, dtype=dtype, part=f"--model {job.model.name}: {plan.device_batch} examples at once"
+    )
+    found = {
+        "examples": len(data.train.examples),
+        "examples_sha256": _digest(data),
+        "model_commit": base.checkpoint.commit,
+        "precision": str(dtype).removeprefix("torch."),
+        "processes": arguments.world_size,
+    }
+    prepared = Prepared(
+        base=base,
+        trainee=trainee,
+        collate=collate,
+        train=train,
+        val=val,
+        plan=plan,
+        memory=memory,
+        recipe={**job.recipe(), FOUND: found},
+    )
+    for line in _facts(prepared, job):
+        say(line)
+    return prepared
+
+
+def _read(job: TrainJob, say: Callable[[str], None]) -> Data:
+    data = read_data(job.data, "vqa" if job.task == "vqa" else "caption")
+    for line in (*data.train.columns, *(data.val.columns if data.val else ())):
+        say(line)
+    return data
+
+
+def _collator(job: TrainJob, base: Base) -> Collator | Stage1Collator:
+    if job.task == "stage1":
+        return Stage1Collator(base, max_tokens=job.data.max_tokens)
+    return Collator(base, prompt=job.data.prompt, template=job.data.template, max_tokens=job.data.max_tokens)
+
+
+def _largest(data: TrainDataset, number: int) -> list[Sample]:
+    """Return samples with the longest texts: their batch is the largest that the training meets."""
+    examples = data.data.examples
+    lengths = [len(each.question or "") + max(map(len, each.texts)) for each in examples]
+    indices = sorted(range(len(examples)), key=lambda index: -lengths[index])[:number]
+    plain = TrainDataset(data.data, data.image_size, shuffle=False)
+    return [plain[index] for index in indices]
+
+
+def _digest(data: Data) -> str:
+    """Return a hash of all examples: names, questions and texts, but not the images."""
+    digest = hashlib.sha256()
+    for part in (data.train, data.val):
+        for each in part.examples if part else ():
+            digest.update(
+                repr((each.name, each.question, each.texts, each.weights)).encode("utf-8", "backslashreplace")
+            )
+        digest.update(b"\0")
+    return digest.hexdigest()[:16]
+
+
+def _facts(prepared: Prepared, job: TrainJob) -> list[str]:
+    """Return the lines before the first step: counts, and examples as the model will see them."""
+    plan, memory = prepared.plan, prepared.memory
+    val = f" and {len(prepared.val)} for validation" if prepared.val else ", none for validation"
+    share = 100 * prepared.num_trainable / prepared.num_parameters
+    lines = [
+        f"{len(prepared.train)} examples{val}; {plan.num_steps} steps of {job.loop.batch_size}, "
+        f"{plan.steps_per_epoch} in an epoch; {prepared.num_trainable:,} of {prepared.num_parameters:,} parameters "
+        f"train ({share:.1f} %); about {gigabytes(memory.estimate)} of memory",
+    ]
+    batch = prepared.collate([prepared.train[position] for position in range(min(_NUM_SHOWN, len(prepared.train)))])
+    rows = range(len(batch["input_ids"]))
+    return lines + [f"Example {row + 1}: {render(prepared.base, batch, row)}" for row in rows]
