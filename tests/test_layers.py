@@ -210,7 +210,18 @@ def test_a_plan_of_a_run_imports_no_torch(finished_run, here):
 
 @pytest.mark.parametrize(
     "command",
-    [(), ("caption",), ("vqa",), ("match",), ("embed",), ("index",), ("search",), ("duplicates",), ("show",)],
+    [
+        (),
+        ("caption",),
+        ("vqa",),
+        ("match",),
+        ("embed",),
+        ("index",),
+        ("search",),
+        ("duplicates",),
+        ("check-data",),
+        ("show",),
+    ],
 )
 def test_help_imports_no_torch(tmp_path, command):
     imported = imported_by(tmp_path, "-m", "blip2cap", *command, "--help")

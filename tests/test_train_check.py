@@ -218,9 +218,17 @@ def test_texts_that_are_truncated_are_warned_of_and_those_that_do_not_fit_are_er
     assert report.train[1].example == 2
 
 
+def test_instructions_that_do_not_fit_the_qformer_are_errors(here, pictures, checkpoints):
+    base = read_base(checkpoints("instructblip-t5"))  # T5 has no limit, its Q-Former 64 positions
+    rows = [{"image": "a.png", "question": " ".join(["what"] * size), "answer": ["w1"]} for size in (63, 64)]
+    report = examine(here, rows, task="vqa", base=base)[1]
+    detail = f"65 tokens, the Q-Former has 64 positions: {rows[1]['question']}"
+    assert [each for each in found(report) if each[0] == "too long"] == [("too long", "train.json:3", detail)]
+
+
 def test_texts_for_the_first_stage_are_measured_with_begin_and_end(here, pictures, checkpoints):
     base = read_base(checkpoints("matching"))
-    rows = [{"image": "a.png", "caption": "w1 w2"}, {"image": "b.png", "caption": "w1 w2 w3"}, *captions("c.png")[:0]]
+    rows = [{"image": "a.png", "caption": "w1 w2"}, {"image": "b.png", "caption": "w1 w2 w3"}]
     report = examine(here, rows, base=base, max_tokens=4)[1]
     assert found(report)[0] == ("truncated text", "train.json:3", "5 tokens, 4 are kept: w1 w2 w3")
 

@@ -6,8 +6,9 @@ from transformers import AutoProcessor
 
 from blip2cap.errors import ModelError, UsageError
 from blip2cap.models.blip2.model import NETWORK_CLASSES
-from blip2cap.train.data.collate import IGNORED, Collator, Stage1Collator, end_id
+from blip2cap.train.data.collate import IGNORED, Collator, Stage1Collator, end_id, make_collator
 from blip2cap.train.data.render import render
+from blip2cap.train.options.data import DataOptions
 from tests.checkpoints import KINDS
 from tests.training_data import make_sample, read_base
 
@@ -151,3 +152,12 @@ def test_pixels_are_normalised_as_transformers_does(checkpoints):
     base = read_base(checkpoints("opt"))
     expected = processor.image_processor(SAMPLES[0].pixels, return_tensors="pt")["pixel_values"]
     assert torch.allclose(Collator(base)(SAMPLES[:1])["pixel_values"], expected, atol=1e-5)
+
+
+def test_the_collator_of_a_model_follows_the_options(checkpoints):
+    options = DataOptions(prompt="a photo of", max_tokens=3)
+    base = read_base(checkpoints("opt"))
+    line = render(base, make_collator(base, options)(SAMPLES[2:]), 0)
+    assert line == "[4 image tokens] <s> a photo of | w9 w10 w11"
+    base = read_base(checkpoints("matching"))
+    assert render(base, make_collator(base, options)(SAMPLES[2:]), 0) == "[image 0] | <s> w9 </s>"

@@ -210,8 +210,8 @@ def test_two_processes_equal_one_at_the_same_global_batch(checkpoints: Callable[
         assert process.exitcode == 0
     first, second = (torch.load(tmp_path / f"{rank}.pt") for rank in range(2))
     assert first.keys() == second.keys() == expected.keys() > {"loss", "stage1.log_temperature", "model.query_tokens"}
+    # The gradients of key biases are rounding errors: scores of all keys change alike.
+    largest = max(float(value.detach().abs().max()) for value in expected.values())
     for name, value in expected.items():
         mean = (first[name] + second[name]) / 2  # gradients have been averaged, losses are those of one process
-        torch.testing.assert_close(
-            mean, value, rtol=1e-4, atol=1e-5 * float(value.detach().abs().max()) + 1e-7, msg=name
-        )
+        torch.testing.assert_close(mean, value, rtol=1e-4, atol=1e-6 * largest, msg=name)

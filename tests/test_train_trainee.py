@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -10,6 +11,7 @@ import pytest
 import torch
 from transformers import Blip2ForConditionalGeneration, InstructBlipForConditionalGeneration
 
+from blip2cap.errors import ModelError
 from blip2cap.models.blip2.load import load
 from blip2cap.models.checkpoint import find
 from blip2cap.options import GenerateOptions, ModelOptions
@@ -17,7 +19,7 @@ from blip2cap.records import Prompt
 from blip2cap.train.model.trainee import Trainee
 from blip2cap.train.options.model import OptimOptions, TuneOptions
 from tests.checkpoints import KINDS
-from tests.training import noise_images, read_base, text_batch
+from tests.training import noise_images, pair_batch, read_base, text_batch, untie
 
 GREEDY = GenerateOptions(max_new_tokens=6)
 
@@ -76,6 +78,21 @@ def test_a_finished_model_is_loaded_by_blip2cap_and_by_transformers(
     assert written == texts(trainee.captioner()) != before
 
 
+@pytest.mark.parametrize("train", ["qformer", "lora", "llm"])
+def test_the_head_of_flan_t5_stays_apart(checkpoints: Callable[[str], Path], tmp_path: Path, train: str) -> None:
+    trainee = make_trainee(untie(checkpoints("t5"), tmp_path / "base"), train)
+    learn(trainee, 3)
+    trainee.save(tmp_path / "run")
+    batch, live = text_batch(trainee.base), trainee.model.language_model
+    for again in (load_plain(tmp_path / "run").eval(), read_base(tmp_path / "run").model):
+        assert torch.equal(again.language_model.lm_head.weight, live.lm_head.weight)
+        for stack in (again.language_model, again.language_model.encoder, again.language_model.decoder):
+            assert torch.equal(stack.get_input_embeddings().weight, live.shared.weight)
+        assert not torch.equal(live.lm_head.weight, live.shared.weight)
+        with torch.no_grad():
+            torch.testing.assert_close(again(**batch).logits, trainee.model(**batch).logits, rtol=1e-5, atol=1e-4)
+
+
 @pytest.mark.parametrize("train", ["qformer", "vision", "llm", "lora", "all"])
 def test_every_part_learns_alone(checkpoints: Callable[[str], Path], train: str) -> None:
     trainee = make_trainee(checkpoints("opt"), train)
@@ -87,3 +104,78 @@ def test_every_part_learns_alone(checkpoints: Callable[[str], Path], train: str)
     tied = {name for name in frozen if name.endswith("lm_head.weight")}
     now = trainee.state_dict()
     assert [name for name in frozen if name not in tied and not torch.equal(frozen[name], now[name])] == []
+
+
+def gradients(trainee: Trainee, batch: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    torch.manual_seed(3)  # dropout
+    trainee.train().zero_grad()
+    trainee(**batch)["loss"].backward()
+    return {name: each.grad.clone() for name, each in trainee.trainable().items() if each.grad is not None}
+
+
+@pytest.mark.parametrize("kind", [*KINDS, "matching"])
+def test_gradient_checkpointing_changes_no_gradient(checkpoints: Callable[[str], Path], kind: str) -> None:
+    stage = "stage1" if kind == "matching" else "caption"
+    expected, found = (
+        make_trainee(checkpoints(kind), "all", stage=stage, gradient_checkpointing=checkpointing)
+        for checkpointing in (False, True)
+    )
+    batch = (pair_batch if stage == "stage1" else text_batch)(expected.base)
+    count = 0
+
+    def counted(*given: Any) -> None:
+        nonlocal count
+        count += 1
+
+    found.model.vision_model.encoder.layers[0].self_attn.register_forward_hook(counted)
+    of_all = gradients(expected, batch)
+    assert of_all.keys() == expected.trainable().keys()
+    for name, gradient in gradients(found, batch).items():
+        torch.testing.assert_close(gradient, of_all[name], msg=name)
+    assert count == 2, "the layer runs again in the backward pass"
+
+
+@pytest.mark.parametrize("kind", [*KINDS, "matching"])
+def test_losses_in_mixed_precision_are_near_those_in_full(checkpoints: Callable[[str], Path], kind: str) -> None:
+    stage = "stage1" if kind == "matching" else "caption"
+    trainee = make_trainee(checkpoints(kind), stage=stage).eval()
+    batch = (pair_batch if stage == "stage1" else text_batch)(trainee.base)
+    torch.manual_seed(0)
+    full = trainee(**batch)
+    torch.manual_seed(0)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        mixed = trainee(**batch)
+    for name, loss in full.items():
+        assert mixed[name].dtype == torch.float32
+        assert mixed[name].item() == pytest.approx(loss.item(), rel=0.3), name
+
+
+def test_adapters_begin_as_nothing_and_are_merged_exactly(checkpoints: Callable[[str], Path], tmp_path: Path) -> None:
+    plain, trainee = make_trainee(checkpoints("opt")).eval(), make_trainee(checkpoints("opt"), "lora").eval()
+    batch = text_batch(trainee.base)
+    assert torch.equal(plain(**batch)["loss"], trainee(**batch)["loss"])
+    learn(trainee, 4)
+    live = {name: value.clone() for name, value in trainee.state_dict().items()}
+    trainee.save(tmp_path)
+    assert all(torch.equal(value, live[name]) for name, value in trainee.state_dict().items()), "the live weights stay"
+    merged, before = read_base(tmp_path).model.state_dict(), plain.model.state_dict()
+    changed = {name for name, value in merged.items() if not torch.equal(value, before[name])}
+    layers = "language_model.model.decoder.layers"
+    assert changed == {f"{layers}.{n}.self_attn.{name}.weight" for n in range(2) for name in ("q_proj", "v_proj")}
+
+
+def test_equal_seeds_give_equal_adapters(checkpoints: Callable[[str], Path]) -> None:
+    tune = TuneOptions(train=("lora",))
+    first, again, other = (
+        Trainee(read_base(checkpoints("opt"), tune=tune), stage="caption", tune=tune, seed=seed).trainable()
+        for seed in (1, 1, 2)
+    )
+    down = [name for name in first if "lora_A" in name]
+    assert all(torch.equal(first[name], again[name]) for name in first)
+    assert not any(torch.equal(first[name], other[name]) for name in down)
+
+
+def test_adapters_need_peft(checkpoints: Callable[[str], Path], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "peft", None)
+    with pytest.raises(ModelError, match=r"train lora: peft is not installed. Run: pip install 'blip2cap\[train\]'"):
+        make_trainee(checkpoints("opt"), "lora")

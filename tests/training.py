@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 
 import torch
+from transformers import Blip2ForConditionalGeneration
 
 from blip2cap.options import ModelOptions
 from blip2cap.train.model.base import Base, load_base
@@ -15,6 +17,17 @@ from tests.checkpoints import IMAGE_SIZE
 def read_base(folder: Path | str, stage: str = "caption", tune: TuneOptions | None = None, seed: int = 0) -> Base:
     """Load the base of a training from a folder, or by a name."""
     return load_base(ModelOptions(name=str(folder)), stage=stage, tune=tune or TuneOptions(), seed=seed)
+
+
+def untie(folder: Path, new: Path) -> Path:
+    """Save a checkpoint of T5 in `new` with a separate head, as Flan-T5 has it."""
+    model = Blip2ForConditionalGeneration.from_pretrained(folder)
+    model.language_model.lm_head.weight = torch.nn.Parameter(model.language_model.lm_head.weight.detach().flip(0))
+    model.save_pretrained(new)
+    for path in folder.iterdir():
+        if not (new / path.name).exists():
+            shutil.copy(path, new)
+    return new
 
 
 def text_batch(base: Base, num_rows: int = 2, seed: int = 0) -> dict[str, torch.Tensor]:

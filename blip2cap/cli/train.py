@@ -124,7 +124,7 @@ def train(
     if task not in STAGES:
         raise UsageError(f"{task}: no such task. Expected one of {', '.join(STAGES)}.")
     if out is None:
-        raise UsageError("--out is missing: name the folder of the training, e.g. --out runs/1.")
+        raise UsageError("--out is missing: name the folder of the training, e.g. --out RUN.")
     if not data.data:
         raise UsageError("--data is missing: name a file of images with their texts, e.g. --data train.json.")
     tune.check_stage(task)

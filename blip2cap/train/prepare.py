@@ -6,17 +6,20 @@ import hashlib
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from transformers import TrainingArguments, set_seed
 
-from blip2cap.options import ModelOptions
-from blip2cap.train.data.collate import Collator, Stage1Collator
+from blip2cap.options import DecodeOptions, ModelOptions
+from blip2cap.train.data.check import check
+from blip2cap.train.data.collate import Collator, Stage1Collator, make_collator
 from blip2cap.train.data.dataset import Sample, TrainDataset
 from blip2cap.train.data.example import Data
 from blip2cap.train.data.read import read_data
+from blip2cap.train.data.reasons import WARNINGS
 from blip2cap.train.data.render import render
+from blip2cap.train.data.report import usable
 from blip2cap.train.memory import Memory, gigabytes, measure_batch
 from blip2cap.train.model.base import Base, load_base
 from blip2cap.train.model.trainee import Trainee
@@ -86,12 +89,15 @@ class Prepared:
 
 def prepare(job: TrainJob, arguments: TrainingArguments, *, dtype: torch.dtype, say: Callable[[str], None]) -> Prepared:
     """Read data and model, say what they are, and compute a batch. Raises Blip2CapError."""
-    data = _read(job, say)
+    data = read_data(job.data, cast(Any, job.task))
+    for line in (*data.train.columns, *(data.val.columns if data.val else ())):
+        say(line)
     set_seed(job.loop.seed)
     base = load_base(job.model, stage=job.task, tune=job.tune, seed=job.loop.seed, say=say)
+    collate = make_collator(base, job.data)
+    data = _checked(data, job, arguments, collate, say)
     trainee = Trainee(base, stage=job.task, tune=job.tune, seed=job.loop.seed)
     trainee.to(arguments.device)
-    collate = _collator(job, base)
     train = TrainDataset(data.train, base.image_size, job.loop.seed)
     val = TrainDataset(data.val, base.image_size, shuffle=False) if data.val else None
     plan = make_plan(job.loop, num_examples=len(train), num_processes=arguments.world_size)
@@ -121,17 +127,26 @@ def prepare(job: TrainJob, arguments: TrainingArguments, *, dtype: torch.dtype, 
     return prepared
 
 
-def _read(job: TrainJob, say: Callable[[str], None]) -> Data:
-    data = read_data(job.data, "vqa" if job.task == "vqa" else "caption")
-    for line in (*data.train.columns, *(data.val.columns if data.val else ())):
-        say(line)
-    return data
-
-
-def _collator(job: TrainJob, base: Base) -> Collator | Stage1Collator:
-    if job.task == "stage1":
-        return Stage1Collator(base, max_tokens=job.data.max_tokens)
-    return Collator(base, prompt=job.data.prompt, template=job.data.template, max_tokens=job.data.max_tokens)
+def _checked(
+    data: Data,
+    job: TrainJob,
+    arguments: TrainingArguments,
+    collate: Collator | Stage1Collator,
+    say: Callable[[str], None],
+) -> Data:
+    """Read all images and texts once, in one of the processes. Raises InputError for bad examples."""
+    reports = [check(data, DecodeOptions(), collate=collate) if arguments.process_index == 0 else None]
+    if arguments.world_size > 1:
+        torch.distributed.broadcast_object_list(reports, src=0)
+    report = reports[0]
+    assert report is not None
+    kept = usable(data, report, skip_bad=job.data.skip_bad)
+    if report.num_errors:
+        say(f"{report.num_errors} bad examples are left out: {report.errors()}.")
+    if report.num_warnings:
+        counts = ", ".join(f"{count} {reason}" for reason, count in report.by_reason.items() if reason in WARNINGS)
+        say(f"{report.num_warnings} warnings: {counts}. To see them: blip2cap check-data.")
+    return kept
 
 
 def _largest(data: TrainDataset, number: int) -> list[Sample]:

@@ -62,11 +62,15 @@ class RunFolder:
     def check(self, recipe: Mapping[str, Any]) -> None:
         """Raise OutputRefusedError if the folder has other files, or a training with another recipe.
 
-        `recipe` may lack the section of what was found.
+        `recipe` may lack the section of what was found. Raises OutputError for a folder that cannot be made.
         """
         if not self.path.is_dir():
             if os.path.lexists(self.path):
                 raise OutputRefusedError(f"{self.path}: a file. Expected a folder for the training; use another --out.")
+            if not self.path.absolute().parent.is_dir():
+                raise OutputError(
+                    f"{self.path} cannot be created: its parent folder does not exist. Create that first."
+                )
             return
         if not self.recipe.is_file():
             other = {path.name for path in self.path.iterdir()} - {_LOCK, f"{_RECIPE}.tmp"}
@@ -106,10 +110,6 @@ class RunFolder:
                 self.path.mkdir()
                 sync_folder(files, self.path.absolute().parent)
             file = files.open(self.path / _LOCK, os.O_RDWR | os.O_CREAT)
-        except FileNotFoundError as error:
-            raise OutputError(
-                f"{self.path} cannot be created: its parent folder does not exist. Create that first."
-            ) from error
         except OSError as error:
             raise OutputError(f"{self.path} cannot be written: {error.strerror}. Use another --out.") from error
         try:

@@ -123,7 +123,7 @@ class BlipTrainer(Trainer):
     def evaluate(
         self, eval_dataset: Any = None, ignore_keys: list[str] | None = None, metric_key_prefix: str = "eval"
     ) -> dict[str, float]:
-        """Return the mean losses on the validation set: over tokens of texts, else over batches."""
+        """Return the mean losses on the validation set: over tokens of texts, in stage 1 over pairs."""
         averages, model = Averages(), self.model_wrapped
         devices = [self.args.device] if self.args.device.type == "cuda" else []
         model.eval()
@@ -131,7 +131,7 @@ class BlipTrainer(Trainer):
             torch.manual_seed(self.args.seed)  # hard negatives of stage 1 are drawn: the same in every evaluation
             for batch in self.get_eval_dataloader(eval_dataset):
                 inputs = self._prepare_inputs(batch)
-                weight = (inputs["labels"] != -100).sum() if "labels" in inputs else 1.0
+                weight = (inputs["labels"] != -100).sum() if "labels" in inputs else len(inputs["input_ids"])
                 averages.add(model(**inputs), weight)
         metrics = {f"{metric_key_prefix}_{name}": value for name, value in averages.take(self._sum).items()}
         self.log(metrics)

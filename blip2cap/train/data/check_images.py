@@ -113,9 +113,10 @@ def overlap(train: DataSet, val: DataSet, images: Images) -> Iterator[Problem]:
 
 
 def unreferenced(sets: Iterable[DataSet]) -> Iterator[Problem]:
-    """Yield the images in the folders of some sets that none of their examples names."""
+    """Yield the images in the folders of some sets that none of their entries names."""
     sets = list(sets)
-    named = {os.path.realpath(each.path) for one in sets for each in one.examples if "://" not in each.path}
+    paths = {path for one in sets for path in (*(each.path for each in one.examples), *one.other_paths)}
+    named = {os.path.realpath(path) for path in paths if "://" not in path}
     for folder in dict.fromkeys(folder for one in sets for folder in one.folders):
         if not os.path.isdir(folder):
             continue

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import re
 from collections import Counter, defaultdict
@@ -93,21 +94,27 @@ def balance(data: DataSet) -> Iterator[Problem]:
 
 def lengths(data: DataSet, collate: Collator | Stage1Collator) -> Iterator[Problem]:
     """Yield examples whose texts are truncated, or do not fit the positions of the model."""
-    most, limit = num_positions(collate.base.checkpoint), collate.max_tokens
+    limit = collate.max_tokens
+    most, most_read = num_positions(collate.base.checkpoint)
     for index, example in enumerate(data.examples):
         sizes = [(collate.num_tokens(example.question, text), text) for text in example.texts]
-        (given, length), text = max(sizes, key=lambda each: each[0][1])
-        if most is not None and given + min(length, limit) > most:
-            detail = f"{given + min(length, limit)} tokens, the model has {most} positions: {example.question or text}"
+        size, text = max(sizes, key=lambda each: each[0].target)
+        num_tokens = size.given + min(size.target, limit)
+        if num_tokens > most or size.instruction > most_read:
+            excess = f"{num_tokens} tokens, the model has {most} positions"
+            if size.instruction > most_read:
+                excess = f"{size.instruction} tokens, the Q-Former has {most_read} positions"
+            detail = f"{excess}: {example.question or text}"
             yield Problem(reason="too long", where=example.where, detail=detail, example=index)
-        elif length > limit:
-            detail = f"{length} tokens, {limit} are kept: {text}"
+        elif size.target > limit:
+            detail = f"{size.target} tokens, {limit} are kept: {text}"
             yield Problem(reason="truncated text", where=example.where, detail=detail)
 
 
-def num_positions(checkpoint: Checkpoint) -> int | None:
-    """Return the largest number of tokens that a model reads with a text; None for T5: no limit."""
+def num_positions(checkpoint: Checkpoint) -> tuple[float, float]:
+    """Return the largest number of tokens of a text with its image, infinite for T5, and that of the Q-Former."""
     config: Any = NETWORK_CLASSES[checkpoint.family].config_class.from_dict(checkpoint.config)
+    of_qformer = int(config.qformer_config.max_position_embeddings)
     if checkpoint.family == "matching":
-        return int(config.qformer_config.max_position_embeddings)
-    return None if checkpoint.text_type == "t5" else int(config.text_config.max_position_embeddings)
+        return of_qformer, of_qformer
+    return math.inf if checkpoint.text_type == "t5" else int(config.text_config.max_position_embeddings), of_qformer

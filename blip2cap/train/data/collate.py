@@ -9,6 +9,7 @@ Shapes: B = samples, S = side of the images, T = tokens.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any, Protocol
 
 import torch
@@ -71,6 +72,17 @@ def end_id(base: TextBase) -> int:
     if base.checkpoint.text_type == "opt" and isinstance(named, int):
         return named
     return int(base.tokenizer.eos_token_id)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class NumTokens:
+    """Numbers of tokens of an example."""
+
+    given: int
+    """Tokens before the target, those of the image among them."""
+    target: int
+    instruction: int
+    """Tokens that the Q-Former reads; 0 if it reads no prompt."""
 
 
 class Prompts:
@@ -152,10 +164,16 @@ class Collator:
             )
         return prompt_ids, [*ids[len(prompt_ids) :], self._end]
 
-    def num_tokens(self, question: str | None, target: str) -> tuple[int, int]:
-        """Return the number of tokens before a target, image tokens among them, and that of the whole target."""
-        prompt_ids, target_ids = self.tokenise(self._prompts.of_question(question), target)
-        return len(self._image) + len(prompt_ids), len(target_ids)
+    def num_tokens(self, question: str | None, target: str) -> NumTokens:
+        """Count the tokens of an example, those of its target before it is truncated."""
+        prompt = self._prompts.of_question(question)
+        prompt_ids, target_ids = self.tokenise(prompt, target)
+        tokenizer = self.base.qformer_tokenizer
+        return NumTokens(
+            given=len(self._image) + len(prompt_ids),
+            target=len(target_ids),
+            instruction=0 if tokenizer is None else len(token_ids(tokenizer, prompt)),
+        )
 
     def _check(self, ids_BT: torch.Tensor) -> None:
         """With another number of placeholders, transformers would ignore images, or move them to other rows."""
@@ -187,9 +205,9 @@ class Stage1Collator:
         """Return the ids of a whole text, with those at its begin and end."""
         return token_ids(self.base.tokenizer, target)
 
-    def num_tokens(self, question: str | None, target: str) -> tuple[int, int]:
-        """Return 0 tokens before a text, and the number of tokens of the whole text."""
-        return 0, len(self.tokenise(target))
+    def num_tokens(self, question: str | None, target: str) -> NumTokens:
+        """Count the tokens of a text before it is truncated."""
+        return NumTokens(given=0, target=len(self.tokenise(target)), instruction=0)
 
 
 def make_collator(base: TextBase, options: DataOptions) -> Collator | Stage1Collator:

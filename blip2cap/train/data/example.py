@@ -66,6 +66,8 @@ class DataSet:
     """The examples of --data, then of each --mix, in their order."""
     folders: tuple[str, ...] = ()
     """Folders that names of images are relative to."""
+    other_paths: tuple[str, ...] = ()
+    """Images of entries that are no examples."""
 
     def without(self, bad: Collection[int]) -> DataSet:
         """Return the set without some examples, given their indices."""

@@ -68,6 +68,7 @@ def _joined(sets: Sequence[DataSet]) -> DataSet:
         problems=tuple(problem for each in sets for problem in each.problems),
         shares=tuple(share for each in sets for share in each.shares),
         folders=tuple(dict.fromkeys(folder for each in sets for folder in each.folders)),
+        other_paths=tuple(path for each in sets for path in each.other_paths),
     )
 
 
@@ -87,17 +88,21 @@ class _Reader:
         self.files = ImageFiles(options.images or (table.folder,))
         self.names = table.columns
         self.columns = self._columns()
+        self._paths: dict[str, str] = {}
+        """Paths of the images so far, by their names: an image has about five captions."""
         self.lists_answers = table.lists_answers or self._has_list("answer")
 
     def read(self) -> DataSet:
         """Return the examples and the problems."""
         examples: list[Example] = []
-        problems = list(self.table.problems)
+        problems, other_paths = list(self.table.problems), []
         for where, row in self.table.rows:
             try:
                 examples += self._examples(where, row)
             except _BadEntryError as bad:
                 problems.append(Problem(reason=bad.reason, where=where, detail=bad.detail))
+                if isinstance(row, dict) and isinstance(name := row.get(self.columns["image"]), str):
+                    other_paths.append(self.files.path(name))
         shown = ", ".join(
             f"{role} <- {self.columns[role]}"
             for role in ("image", "text", "question", "answer")
@@ -108,6 +113,7 @@ class _Reader:
             columns=(f"{self.table.given}: {shown}",) if shown else (),
             problems=tuple(problems),
             folders=self.files.folders,
+            other_paths=tuple(other_paths),
         )
 
     def _columns(self) -> dict[str, str]:
@@ -155,20 +161,26 @@ class _Reader:
         if not isinstance(row, dict):
             raise _BadEntryError("not an object", _shown(row))
         name = self._text(row, "image")
-        example = Example(
-            path=self.files.path(name),
-            name=name,
-            texts=(),
-            image_id=self._id(row, "image_id"),
-            question_id=self._id(row, "question_id"),
-            where=where,
-        )
-        if not self.asks:
-            return [replace(example, texts=(text,)) for text in self._captions(row)]
-        question = self._text(row, "question")
-        counts = Counter(self._answers(row))
-        weights = tuple(count / counts.total() for count in counts.values())
-        return [replace(example, question=question, texts=tuple(counts), weights=weights)]
+        if (path := self._paths.get(name)) is None:
+            path = self._paths[name] = self.files.path(name)
+        if self.asks:
+            question, groups = self._text(row, "question"), [Counter(self._answers(row))]
+        else:
+            question, groups = None, [Counter([text]) for text in self._captions(row)]
+        image_id, question_id = self._id(row, "image_id"), self._id(row, "question_id")
+        return [
+            Example(
+                path=path,
+                name=name,
+                question=question,
+                texts=tuple(counts),
+                weights=tuple(count / counts.total() for count in counts.values()),
+                image_id=image_id,
+                question_id=question_id,
+                where=where,
+            )
+            for counts in groups
+        ]
 
     def _captions(self, row: Mapping[str, Any]) -> list[str]:
         value = self._value(row, "text")
