@@ -1,10 +1,9 @@
-"""Drawn scenes of falls, and the question of a fall detector about them: is someone lying down?
+"""Drawn scenes of people who stand or lie, and what a fall detector is asked about them.
 
-`draw_fall` is a pure function of its arguments. `python -m blip2cap.train.fall_scenes FOLDER` writes what docs/fine-tuning.md
-starts from: pictures, and questions in the JSON that LAVIS reads.
+`draw_fall` is a pure function of its arguments; fall_files.py writes what docs/fine-tuning.md starts from.
 
-Covered: one person or nobody, in a room or outside, with a piece of furniture or a thing beside them.
-Not covered: people who sit or bend, several people, people partly hidden.
+Covered: one person or nobody, in a room or outside, by day or by night.
+Not covered: furniture, people who sit or bend, several people.
 """
 
 from __future__ import annotations
@@ -15,7 +14,7 @@ from dataclasses import dataclass
 
 from PIL import Image, ImageDraw
 
-from blip2cap.tiny.scene_things import PAINTERS, Colour, Pen
+from blip2cap.tiny.scene_things import Colour
 from blip2cap.tiny.scenes import COLOURS, PLACES, paint_background, vary
 
 QUESTION = "is someone lying down?"
@@ -26,7 +25,6 @@ _WALLS: tuple[Colour, ...] = ((244, 232, 206), (206, 222, 232), (222, 232, 208),
 _FLOORS: tuple[Colour, ...] = ((186, 134, 84), (146, 102, 66), (206, 178, 140), (150, 150, 154), (124, 138, 160))
 _SHOES: Colour = (36, 34, 40)
 _OUTLINE: Colour = (44, 40, 52)
-_OUTDOOR_THINGS = ("house", "tree", "car", "balloon", "flower", "umbrella")
 _EMPTY_SHARE = 0.15
 """Share of scenes without a person, of those in which nobody lies down."""
 
@@ -58,16 +56,8 @@ def draw_fall(seed: int, size: tuple[int, int] = (640, 480)) -> FallScene:
         image = _paint_room(rng, twice)
     else:
         image = paint_background(rng, twice, place, "day" if rng.random() < 0.7 else "night", rng.random() < 0.5)
-    side = rng.choice((-1, 1))
-    """Side of the person: left or right of the thing beside them."""
-    canvas = ImageDraw.Draw(image)
-    if rng.random() < 0.6:
-        centre = 0.5 - side * rng.uniform(0.26, 0.34)
-        _paint_thing(rng, canvas, image.size, centre, in_room=place == "room")
-    else:
-        side = 0
     if pose != "empty":
-        _paint_person(rng, canvas, image.size, 0.5 + side * rng.uniform(0.1, 0.2), lying=pose == "lying")
+        _paint_person(rng, ImageDraw.Draw(image), image.size, lying=pose == "lying")
     return FallScene(image=image.reduce(2), pose=pose, place=place)
 
 
@@ -96,56 +86,9 @@ def _paint_room(rng: random.Random, size: tuple[int, int]) -> Image.Image:
     return image
 
 
-def _paint_thing(
-    rng: random.Random, canvas: ImageDraw.ImageDraw, size: tuple[int, int], centre: float, *, in_room: bool
-) -> None:
-    """Paint a wide or a tall thing, so that a shape alone is no answer; `centre` is a share of the width."""
-    kind = rng.choice(("sofa", "table", "lamp", "shelf") if in_room else _OUTDOOR_THINGS)
-    wide = 0.32 if kind in ("sofa", "table", "car") else 0.16
-    tall = {"sofa": 0.3, "table": 0.24, "lamp": 0.5, "shelf": 0.5, "car": 0.24}.get(kind, 0.38)
-    bottom = rng.uniform(0.68, 0.78)
-    left, right = ((centre + part * wide) * size[0] for part in (-0.5, 0.5))
-    colour = vary(rng, rng.choice(list(COLOURS.values())))
-    pen = Pen(canvas, (left, (bottom - tall) * size[1], right, bottom * size[1]), colour, min(size))
-    if kind in PAINTERS:
-        PAINTERS[kind](pen)
-    else:
-        _FURNITURE[kind](pen)
-
-
-def _sofa(pen: Pen) -> None:
-    pen.polygon((0.08, 0), (0.92, 0), (0.92, 0.9), (0.08, 0.9))
-    pen.polygon((0.08, 0.5), (0.92, 0.5), (0.92, 0.9), (0.08, 0.9), fill=pen.shade(0.85))
-    for left in (0, 0.86):
-        pen.polygon((left, 0.35), (left + 0.14, 0.35), (left + 0.14, 1), (left, 1), fill=pen.shade(0.75))
-
-
-def _table(pen: Pen) -> None:
-    for left in (0.08, 0.84):
-        pen.polygon((left, 0.1), (left + 0.08, 0.1), (left + 0.08, 1), (left, 1), fill=pen.shade(0.7))
-    pen.polygon((0, 0), (1, 0), (1, 0.16), (0, 0.16))
-
-
-def _lamp(pen: Pen) -> None:
-    pen.line((0.5, 0.2), (0.5, 0.96), thick=2)
-    pen.polygon((0.25, 0.94), (0.75, 0.94), (0.75, 1), (0.25, 1), fill=pen.shade(0.5))
-    pen.polygon((0.3, 0), (0.7, 0), (0.95, 0.3), (0.05, 0.3))
-
-
-def _shelf(pen: Pen) -> None:
-    pen.polygon((0, 0), (1, 0), (1, 1), (0, 1), fill=(140, 96, 60))
-    for top in (0.06, 0.38, 0.7):
-        pen.polygon((0.08, top), (0.92, top), (0.92, top + 0.24), (0.08, top + 0.24), fill=(90, 60, 40))
-        pen.polygon((0.14, top + 0.04), (0.6, top + 0.04), (0.6, top + 0.24), (0.14, top + 0.24))
-
-
-_FURNITURE = {"sofa": _sofa, "table": _table, "lamp": _lamp, "shelf": _shelf}
-
-
-def _paint_person(
-    rng: random.Random, canvas: ImageDraw.ImageDraw, size: tuple[int, int], centre: float, *, lying: bool
-) -> None:
-    """Paint a person in one pose; `centre` is that of the body, as a share of the width."""
+def _paint_person(rng: random.Random, canvas: ImageDraw.ImageDraw, size: tuple[int, int], *, lying: bool) -> None:
+    """Paint a person in one of two poses."""
+    centre = rng.uniform(0.42, 0.58)  # of the body, as a share of the width
     tall = min(size) * rng.uniform(0.54, 0.68)
     if lying:
         turn = math.radians(rng.choice((-1, 1)) * rng.uniform(76, 104))
