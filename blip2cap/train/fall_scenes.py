@@ -55,14 +55,14 @@ def draw_fall(seed: int, size: tuple[int, int] = (640, 480)) -> FallScene:
     if place == "room":
         image = _paint_room(rng, twice)
     else:
-        image = paint_background(rng, twice, place, "day" if rng.random() < 0.7 else "night", rng.random() < 0.5)
+        image = paint_background(rng, twice, place, "day" if rng.random() < 0.8 else "night", rng.random() < 0.5)
     if pose != "empty":
         _paint_person(rng, ImageDraw.Draw(image), image.size, lying=pose == "lying")
     return FallScene(image=image.reduce(2), pose=pose, place=place)
 
 
 def _paint_room(rng: random.Random, size: tuple[int, int]) -> Image.Image:
-    """Paint wall and floor, and at most a window, a picture and a rug."""
+    """Paint wall and floor, and perhaps a window."""
     width, height = size
     edge = height * rng.uniform(0.5, 0.62)
     image = Image.new("RGB", size, vary(rng, rng.choice(_WALLS)))
@@ -76,19 +76,12 @@ def _paint_room(rng: random.Random, size: tuple[int, int]) -> Image.Image:
         box = left, height * 0.1, left + width * 0.2, height * 0.38
         pen.rectangle(box, fill=(150, 200, 240), outline=(250, 250, 250), width=3 * thick)
         pen.line(((box[0] + box[2]) / 2, box[1], (box[0] + box[2]) / 2, box[3]), fill=(250, 250, 250), width=2 * thick)
-    if rng.random() < 0.5:
-        left += width * rng.uniform(0.3, 0.4)
-        box = left, height * 0.12, left + width * 0.12, height * 0.3
-        pen.rectangle(box, fill=vary(rng, rng.choice(list(COLOURS.values()))), outline=_OUTLINE, width=2 * thick)
-    if rng.random() < 0.4:
-        box = width * 0.2, edge + (height - edge) * 0.3, width * 0.8, edge + (height - edge) * 0.9
-        pen.ellipse(box, fill=vary(rng, rng.choice(list(COLOURS.values()))))
     return image
 
 
 def _paint_person(rng: random.Random, canvas: ImageDraw.ImageDraw, size: tuple[int, int], *, lying: bool) -> None:
     """Paint a person in one of two poses."""
-    centre = rng.uniform(0.42, 0.58)  # of the body, as a share of the width
+    centre = rng.uniform(0.45, 0.55)  # of the body, as a share of the width
     tall = min(size) * rng.uniform(0.54, 0.68)
     if lying:
         turn = math.radians(rng.choice((-1, 1)) * rng.uniform(76, 104))
