@@ -128,10 +128,10 @@ def draw(seed: int, size: tuple[int, int] = (640, 480)) -> Scene:
     has_light = rng.random() < 0.5
     things = _choose_things(rng)
     scale = 2 if size[1] < _SMALL else 1
-    image = _paint_background(rng, (size[0] * scale, size[1] * scale), place, time, has_light)
+    image = paint_background(rng, (size[0] * scale, size[1] * scale), place, time, has_light)
     canvas = ImageDraw.Draw(image)
     for thing in things:
-        colour = _shade(rng, COLOURS[thing.colour])
+        colour = vary(rng, COLOURS[thing.colour])
         left, top, right, bottom = thing.box
         box = (left * image.width, top * image.height, right * image.width, bottom * image.height)
         PAINTERS[thing.kind](Pen(canvas, box, colour, min(image.size)))
@@ -188,7 +188,7 @@ def _choose_things(rng: random.Random) -> tuple[Thing, ...]:
     return tuple(things)
 
 
-def _shade(rng: random.Random, colour: tuple[int, int, int]) -> tuple[int, int, int]:
+def vary(rng: random.Random, colour: tuple[int, int, int]) -> tuple[int, int, int]:
     """Vary a colour slightly, so that its name stays the same."""
     hue, saturation, value = colorsys.rgb_to_hsv(*(channel / 255 for channel in colour))
     hue = (hue + rng.uniform(-0.012, 0.012)) % 1
@@ -198,13 +198,13 @@ def _shade(rng: random.Random, colour: tuple[int, int, int]) -> tuple[int, int, 
     return round(red * 255), round(green * 255), round(blue * 255)
 
 
-def _paint_background(rng: random.Random, size: tuple[int, int], place: str, time: str, has_light: bool) -> Image.Image:
+def paint_background(rng: random.Random, size: tuple[int, int], place: str, time: str, has_light: bool) -> Image.Image:
     width, height = size
     horizon = rng.uniform(0.38, 0.58) * height
     top, low = _SKIES[time]
     if place == "desert" and time == "day":
         top, low = (240, 190, 130), (252, 232, 200)
-    sky = Image.new("RGB", (1, 2), _shade(rng, top))
+    sky = Image.new("RGB", (1, 2), vary(rng, top))
     sky.putpixel((0, 1), low)
     image = sky.resize(size, Image.Resampling.BILINEAR)
     pen = ImageDraw.Draw(image)
@@ -229,7 +229,7 @@ def _paint_background(rng: random.Random, size: tuple[int, int], place: str, tim
             x, r = rng.uniform(0, width), width * rng.uniform(0.14, 0.26)
             peak = (x, horizon - height * rng.uniform(0.14, 0.28))
             pen.polygon(((x - r, horizon), peak, (x + r, horizon)), fill=tint((112, 106, 124)))
-    ground = _shade(rng, _GROUNDS[place])
+    ground = vary(rng, _GROUNDS[place])
     pen.rectangle((0, horizon, width, height), fill=tint(ground))
     if place == "beach":
         pen.rectangle((0, horizon, width, horizon + height * 0.08), fill=tint(_GROUNDS["sea"]))

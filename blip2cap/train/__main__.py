@@ -6,7 +6,6 @@ import hashlib
 import json
 import platform
 import sys
-from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -19,31 +18,35 @@ from blip2cap.models.blip2.load import load
 from blip2cap.models.checkpoint import TINY, find
 from blip2cap.options import ModelOptions
 from blip2cap.tiny.scenes import VALIDATION_SEEDS
-from blip2cap.train.loop import LoopOptions, train
+from blip2cap.train import tiny_itm_recipe, tiny_recipe
+from blip2cap.train.drawn import Lines
+from blip2cap.train.run import train
 from blip2cap.train.tiny_accuracy import measure
 from blip2cap.train.tiny_itm_accuracy import Scores, measure_matches
-from blip2cap.train.tiny_itm_recipe import ITM_LOOP, TinyItmOptions, TinyItmRecipe
-from blip2cap.train.tiny_recipe import TinyOptions, TinyRecipe
 
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None)
 
 _MEASURED_FROM = VALIDATION_SEEDS.start + 10_000
 """First of the seeds that no evaluation during training uses."""
 
-Folder = Annotated[Path, typer.Argument(help="Folder for the checkpoint and the finished model.")]
+Folder = Annotated[Path, typer.Argument(help="Folder for checkpoints and the finished model.")]
+
+
+NumSteps = Annotated[int | None, typer.Option(min=1, help="Shorter than the recipe, to try something.")]
 
 
 @app.command("tiny")
-def tiny_command(folder: Folder, num_steps: Annotated[int, typer.Option(min=1)] = LoopOptions().num_steps) -> None:
-    """Train the tiny captioner in FOLDER, or resume from the checkpoint there."""
-    print(train(folder, TinyRecipe(TinyOptions()), LoopOptions(num_steps=num_steps)))
+def tiny_command(folder: Folder, num_steps: NumSteps = None) -> None:
+    """Train the tiny captioner in FOLDER, or resume there."""
+    job = tiny_recipe.job(folder, num_steps=num_steps)
+    train(job, listener=Lines(), stopped=lambda: False, make=tiny_recipe.prepare_tiny)
 
 
 @app.command("tiny-itm")
-def tiny_itm_command(folder: Folder, num_steps: Annotated[int, typer.Option(min=1)] = ITM_LOOP.num_steps) -> None:
-    """Train the tiny matching model in FOLDER, or resume from the checkpoint there."""
-    recipe = TinyItmRecipe(TinyItmOptions(), folder / "features.f16")
-    print(train(folder, recipe, replace(ITM_LOOP, num_steps=num_steps)))
+def tiny_itm_command(folder: Folder, num_steps: NumSteps = None) -> None:
+    """Train the tiny matching model in FOLDER, or resume there; FOLDER.features may be deleted."""
+    job = tiny_itm_recipe.job(folder, num_steps=num_steps)
+    train(job, listener=Lines(), stopped=lambda: False, make=tiny_itm_recipe.prepare_tiny_itm)
 
 
 @app.command("measure")

@@ -49,11 +49,15 @@ class TrainOutcome:
 
 def dry_run(job: TrainJob, *, listener: Listener) -> Prepared:
     """Read data and model and compute one batch; write nothing."""
-    return _prepare(job, RunFolder(job.out), listener)[0]
+    return _prepare(job, RunFolder(job.out), listener, prepare)[0]
 
 
-def train(job: TrainJob, *, listener: Listener, stopped: Callable[[], bool]) -> TrainOutcome | None:
+def train(
+    job: TrainJob, *, listener: Listener, stopped: Callable[[], bool], make: Callable[..., Prepared] = prepare
+) -> TrainOutcome | None:
     """Train, or resume; `stopped` is asked after each step, and a stop ends with a checkpoint.
+
+    `make` prepares model and data; those that are drawn have their own.
 
     Returns None for a training that is finished already. Raises Blip2CapError, whose message says what to do.
     """
@@ -63,7 +67,7 @@ def train(job: TrainJob, *, listener: Listener, stopped: Callable[[], bool]) -> 
         return None
     with contextlib.ExitStack() as stack:
         # 1. data and model
-        prepared, arguments = _prepare(job, folder, listener)
+        prepared, arguments = _prepare(job, folder, listener, make)
         is_main = arguments.process_index == 0
         if is_main:
             stack.enter_context(folder.locked())
@@ -103,7 +107,9 @@ def train(job: TrainJob, *, listener: Listener, stopped: Callable[[], bool]) -> 
     )
 
 
-def _prepare(job: TrainJob, folder: RunFolder, listener: Listener) -> tuple[Prepared, TrainingArguments]:
+def _prepare(
+    job: TrainJob, folder: RunFolder, listener: Listener, make: Callable[..., Prepared]
+) -> tuple[Prepared, TrainingArguments]:
     """Check everything that can be checked before work begins, then do what comes before the first step."""
     check_matplotlib()
     if job.loop.report_to and importlib.util.find_spec(_REPORTERS[job.loop.report_to]) is None:
@@ -115,7 +121,7 @@ def _prepare(job: TrainJob, folder: RunFolder, listener: Listener) -> tuple[Prep
     folder.check(job.recipe())
     dtype = choose_dtype(job.loop)
     arguments = start_processes(job.loop, job.out, dtype=dtype, clip_norm=job.optim.clip_norm)
-    prepared = prepare(job, arguments, dtype=dtype, say=listener.say)
+    prepared = make(job, arguments, dtype=dtype, say=listener.say)
     complete(arguments, prepared.plan, job.loop, evaluates=prepared.val is not None)
     return prepared, arguments
 

@@ -1,11 +1,12 @@
-"""Training seeds -> batches: pixels, packed texts, and the position of each thing in the image.
+"""Seeds -> drawn scenes -> batches: pixels, packed texts, and the position of each thing in the image.
 
-Batch number `step` is a function of the seed range and `step` alone, so a resumed run gets the same batches.
+A scene and its texts are a function of epoch and position alone, so a resumed run gets the same batches.
 """
 
 from __future__ import annotations
 
 import random
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -25,32 +26,30 @@ _COLOURS = tuple(COLOURS)
 _PRINTABLE = "".join(map(chr, range(32, 127)))
 
 
-class Batch(NamedTuple):
-    """One training batch. B = images, K = texts an image, T = text tokens, P = patches."""
+TextRow = tuple[list[int], list[int]]
+"""Ids of the tokens of a text with its prompt, and the next token at positions that the model learns to predict."""
 
-    pixels_BCHW: torch.Tensor
+
+class DrawnExample(NamedTuple):
+    """A scene with its texts. P = patches."""
+
+    pixels_HWC: np.ndarray
     """uint8"""
-    ids_BKT: torch.Tensor
-    labels_BKT: torch.Tensor
-    """The next token at positions that the model learns to predict, else IGNORED."""
-    kinds_BP: torch.Tensor
-    """0 for background, else 1 + the kind of the thing that covers the patch."""
-    colours_BP: torch.Tensor
-    """0 for background, else 1 + its colour."""
-    centres_BP: torch.Tensor
-    """1.0 in the patch that contains the centre of a thing."""
+    texts: list[TextRow]
+    hints_3P: np.ndarray
+    """As `patch_hints` returns them."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class DataOptions:
-    """Composition of a training batch."""
+class DrawnOptions:
+    """Number of scenes, and the texts of each."""
 
-    batch_size: int = 64
-    """Images in a batch."""
+    num_scenes: int = 64_000
+    """Scenes of an epoch; no scene is in two of them."""
     questions_per_image: int = 1
     """Questions about each image, besides its caption, at first: captions and patch hints train the vision encoder."""
-    more_questions_from: int = 4_000
-    """Step from which there are `more_questions`: then the language model learns to answer from the features."""
+    more_questions_from: int = 4
+    """Epoch from which there are `more_questions`: then the language model learns to answer from the features."""
     more_questions: int = 3
     photo_share: float = 0.15
     """Share of captions that follow the prompt "a photo of"."""
@@ -60,38 +59,33 @@ class DataOptions:
     """Share of questions that begin with a capital letter."""
 
 
-class SceneBatches(Dataset[Batch]):
-    """Training batches by step number."""
+class DrawnScenes(Dataset[DrawnExample]):
+    """The scenes of an epoch, drawn when they are read; worker processes see `set_epoch` too."""
 
-    def __init__(self, tokenizer: PreTrainedTokenizerFast, options: DataOptions) -> None:
-        self.tokenizer = tokenizer
-        self.options = options
+    def __init__(
+        self, tokenizer: PreTrainedTokenizerFast, options: DrawnOptions, seeds: Sequence[int] = TRAINING_SEEDS
+    ) -> None:
+        self.tokenizer, self.options, self.seeds = tokenizer, options, seeds
+        self._epoch = torch.zeros((), dtype=torch.int64).share_memory_()  # type: ignore[no-untyped-call]
 
-    def __getitem__(self, step: int) -> Batch:
-        size = self.options.batch_size
-        scenes = [
-            (seed, draw(seed, (IMAGE_SIZE, IMAGE_SIZE))) for seed in TRAINING_SEEDS[step * size : (step + 1) * size]
-        ]
-        late = step >= self.options.more_questions_from
+    def __len__(self) -> int:
+        return self.options.num_scenes
+
+    def set_epoch(self, epoch: int) -> None:
+        """Choose the epoch that scenes are of, counted from 0."""
+        self._epoch.fill_(epoch)
+
+    def __getitem__(self, position: int) -> DrawnExample:
+        epoch = int(self._epoch)
+        seed = self.seeds[epoch * len(self) + position]
+        scene = draw(seed, (IMAGE_SIZE, IMAGE_SIZE))
+        late = epoch >= self.options.more_questions_from
         num_questions = self.options.more_questions if late else self.options.questions_per_image
         # A separate stream for each scene: `random.Random(seed)` would repeat the numbers that drew it.
-        texts = [self._texts(random.Random(f"texts {seed}"), scene, num_questions) for seed, scene in scenes]
-        length = max(len(ids) for rows in texts for ids, _ in rows)
-        pad = int(self.tokenizer.pad_token_id)
-        hints = np.stack([patch_hints(scene) for _, scene in scenes])
-        pixels = np.stack([np.asarray(scene.image) for _, scene in scenes])
-        return Batch(
-            pixels_BCHW=torch.from_numpy(pixels).permute(0, 3, 1, 2),
-            ids_BKT=torch.tensor([[ids + [pad] * (length - len(ids)) for ids, _ in rows] for rows in texts]),
-            labels_BKT=torch.tensor(
-                [[labels + [IGNORED] * (length - len(labels)) for _, labels in rows] for rows in texts]
-            ),
-            kinds_BP=torch.from_numpy(hints[:, 0]),
-            colours_BP=torch.from_numpy(hints[:, 1]),
-            centres_BP=torch.from_numpy(hints[:, 2]).float(),
-        )
+        texts = self._texts(random.Random(f"texts {seed}"), scene, num_questions)
+        return DrawnExample(pixels_HWC=np.asarray(scene.image), texts=texts, hints_3P=patch_hints(scene))
 
-    def _texts(self, rng: random.Random, scene: Scene, num_questions: int) -> list[tuple[list[int], list[int]]]:
+    def _texts(self, rng: random.Random, scene: Scene, num_questions: int) -> list[TextRow]:
         """Return the caption and some questions of a scene as (token ids, labels)."""
         pairs = [(self._prompt(rng), scene.caption)]
         types = sorted({question.type for question in scene.questions})
@@ -110,11 +104,37 @@ class SceneBatches(Dataset[Batch]):
             return "".join(rng.choices(_PRINTABLE, k=rng.randint(1, 24)))
         return ""
 
-    def _tokens(self, prompt: str, text: str) -> tuple[list[int], list[int]]:
+    def _tokens(self, prompt: str, text: str) -> TextRow:
         prompt_ids = list(self.tokenizer(prompt).input_ids)
         text_ids = list(self.tokenizer(f" {text}", add_special_tokens=False).input_ids)
         labels = [IGNORED] * (len(prompt_ids) - 1) + text_ids + [int(self.tokenizer.eos_token_id)]
         return prompt_ids + text_ids, labels
+
+
+class DrawnCollator:
+    """Makes the batches of `TinyTrainee`. B = scenes, K = texts of each, T = tokens."""
+
+    def __init__(self, pad_id: int) -> None:
+        self.pad_id = pad_id
+
+    def __call__(self, examples: Sequence[DrawnExample]) -> dict[str, torch.Tensor]:
+        """Return pixels uint8 [B, 3, H, W], input_ids and targets [B, K, T], kinds, colours and centres [B, P]."""
+        length = max(len(ids) for example in examples for ids, _ in example.texts)
+        hints = torch.from_numpy(np.stack([example.hints_3P for example in examples]))
+        pixels = torch.from_numpy(np.stack([example.pixels_HWC for example in examples]))
+
+        def padded(column: int, value: int) -> torch.Tensor:
+            rows = [[text[column] for text in example.texts] for example in examples]
+            return torch.tensor([[row + [value] * (length - len(row)) for row in texts] for texts in rows])
+
+        return {
+            "pixels": pixels.permute(0, 3, 1, 2).contiguous(),
+            "input_ids": padded(0, self.pad_id),
+            "targets": padded(1, IGNORED),
+            "kinds": hints[:, 0],
+            "colours": hints[:, 1],
+            "centres": hints[:, 2].float(),
+        }
 
 
 def patch_hints(scene: Scene) -> np.ndarray:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import torch
-from torch import nn
 from transformers import (
     BertTokenizer,
     Blip2Config,
@@ -64,19 +63,3 @@ def new_model(captioner: Blip2ForConditionalGeneration, config: Blip2Config, see
             layer.output.load_state_dict(source.output_query.state_dict())
     model.vision_model.requires_grad_(False)
     return model
-
-
-class TextHead(nn.Module):
-    """Predicts the next token from the Q-Former's output; its last matrix is that of the word embeddings.
-
-    BERT's head, as in LAVIS. It is not saved with the model, which does not generate.
-    """
-
-    def __init__(self, width: int, vocabulary_size: int) -> None:
-        super().__init__()
-        self.transform = nn.Sequential(nn.Linear(width, width), nn.GELU(), nn.LayerNorm(width))
-        self.bias = nn.Parameter(torch.zeros(vocabulary_size))
-
-    def forward(self, hidden_ND: torch.Tensor, words_VD: torch.Tensor) -> torch.Tensor:
-        """Return logits [N, V]."""
-        return nn.functional.linear(self.transform(hidden_ND), words_VD, self.bias)

@@ -3,80 +3,116 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterable, Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, replace
 from pathlib import Path
-from typing import Any
 
 import torch
-from torch import nn
-from transformers import Blip2ForConditionalGeneration
+from transformers import Blip2ForConditionalGeneration, TrainingArguments, set_seed
+from transformers.image_utils import OPENAI_CLIP_MEAN, OPENAI_CLIP_STD
 
+from blip2cap.models.base import Checkpoint
 from blip2cap.models.checkpoint import TINY
-from blip2cap.train.loading import load_batches
-from blip2cap.train.loop import LoopOptions
-from blip2cap.train.stage1 import Batch, Stage1, losses
-from blip2cap.train.tiny import new_processor
+from blip2cap.options import ModelOptions
+from blip2cap.train.drawn import Say, prepared_of
+from blip2cap.train.model.base import Base
+from blip2cap.train.model.finished import save_checkpoint
+from blip2cap.train.model.trainee import Trainee
+from blip2cap.train.options.data import DataOptions
+from blip2cap.train.options.loop import LoopOptions
+from blip2cap.train.options.model import OptimOptions, TuneOptions
+from blip2cap.train.prepare import Prepared, TrainJob
 from blip2cap.train.tiny_itm import itm_config, new_model
-from blip2cap.train.tiny_itm_accuracy import Scores, measure_matches
-from blip2cap.train.tiny_itm_data import PairBatches, PairOptions
+from blip2cap.train.tiny_itm_data import PairCollator, PairOptions, ScenePairs
+from blip2cap.train.tiny_itm_losses import Batch, losses
 from blip2cap.train.wordpiece import new_tokenizer
 
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class TinyItmOptions:
-    """Options of the training of the tiny matching model, besides those of the loop."""
-
-    seed: int = 1
-    """Seed of the initial weights and of the hard negatives; the data has seeds of its own."""
-    data: PairOptions = field(default_factory=PairOptions)
-
-
-ITM_LOOP = LoopOptions(
-    num_steps=1_700, polish_steps=0, warmup_steps=100, report_every=50, checkpoint_every=50, evaluate_every=400
+OPTIM = OptimOptions(learning_rate=1e-3, warmup_steps=100, beta2=0.98)
+LOOP = LoopOptions(
+    max_steps=1_700,
+    batch_size=32,
+    dtype="float32",
+    log_every=50,
+    checkpoint_every=50,
+    num_samples=0,
+    seed=1,
+    num_workers=1,
 )
-"""Options of the loop for this recipe."""
+_ITM_WEIGHT = 3.0
+"""Weight of the match, relative to the other two losses."""
 
 
-class TinyItmRecipe:
-    """The tiny matching model in training; it starts from the weights of the tiny captioner."""
+class TinyItmTrainee(Trainee):
+    """The tiny matching model in training; its vision encoder is frozen, and its outputs are the input."""
 
-    autocast: torch.dtype | None = None
-    loss_weights: Mapping[str, float] = {"itc": 1.0, "itm": 3.0, "lm": 1.0}
+    def __init__(self, base: Base, *, seed: int) -> None:
+        super().__init__(base, stage="stage1", tune=TuneOptions(train=("qformer",)), seed=seed)
+        self.model.vision_model.requires_grad_(False)
 
-    def __init__(self, options: TinyItmOptions, cache: Path) -> None:
-        """`cache` is a file for the features of the training scenes; it may be deleted."""
-        self.options, self.cache = options, cache
-        captioner = Blip2ForConditionalGeneration.from_pretrained(TINY, dtype=torch.float32)
-        self.tokenizer = new_tokenizer()
-        self.config = itm_config(captioner.config, self.tokenizer)
-        self.model = new_model(captioner, self.config, options.seed)
-        self.extra = Stage1(self.config.qformer_config.hidden_size, len(self.tokenizer))
-        self.modules: Mapping[str, nn.Module] = {"model": self.model, "extra": self.extra}
-        self._dec_id = int(self.tokenizer.convert_tokens_to_ids("[DEC]"))
-
-    def batches(self, steps: range, num_workers: int) -> Iterable[Batch]:
-        """Draw scenes with a true and a false text each."""
-        # The worker processes encode too, with an encoder of their own on the CPU.
-        encoder = copy.deepcopy(self.model.vision_model).cpu().eval()
-        data = PairBatches(self.tokenizer, encoder, self.cache, self.options.data)
-        return load_batches(data, steps, num_workers)
-
-    def losses(self, batch: Batch, step: int) -> Mapping[str, torch.Tensor]:
-        """Return the losses of contrast, match and text."""
-        generator = torch.Generator().manual_seed(self.options.seed * 1_000_000_007 + step)
-        return losses(self.model, self.extra, batch, dec_id=self._dec_id, generator=generator)
-
-    def evaluate(self, folder: Path) -> Mapping[str, Any]:
-        """Return recall and accuracy on two sets of scenes."""
-        accuracy = measure_matches(Scores(self.model, self.tokenizer), num_sets=2).as_dict()
-        return {"temperature": round(float(self.extra.log_temperature.detach().exp()), 4), **accuracy}
+    def forward(self, **batch: torch.Tensor) -> dict[str, torch.Tensor]:
+        """Return `loss` and its parts; `batch` is one of `PairCollator`."""
+        assert self.stage1 is not None
+        parts = losses(self.model, self.stage1, Batch(**batch))
+        total = parts["itc"] + _ITM_WEIGHT * parts["itm"] + parts["lm"]
+        return {"loss": total, **{f"loss_{name}": loss for name, loss in parts.items()}}
 
     def save(self, folder: Path) -> None:
-        """Write weights in bfloat16 and the processor."""
-        self.model.to(torch.bfloat16).save_pretrained(folder)
-        new_processor(self.tokenizer, self.config).save_pretrained(folder)
+        """Write the weights in bfloat16, as the package has them; the live weights are bfloat16 from here on."""
+        self.model.to(torch.bfloat16)
+        save_checkpoint(self.base, folder, state=self.model.state_dict())
 
-    def settings(self) -> Mapping[str, Any]:
-        """Return the options."""
-        return asdict(self.options)
+
+def job(folder: Path, *, num_steps: int | None = None) -> TrainJob:
+    """Return the training of the matching model in the package; `num_steps` is a shorter one."""
+    return TrainJob(
+        task="stage1",
+        out=folder,
+        model=ModelOptions(name="tiny-itm"),
+        data=DataOptions(),
+        tune=TuneOptions(),
+        optim=OPTIM,
+        loop=replace(LOOP, max_steps=num_steps or LOOP.max_steps),
+    )
+
+
+def new_base(seed: int) -> Base:
+    """Return the tiny matching model, which starts from the weights of the tiny captioner."""
+    captioner = Blip2ForConditionalGeneration.from_pretrained(TINY, dtype=torch.float32)
+    tokenizer = new_tokenizer()
+    config = itm_config(captioner.config, tokenizer)
+    model = new_model(captioner, config, seed)
+    return Base(
+        model=model,
+        tokenizer=tokenizer,
+        qformer_tokenizer=None,
+        checkpoint=Checkpoint(
+            name="tiny-itm", folder=Path(), commit="", family="matching", config=model.config.to_dict()
+        ),
+        mean=tuple(OPENAI_CLIP_MEAN),
+        std=tuple(OPENAI_CLIP_STD),
+        image_token_id=config.image_token_index,
+    )
+
+
+def prepare_tiny_itm(
+    job: TrainJob, arguments: TrainingArguments, *, dtype: torch.dtype, say: Say, data: PairOptions | None = None
+) -> Prepared:
+    """Make the model and its scenes, as `prepare` reads those of users."""
+    data = data or PairOptions()
+    set_seed(job.loop.seed)
+    base = new_base(job.loop.seed)
+    trainee = TinyItmTrainee(base, seed=job.loop.seed)
+    # The worker processes encode, with an encoder of their own on the CPU.
+    encoder = copy.deepcopy(base.model.vision_model).eval()
+    cache = job.out.with_name(f"{job.out.name}.features")
+    return prepared_of(
+        job,
+        arguments,
+        base=base,
+        trainee=trainee.to(arguments.device),
+        collate=PairCollator(base.tokenizer, encoder, cache, data),
+        train=ScenePairs(data),
+        val=None,
+        found=asdict(data),
+        dtype=dtype,
+        say=say,
+    )

@@ -39,7 +39,8 @@ def read_data(options: DataOptions, task: Task | None) -> Data:
     sets = [read_set(options.data, options, task)]
     for given in options.mix:
         name, weight = parse_mix(given)
-        mixed = read_set((name,), options, task)
+        # Captions mixed into questions keep a model from forgetting how to caption.
+        mixed = read_set((name,), options, None if task == "vqa" else task)
         sets.append(replace(mixed, shares=tuple(replace(share, weight=weight) for share in mixed.shares)))
     return Data(train=_joined(sets), val=read_set(options.val, options, task) if options.val else None)
 

@@ -1,6 +1,8 @@
-"""The losses of BLIP-2's first stage (https://arxiv.org/abs/2301.12597, section 3.2) on `Blip2ForImageTextRetrieval`.
+"""The losses of BLIP-2's first stage, as model/stage1.py has them, where more is known of the scenes.
 
-ITC: contrast of images and texts. ITM: match or not, with hard negatives. LM: text generated from the queries.
+Every text has a false one with one word changed, the hardest negative; texts that are true of another scene too are
+never negatives of it.
+
 B = images in a batch, one text each; Q = query tokens, T = text tokens, P = patches, D = hidden size.
 """
 
@@ -9,11 +11,10 @@ from __future__ import annotations
 from typing import NamedTuple
 
 import torch
-from torch import nn
 from torch.nn import functional
 from transformers import Blip2ForImageTextRetrieval
 
-from blip2cap.train.tiny_itm import TextHead
+from blip2cap.train.model.stage1 import Stage1, generation_mask
 
 
 class Batch(NamedTuple):
@@ -31,25 +32,16 @@ class Batch(NamedTuple):
     """bool; [i, j]: text j is true of image i, as on the diagonal."""
 
 
-class Stage1(nn.Module):
-    """Parameters of the losses that are not saved with the model."""
-
-    def __init__(self, width: int, vocabulary_size: int) -> None:
-        super().__init__()
-        self.text_head = TextHead(width, vocabulary_size)
-        self.log_temperature = nn.Parameter(torch.tensor(0.07).log())
-
-
-def losses(
-    model: Blip2ForImageTextRetrieval, extra: Stage1, batch: Batch, *, dec_id: int, generator: torch.Generator
-) -> dict[str, torch.Tensor]:
-    """Return the three losses; `generator` draws the hard negatives in the batch, `dec_id` begins generated texts."""
+def losses(model: Blip2ForImageTextRetrieval, extra: Stage1, batch: Batch) -> dict[str, torch.Tensor]:
+    """Return the three losses; hard negatives are drawn with torch's generator on the CPU."""
     image_BPD = batch.image_BPD.float()
 
     # 1. queries and text generation in one pass: the queries do not see the text, so they are those of ITC too
     decoder_ids_BT = batch.ids_BT.clone()
-    decoder_ids_BT[:, 0] = dec_id
-    queries_BQD, decoded_BTD = _read(model, image_BPD, decoder_ids_BT, generation_mask(model, batch.mask_BT))
+    decoder_ids_BT[:, 0] = extra.begin_id
+    queries_BQD, decoded_BTD = _read(
+        model, image_BPD, decoder_ids_BT, generation_mask(model.config.num_query_tokens, batch.mask_BT)
+    )
     predicted = batch.mask_BT[:, 1:].bool()
     logits_NV = extra.text_head(decoded_BTD[:, :-1][predicted], model.embeddings.word_embeddings.weight)
     lm = functional.cross_entropy(logits_NV, batch.ids_BT[:, 1:][predicted])
@@ -71,8 +63,8 @@ def losses(
     weights_BB = logits_BB.detach().softmax(dim=1).masked_fill(batch.true_BB, 0) + 1e-6 * ~batch.true_BB
     reverse_BB = logits_BB.T.detach().softmax(dim=1).masked_fill(batch.true_BB.T, 0) + 1e-6 * ~batch.true_BB.T
     first, last = slice(0, len(own) // 4), slice(len(own) - len(own) // 4, None)
-    hard_texts = torch.multinomial(weights_BB[first].cpu(), 1, generator=generator).squeeze(1).to(targets_B.device)
-    hard_images = torch.multinomial(reverse_BB[last].cpu(), 1, generator=generator).squeeze(1).to(targets_B.device)
+    hard_texts = torch.multinomial(weights_BB[first].cpu(), 1).squeeze(1).to(targets_B.device)
+    hard_images = torch.multinomial(reverse_BB[last].cpu(), 1).squeeze(1).to(targets_B.device)
     images = torch.cat([targets_B, targets_B, targets_B[first], hard_images])
     texts = torch.cat([hard_texts, targets_B[last]])
     ids = torch.cat([batch.ids_BT, batch.changed_ids_BT, batch.ids_BT[texts]])
@@ -84,17 +76,6 @@ def losses(
     labels[: len(own)] = 1
     itm = functional.cross_entropy(logits, labels)
     return {"itc": itc, "itm": itm, "lm": lm}
-
-
-def generation_mask(model: Blip2ForImageTextRetrieval, mask_BT: torch.Tensor) -> torch.Tensor:
-    """Return the additive mask [B, 1, Q + T, Q + T]: queries see queries; a token sees queries and earlier tokens."""
-    num_queries, length = model.config.num_query_tokens, mask_BT.shape[1]
-    seen = torch.ones(num_queries + length, num_queries + length, dtype=torch.bool, device=mask_BT.device).tril()
-    seen[:num_queries, :num_queries] = True
-    ones = torch.ones(len(mask_BT), num_queries, dtype=torch.bool, device=mask_BT.device)
-    seen_B = seen[None] & torch.cat([ones, mask_BT.bool()], dim=1)[:, None]
-    mask_B = torch.zeros(seen_B.shape, device=mask_BT.device).masked_fill(~seen_B, torch.finfo(torch.float32).min)
-    return mask_B[:, None]
 
 
 def _read(
