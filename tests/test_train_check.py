@@ -174,6 +174,7 @@ def test_an_answer_that_is_nearly_always_right_is_warned_of(here, pictures):
     assert found(examine(here, rows[1:], task="vqa")[1]) == []  # 8 of 10
     other = save(here / "other.json", questions("b.png", "c.png", answer="no"))
     assert found(examine(here, rows, task="vqa", mix=(f"{other}:0.1",))[1]) == []  # one more "no"
+    assert len(found(examine(here, rows, task="vqa", mix=(f"{other}:0.01",))[1])) == 1  # none more
 
 
 def test_ids_that_disagree_with_names_are_errors_if_most_agree(here, pictures):
@@ -209,11 +210,13 @@ def test_texts_that_are_truncated_are_warned_of_and_those_that_do_not_fit_are_er
         {"image": "b.png", "question": "what is it?", "answer": ["w1", "w1 w2 w3 w4"]},
         {"image": "c.png", "question": " ".join(["what"] * 54), "answer": ["w1"]},
         {"image": "a.png", "question": " ".join(["what"] * 53), "answer": ["w1"]},
+        {"image": "a.png", "question": " ".join(["what"] * 51), "answer": ["w1 w2 w3 w4"]},
     ]
     report = examine(here, rows, task="vqa", base=base, max_tokens=4)[1]
     assert [each for each in found(report) if each[0] != "answer balance"] == [
         ("truncated text", "train.json:3", "5 tokens, 4 are kept: w1 w2 w3 w4"),
         ("too long", "train.json:4", f"65 tokens, the model has 64 positions: {rows[2]['question']}"),
+        ("truncated text", "train.json:6", "5 tokens, 4 are kept: w1 w2 w3 w4"),
     ]
     assert report.train[1].example == 2
 

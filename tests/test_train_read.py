@@ -240,6 +240,10 @@ def test_annotations_of_images_that_are_not_listed_are_problems(here):
     ]
 
 
+def test_the_place_of_a_single_entry_on_one_line_is_its_index(here):
+    assert read("caption", save(here / "train.json", LAVIS_CAPTIONS[:1])).train.examples[0].where == "train.json[0]"
+
+
 def test_a_column_that_is_not_found_is_an_error_that_names_the_columns_and_the_option(here):
     file = save(here / "train.json", [{"picture": "a.png", "words": "a cat"}])
     with pytest.raises(InputError, match=r"no column with names of images .* are picture, words.*image_column"):
@@ -267,7 +271,9 @@ def test_mixed_sets_have_their_weights_and_several_files_are_one_set(here):
     assert data.train.shares == (Share(num_examples=4, weight=1.0), Share(num_examples=2, weight=0.5))
     assert data.val is not None
     assert len(data.val.examples) == 2
-    assert data.train.without({1, 4}).shares == (Share(num_examples=3, weight=1.0), Share(num_examples=1, weight=0.5))
+    left = data.train.without({3, 4, 5})
+    assert left.shares == (Share(num_examples=3, weight=1.0), Share(num_examples=0, weight=0.5))
+    assert left.examples == data.train.examples[:3]
 
 
 def test_the_first_folder_that_holds_an_image_counts(here):
