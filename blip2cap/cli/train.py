@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -62,6 +64,10 @@ class TerminalListener:
             self._bar = None
 
 
+_TASK = "blip2cap.train.task"
+"""Key of the file of the recipe, and of the task it was written for, in the context of the command."""
+
+
 def load_recipe(context: typer.Context, name: str | None) -> str | None:
     """Make the options of a recipe the defaults of the command. Raises typer.BadParameter or UsageError."""
     if name is None:
@@ -70,6 +76,7 @@ def load_recipe(context: typer.Context, name: str | None) -> str | None:
 
     path = find_recipe(name)
     recipe = read_recipe(path)
+    context.meta[_TASK] = path, recipe.get("task")
     for section in SECTIONS:
         set_defaults(context, path, recipe.get(section, {}))
     return name
@@ -77,6 +84,7 @@ def load_recipe(context: typer.Context, name: str | None) -> str | None:
 
 @with_options(without=["verbose", "dry_run"])
 def train(
+    context: typer.Context,
     task: Annotated[
         str,
         typer.Argument(
@@ -123,11 +131,16 @@ def train(
     """
     if task not in STAGES:
         raise UsageError(f"{task}: no such task. Expected one of {', '.join(STAGES)}.")
+    path, recipe_task = context.meta.get(_TASK, (None, None))
+    if recipe_task not in (None, task):
+        raise UsageError(f"--recipe {path}: made for {recipe_task}, not for {task}. Use blip2cap train {recipe_task}.")
     if out is None:
         raise UsageError("--out is missing: name the folder of the training, e.g. --out RUN.")
     if not data.data:
         raise UsageError("--data is missing: name a file of images with their texts, e.g. --data train.json.")
     tune.check_stage(task)
+    if os.environ.get("RANK", "0") != "0":  # set by launchers: the first of several processes speaks for all
+        report = replace(report, quiet=True, as_json=False)
     with stop_on_signal(quiet=report.quiet) as stop:
         from blip2cap.train import run
         from blip2cap.train.prepare import TrainJob

@@ -64,11 +64,18 @@ def read_recipe(path: Path) -> Table:
 def table_of(*options: Any) -> Table:
     """Return the options of dataclasses by their long flags, without those that are empty."""
     return {
-        its_flag.long_name: value
+        its_flag.long_name: _encodable(value)
         for each in options
         for field, its_flag in flags_of(each)
         if (value := getattr(each, field.name)) not in (None, ())
     }
+
+
+def _encodable(value: Any) -> Any:
+    """Escape bytes of paths that are not UTF-8, which TOML cannot hold."""
+    if isinstance(value, tuple):
+        return tuple(map(_encodable, value))
+    return value.encode("utf-8", "backslashreplace").decode() if isinstance(value, str) else value
 
 
 def toml(recipe: Mapping[str, Any]) -> str:

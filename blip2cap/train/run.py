@@ -121,8 +121,7 @@ def _prepare(
     folder.check(job.recipe())
     dtype = choose_dtype(job.loop)
     arguments = start_processes(job.loop, job.out, dtype=dtype, clip_norm=job.optim.clip_norm)
-    say = listener.say if arguments.process_index == 0 else lambda line: None
-    prepared = make(job, arguments, dtype=dtype, say=say)
+    prepared = make(job, arguments, dtype=dtype, say=listener.say)
     complete(arguments, prepared.plan, job.loop, evaluates=prepared.val is not None)
     return prepared, arguments
 
@@ -157,6 +156,7 @@ def _trainer(
         optimizers=(optimiser, schedule),
         checkpoints=folder.checkpoints,
         callbacks=[reporter],
+        contrasts=job.task == "stage1",
     )
 
 

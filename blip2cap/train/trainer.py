@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, Protocol
 
 import torch
 from safetensors.torch import load_file, save_file
 from torch import nn
-from torch.utils.data import Dataset, Sampler
+from torch.utils.data import DataLoader, Dataset, Sampler, Subset
 from transformers import PrinterCallback, Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from blip2cap.errors import ModelError, OutputRefusedError
@@ -80,7 +80,9 @@ class BlipTrainer(Trainer):
         optimizers: tuple[torch.optim.Optimizer, torch.optim.lr_scheduler.LRScheduler],
         checkpoints: Checkpoints,
         callbacks: list[TrainerCallback],
+        contrasts: bool,
     ) -> None:
+        """`contrasts`: a loss compares the examples of all processes, which need equal batches."""
         super().__init__(
             model=trainee,
             args=arguments,
@@ -93,7 +95,7 @@ class BlipTrainer(Trainer):
         self.remove_callback(PrinterCallback)
         # Losses of texts are means over all tokens of a step, whatever process or part of the batch they are in.
         self.model_accepts_loss_kwargs = True
-        self.checkpoints = checkpoints
+        self.checkpoints, self.contrasts = checkpoints, contrasts
         self._averages = Averages()
 
     # 1. data
@@ -124,12 +126,12 @@ class BlipTrainer(Trainer):
         self, eval_dataset: Any = None, ignore_keys: list[str] | None = None, metric_key_prefix: str = "eval"
     ) -> dict[str, float]:
         """Return the mean losses on the validation set: over tokens of texts, in stage 1 over pairs."""
-        averages, model = Averages(), self.model_wrapped
+        averages, model = Averages(), self.model
         devices = [self.args.device] if self.args.device.type == "cuda" else []
         model.eval()
         with torch.random.fork_rng(devices), torch.no_grad():
             torch.manual_seed(self.args.seed)  # hard negatives of stage 1 are drawn: the same in every evaluation
-            for batch in self.get_eval_dataloader(eval_dataset):
+            for batch in self._val_batches():
                 inputs = self._prepare_inputs(batch)
                 weight = (inputs["labels"] != -100).sum() if "labels" in inputs else len(inputs["input_ids"])
                 averages.add(model(**inputs), weight)
@@ -137,6 +139,19 @@ class BlipTrainer(Trainer):
         self.log(metrics)
         self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
         return metrics
+
+    def _val_batches(self) -> Iterable[Batch]:
+        """Return batches that have each example once; for a contrast some may come twice, to fill the last batch."""
+        arguments, data = self.args, self.eval_dataset
+        if self.contrasts or len(data) < arguments.world_size:
+            batches: Iterable[Batch] = self.get_eval_dataloader()
+            return batches
+        return DataLoader(
+            Subset(data, range(arguments.process_index, len(data), arguments.world_size)),
+            batch_size=arguments.eval_batch_size,
+            collate_fn=self.data_collator,
+            num_workers=arguments.dataloader_num_workers,
+        )
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         """Add the losses in parts. Raises ModelError if the loss is not a number any more."""

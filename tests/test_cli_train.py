@@ -1,0 +1,168 @@
+"""`blip2cap train`: what it prints, what it writes, and that RUN is a model."""
+
+import json
+import sys
+
+import pytest
+
+from blip2cap.tiny.scenes import draw
+from tests.commands import invoke
+from tests.test_layers import imported_by
+
+QUICK = ("--epochs", "2", "--batch-size", "3", "--num-workers", "0", "--log-every", "1", "--device", "cpu")
+QUICK_VAL = (*QUICK, "--val", "val.json", "--num-samples", "1")
+
+
+@pytest.fixture
+def data(here):
+    """Six scenes to learn and two to evaluate on, with captions and questions, in the current folder."""
+    (here / "imgs").mkdir()
+    for name, seeds in {"train": range(6), "val": range(6, 8)}.items():
+        rows, asked = [], []
+        for seed in seeds:
+            scene = draw(seed, (64, 48))
+            scene.image.save(here / f"imgs/{seed}.png")
+            rows.append({"image": f"{seed}.png", "caption": scene.caption})
+            answers = {"question": scene.questions[0].text, "answer": [scene.questions[0].answer]}
+            asked.append({"image": f"{seed}.png", **answers, "question_id": seed})
+        (here / f"{name}.json").write_text(json.dumps(rows))
+        (here / f"{name}-vqa.json").write_text(json.dumps(asked))
+    return here
+
+
+def train(task, *arguments, model="tiny", data="train.json"):
+    return invoke("train", task, "--data", data, "--images", "imgs", "-m", model, *arguments)
+
+
+def files(folder):
+    return {path.name for path in folder.iterdir()}
+
+
+@pytest.mark.slow
+def test_a_finished_run_is_a_model_with_its_reports(data):
+    done = train("caption", "-o", "RUN", *QUICK_VAL)
+    assert done.exit_code == 0, done.stderr
+    lines = done.stderr.splitlines()
+    assert "6 examples and 2 for validation; 4 steps of 3, 2 in an epoch; " in done.stderr
+    assert "parameters train (30.5 %); about " in done.stderr
+    assert sum(line.startswith("Example ") for line in lines) == 3
+    assert sum(line.startswith("Train: data epoch: [1]  [2/2]  eta: 0:00:00  lr: ") for line in lines) == 1
+    assert sum(line.startswith("Evaluation: step ") for line in lines) == 2
+    assert "  image: 6.png, text: " in done.stderr
+    assert lines[-1].endswith("To use it: blip2cap caption IMAGES --model RUN")
+    assert {"recipe.toml", "metrics.jsonl", "samples.jsonl", "loss.png", "loss.svg", "config.json"} < files(
+        data / "RUN"
+    )
+    assert not [name for name in files(data / "RUN") if name.endswith(".tmp")]
+
+    captioned = invoke("caption", "imgs", "-m", "RUN", "-o", "captions.jsonl")
+    assert captioned.exit_code == 0, captioned.stderr
+
+    again = train("caption", "-o", "RUN", *QUICK_VAL)
+    assert (again.exit_code, again.stderr) == (
+        0,
+        "RUN is finished, nothing to do. To use it: blip2cap caption IMAGES --model RUN\n",
+    )
+    other = train("caption", "-o", "RUN", *QUICK_VAL, "--learning-rate", "1e-4")
+    assert other.exit_code == 5
+    assert "RUN is a training with another recipe: --learning-rate 1e-05, now 0.0001. Resume" in other.stderr
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("task", "model", "use"), [("vqa", "tiny", "vqa"), ("stage1", "tiny-itm", "match")])
+def test_other_tasks_make_models_too(data, task, model, use):
+    data_file = "train-vqa.json" if task == "vqa" else "train.json"
+    done = train(task, "-o", "RUN", *QUICK, "--json", model=model, data=data_file)
+    assert done.exit_code == 0, done.stderr
+    assert json.loads(done.stdout) == {
+        "run": "RUN",
+        "already_finished": False,
+        "steps": 4,
+        "chosen_step": 4,
+        "best_val_loss": None,
+        "seconds": json.loads(done.stdout)["seconds"],
+    }
+    texts = ("--question", "is there a boat?") if use == "vqa" else ("--text", "a boat")
+    assert invoke(use, "imgs", "-m", "RUN", *texts, "-o", "rows.jsonl").exit_code == 0
+
+
+@pytest.mark.slow
+def test_a_dry_run_measures_a_batch_and_writes_nothing(data):
+    before = files(data)
+    done = train("caption", "-o", "RUN", *QUICK, "--dry-run", "--json")
+    assert done.exit_code == 0, done.stderr
+    facts = json.loads(done.stdout)
+    assert (facts["examples"], facts["steps"], facts["steps_per_epoch"]) == (6, 4, 2)
+    assert facts["estimated_peak_bytes"] - facts["peak_bytes_of_one_batch"] == 8 * facts["trainable_parameters"]
+    assert files(data) == before
+
+
+@pytest.mark.slow
+def test_flags_override_a_recipe_which_overrides_defaults(data):
+    (data / "my.toml").write_text('[model]\ntrain = ["vision"]\n[optim]\nlearning-rate = 2e-3\n[loop]\nepochs = 7\n')
+    assert train("caption", "-o", "RUN", "--recipe", "my.toml", *QUICK).exit_code == 0
+    written = (data / "RUN/recipe.toml").read_text()
+    assert 'train = ["vision"]' in written
+    assert "learning-rate = 0.002" in written
+    assert "epochs = 2" in written
+    again = invoke("train", "caption", "--recipe", "RUN/recipe.toml", "-o", "RUN")
+    assert again.stderr.startswith("RUN is finished"), again.stderr
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("captions",), "captions: no such task. Expected one of caption, vqa, stage1, stage2."),
+        (("caption", "--data", "train.json"), "--out is missing: name the folder of the training, e.g. --out RUN."),
+        (("caption", "-o", "RUN"), "--data is missing: name a file of images with their texts"),
+        (("stage2", "--data", "d.json", "-o", "RUN", "--train", "llm"), "--train llm: not in stage2: "),
+        (("caption", "--recipe", "nope"), "--recipe nope: no such file. Expected a TOML file, or one of coco-caption"),
+    ],
+)
+def test_a_wrong_command_is_refused_before_anything_is_loaded(here, arguments, message):
+    done = invoke("train", *arguments)
+    assert done.exit_code == 2
+    assert message in done.stderr
+
+
+@pytest.mark.slow
+def test_a_run_that_cannot_be_written_is_refused_before_data_is_read(data):
+    for out, message in {
+        "imgs": "imgs: a folder with other files, such as 0.png, and no recipe.toml. Use a new or empty folder",
+        "train.json": "train.json: a file. Expected a folder for the training",
+        "nowhere/RUN": "nowhere/RUN cannot be created: its parent folder does not exist. Create that first.",
+    }.items():
+        done = train("caption", "-o", out, *QUICK, data="no-such.json")
+        assert done.exit_code in (5, 6)
+        assert message in done.stderr
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("--early-stop", "2"), "--early-stop has no effect without --val. Add it, or leave --early-stop out."),
+        (("--report-to", "trackio"), "--report-to trackio: not installed. Install it: pip install trackio."),
+        (("--batch-size", "7"), "--batch-size 7: there are only 6 examples. Use at most 6."),
+    ],
+)
+def test_options_that_cannot_work_are_refused(data, arguments, message):
+    done = train("caption", "-o", "RUN", *QUICK, *arguments)
+    assert done.exit_code == 2
+    assert message in done.stderr
+    assert not (data / "RUN").exists()
+
+
+@pytest.mark.slow
+def test_without_matplotlib_no_training_begins(data, monkeypatch):
+    monkeypatch.setitem(sys.modules, "matplotlib", None)  # as if it were not installed
+    done = train("caption", "-o", "RUN", *QUICK)
+    assert done.exit_code == 2
+    assert (
+        "matplotlib is not installed; it draws loss.png and loss.svg. Install it: pip install 'blip2cap[train]'."
+        in (done.stderr)
+    )
+
+
+def test_its_help_imports_no_torch(tmp_path):
+    assert not imported_by(tmp_path, "-m", "blip2cap", "train", "--help") & {"torch", "transformers", "numpy"}
