@@ -57,9 +57,9 @@ def test_two_hundred_pictures_teach_a_question_and_nothing_is_forgotten(tmp_path
         right = [row["answer"] == answer for row in answers if truth[row["file_name"]] == [answer]]
         assert len(right) == 100
         assert sum(right) >= 95, answer
-    before, after = accuracy_of("tiny"), accuracy_of(str(tmp_path / "runs" / "fall"))
+    before, after = accuracy_of("tiny"), accuracy_of(str(tmp_path / "fall-run"))
     assert after.captions_exact >= before.captions_exact - 0.02
     assert after.prompted_captions_exact >= before.prompted_captions_exact - 0.02
     assert after.answers_exact >= before.answers_exact - 0.02
-    with Image.open(tmp_path / "runs" / "fall" / "loss.png") as plot:
+    with Image.open(tmp_path / "fall-run" / "loss.png") as plot:
         assert min(plot.size) > 200
