@@ -59,9 +59,9 @@ format: $(VENV)/.ready  ## Repair style and format.
 	$(BIN)/ruff format .
 
 train-tiny: $(VENV)/.ready  ## Train the models inside the package, or one: MODELS=tiny-itm (hours on 2 cores; resumes where it stopped).
-	set -e; for model in $(MODELS); do \
+	set -e; mkdir -p runs; for model in $(MODELS); do \
 		$(BIN)/python -m blip2cap.train $$model runs/$$model; \
-		cp runs/$$model/model/* blip2cap/$$(echo $$model | tr - _)/; \
+		cp runs/$$model/*.safetensors runs/$$model/*.json runs/$$model/recipe.toml blip2cap/$$(echo $$model | tr - _)/; \
 	done
 	$(MAKE) measure-tiny
 

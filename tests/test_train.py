@@ -1,11 +1,13 @@
-"""Training: data that is a function of the step, a loop that learns and resumes, and honest scores."""
+"""Training of the tiny captioner: drawn scenes, losses that fall, a run that resumes, and honest scores."""
 
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -16,20 +18,14 @@ from transformers import AutoTokenizer, Blip2ForConditionalGeneration
 from blip2cap.models.registry import FAMILIES
 from blip2cap.records import Generated, Prompt
 from blip2cap.tiny.scenes import PLACES, TRAINING_SEEDS, Question, Scene, draw
-from blip2cap.train.loop import LoopOptions, learning_rate_at, train
+from blip2cap.train.drawn import Lines
+from blip2cap.train.prepare import Prepared, TrainJob
+from blip2cap.train.run import train
 from blip2cap.train.tiny import IMAGE_SIZE, PATCH_SIZE
 from blip2cap.train.tiny_accuracy import differing_words, measure, score
-from blip2cap.train.tiny_data import IGNORED, DataOptions, SceneBatches, patch_hints
-from blip2cap.train.tiny_recipe import TinyOptions, TinyRecipe
+from blip2cap.train.tiny_data import IGNORED, DrawnCollator, DrawnOptions, DrawnScenes, patch_hints
+from blip2cap.train.tiny_recipe import TinyTrainee, job, new_base, prepare_tiny
 from blip2cap.train.tokenizer import train_tokenizer
-
-SMALL = LoopOptions(
-    num_steps=3, polish_steps=1, warmup_steps=2, num_workers=0, checkpoint_every=2, evaluate_every=1_000
-)
-
-
-def recipe() -> TinyRecipe:
-    return TinyRecipe(TinyOptions(data=DataOptions(batch_size=4)))
 
 
 @pytest.fixture(scope="module")
@@ -37,21 +33,26 @@ def tokenizer():
     return train_tokenizer()
 
 
-def test_a_batch_is_a_function_of_its_step(tokenizer) -> None:
-    one, other = (SceneBatches(tokenizer, DataOptions(batch_size=3)) for _ in range(2))
-    for first, second in zip(one[5], other[5], strict=True):
-        assert torch.equal(first, second)
-    assert not torch.equal(one[5].pixels_BCHW, one[6].pixels_BCHW)
+def batch_of(tokenizer, options: DrawnOptions, epoch: int = 0) -> dict[str, torch.Tensor]:
+    data = DrawnScenes(tokenizer, options)
+    data.set_epoch(epoch)
+    return DrawnCollator(tokenizer.pad_token_id)([data[position] for position in range(len(data))])
+
+
+def test_a_scene_is_a_function_of_its_epoch_and_position(tokenizer) -> None:
+    options = DrawnOptions(num_scenes=3)
+    one, other, next_one = (batch_of(tokenizer, options, epoch) for epoch in (1, 1, 2))
+    assert all(torch.equal(one[name], other[name]) for name in one)
+    assert not torch.equal(one["pixels"], next_one["pixels"])
 
 
 @pytest.mark.long
 def test_prompts_do_not_depend_on_what_is_in_the_picture(tokenizer) -> None:
-    data = SceneBatches(tokenizer, DataOptions(batch_size=400, questions_per_image=0))
-    seeds = TRAINING_SEEDS[:400]
+    batch = batch_of(tokenizer, DrawnOptions(num_scenes=400, questions_per_image=0))
     photo = tokenizer("a photo of").input_ids
     places = Counter(
         draw(seed, (16, 16)).place
-        for seed, ids in zip(seeds, data[0].ids_BKT[:, 0].tolist(), strict=True)
+        for seed, ids in zip(TRAINING_SEEDS[:400], batch["input_ids"][:, 0].tolist(), strict=True)
         if ids[: len(photo)] == photo
     )
     assert set(places) == set(PLACES)
@@ -59,14 +60,13 @@ def test_prompts_do_not_depend_on_what_is_in_the_picture(tokenizer) -> None:
 
 
 def test_more_questions_are_asked_later_on(tokenizer) -> None:
-    options = DataOptions(batch_size=2, questions_per_image=1, more_questions_from=3, more_questions=4)
-    texts_per_image = [SceneBatches(tokenizer, options)[step].ids_BKT.shape[1] for step in (2, 3)]
-    assert texts_per_image == [1 + 1, 1 + 4]
+    options = DrawnOptions(num_scenes=2, questions_per_image=1, more_questions_from=3, more_questions=4)
+    assert [batch_of(tokenizer, options, epoch)["input_ids"].shape[1] for epoch in (2, 3)] == [1 + 1, 1 + 4]
 
 
 def test_labels_are_the_text_after_the_prompt_and_the_end(tokenizer) -> None:
-    batch = SceneBatches(tokenizer, DataOptions(batch_size=8, strange_share=0.0))[0]
-    for ids_KT, labels_KT in zip(batch.ids_BKT, batch.labels_BKT, strict=True):
+    batch = batch_of(tokenizer, DrawnOptions(num_scenes=8, strange_share=0.0))
+    for ids_KT, labels_KT in zip(batch["input_ids"], batch["targets"], strict=True):
         for ids, labels in zip(ids_KT.tolist(), labels_KT.tolist(), strict=True):
             said = [label for label in labels if label != IGNORED]
             start = labels.index(said[0])
@@ -99,49 +99,52 @@ def test_hints_lie_where_the_things_are() -> None:
     assert ((kinds > 0) == (colours > 0)).all()
 
 
-def test_the_learning_rate_warms_up_and_goes_down_to_zero() -> None:
-    options = LoopOptions(num_steps=100, warmup_steps=10, polish_steps=20)
-    rates = [learning_rate_at(step, options) for step in range(100)]
-    assert rates[0] < rates[9] == options.learning_rate
-    assert rates[10:] == sorted(rates[10:], reverse=True)
-    assert rates[-1] < options.learning_rate * 0.01
-    polish = [learning_rate_at(step, options) for step in range(100, 120)]
-    assert polish[0] == options.polish_rate
-    assert polish == sorted(polish, reverse=True)
+def small(folder: Path, **loop: object) -> TrainJob:
+    made = job(folder)
+    settings = {"max_steps": 4, "batch_size": 4, "dtype": "float32", "log_every": 1, "evaluate_every": 2}
+    settings |= {"checkpoint_every": 2, "num_workers": 0, **loop}
+    return replace(made, optim=replace(made.optim, warmup_steps=2), loop=replace(made.loop, **settings))  # type: ignore[arg-type]
+
+
+def make(*arguments: Any, **settings: Any) -> Prepared:
+    return prepare_tiny(*arguments, **settings, data=DrawnOptions(num_scenes=8))
+
+
+def run(made: TrainJob, stopped: Callable[[], bool] = lambda: False) -> Path:
+    train(made, listener=Lines(), stopped=stopped, make=make)
+    return made.out
 
 
 @pytest.mark.long
-def test_a_run_that_was_cut_off_ends_with_the_same_weights(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    whole = train(tmp_path / "whole", recipe(), SMALL)
-
-    class CutError(Exception):
-        pass
-
-    def cut_after(step: int, options: LoopOptions) -> float:
-        if step == 3:
-            raise CutError
-        return learning_rate_at(step, options)
-
-    monkeypatch.setattr("blip2cap.train.loop.learning_rate_at", cut_after)
-    with pytest.raises(CutError):
-        train(tmp_path / "cut", recipe(), SMALL)
-    monkeypatch.undo()
-    resumed = train(tmp_path / "cut", recipe(), SMALL)
-    expected = load_file(whole / "model.safetensors")
-    for name, tensor in load_file(resumed / "model.safetensors").items():
-        assert torch.equal(tensor, expected[name]), name
-
-
-@pytest.mark.long
-def test_training_moves_every_part_and_saves_what_transformers_loads(tmp_path: Path) -> None:
-    untrained = train(tmp_path / "untrained", recipe(), replace(SMALL, learning_rate=0.0))
-    trained = train(tmp_path / "trained", recipe(), SMALL)
-    before, after = (load_file(folder / "model.safetensors") for folder in (untrained, trained))
+def test_a_stopped_training_ends_with_the_same_weights_and_moves_every_part(tmp_path: Path) -> None:
+    whole = run(small(tmp_path / "whole"))
+    stops = iter([False, False, True])
+    run(small(tmp_path / "cut"), lambda: next(stops))
+    assert not (tmp_path / "cut" / "config.json").exists()
+    resumed = load_file(run(small(tmp_path / "cut")) / "model.safetensors")
+    trained = load_file(whole / "model.safetensors")
+    assert all(torch.equal(resumed[name], trained[name]) for name in trained)
+    before = new_base(1).model.to(torch.bfloat16).state_dict()
     for part in ("vision_model", "query_tokens", "qformer", "language_projection", "language_model"):
-        moved = [not torch.equal(before[name], after[name]) for name in after if name.startswith(part)]
-        assert any(moved), part
-    Blip2ForConditionalGeneration.from_pretrained(trained)
-    AutoTokenizer.from_pretrained(trained)
+        assert any(not torch.equal(before[name], trained[name]) for name in trained if name.startswith(part)), part
+    assert all(tensor.dtype == torch.bfloat16 for tensor in trained.values())
+    assert Blip2ForConditionalGeneration.from_pretrained(whole).dtype == torch.bfloat16
+    AutoTokenizer.from_pretrained(whole)
+
+
+@pytest.mark.slow
+def test_steps_lower_the_losses_of_texts_and_of_hints(tokenizer) -> None:
+    trainee = TinyTrainee(new_base(1), seed=1)
+    batch = batch_of(tokenizer, DrawnOptions(num_scenes=4))
+    optimiser = torch.optim.AdamW(trainee.trainable().values(), lr=1e-3)
+    history = []
+    for _ in range(8):
+        losses = trainee(**batch)
+        history.append({name: loss.item() for name, loss in losses.items()})
+        losses["loss"].backward()
+        optimiser.step()
+        optimiser.zero_grad()
+    assert all(history[-1][name] < 0.9 * history[0][name] for name in ("loss_text", "loss_hints")), history
 
 
 class Oracle:

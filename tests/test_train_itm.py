@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import random
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -13,21 +15,24 @@ from safetensors.torch import load_file
 from transformers import AutoTokenizer, Blip2ForImageTextRetrieval, Blip2Processor
 
 from blip2cap.tiny.scenes import LIGHTS, PLACES, Scene, draw
-from blip2cap.train.loop import LoopOptions, learning_rate_at, train
-from blip2cap.train.stage1 import generation_mask
+from blip2cap.train.drawn import Lines
+from blip2cap.train.prepare import Prepared, TrainJob
+from blip2cap.train.run import train
 from blip2cap.train.statements import CHANGES, Group, Statement, changed, full, shorter
 from blip2cap.train.tiny_itm_accuracy import RERANKED, Scores, distinct_captions, measure_matches, reranked_scores
-from blip2cap.train.tiny_itm_data import PairOptions
-from blip2cap.train.tiny_itm_recipe import TinyItmOptions, TinyItmRecipe
+from blip2cap.train.tiny_itm_data import PairCollator, PairOptions, ScenePairs
+from blip2cap.train.tiny_itm_recipe import TinyItmTrainee, job, new_base, prepare_tiny_itm
 from blip2cap.train.wordpiece import new_tokenizer
 
-SMALL = LoopOptions(
-    num_steps=4, polish_steps=0, warmup_steps=2, num_workers=0, checkpoint_every=2, evaluate_every=1_000
-)
+PAIRS = PairOptions(num_scenes=8)
 
 
-def recipe(folder: Path) -> TinyItmRecipe:
-    return TinyItmRecipe(TinyItmOptions(data=PairOptions(batch_size=4, num_scenes=8)), folder / "features.f16")
+def batches(cache: Path, epoch: int = 0) -> list[dict[str, torch.Tensor]]:
+    """Return the two batches of four pairs of an epoch."""
+    base = new_base(1)
+    collate, data = PairCollator(base.tokenizer, base.model.vision_model.eval(), cache, PAIRS), ScenePairs(PAIRS)
+    data.set_epoch(epoch)
+    return [collate([data[position] for position in range(start, start + 4)]) for start in (0, 4)]
 
 
 def scenes(num_scenes: int = 200) -> list[Scene]:
@@ -96,73 +101,64 @@ def test_every_word_of_a_caption_is_one_token_after_cls() -> None:
     assert tokenizer.unk_token_id not in strange
 
 
-def test_a_batch_is_a_function_of_its_step_also_from_stored_features(tmp_path: Path) -> None:
-    first, second = (list(recipe(tmp_path / name).batches(range(5), 0)) for name in ("one", "two"))
-    stored = list(recipe(tmp_path / "one").batches(range(2, 5), 0))
-    for a, b, c in zip(first[2:], second[2:], stored, strict=True):
-        for tensors in zip(a, b, c, strict=True):
-            assert torch.equal(tensors[0], tensors[1])
-            assert torch.equal(tensors[0], tensors[2])
-    assert all(batch.true_BB.diagonal().all() for batch in first)
-    assert not torch.equal(first[0].ids_BT, first[2].ids_BT), "each epoch has its own order and texts"
-
-
-def test_queries_do_not_see_the_text_that_is_generated_and_tokens_do_not_see_later_ones(tmp_path: Path) -> None:
-    mask = generation_mask(recipe(tmp_path).model, torch.tensor([[1, 1, 1, 0]]))[0, 0] == 0
-    num_queries = len(mask) - 4
-    assert mask[:num_queries, :num_queries].all()
-    assert not mask[:num_queries, num_queries:].any()
-    assert mask[num_queries:, :num_queries].all()
-    expected = torch.tensor([[1, 0, 0, 0], [1, 1, 0, 0], [1, 1, 1, 0], [1, 1, 1, 0]], dtype=torch.bool)
-    assert torch.equal(mask[num_queries:, num_queries:], expected)
+def test_a_batch_is_a_function_of_its_epoch_also_from_stored_features(tmp_path: Path) -> None:
+    first, other, stored = (batches(tmp_path / name) for name in ("one", "two", "one"))
+    for a, b, c in zip(first, other, stored, strict=True):
+        assert all(torch.equal(a[name], b[name]) and torch.equal(a[name], c[name]) for name in a)
+        assert a["true_BB"].diagonal().all()
+    assert not torch.equal(first[0]["image_BPD"], batches(tmp_path / "one", epoch=1)[0]["image_BPD"])
 
 
 def test_steps_lower_every_loss_of_a_fixed_batch(tmp_path: Path) -> None:
-    trained = recipe(tmp_path)
-    batch = next(iter(trained.batches(range(1), 0)))
-    parameters = [p for module in trained.modules.values() for p in module.parameters() if p.requires_grad]
-    optimiser = torch.optim.AdamW(parameters, lr=1e-3)
+    trainee, batch = TinyItmTrainee(new_base(1), seed=1), batches(tmp_path / "features")[0]
+    optimiser = torch.optim.AdamW(trainee.trainable().values(), lr=1e-3)
     history = []
     for _ in range(25):
-        losses = trained.losses(batch, 0)
+        torch.manual_seed(0)
+        losses = trainee(**batch)
         history.append({name: loss.item() for name, loss in losses.items()})
-        torch.autograd.backward(torch.stack(list(losses.values())).sum())
+        losses["loss"].backward()
         optimiser.step()
         optimiser.zero_grad()
-    for name in trained.loss_weights:
+    for name in ("loss_itc", "loss_itm", "loss_lm"):
         assert history[-1][name] < 0.95 * history[0][name], (name, history[0], history[-1])
 
 
-def test_a_run_that_was_cut_off_ends_with_the_same_weights(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    whole = train(tmp_path / "whole", recipe(tmp_path / "whole"), SMALL)
+def small(folder: Path) -> TrainJob:
+    made = job(folder)
+    loop = replace(made.loop, max_steps=4, batch_size=4, log_every=1, checkpoint_every=2, num_workers=0)
+    return replace(made, optim=replace(made.optim, warmup_steps=2), loop=loop)
 
-    class CutError(Exception):
-        pass
 
-    def cut_after(step: int, options: LoopOptions) -> float:
-        if step == 3:
-            raise CutError
-        return learning_rate_at(step, options)
+def make(*arguments: Any, **settings: Any) -> Prepared:
+    return prepare_tiny_itm(*arguments, **settings, data=PAIRS)
 
-    monkeypatch.setattr("blip2cap.train.loop.learning_rate_at", cut_after)
-    with pytest.raises(CutError):
-        train(tmp_path / "cut", recipe(tmp_path / "cut"), SMALL)
-    monkeypatch.undo()
-    resumed = train(tmp_path / "cut", recipe(tmp_path / "cut"), SMALL)
-    expected, given = load_file(whole / "model.safetensors"), load_file(resumed / "model.safetensors")
-    assert all(torch.equal(tensor, expected[name]) for name, tensor in given.items())
-    start = recipe(tmp_path / "start").model.to(torch.bfloat16).state_dict()
+
+def run(made: TrainJob, stopped: Callable[[], bool] = lambda: False) -> Path:
+    train(made, listener=Lines(), stopped=stopped, make=make)
+    return made.out
+
+
+@pytest.mark.slow
+def test_a_stopped_training_ends_with_the_same_weights_and_leaves_the_vision_encoder(tmp_path: Path) -> None:
+    whole = load_file(run(small(tmp_path / "whole")) / "model.safetensors")
+    stops = iter([False, False, True])
+    cut = small(tmp_path / "cut")
+    run(cut, lambda: next(stops))
+    assert not (cut.out / "config.json").exists()
+    given = load_file(run(cut) / "model.safetensors")
+    assert all(torch.equal(given[name], whole[name]) for name in whole)
+    start = new_base(1).model.to(torch.bfloat16).state_dict()
     for part in ("query_tokens", "embeddings", "qformer", "vision_projection", "text_projection", "itm_head"):
         assert any(not torch.equal(given[name], start[name]) for name in given if name.startswith(part)), part
     assert all(torch.equal(given[name], start[name]) for name in given if name.startswith("vision_model"))
-    Blip2ForImageTextRetrieval.from_pretrained(resumed)
-    Blip2Processor.from_pretrained(resumed)
-    assert AutoTokenizer.from_pretrained(resumed)("a boat").input_ids[0] == 2
+    Blip2ForImageTextRetrieval.from_pretrained(cut.out)
+    Blip2Processor.from_pretrained(cut.out)
+    assert AutoTokenizer.from_pretrained(cut.out)("a boat").input_ids[0] == 2
 
 
 def test_scores_are_those_of_the_forward_of_transformers(tmp_path: Path) -> None:
-    made = recipe(tmp_path)
-    made.save(tmp_path / "model")
+    TinyItmTrainee(new_base(1), seed=1).save(tmp_path / "model")
     model = Blip2ForImageTextRetrieval.from_pretrained(tmp_path / "model", dtype=torch.float32).eval()
     processor = Blip2Processor.from_pretrained(tmp_path / "model")
     images = [draw(seed, (112, 112)).image for seed in range(3)]
@@ -194,8 +190,8 @@ class TrueScores:
 
 
 @pytest.mark.long
-def test_always_yes_has_half_of_the_accuracy_and_second_best_is_no_recall(tmp_path: Path) -> None:
-    accuracy = measure_matches(TrueScores(recipe(tmp_path).model), num_sets=1)  # type: ignore[arg-type]
+def test_always_yes_has_half_of_the_accuracy_and_second_best_is_no_recall() -> None:
+    accuracy = measure_matches(TrueScores(new_base(1).model), num_sets=1)  # type: ignore[arg-type]
     assert accuracy.itc_text_recall == accuracy.itc_image_recall == accuracy.reranked_text_recall == 0.0
     assert accuracy.true_accuracy == 1.0
     assert accuracy.changed_accuracy == 0.0

@@ -199,6 +199,7 @@ def vary(rng: random.Random, colour: tuple[int, int, int]) -> tuple[int, int, in
 
 
 def paint_background(rng: random.Random, size: tuple[int, int], place: str, time: str, has_light: bool) -> Image.Image:
+    """Paint sky and ground of one of PLACES, without things; `time` is day or night."""
     width, height = size
     horizon = rng.uniform(0.38, 0.58) * height
     top, low = _SKIES[time]

@@ -82,10 +82,10 @@ def _paint_room(rng: random.Random, size: tuple[int, int]) -> Image.Image:
 def _paint_person(rng: random.Random, canvas: ImageDraw.ImageDraw, size: tuple[int, int], *, lying: bool) -> None:
     """Paint a person in one of two poses."""
     centre = rng.uniform(0.45, 0.55)  # of the body, as a share of the width
-    tall = min(size) * rng.uniform(0.54, 0.68)
+    tall = min(size) * rng.uniform(0.6, 0.72)
     if lying:
         turn = math.radians(rng.choice((-1, 1)) * rng.uniform(76, 104))
-        middle = centre * size[0], size[1] * rng.uniform(0.76, 0.86)
+        middle = centre * size[0], size[1] * rng.uniform(0.74, 0.84)
     else:
         turn = math.radians(rng.uniform(-9, 9))
         middle = centre * size[0], size[1] * rng.uniform(0.8, 0.94) - tall / 2
