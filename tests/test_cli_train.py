@@ -68,7 +68,7 @@ def test_a_finished_run_is_a_model_with_its_reports(data):
     assert "RUN is a training with another recipe: --learning-rate 1e-05, now 0.0001. Resume" in other.stderr
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.parametrize(("task", "model", "use"), [("vqa", "tiny", "vqa"), ("stage1", "tiny-itm", "match")])
 def test_other_tasks_make_models_too(data, task, model, use):
     data_file = "train-vqa.json" if task == "vqa" else "train.json"

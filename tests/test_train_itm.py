@@ -139,7 +139,7 @@ def run(made: TrainJob, stopped: Callable[[], bool] = lambda: False) -> Path:
     return made.out
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_a_stopped_training_ends_with_the_same_weights_and_leaves_the_vision_encoder(tmp_path: Path) -> None:
     whole = load_file(run(small(tmp_path / "whole")) / "model.safetensors")
     stops = iter([False, False, True])

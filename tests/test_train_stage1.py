@@ -200,7 +200,7 @@ def run_process(folder: Path, out: Path, rank: int) -> None:
     distributed.destroy_process_group()
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_two_processes_equal_one_at_the_same_global_batch(checkpoints: Callable[[str], Path], tmp_path: Path) -> None:
     folder = checkpoints("matching")
     context = multiprocessing.get_context("spawn")

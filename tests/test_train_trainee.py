@@ -52,6 +52,10 @@ def load_plain(folder: Path) -> Any:
     return (InstructBlipForConditionalGeneration if instruct else Blip2ForConditionalGeneration).from_pretrained(folder)
 
 
+ONE_AND_MORE = [kind if kind == "opt" else pytest.param(kind, marks=pytest.mark.long) for kind in KINDS]
+"""Kinds for tests that take seconds each."""
+
+
 @pytest.mark.parametrize("kind", KINDS)
 def test_the_loss_is_that_of_the_class(checkpoints: Callable[[str], Path], kind: str) -> None:
     trainee = make_trainee(checkpoints(kind)).eval()
@@ -59,7 +63,7 @@ def test_the_loss_is_that_of_the_class(checkpoints: Callable[[str], Path], kind:
     torch.testing.assert_close(trainee(**batch)["loss"], trainee.model(**batch).loss)
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", ONE_AND_MORE)
 @pytest.mark.parametrize("train", [("all",), ("qformer", "lora")], ids="+".join)
 def test_a_finished_model_is_loaded_by_blip2cap_and_by_transformers(
     checkpoints: Callable[[str], Path], tmp_path: Path, kind: str, train: tuple[str, ...]
@@ -181,7 +185,7 @@ def test_adapters_need_peft(checkpoints: Callable[[str], Path], monkeypatch: pyt
         make_trainee(checkpoints("opt"), "lora")
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", ONE_AND_MORE)
 def test_adapters_alone_are_loaded_by_blip2cap_and_by_transformers(
     checkpoints: Callable[[str], Path], tmp_path: Path, kind: str
 ) -> None:

@@ -132,7 +132,9 @@ def unbroken(tmp_path_factory):
     return fit(folder, val=FakeData(7)), folder
 
 
-@pytest.mark.parametrize("stop_after", [3, 5, 12])
+@pytest.mark.parametrize(
+    "stop_after", [pytest.param(3, marks=pytest.mark.long), 5, pytest.param(12, marks=pytest.mark.long)]
+)
 def test_a_stopped_training_resumes_bit_for_bit(tmp_path, unbroken, stop_after):
     stopped = fit(tmp_path, val=FakeData(7), stop_after=stop_after)
     assert difference(stopped, unbroken[0]) > 0
@@ -179,7 +181,7 @@ def test_parts_of_a_batch_add_up_to_it(tmp_path):
     assert [row["loss"] for row in rows(tmp_path / "1")] == pytest.approx([row["loss"] for row in rows(tmp_path / "2")])
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_two_processes_equal_one(tmp_path, monkeypatch):
     one = fit(tmp_path / "one", dropout=0.0, val=FakeData(7))
     monkeypatch.setenv("WORLD_SIZE", "2")

@@ -52,10 +52,10 @@ def check_data(
         option("--task NAME", "caption or vqa. If left out, vqa for files with questions and answers.", panel="Input"),
     ] = None,
 ) -> None:
-    """Check data for training: read every image and every text, and list what is wrong.
+    """List what is wrong with data for training.
 
-    Ends with 0 if a training could start, also with warnings, and with 2 if not. With --model, texts are measured with
-    its tokenizer: those that are truncated, and those that do not fit.
+    Every image and every text is read. Ends with 0 if a training could start, also with warnings, and with 2 if not.
+    With --model, texts are measured with its tokenizer: those that are truncated, and those that do not fit.
     """
     if task not in (None, "caption", "vqa"):
         raise UsageError(f"--task {task}: must be caption or vqa.")

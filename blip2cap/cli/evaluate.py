@@ -118,9 +118,9 @@ def evaluate(
         ),
     ] = None,
 ) -> None:
-    """Score captions, answers or an index against references, or captions by a matching model.
+    """Score captions, answers or an index.
 
-    Captions: BLEU, ROUGE-L, CIDEr-D. Answers: VQA accuracy, exact match, and for closed sets of answers balanced
+    Against references, or captions by a matching model. Captions: BLEU, ROUGE-L, CIDEr-D. Answers: VQA accuracy, exact match, and for closed sets of answers balanced
     accuracy and which answer was given for which. An index: recall@1, 5, 10, text to image and image to text. With 95 %
     intervals by bootstrap.
     """

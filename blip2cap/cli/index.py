@@ -58,7 +58,7 @@ def index(
         ),
     ] = False,
 ) -> None:
-    """Make an index of images to search in, or bring it up to date.
+    """Make an index of images, or bring it up to date.
 
     Only new and changed images are encoded. Images of the index that the inputs do not hold are removed from it: give
     all inputs every time. If it was stopped, the same command goes on.

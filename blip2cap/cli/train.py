@@ -123,7 +123,7 @@ def train(
         option("--dry-run", "Check the data, compute one batch and print its memory; write nothing.", panel="Other"),
     ] = False,
 ) -> None:
-    """Train a model on images with captions, or with questions and answers.
+    """Train a model on captions, or on questions and answers.
 
     caption and vqa fine-tune; stage1 and stage2 are the two stages of BLIP-2's pretraining. If it was stopped or
     killed, the same command goes on, with the same result. RUN is then a model: blip2cap caption IMAGES -m RUN. Several
