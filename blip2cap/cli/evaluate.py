@@ -120,9 +120,9 @@ def evaluate(
 ) -> None:
     """Score captions, answers or an index.
 
-    Against references, or captions by a matching model. Captions: BLEU, ROUGE-L, CIDEr-D. Answers: VQA accuracy, exact match, and for closed sets of answers balanced
-    accuracy and which answer was given for which. An index: recall@1, 5, 10, text to image and image to text. With 95 %
-    intervals by bootstrap.
+    Against references, or captions by a matching model. Captions: BLEU, ROUGE-L, CIDEr-D. Answers: VQA accuracy, exact
+    match, and for closed sets of answers balanced accuracy and which answer was given for which. An index: recall@1, 5,
+    10, text to image and image to text. With 95 % intervals by bootstrap.
     """
     if worst is not None and worst < 1:
         raise UsageError(f"--worst {worst}: must be 1 or more. Leave it out to see none.")
