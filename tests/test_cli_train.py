@@ -87,6 +87,15 @@ def test_other_tasks_make_models_too(data, task, model, use):
 
 
 @pytest.mark.slow
+def test_a_finished_run_of_adapters_alone_is_finished_too(data):
+    arguments = ("-o", "RUN", *QUICK, "--train", "lora", "--no-merge")
+    assert train("caption", *arguments).exit_code == 0
+    assert "config.json" not in files(data / "RUN")
+    again = train("caption", *arguments)
+    assert (again.exit_code, again.stderr.splitlines()[0][:39]) == (0, "RUN is finished, nothing to do. To use ")
+
+
+@pytest.mark.slow
 def test_a_dry_run_measures_a_batch_and_writes_nothing(data):
     before = files(data)
     done = train("caption", "-o", "RUN", *QUICK, "--dry-run", "--json")
