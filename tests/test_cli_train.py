@@ -96,6 +96,14 @@ def test_a_finished_run_of_adapters_alone_is_finished_too(data):
 
 
 @pytest.mark.slow
+def test_mixed_precision_makes_samples_and_a_model(data):
+    done = train("caption", "-o", "RUN", *QUICK_VAL, "--dtype", "bfloat16", "--train", "lora")
+    assert done.exit_code == 0, done.stderr
+    assert "  image: 6.png, text: " in done.stderr
+    assert invoke("caption", "imgs", "-m", "RUN", "-o", "captions.jsonl").exit_code == 0
+
+
+@pytest.mark.slow
 def test_a_dry_run_measures_a_batch_and_writes_nothing(data):
     before = files(data)
     done = train("caption", "-o", "RUN", *QUICK, "--dry-run", "--json")
