@@ -1,9 +1,14 @@
 """`blip2cap train`: what it prints, what it writes, and that RUN is a model."""
 
 import json
+import os
+import shlex
+import signal
+import subprocess
 import sys
 
 import pytest
+from safetensors.torch import load_file
 
 from blip2cap.tiny.scenes import draw
 from tests.commands import invoke
@@ -87,6 +92,23 @@ def test_other_tasks_make_models_too(data, task, model, use):
 
 
 @pytest.mark.slow
+def test_a_finished_run_of_adapters_alone_is_finished_too(data):
+    arguments = ("-o", "RUN", *QUICK, "--train", "lora", "--no-merge")
+    assert train("caption", *arguments).exit_code == 0
+    assert "config.json" not in files(data / "RUN")
+    again = train("caption", *arguments)
+    assert (again.exit_code, again.stderr.splitlines()[0][:39]) == (0, "RUN is finished, nothing to do. To use ")
+
+
+@pytest.mark.slow
+def test_mixed_precision_makes_samples_and_a_model(data):
+    done = train("caption", "-o", "RUN", *QUICK_VAL, "--dtype", "bfloat16", "--train", "lora")
+    assert done.exit_code == 0, done.stderr
+    assert "  image: 6.png, text: " in done.stderr
+    assert invoke("caption", "imgs", "-m", "RUN", "-o", "captions.jsonl").exit_code == 0
+
+
+@pytest.mark.slow
 def test_a_dry_run_measures_a_batch_and_writes_nothing(data):
     before = files(data)
     done = train("caption", "-o", "RUN", *QUICK, "--dry-run", "--json")
@@ -162,6 +184,56 @@ def test_without_matplotlib_no_training_begins(data, monkeypatch):
         "matplotlib is not installed; it draws loss.png and loss.svg. Install it: pip install 'blip2cap[train]'."
         in (done.stderr)
     )
+
+
+LONG = ("--max-steps", "300", "--batch-size", "3", "--num-workers", "2", "--log-every", "1", "--device", "cpu")
+
+
+def started(*arguments):
+    """Start the command in a process group of its own, as a shell does; return it after a step, and its command."""
+    command = ("blip2cap", "train", "caption", "--data", "train.json", "--images", "imgs", "-m", "tiny", *arguments)
+    process = subprocess.Popen(
+        [sys.executable, "-m", *command], stderr=subprocess.PIPE, text=True, start_new_session=True
+    )
+    assert any(line.startswith("Train:") for line in process.stderr)
+    return process, shlex.join(("python", "-m", *command))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("number", "exit_code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_a_signal_ends_a_training_with_a_checkpoint_and_the_command_that_continues(data, number, exit_code):
+    process, command = started("-o", "RUN", *LONG)
+    # Ctrl-C goes to the whole group, with the processes that decode.
+    (os.killpg if number == signal.SIGINT else os.kill)(process.pid, number)
+    _, stderr = process.communicate()
+    assert process.returncode == exit_code, stderr
+    lines = stderr.splitlines()
+    assert lines.count("Stopping after this batch; a second signal stops at once.") == 1  # not by processes that decode
+    steps = int(lines[-1].removeprefix("Stopped after step ").split()[0])
+    assert lines[-1] == f"Stopped after step {steps} of 300. To continue: {command}"
+    assert files(data / "RUN/checkpoints") == {f"step-{steps:06}"}
+    assert "config.json" not in files(data / "RUN")
+
+
+@pytest.mark.long
+@pytest.mark.timeout(300)
+def test_a_killed_training_of_the_real_model_ends_with_the_weights_of_an_unbroken_one(data):
+    options = ("--max-steps", "12", *LONG[2:], "--checkpoint-every", "4", "--train", "qformer", "--train", "lora")
+    process, _ = started("-o", "RUN", *options)
+    assert any("[1/2]" in line and "epoch: [2]" in line for line in process.stderr)  # step 5
+    os.killpg(process.pid, signal.SIGKILL)
+    process.communicate()
+    assert files(data / "RUN/checkpoints") >= {"step-000004"}
+    for out in ("RUN", "unbroken"):
+        done = train("caption", "-o", out, *options)
+        assert done.exit_code == 0, done.stderr
+        assert ("Resuming RUN after step" in done.stderr) == (out == "RUN")
+    resumed, unbroken = (load_file(data / out / "model.safetensors") for out in ("RUN", "unbroken"))
+    assert resumed.keys() == unbroken.keys()
+    assert [name for name in unbroken if not resumed[name].equal(unbroken[name])] == []
+    rows = [(data / out / "metrics.jsonl").read_text().splitlines() for out in ("RUN", "unbroken")]
+    losses = [[json.loads(row)["loss"] for row in each] for each in rows]
+    assert losses[0] == losses[1]
 
 
 def test_its_help_imports_no_torch(tmp_path):

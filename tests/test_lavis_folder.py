@@ -29,6 +29,8 @@ def test_everything_is_in_the_folder_and_nothing_beside_it(tmp_path: Path) -> No
     write_folder(tmp_path / "out", TENSORS, SETTINGS)
     assert [*tmp_path.iterdir()] == [tmp_path / "out"]
     assert content(tmp_path / "out").keys() == {*SETTINGS, "model.safetensors"}
+    modes = {(tmp_path / "out" / name).stat().st_mode for name in ("model.safetensors", "config.json")}
+    assert len(modes) == 1  # those of the umask; safetensors would make files that only their owner can read
 
 
 def test_large_weights_are_in_several_files_that_transformers_reads(

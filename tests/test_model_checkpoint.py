@@ -55,6 +55,13 @@ def test_the_commit_of_a_folder_changes_with_its_weights_and_configs(folder: Pat
     assert len({before, after, find(ModelOptions(name=str(folder))).commit}) == 3
 
 
+def test_the_commit_of_a_finished_training_does_not_change_with_its_checkpoints(folder: Path) -> None:
+    before = find(ModelOptions(name=str(folder))).commit
+    (folder / "checkpoints/step-000001").mkdir(parents=True)
+    (folder / "checkpoints/step-000001/trainable.safetensors").write_bytes(b"weights")
+    assert find(ModelOptions(name=str(folder))).commit == before
+
+
 def test_the_commit_changes_with_a_part_in_the_middle_of_large_weights(folder: Path) -> None:
     weights = folder / "model.safetensors"
     content = bytearray(weights.read_bytes()) * 3

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from pathlib import Path
 
@@ -12,7 +13,11 @@ from blip2cap.errors import ModelError, OutputError
 from blip2cap.models.checkpoint import find
 from blip2cap.options import ModelOptions
 from blip2cap.outputs.files import OsFiles
+from blip2cap.train.checkpoints import Checkpoints
 from blip2cap.train.model.finished import save_checkpoint
+from blip2cap.train.model.trainee import Trainee
+from blip2cap.train.options.model import TuneOptions
+from blip2cap.train.trainer import WEIGHTS, save_trainable
 from tests.training import read_base
 
 
@@ -57,6 +62,23 @@ def test_a_checkpoint_has_the_files_of_the_hub_and_leaves_others_alone(
         save_checkpoint(base, tmp_path, state=base.model.state_dict())
         assert files_of(tmp_path) == files_of(checkpoints(kind)) | {"recipe.toml"}
     assert (tmp_path / "processor_config.json").read_text() == (checkpoints(kind) / "processor_config.json").read_text()
+
+
+@pytest.mark.parametrize(("umask", "expected"), [(0o022, 0o644), (0o007, 0o660)])
+def test_files_have_the_permissions_that_the_umask_leaves(
+    checkpoints: Callable[[str], Path], tmp_path: Path, umask: int, expected: int
+) -> None:
+    base = read_base(checkpoints("opt"))
+    before = os.umask(umask)
+    try:
+        save_checkpoint(base, tmp_path / "RUN", state=base.model.state_dict())
+        with Checkpoints(tmp_path / "RUN/checkpoints").writing(1, writer=True, wait=lambda: None) as folder:
+            save_trainable(Trainee(base, stage="caption", tune=TuneOptions(), seed=0), folder / WEIGHTS)
+    finally:
+        os.umask(before)
+    paths = [path for path in (tmp_path / "RUN").rglob("*") if path.is_file()]
+    assert {path.suffix for path in paths} == {".json", ".safetensors"}
+    assert {path.stat().st_mode & 0o777 for path in paths} == {expected}
 
 
 def test_a_kill_leaves_the_old_checkpoint_or_none_or_the_new_one(

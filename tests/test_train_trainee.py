@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -152,6 +153,64 @@ def test_losses_in_mixed_precision_are_near_those_in_full(checkpoints: Callable[
     for name, loss in full.items():
         assert mixed[name].dtype == torch.float32
         assert mixed[name].item() == pytest.approx(loss.item(), rel=0.3), name
+
+
+@pytest.mark.parametrize("train", [("qformer",), ("qformer", "lora"), ("vision",)], ids="+".join)
+@pytest.mark.parametrize("kind", [*KINDS, "matching"])
+def test_rounding_frozen_weights_changes_no_loss_and_no_gradient_in_mixed_precision(
+    checkpoints: Callable[[str], Path], kind: str, train: tuple[str, ...]
+) -> None:
+    stage = "stage1" if kind == "matching" else "caption"
+    if stage == "stage1" and "lora" in train:
+        pytest.skip("stage 1 has no language model")
+    plain, rounded = (make_trainee(checkpoints(kind), *train, stage=stage) for _ in range(2))
+    rounded.round_frozen(torch.bfloat16, lambda: read_base(checkpoints(kind), stage).model)
+    batch = (pair_batch if stage == "stage1" else text_batch)(plain.base)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        expected, found = gradients(plain, dict(batch)), gradients(rounded, dict(batch))
+    assert expected.keys() == found.keys()
+    assert [name for name in expected if not torch.equal(expected[name], found[name])] == []
+    halved = {name for name, value in rounded.named_parameters() if value.dtype == torch.bfloat16}
+    assert not halved & rounded.trainable().keys()
+    large = {
+        f"{name}.weight"
+        for name, module in rounded.named_modules()
+        if isinstance(module, torch.nn.Linear) and re.search(r"vision_model.*\.layers\.|\.(layers|block)\.", name)
+    }
+    assert large - rounded.trainable().keys() <= halved
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_finished_model_has_the_values_of_its_base_where_frozen_weights_were_rounded(
+    checkpoints: Callable[[str], Path], tmp_path: Path, kind: str, dtype: torch.dtype
+) -> None:
+    folder = checkpoints(kind)
+    trainee, plain = (make_trainee(folder, "lora") for _ in range(2))
+    trainee.round_frozen(dtype, lambda: read_base(folder).model)
+    with torch.autocast("cpu", dtype=dtype):
+        learn(trainee, 2)
+    live = {name: value.clone() for name, value in trainee.state_dict().items()}
+    with trainee.in_one_dtype():
+        assert len(texts(trainee.captioner())) == 3
+    assert [name for name, value in trainee.state_dict().items() if not torch.equal(value, live[name])] == []
+    assert {value.dtype for value in trainee.trainable().values()} == {torch.float32}
+    trainee.save(tmp_path)
+    assert '"dtype": "float32"' in (tmp_path / "config.json").read_text()
+    plain.load_state_dict({**plain.state_dict(), **trainee.trainable()})
+    plain.save(tmp_path / "expected")
+    found, expected = read_base(tmp_path).model.state_dict(), read_base(tmp_path / "expected").model.state_dict()
+    assert [name for name in expected if not torch.equal(found[name], expected[name])] == []
+
+
+def test_a_base_that_changed_while_it_was_trained_is_refused(
+    checkpoints: Callable[[str], Path], tmp_path: Path
+) -> None:
+    trainee, other = make_trainee(checkpoints("opt")), read_base(checkpoints("opt")).model
+    other.vision_model.encoder.layers[0].mlp.fc1.weight.data.mul_(2)
+    trainee.round_frozen(torch.bfloat16, lambda: other)
+    with pytest.raises(ModelError, match=r"has changed since the training began, in vision_model.encoder.layers.0.mlp"):
+        trainee.save(tmp_path)
 
 
 def test_adapters_begin_as_nothing_and_are_merged_exactly(checkpoints: Callable[[str], Path], tmp_path: Path) -> None:

@@ -57,7 +57,7 @@ def stop_on_signal(*, quiet: bool = False) -> Iterator[Stop]:
 
     The first signal raises Stopped, or is only noted, see `Stop`. A later one has its default effect: it kills.
     """
-    stop, noted = Stop(), 0.0
+    stop, noted, process = Stop(), 0.0, os.getpid()
 
     def handle(number: int, frame: FrameType | None) -> None:
         nonlocal noted
@@ -67,7 +67,7 @@ def stop_on_signal(*, quiet: bool = False) -> Iterator[Stop]:
                 os.kill(os.getpid(), number)
             return
         stop.signal, noted = number, time.monotonic()
-        if not quiet:
+        if not quiet and os.getpid() == process:  # Ctrl-C reaches processes that decode too, which a fork has made
             when = "" if stop.at_once else " after this batch"
             # Not through sys.stderr: the handler may interrupt a write to it. The terminal may be closed.
             with suppress(OSError):

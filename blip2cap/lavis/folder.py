@@ -14,7 +14,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from blip2cap.errors import OutputError, OutputGoneError, OutputLockedError, OutputRefusedError
-from blip2cap.outputs.files import OS_FILES, Files, close_quietly, sync_folder, write_whole
+from blip2cap.outputs.files import OS_FILES, Files, close_quietly, sync_folder, sync_library_file, write_whole
 
 MAX_SHARD_BYTES = 5_000_000_000
 """Size of a file of weights, as transformers 4 has written those on the hub."""
@@ -104,11 +104,7 @@ def _write_weights(folder: Path, tensors: Mapping[str, Tensor], files: Files, ma
     for number, shard in enumerate(shards, start=1):
         name = "model.safetensors" if len(shards) == 1 else f"model-{number:05}-of-{len(shards):05}.safetensors"
         save_file(shard, folder / name, metadata={"format": "pt"})
-        file = files.open(folder / name, os.O_RDONLY)
-        try:
-            files.fsync(file)
-        finally:
-            close_quietly(files, file)
+        sync_library_file(files, folder / name)
         weight_map |= dict.fromkeys(shard, name)
     if len(shards) > 1:
         metadata = {"total_size": sum(tensor.nbytes for tensor in tensors.values())}

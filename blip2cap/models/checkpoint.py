@@ -28,6 +28,8 @@ PACKAGED = {"tiny": TINY, "tiny-itm": TINY_ITM}
 KNOWN = Path(__file__).parent / "known"
 """Folder of the configurations of known checkpoints on the hub, to measure speed without their weights."""
 
+_CHECKPOINTS = "checkpoints"
+"""Folder in a finished training with the states to resume it from, which are no part of its model."""
 _BLOCK = 65536
 _NUM_BLOCKS = 128
 
@@ -184,6 +186,8 @@ def _fingerprint(folder: Path) -> str:
     """
     digest = hashlib.sha256()
     for path in sorted(folder.rglob("*")):
+        if path.relative_to(folder).parts[0] == _CHECKPOINTS:
+            continue
         if path.suffix in (".json", ".txt", ".model", ".safetensors") and path.is_file():
             size = path.stat().st_size
             digest.update(f"{path.relative_to(folder)}\0{size}\0".encode())

@@ -179,6 +179,20 @@ def write_all(files: Files, file: int, data: bytes | memoryview) -> None:
         view = view[taken:]
 
 
+def sync_library_file(files: Files, path: Path) -> None:
+    """Write a file that a library has made to the disk; give it the permissions that a new file has in its folder.
+
+    safetensors makes files that only their owner can read.
+    """
+    file = files.open(path, os.O_RDONLY)
+    try:
+        mode = files.stat(path.parent).st_mode & 0o666  # as the umask left it when the folder was made
+        files.fchmod(file, mode)
+        files.fsync(file)
+    finally:
+        close_quietly(files, file)
+
+
 def sync_folder(files: Files, folder: Path) -> None:
     """Wait until new, renamed and removed names in a folder are on the disk."""
     file = files.open(folder, os.O_RDONLY | os.O_DIRECTORY)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import re
 import shutil
 from collections.abc import Callable, Iterator
@@ -10,7 +9,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from blip2cap.outputs.files import OS_FILES, Files, sync_folder
+from blip2cap.outputs.files import OS_FILES, Files, sync_folder, sync_library_file
 
 _NAME = re.compile(r"step-(\d{6,})")
 
@@ -52,7 +51,7 @@ class Checkpoints:
         wait()
         if writer:
             for path in temporary.iterdir():
-                _sync(path, self.files)
+                sync_library_file(self.files, path)
             sync_folder(self.files, temporary)
             shutil.rmtree(self.path(step), ignore_errors=True)
             self.files.replace(temporary, self.path(step))
@@ -67,11 +66,3 @@ class Checkpoints:
                 self.files.replace(self.path(step), self.temporary(step))
         for path in self.folder.glob(".step-*.tmp"):
             shutil.rmtree(path, ignore_errors=True)
-
-
-def _sync(path: Path, files: Files) -> None:
-    file = files.open(path, os.O_RDONLY)
-    try:
-        files.fsync(file)
-    finally:
-        files.close(file)

@@ -97,6 +97,10 @@ def prepare(job: TrainJob, arguments: TrainingArguments, *, dtype: torch.dtype, 
     collate = make_collator(base, job.data)
     data = _checked(data, job, arguments, collate, say)
     trainee = Trainee(base, stage=job.task, tune=job.tune, seed=job.loop.seed)
+    if dtype != torch.float32:
+        trainee.round_frozen(
+            dtype, lambda: load_base(job.model, stage=job.task, tune=job.tune, seed=job.loop.seed).model
+        )
     trainee.to(arguments.device)
     train = TrainDataset(data.train, base.image_size, job.loop.seed)
     val = TrainDataset(data.val, base.image_size, shuffle=False) if data.val else None

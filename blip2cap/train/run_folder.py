@@ -21,9 +21,10 @@ from blip2cap.errors import OutputError, OutputLockedError, OutputRefusedError, 
 from blip2cap.outputs.files import OS_FILES, Files, close_quietly, sync_folder, write_whole
 from blip2cap.train.checkpoints import Checkpoints
 from blip2cap.train.logs import RowFile
+from blip2cap.train.model.finished import CONFIGS
 from blip2cap.train.recipe_file import FOUND, differences, read_recipe, toml
 
-_LOCK, _RECIPE, _FINISHED = ".lock", "recipe.toml", "config.json"
+_LOCK, _RECIPE = ".lock", "recipe.toml"
 _FREE = frozenset({"device", "num-workers", "log-every", "num-samples", "report-to"})
 """Options that may change when a training is resumed: its result does not depend on them."""
 
@@ -57,7 +58,7 @@ class RunFolder:
     @property
     def is_finished(self) -> bool:
         """True if the finished model is there."""
-        return (self.path / _FINISHED).is_file()
+        return any((self.path / name).is_file() for name in CONFIGS)
 
     def check(self, recipe: Mapping[str, Any]) -> None:
         """Raise OutputRefusedError if the folder has other files, or a training with another recipe.

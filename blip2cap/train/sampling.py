@@ -9,6 +9,7 @@ from blip2cap.models.base import TextModel
 from blip2cap.options import ANSWER_NEW_TOKENS, GenerateOptions
 from blip2cap.records import Prompt
 from blip2cap.train.data.collate import Prompts
+from blip2cap.train.data.dataset import Sample
 from blip2cap.train.prepare import Prepared, TrainJob
 
 
@@ -32,7 +33,19 @@ class Sampler:
         val = self._prepared.val
         assert val is not None
         samples = [val[position] for position in self._positions]
-        model = cast(TextModel, self._prepared.trainee.captioner())
+        trainee = self._prepared.trainee
+        with trainee.in_one_dtype():
+            results = self._results(cast(TextModel, trainee.captioner()), samples)
+        rows = []
+        for sample, result in zip(samples, results, strict=True):
+            example = val.data.examples[sample.index]
+            text = str(result) if isinstance(result, ImageError) else result[0].text
+            question = {} if sample.question is None else {"question": sample.question}
+            rows.append({"image": example.name, **question, "text": text, "expected": sample.target})
+        return rows
+
+    def _results(self, model: TextModel, samples: list[Sample]) -> list[Any]:
+        """Return the result of each sample: generated texts, or an ImageError."""
         options = GenerateOptions(max_new_tokens=ANSWER_NEW_TOKENS) if self._task == "vqa" else GenerateOptions()
         session = model.start_texts(options, capacity=None)
         features = session.encode([sample.pixels.permute(1, 2, 0).numpy() for sample in samples])
@@ -42,10 +55,4 @@ class Sampler:
         tickets, results = session.add(features, prompts), dict[int, Any]()
         while session.num_pending:
             results.update(session.advance())
-        rows = []
-        for sample, ticket in zip(samples, tickets, strict=True):
-            result, example = results[ticket], val.data.examples[sample.index]
-            text = str(result) if isinstance(result, ImageError) else result[0].text
-            question = {} if sample.question is None else {"question": sample.question}
-            rows.append({"image": example.name, **question, "text": text, "expected": sample.target})
-        return rows
+        return [results[ticket] for ticket in tickets]

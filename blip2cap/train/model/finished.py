@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -14,10 +13,10 @@ from transformers import Blip2Processor, BlipImageProcessorPil, InstructBlipProc
 from blip2cap.errors import OutputError
 from blip2cap.models import adapter
 from blip2cap.models.loading import quiet_libraries
-from blip2cap.outputs.files import OS_FILES, Files, sync_folder
+from blip2cap.outputs.files import OS_FILES, Files, sync_folder, sync_library_file
 from blip2cap.train.model.base import Base
 
-_CONFIGS = ("config.json", adapter.CONFIG)
+CONFIGS = ("config.json", adapter.CONFIG)
 """Written last, removed first: a folder without any is no checkpoint."""
 _WEIGHTS = ("model*.safetensors", "model.safetensors.index.json", adapter.WEIGHTS)
 
@@ -44,7 +43,7 @@ def save_folder(folder: Path, write: Callable[[Path], None], *, files: Files = O
         with quiet_libraries():
             write(temporary)
         for path in (path for path in temporary.rglob("*") if path.is_file()):
-            _sync(path, files)
+            sync_library_file(files, path)
         _move(temporary, folder, files)
     except OSError as error:
         raise OutputError(f"{folder} cannot be written: {error.strerror}. Use another --out.") from error
@@ -64,25 +63,17 @@ def _processor(base: Base) -> Any:
 
 def _move(temporary: Path, folder: Path, files: Files) -> None:
     """Move everything into the folder; at any moment it holds the old checkpoint, none, or the new one."""
-    for name in _CONFIGS:
+    for name in CONFIGS:
         (folder / name).unlink(missing_ok=True)
     sync_folder(files, folder)
     for path in (path for pattern in _WEIGHTS for path in folder.glob(pattern)):
         path.unlink()  # shards, whose number may change
-    for path in sorted(temporary.iterdir(), key=lambda path: path.name in _CONFIGS):
+    for path in sorted(temporary.iterdir(), key=lambda path: path.name in CONFIGS):
         target = folder / path.name
         if target.is_dir():
             shutil.rmtree(target)
-        if path.name in _CONFIGS:
+        if path.name in CONFIGS:
             sync_folder(files, folder)
         files.replace(path, target)
     temporary.rmdir()
     sync_folder(files, folder)
-
-
-def _sync(path: Path, files: Files) -> None:
-    file = files.open(path, os.O_RDONLY)
-    try:
-        files.fsync(file)
-    finally:
-        files.close(file)

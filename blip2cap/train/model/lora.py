@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -78,15 +79,16 @@ def is_adapter(name: str) -> bool:
     return ".lora_" in name
 
 
-def merged_state(model: nn.Module) -> dict[str, torch.Tensor]:
+def merged_state(model: nn.Module, state: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
     """Return the state of a model with adapters added to the weights, under the names that it has without adapters.
 
-    The model does not change. Tensors without adapters are its own.
+    The model does not change, nor do the tensors of `state`.
     """
-    state = {name.replace(".base_layer.", "."): value for name, value in model.state_dict().items()}
+    state = {name.replace(".base_layer.", "."): value for name, value in state.items()}
     state = {name: value for name, value in state.items() if not is_adapter(name)}
     for name, module in model.named_modules():
         if hasattr(module, "base_layer"):
             layer: Any = module
-            state[f"{name}.weight"] = state[f"{name}.weight"] + layer.get_delta_weight(_ADAPTER)
+            weight = state[f"{name}.weight"]
+            state[f"{name}.weight"] = weight + layer.get_delta_weight(_ADAPTER).to(weight.device)
     return state

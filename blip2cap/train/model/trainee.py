@@ -5,6 +5,8 @@ Shapes: B = examples, T = tokens, V = vocabulary.
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -47,6 +49,9 @@ class Trainee(nn.Module):
         tune.check_stage(stage)
         self.base, self.model = base, base.model
         self._adapters_alone = tune.no_merge
+        self.frozen_dtype = torch.float32
+        self._rounded: tuple[str, ...] = ()
+        self._read_again: Callable[[], nn.Module] | None = None
         if "lora" in tune.parts:
             lora.add_adapters(self.model.language_model, tune, checkpoint=base.checkpoint, seed=seed)
         prefixes = tuple(prefix for part in tune.parts for prefix in _PREFIXES[part])
@@ -86,6 +91,47 @@ class Trainee(nn.Module):
         """Return the parameters that train, by their names in `state_dict`."""
         return {name: parameter for name, parameter in self.named_parameters() if parameter.requires_grad}
 
+    def round_frozen(self, dtype: torch.dtype, read_again: Callable[[], nn.Module]) -> None:
+        """Store the frozen weights of linear layers in `dtype`, that of autocast: half the memory, and no loss changes.
+
+        Autocast would round them for every product anyway; all else stays float32. `read_again` returns the network as
+        it was at first, whose own values `save` writes.
+        """
+        # A head may have the weights of the embeddings, which nothing rounds.
+        shared = {id(module.weight) for module in self.model.modules() if isinstance(module, nn.Embedding)}
+        linear = {
+            f"{name}.{key}"
+            for name, module in self.model.named_modules()
+            if isinstance(module, nn.Linear) and id(module.weight) not in shared
+            for key, _ in module.named_parameters(recurse=False)
+        }
+        self.frozen_dtype, self._read_again = dtype, read_again
+        self._rounded = tuple(
+            name for name, parameter in self._in_dtype_of_runs() if name in linear and not parameter.requires_grad
+        )
+        for name in self._rounded:
+            parameter = self.model.get_parameter(name)
+            parameter.data = parameter.data.to(dtype)
+
+    def _in_dtype_of_runs(self) -> list[tuple[str, nn.Parameter]]:
+        """Return what a run has in `frozen_dtype`, by names: everything, but in float16 what transformers spares."""
+        spared: set[str] = set()
+        if self.frozen_dtype == torch.float16:
+            spared.update(*(getattr(each, "_keep_in_fp32_modules", None) or () for each in self.model.modules()))
+        return [(name, each) for name, each in self.model.named_parameters() if not spared & {*name.split(".")}]
+
+    @contextmanager
+    def in_one_dtype(self) -> Iterator[None]:
+        """Have the network in `frozen_dtype` as a whole within the block, as runs have it."""
+        before = [(parameter, parameter.data) for _, parameter in self._in_dtype_of_runs()]
+        try:
+            for parameter, data in before:
+                parameter.data = data.to(self.frozen_dtype)
+            yield
+        finally:
+            for parameter, data in before:
+                parameter.data = data
+
     def groups(self, options: OptimOptions) -> list[dict[str, Any]]:
         """Return the parameter groups for AdamW, each with its `lr` and `weight_decay`."""
         return parameter_groups(
@@ -93,7 +139,10 @@ class Trainee(nn.Module):
         )
 
     def captioner(self) -> Model:
-        """Return a model that captions, or matches, with the live weights, which must be in eval mode while it does."""
+        """Return a model that captions, or matches, with the live weights, which must be in eval mode while it does.
+
+        After `round_frozen` it runs only `in_one_dtype`.
+        """
         base = self.base
         common: dict[str, Any] = {"checkpoint": base.checkpoint, "mean": base.mean, "std": base.std}
         if base.family == "matching":
@@ -106,13 +155,29 @@ class Trainee(nn.Module):
         """Write a whole checkpoint in the form of the hub, float32, with adapters merged; the live weights stay.
 
         With `no_merge` write adapters alone. A checkpoint in the folder is replaced; its other files stay. Raises
-        OutputError.
+        OutputError, and ModelError if weights must be read again and are others than before.
         """
         if self._adapters_alone:
             checkpoint = self.base.checkpoint
             save_folder(folder, lambda new: lora.write_adapters(self.model, new, checkpoint=checkpoint))
             return
-        save_checkpoint(self.base, folder, state=lora.merged_state(self.model))
+        save_checkpoint(
+            self.base, folder, state=lora.merged_state(self.model, {**self.model.state_dict(), **self._unrounded()})
+        )
+
+    def _unrounded(self) -> dict[str, torch.Tensor]:
+        """Return the values that `round_frozen` has rounded, by their names in the state of the network."""
+        if self._read_again is None:
+            return {}
+        rounded, state = self.model.state_dict(), self._read_again().state_dict()
+        found = {name: state[name.replace(".base_layer.", ".")] for name in self._rounded}
+        for name, value in found.items():
+            if not torch.equal(value.to(rounded[name].dtype), rounded[name].cpu()):
+                raise ModelError(
+                    f"--model {self.base.checkpoint.name}: it has changed since the training began, in {name}. Restore "
+                    "it and run the same command again, which continues at the last checkpoint."
+                )
+        return found
 
 
 def _begin_id(base: Base) -> int:
