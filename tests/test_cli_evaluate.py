@@ -74,6 +74,11 @@ def test_scores_are_json_as_shares(captions: str) -> None:
     assert (worst["file_name"], worst["references"]) == ("b.png", ["a green tree"])
 
 
+def test_a_folder_of_images_is_refused_where_no_image_is_read(captions: str) -> None:
+    refused = invoke("evaluate", captions, "--references", "lavis.json", "--images", "images")
+    assert (refused.exit_code, "--images images: no image is read here" in refused.stderr) == (2, True)
+
+
 def test_two_runs_are_compared_on_the_same_images(captions: str, here: Path) -> None:
     better = {"a.png": "a red car", "b.png": "a green tree", "sub/c.png": "a purple boat at night"}
     other = rows(here, "other.jsonl", better)

@@ -140,6 +140,13 @@ def test_results_of_coco_and_vqa_are_outputs(here: Path) -> None:
         ({"images": [{"file_name": "a.jpg"}], "annotations": []}, "an image lacks 'id'"),
         ({"questions": [{"question": "what?"}], **VQA}, "a question lacks 'question_id'"),
         ({**VQA, "questions": [{"question": "what?", "question_id": 1}]}, "no question has the id 70"),
+        ("5", "5 is no list and no object"),
+        ({"images": [], "annotations": None}, "its annotations are no list of objects"),
+        ({**COCO, "images": ["a.jpg"]}, "its images are no list of objects"),
+        ({**VQA, "questions": {"70": "what?"}}, "its questions are no list of objects"),
+        ([{"image": "a.jpg", "question": 5, "answer": "yes"}], "entry 1 has 5 for a question"),
+        ([{"image": "a\ud800.jpg", "caption": "a cat"}], "for the name of an image"),
+        ({f"{number}.jpg": {"caption": "a cat"} for number in range(1000)}, r"18\.jpg, 19\.jpg, \.\.\.\. Expected"),
     ],
 )
 def test_what_is_no_reference_is_named(here: Path, content: Any, message: str) -> None:
@@ -147,6 +154,11 @@ def test_what_is_no_reference_is_named(here: Path, content: Any, message: str) -
     (here / "ref.json").write_bytes(data if isinstance(data, bytes) else data.encode())
     with pytest.raises(InputError, match=message):
         read_references(["ref.json"])
+
+
+def test_ids_of_a_table_with_gaps_are_whole_numbers(here: Path) -> None:
+    found = read_output(save("results.json", [{"image_id": 42.0, "caption": "a cat"}]))
+    assert found.entries[0].image_id == "42"
 
 
 def test_scores_and_missing_files_are_no_output(here: Path) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 
 from blip2cap.errors import InputError
@@ -92,6 +94,14 @@ def test_nothing_in_common_shows_names_of_both_sides() -> None:
 def test_an_image_that_is_there_twice_is_refused() -> None:
     with pytest.raises(InputError, match=r"a\.jpg is there twice"):
         pair(captions("a.jpg", "./a.jpg"), captions("a.jpg"))
+
+
+def test_a_name_that_is_there_twice_matters_only_where_names_are_compared() -> None:
+    asked = Entry(image="a.jpg", question="what?", texts=("cat",))
+    wanted = Entries(given="wanted", entries=(replace(asked, question_id="1"), replace(asked, question_id="2")))
+    own = Entries(given="own", entries=tuple(Entry(question_id=each, texts=("cat",)) for each in ("2", "1")))
+    found = pair(own, wanted)
+    assert (found.by, len(found.pairs)) == ("question_id", 2)
 
 
 def test_captions_are_not_compared_with_answers() -> None:

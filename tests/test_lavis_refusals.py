@@ -164,7 +164,9 @@ def test_a_file_that_cannot_be_read_is_refused(
     assert "Expected" in message or "If you trust" in message
 
 
-@pytest.mark.parametrize("content", [[1, 2], {"model": {}}, {"model": {"a": 1}}, {"epoch": 3}])
+@pytest.mark.parametrize(
+    "content", [[1, 2], {"model": {}}, {"model": {"a": 1}}, {"epoch": 3}, {"model": {5: torch.ones(1)}}]
+)
 def test_a_file_without_parameters_is_refused(content: Any, opt: Path, tmp_path: Path) -> None:
     torch.save(content, tmp_path / "checkpoint.pth")
     assert "holds no parameters. Expected what LAVIS saves" in refusal(tmp_path / "checkpoint.pth", opt)
@@ -175,6 +177,12 @@ def test_a_model_that_is_none_of_blip2_is_refused(opt: Path, tmp_path: Path) -> 
     message = refusal(tmp_path / "checkpoint.pth", opt)
     assert "no parameter that tells which model it is of" in message
     assert "it has text_decoder.bert.weight" in message
+
+
+@pytest.mark.parametrize("config", [[1], {"model": "blip2"}])
+def test_a_configuration_of_another_program_says_nothing(config: Any, opt: Path, tmp_path: Path) -> None:
+    torch.save({"model": {"opt_proj.weight": torch.ones(2, 2)}, "config": config}, tmp_path / "checkpoint.pth")
+    assert f"does not fit --base {opt}" in refusal(tmp_path / "checkpoint.pth", opt)
 
 
 def test_a_missing_file_is_an_input_error(opt: Path, tmp_path: Path) -> None:

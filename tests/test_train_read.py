@@ -244,6 +244,37 @@ def test_the_place_of_a_single_entry_on_one_line_is_its_index(here):
     assert read("caption", save(here / "train.json", LAVIS_CAPTIONS[:1])).train.examples[0].where == "train.json[0]"
 
 
+def test_texts_and_names_that_are_no_unicode_are_problems(here):
+    rows = [
+        {"image": "a.png", "caption": "a \ud800 cat"},
+        {"image": "a\ud800.png", "caption": "a cat"},
+        {"image": "a\0.png", "caption": "a cat"},
+    ]
+    data = read("caption", save(here / "a.json", rows))
+    assert reasons(data) == [("wrong type", "a.json[0]"), ("wrong type", "a.json[1]"), ("empty text", "a.json[2]")]
+    assert [os.path.basename(path) for path in data.train.other_paths] == ["a.png"]
+
+
+@pytest.mark.parametrize("encoded", ["!!x", 5])
+def test_a_row_with_a_damaged_name_is_a_problem(here, encoded):
+    own = {"file_name": "a.png", "file_name_b64": encoded, "status": "ok", "text": "a cat"}
+    assert reasons(read("caption", save(here / "a.jsonl", own))) == [("wrong type", "a.jsonl:1")]
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ({**ANNOTATIONS, "questions": {"70": "is it day?"}}, "annotations without questions"),
+        ({**QUESTIONS, "annotations": {"70": "yes"}}, "questions without annotations"),
+        ({"annotations": COCO["annotations"]}, "annotations without images. Expected COCO's whole object"),
+        ({str(number): 1 for number in range(1000)}, r"18, 19, \.\.\.\. Expected"),
+    ],
+)
+def test_an_object_that_lacks_a_list_is_an_error_that_says_which(here, content, message):
+    with pytest.raises(InputError, match=message):
+        read("vqa", save(here / "a.json", content))
+
+
 def test_a_column_that_is_not_found_is_an_error_that_names_the_columns_and_the_option(here):
     file = save(here / "train.json", [{"picture": "a.png", "words": "a cat"}])
     with pytest.raises(InputError, match=r"no column with names of images .* are picture, words.*image_column"):

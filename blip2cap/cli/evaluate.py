@@ -126,6 +126,8 @@ def evaluate(
     """
     if worst is not None and worst < 1:
         raise UsageError(f"--worst {worst}: must be 1 or more. Leave it out to see none.")
+    if images is not None and not itm and html is None:
+        raise UsageError(f"--images {images}: no image is read here. Leave it out, or add --itm or --html.")
     check_targets(None, html, null=False, overwrite=overwrite)
     from blip2cap.evaluate.run import EvaluationJob, Evaluator
 

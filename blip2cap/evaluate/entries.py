@@ -22,6 +22,8 @@ _QUESTION_IDS = ("question_id", "instance_id")
 _ANSWERS = ("answers", "answer", "direct_answers")
 _CAPTIONS = ("texts", "text", "captions", "caption")
 """Keys of entries, in order of preference; the second of each is LAVIS's."""
+_NUM_KEYS = 20
+"""Most keys of an object that a message names."""
 EXPECTED = (
     "Expected COCO captions, VQA annotations, LAVIS annotations (a list of objects with image and caption, or image, "
     "question and answer), or an output of blip2cap."
@@ -117,6 +119,8 @@ def read_references(files: Sequence[str]) -> Entries:
         content = _read_json(file)
         if isinstance(content, list):
             found += _of_objects(file, content)
+        elif not isinstance(content, dict):
+            raise _wrong(file, f"{_shown(content)} is no list and no object")
         else:
             questions |= {each.question_id: each for each in _questions(file, content)}
             found += _of_coco(file, content)
@@ -152,18 +156,21 @@ def _of_objects(given: str, content: Iterable[Any]) -> Iterator[Entry]:
         answers = _first(each, _ANSWERS)
         texts = answers if answers is not None else _first(each, _CAPTIONS)
         if texts is None:
-            raise _wrong(given, f"entry {number} has no caption and no answer, but {', '.join(each)}")
+            raise _wrong(given, f"entry {number} has no caption and no answer, but {_keys(each)}")
+        question = _first(each, _QUESTIONS) if answers is not None else None
+        if not isinstance(question, str | None):
+            raise _wrong(given, f"entry {number} has {_shown(question)} for a question")
         entry = Entry(
-            image=str(_first(each, _NAMES) or ""),
+            image=_image(given, number, _first(each, _NAMES)),
             image_id=_id(each.get("image_id")),
-            question=_first(each, _QUESTIONS) if answers is not None else None,
+            question=question,
             question_id=_id(_first(each, _QUESTION_IDS)) if answers is not None else "",
             texts=() if each.get("status") == "failed" else _texts(given, number, texts),
             question_type=str(each.get("question_type") or ""),
             answer_type=str(each.get("answer_type") or ""),
         )
         if not (entry.image or entry.image_id or entry.question_id):
-            raise _wrong(given, f"entry {number} names no image and no question, only {', '.join(each)}")
+            raise _wrong(given, f"entry {number} names no image and no question, only {_keys(each)}")
         yield entry
 
 
@@ -172,27 +179,36 @@ def _of_coco(given: str, content: Mapping[str, Any]) -> Iterator[Entry]:
     if "annotations" not in content:
         if "questions" in content:
             return
-        raise _wrong(given, f"an object with {', '.join(content) or 'nothing'}")
+        raise _wrong(given, f"an object with {_keys(content)}")
+    images = [each for each in _objects(given, content, "images") if "file_name" in each]
     try:
-        names = {_id(each["id"]): str(each["file_name"]) for each in content.get("images", ()) if "file_name" in each}
-    except (KeyError, TypeError) as error:
+        names = {_id(each["id"]): str(each["file_name"]) for each in images}
+    except KeyError as error:
         raise _wrong(given, f"an image lacks {error}") from error
-    for entry in _of_objects(given, content["annotations"]):
+    for entry in _of_objects(given, _objects(given, content, "annotations")):
         yield replace(entry, image=entry.image or names.get(entry.image_id, ""))
 
 
 def _questions(given: str, content: Mapping[str, Any]) -> Iterator[Entry]:
     """Yield the questions of VQA, which have no answers."""
     try:
-        for each in content.get("questions", ()):
+        for each in _objects(given, content, "questions"):
             yield Entry(
                 image_id=_id(each.get("image_id")),
                 question=str(each["question"]),
                 question_id=_id(each["question_id"]),
                 texts=(),
             )
-    except (KeyError, TypeError, AttributeError) as error:
+    except KeyError as error:
         raise _wrong(given, f"a question lacks {error}") from error
+
+
+def _objects(given: str, content: Mapping[str, Any], name: str) -> list[dict[str, Any]]:
+    """Return a list of objects of COCO or VQA, empty if it is not there. Raises InputError for anything else."""
+    found = content.get(name, [])
+    if not isinstance(found, list) or not all(isinstance(each, dict) for each in found):
+        raise _wrong(given, f"its {name} are no list of objects")
+    return found
 
 
 def _with_question(given: str, entry: Entry, questions: Mapping[str, Entry]) -> Entry:
@@ -237,13 +253,35 @@ def _texts(given: str, number: int, value: Any) -> tuple[str, ...]:
     every = value if isinstance(value, list) else [value]
     texts = [each.get("answer") if isinstance(each, dict) else each for each in every]
     if not texts or not all(isinstance(text, str) for text in texts):
-        raise _wrong(given, f"entry {number} has {json.dumps(value)[:60]} for texts")
+        raise _wrong(given, f"entry {number} has {_shown(value)} for texts")
     return tuple(map(str, texts))
 
 
+def _image(given: str, number: int, value: Any) -> str:
+    """Return the name of an image, "" for none. Raises InputError for what no file can be called."""
+    name = "" if value is None else str(value)
+    try:
+        os.fsencode(name)
+    except UnicodeEncodeError as error:
+        raise _wrong(given, f"entry {number} has {_shown(name)} for the name of an image") from error
+    return name
+
+
 def _id(value: Any) -> str:
-    """Return an id as text: files of one data set write 42 and "42"."""
+    """Return an id as text: files of one data set write 42 and "42", and tables with a gap 42.0."""
+    if isinstance(value, float) and value.is_integer():
+        value = int(value)
     return "" if value is None else str(value)
+
+
+def _keys(content: Mapping[str, Any]) -> str:
+    """Return the first keys of an object, for a message: those of kohya's are all names of images."""
+    shown = ", ".join([*content][:_NUM_KEYS]) or "nothing"
+    return shown if len(content) <= _NUM_KEYS else f"{shown}, ..."
+
+
+def _shown(value: Any) -> str:
+    return json.dumps(value)[:60]
 
 
 def _wrong(given: str, reason: str) -> InputError:

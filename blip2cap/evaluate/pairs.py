@@ -111,16 +111,27 @@ def pair(output: Entries, references: Entries, *, only_matched: bool = False) ->
             f"{output.given} has {output.noun}s, {references.given} has {references.noun}s. Expected references of the "
             "same kind."
         )
-    best: tuple[_Way, dict[tuple[str, ...], Entry], dict[tuple[str, ...], Entry]] | None = None
+    best: tuple[_Way, _ByKey, _ByKey] | None = None
     most = 0
     for way in _OF_QUESTIONS if output.are_answers else _OF_IMAGES:
-        own, wanted = (_by_key(entries, key, way) for entries, key in ((output, way.own), (references, way.reference)))
-        if (num_common := len(own.keys() & wanted.keys())) > most:
+        own, wanted = _by_key(output, way.own), _by_key(references, way.reference)
+        if way.is_loose and (own.twice or wanted.twice):
+            continue
+        if (num_common := len(own.entries.keys() & wanted.entries.keys())) > most:
             best, most = (way, own, wanted), num_common
     if best is None:
         raise InputError(_nothing_fits(output, references))
     way, own, wanted = best
-    pairs = tuple(Pair(own=own[key], reference=wanted[key]) for key in wanted if key in own and own[key].texts)
+    for entries, found in ((output, own), (references, wanted)):
+        if found.twice:
+            raise InputError(
+                f"{entries.given}: {found.twice.label} is there twice. Expected one entry for each {way.name}."
+            )
+    pairs = tuple(
+        Pair(own=each, reference=reference)
+        for key, reference in wanted.entries.items()
+        if (each := own.entries.get(key)) is not None and each.texts
+    )
     left_out = _left_out(output, references, pairs)
     if left_out and not only_matched:
         raise InputError(
@@ -132,19 +143,23 @@ def pair(output: Entries, references: Entries, *, only_matched: bool = False) ->
     return Pairs(pairs=pairs, by=way.name, left_out=left_out)
 
 
-def _by_key(entries: Entries, key: Key, way: _Way) -> dict[tuple[str, ...], Entry]:
-    """Return entries by their keys, without those that have none. Raises InputError for a key that is there twice."""
+@dataclass(frozen=True, kw_only=True, slots=True)
+class _ByKey:
+    """The entries of one side, in one way to compare."""
+
+    entries: dict[tuple[str, ...], Entry]
+    """Without those that have no key; of equal keys, the first."""
+    twice: Entry | None
+    """The first with a key that another one before it has. An error only in the way that is chosen."""
+
+
+def _by_key(entries: Entries, key: Key) -> _ByKey:
     found: dict[tuple[str, ...], Entry] = {}
+    twice = None
     for each in entries.entries:
-        its_key = key(each)
-        if its_key is None:
-            continue
-        if its_key in found:
-            if way.is_loose:
-                return {}
-            raise InputError(f"{entries.given}: {each.label} is there twice. Expected one entry for each {way.name}.")
-        found[its_key] = each
-    return found
+        if (its_key := key(each)) is not None and found.setdefault(its_key, each) is not each:
+            twice = twice or each
+    return _ByKey(entries=found, twice=twice)
 
 
 def _left_out(output: Entries, references: Entries, pairs: Sequence[Pair]) -> str:

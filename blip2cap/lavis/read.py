@@ -40,11 +40,13 @@ def read(path: Path) -> LavisCheckpoint:
         raise InputError(f"{path}: no such file. Expected a checkpoint of LAVIS, such as checkpoint_best.pth.")
     content = _load(path)
     tensors = content.get("model", content) if isinstance(content, dict) else None
-    if not isinstance(tensors, dict) or not tensors or not all(isinstance(each, Tensor) for each in tensors.values()):
+    if not isinstance(tensors, dict) or not tensors or not all(map(_is_parameter, tensors.items())):
         raise ModelError(
             f"{path}: holds no parameters. Expected what LAVIS saves: a dict whose `model` has tensors by name."
         )
-    model = ((content.get("config") or {}) if tensors is not content else {}).get("model") or {}
+    config = content.get("config") if tensors is not content else None
+    model = config.get("model") if isinstance(config, dict) else None
+    model = model if isinstance(model, dict) else {}
     _refuse_clip(path, tensors, model)
     kind = recognise(tensors)
     if kind is None:
@@ -56,6 +58,10 @@ def read(path: Path) -> LavisCheckpoint:
     return LavisCheckpoint(
         path=path, kind=kind, tensors=tensors, image_size=image_size if isinstance(image_size, int) else None
     )
+
+
+def _is_parameter(item: tuple[Any, Any]) -> bool:
+    return isinstance(item[0], str) and isinstance(item[1], Tensor)
 
 
 def _load(path: Path) -> Any:

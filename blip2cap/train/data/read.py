@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import os
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import replace
 from typing import Any, Literal, TypeAlias
 
@@ -102,8 +104,9 @@ class _Reader:
                 examples += self._examples(where, row)
             except _BadEntryError as bad:
                 problems.append(Problem(reason=bad.reason, where=where, detail=bad.detail))
-                if isinstance(row, dict) and isinstance(name := row.get(self.columns["image"]), str):
-                    other_paths.append(self.files.path(name))
+                if isinstance(row, dict):
+                    with suppress(_BadEntryError):  # it is the image that is bad
+                        other_paths.append(self.files.path(self._text(row, "image")))
         shown = ", ".join(
             f"{role} <- {self.columns[role]}"
             for role in ("image", "text", "question", "answer")
@@ -220,6 +223,11 @@ class _Reader:
         text = value if role == "image" else " ".join(value.split())
         if not text or "\0" in text:
             raise _BadEntryError("empty text", f"{column} is {_shown(value)}")
+        try:
+            os.fsencode(text) if role == "image" else text.encode()
+        except UnicodeEncodeError:
+            # Half a pair of surrogates, which JSON can hold: no tokenizer takes it, and no file is called so.
+            raise _BadEntryError("wrong type", f"{column} is {_shown(value)}, not valid Unicode") from None
         return text
 
     def _id(self, row: Mapping[str, Any], role: str) -> str | None:

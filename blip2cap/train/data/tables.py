@@ -29,6 +29,8 @@ EXPECTED = (
     "rows of blip2cap."
 )
 _METADATA = ("metadata.jsonl", "metadata.csv", "metadata.parquet")
+_NUM_KEYS = 20
+"""Most keys of an object that a message names."""
 _SIDECARS = (".txt", ".caption")
 _OWN = {"file_name", "file_name_b64", "status"}
 """Columns of every output of blip2cap."""
@@ -100,15 +102,22 @@ def _open_json(given: str, path: Path, vqa: VqaFiles) -> Table | None:
         _add_coco(table, content["images"], content["annotations"])
         return table
     if lists & {"questions", "annotations"}:
+        annotations = content["annotations"] if "annotations" in lists else []
+        if any(isinstance(each, dict) and "caption" in each for _, each in annotations):
+            raise InputError(
+                f"{given}: annotations without images. Expected COCO's whole object: its list of images has the names "
+                "of the files."
+            )
         vqa.given.append(given)
-        vqa.questions += content.get("questions", ())
-        vqa.annotations += content.get("annotations", ())
+        vqa.questions += content["questions"] if "questions" in lists else ()
+        vqa.annotations += annotations
         vqa.split = vqa.split or str(content.get("data_subtype", ""))
         return None
     if content and all(isinstance(entry, dict) for entry in content.values()):  # kohya
         rows = [(f'{path.name} "{name}"', {"file_name": name, **entry}) for name, entry in content.items()]
         return Table(given=given, rows=rows, folder=folder)
-    raise InputError(f"{given}: an object with {', '.join(content) or 'nothing in it'}. {EXPECTED}")
+    shown = ", ".join([*content][:_NUM_KEYS]) or "nothing in it"
+    raise InputError(f"{given}: an object with {shown}{', ...' if len(content) > _NUM_KEYS else ''}. {EXPECTED}")
 
 
 def _add_coco(table: Table, images: Entries, annotations: Entries) -> None:
@@ -189,7 +198,11 @@ def _with_own_rows(table: Table) -> Table:
             table.report("failed row", where, detail)
             continue
         if isinstance(row, dict) and row.get("file_name_b64"):
-            row["file_name"] = os.fsdecode(base64.b64decode(row["file_name_b64"]))
+            try:
+                row["file_name"] = os.fsdecode(base64.b64decode(row["file_name_b64"], validate=True))
+            except (TypeError, ValueError):
+                table.report("wrong type", where, f"file_name_b64 is {row['file_name_b64']!r}, no encoded name")
+                continue
         table.rows.append((where, row))
     return table
 
