@@ -195,6 +195,7 @@ def started(*arguments):
     process = subprocess.Popen(
         [sys.executable, "-m", *command], stderr=subprocess.PIPE, text=True, start_new_session=True
     )
+    assert process.stderr is not None
     assert any(line.startswith("Train:") for line in process.stderr)
     return process, shlex.join(("python", "-m", *command))
 
