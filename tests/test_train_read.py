@@ -68,6 +68,7 @@ def reasons(data):
 
 
 def test_captions_of_coco_have_the_names_of_their_images(here):
+    (here / "pictures").mkdir()
     data = read("caption", save(here / "captions.json", COCO), images=("pictures",))
     assert texts(data) == [("sub/b.png", ("a dog runs",)), ("a.png", ("a cat",))]
     assert data.train.columns == (f"{here}/captions.json: image <- file_name, text <- caption",)
@@ -363,3 +364,9 @@ def test_a_prompt_does_not_end_in_a_space():
         DataOptions(prompt="a photo of ")
     with pytest.raises(UsageError, match=r"has no \{question\}"):
         DataOptions(template="Question:")
+
+
+def test_a_folder_of_images_that_does_not_exist_is_named(tmp_path):
+    file = save(tmp_path / "train.json", LAVIS_CAPTIONS)
+    with pytest.raises(InputError, match=r"images .*nodir: no such folder\."):
+        read("caption", file, images=(str(tmp_path), str(tmp_path / "nodir")))

@@ -16,6 +16,7 @@ from blip2cap.train.data.table import Table
 from blip2cap.train.data.tables import open_table
 from blip2cap.train.data.vqa_files import VqaFiles, join_vqa
 from blip2cap.train.options.data import DataOptions, parse_mix
+from blip2cap.urls import scheme
 
 Task: TypeAlias = Literal["caption", "vqa", "stage1", "stage2"]
 
@@ -38,6 +39,9 @@ def read_data(options: DataOptions, task: Task | None) -> Data:
     """
     if not options.data:
         raise UsageError("no --data given: expected files with images and their texts.")
+    for folder in options.images:
+        if not scheme(folder) and not os.path.isdir(folder):
+            raise InputError(f"--images {folder}: no such folder. Expected the folder that names of images begin in.")
     sets = [read_set(options.data, options, task)]
     for given in options.mix:
         name, weight = parse_mix(given)
