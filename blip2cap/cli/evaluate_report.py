@@ -1,4 +1,4 @@
-"""What `evaluate` prints: tables, the same as JSON, and the worst items as a table or a section of a sheet."""
+"""Output of `evaluate`: tables, the same as JSON, and the worst items as a table or a section of a sheet."""
 
 from __future__ import annotations
 

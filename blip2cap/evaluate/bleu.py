@@ -10,7 +10,7 @@ from blip2cap.evaluate.metric import Floats, Integers, Metric, make_metric
 from blip2cap.evaluate.ngrams import MAX_N, Corpus, Counts, count_ngrams, shared_ngrams, sum_by
 
 _TINY, _SMALL = 1e-15, 1e-9
-"""What the reference evaluator adds to a numerator and to a denominator."""
+"""Added to a numerator and to a denominator, as in the reference evaluator."""
 
 
 def bleu(corpus: Corpus) -> list[Metric]:

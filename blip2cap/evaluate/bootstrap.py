@@ -1,4 +1,4 @@
-"""How far a value depends on which items happened to be in the data: the bootstrap of Efron (1979), by percentiles."""
+"""Confidence intervals of metrics: the percentile bootstrap over items (Efron, 1979)."""
 
 from __future__ import annotations
 

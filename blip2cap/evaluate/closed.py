@@ -25,14 +25,14 @@ class Closed:
     """Answers to questions whose references are of a closed set."""
 
     about: str
-    """What the questions have in common: "all", the answer type or the question."""
+    """Name of the group of questions: "all", an answer type or a question."""
     answers: tuple[str, ...]
     """The answers of the references, the most frequent first."""
     others: tuple[str, ...]
     """Answers of the run that are none of these, the most frequent first."""
     table: Integers
-    """How often an answer of the run (columns: `answers`, then one for all `others`) was given where the reference has
-    another (rows: `answers`)."""
+    """Number of questions by answer of the reference (rows: `answers`) and of the run (columns: `answers`, then one for
+    all `others`)."""
     balanced_accuracy: Metric
     """Mean, over the answers of the references, of the share of their questions that are answered right.
 

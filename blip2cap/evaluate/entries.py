@@ -1,4 +1,4 @@
-"""What runs have made and what they should have made, read from files: texts about images, or about questions.
+"""Outputs and references, read from files: texts about images, or about questions.
 
 Covered: outputs of this tool, COCO captions, VQA questions and annotations, LAVIS annotations, lists of results.
 """

@@ -1,4 +1,4 @@
-"""What an evaluation finds: the items with their texts, and metrics over all and over groups of them."""
+"""Result of an evaluation: items with their texts, and metrics over all and over groups of them."""
 
 from __future__ import annotations
 
@@ -22,9 +22,9 @@ class Item:
     text: str
     """The caption or the answer; of a search, the text that came first."""
     references: tuple[str, ...]
-    """What it should be; () without references."""
+    """The right texts; () without references."""
     note: str = ""
-    """What the score alone does not say."""
+    """Explanation of the score."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -32,7 +32,7 @@ class Group:
     """Some of the items, with the same metric as all."""
 
     kind: str
-    """What items are grouped by: answer type, question type."""
+    """Property that all items of the group share: answer type, question type."""
     name: str
     metric: Metric
 
@@ -43,7 +43,7 @@ class Evaluation:
 
     given: str
     noun: str
-    """What is evaluated: caption, answer or image."""
+    """Word for an item in messages: caption, answer or image."""
     items: tuple[Item, ...]
     metrics: tuple[Metric, ...]
     """Over all items, in the order of `items`."""

@@ -36,7 +36,7 @@ class Pairs:
 
     pairs: tuple[Pair, ...]
     by: str
-    """How entries were compared: "file name"."""
+    """Key by which entries were paired: "file name"."""
     left_out: str = ""
     """Message about the entries without a partner, which were left out; "" if there is none."""
 

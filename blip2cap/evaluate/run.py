@@ -79,7 +79,7 @@ class Evaluated:
     other: Evaluation | None
     """Result of the output to compare with, for the same items."""
     by: str
-    """How outputs and references were compared: "file name"; "" without references."""
+    """Key by which outputs and references were paired: "file name"; "" without references."""
     left_out: str
     """Message about entries that were left out, as only one side has them; "" if there is none."""
 

@@ -44,7 +44,7 @@ class Converted:
     tensors: Mapping[str, Tensor]
     """All of them, by their names in transformers."""
     num_trained: int
-    """How many of them come from the checkpoint of LAVIS."""
+    """Number of them that come from the checkpoint of LAVIS."""
     frozen: tuple[str, ...]
     """Parts that the checkpoint does not hold, which are those of the base."""
     left_out: tuple[str, ...]

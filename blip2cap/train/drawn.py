@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -11,12 +12,22 @@ from transformers import TrainingArguments
 
 from blip2cap.train.memory import measure_batch
 from blip2cap.train.model.base import Base
+from blip2cap.train.model.finished import save_checkpoint
 from blip2cap.train.model.trainee import Trainee
 from blip2cap.train.plan import make_plan
 from blip2cap.train.prepare import Prepared, TrainJob
 from blip2cap.train.recipe_file import FOUND
 
 Say = Callable[[str], None]
+
+
+class DrawnTrainee(Trainee):
+    """A model of the package in training."""
+
+    def save(self, folder: Path) -> None:
+        """Write the weights in bfloat16, as the package has them; the live weights are bfloat16 from here on."""
+        self.model.to(torch.bfloat16)
+        save_checkpoint(self.base, folder, state=self.model.state_dict())
 
 
 class Lines:

@@ -1,4 +1,4 @@
-"""What a training reports: rows of metrics.jsonl and samples.jsonl, and log lines in the terms of LAVIS."""
+"""Reports of a training: rows of metrics.jsonl and samples.jsonl, and log lines in the terms of LAVIS."""
 
 from __future__ import annotations
 

@@ -13,10 +13,8 @@ from transformers.image_utils import OPENAI_CLIP_MEAN, OPENAI_CLIP_STD
 from blip2cap.models.base import Checkpoint
 from blip2cap.models.checkpoint import TINY
 from blip2cap.options import ModelOptions
-from blip2cap.train.drawn import Say, prepared_of
+from blip2cap.train.drawn import DrawnTrainee, Say, prepared_of
 from blip2cap.train.model.base import Base
-from blip2cap.train.model.finished import save_checkpoint
-from blip2cap.train.model.trainee import Trainee
 from blip2cap.train.options.data import DataOptions
 from blip2cap.train.options.loop import LoopOptions
 from blip2cap.train.options.model import OptimOptions, TuneOptions
@@ -41,7 +39,7 @@ _ITM_WEIGHT = 3.0
 """Weight of the match, relative to the other two losses."""
 
 
-class TinyItmTrainee(Trainee):
+class TinyItmTrainee(DrawnTrainee):
     """The tiny matching model in training; its vision encoder is frozen, and its outputs are the input."""
 
     def __init__(self, base: Base, *, seed: int) -> None:
@@ -54,11 +52,6 @@ class TinyItmTrainee(Trainee):
         parts = losses(self.model, self.stage1, Batch(**batch))
         total = parts["itc"] + _ITM_WEIGHT * parts["itm"] + parts["lm"]
         return {"loss": total, **{f"loss_{name}": loss for name, loss in parts.items()}}
-
-    def save(self, folder: Path) -> None:
-        """Write the weights in bfloat16, as the package has them; the live weights are bfloat16 from here on."""
-        self.model.to(torch.bfloat16)
-        save_checkpoint(self.base, folder, state=self.model.state_dict())
 
 
 def job(folder: Path, *, num_steps: int | None = None) -> TrainJob:

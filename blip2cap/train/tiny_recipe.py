@@ -19,10 +19,8 @@ from transformers.image_utils import OPENAI_CLIP_MEAN, OPENAI_CLIP_STD
 from blip2cap.models.base import Checkpoint
 from blip2cap.options import ModelOptions
 from blip2cap.tiny.scenes import COLOURS, PLURALS, VALIDATION_SEEDS
-from blip2cap.train.drawn import Say, prepared_of
+from blip2cap.train.drawn import DrawnTrainee, Say, prepared_of
 from blip2cap.train.model.base import Base
-from blip2cap.train.model.finished import save_checkpoint
-from blip2cap.train.model.trainee import Trainee
 from blip2cap.train.options.data import DataOptions
 from blip2cap.train.options.loop import LoopOptions
 from blip2cap.train.options.model import OptimOptions, TuneOptions
@@ -71,7 +69,7 @@ class PatchHeads(nn.Module):
         return kinds + colours + centres
 
 
-class TinyTrainee(Trainee):
+class TinyTrainee(DrawnTrainee):
     """The tiny captioner in training, all of it, with its patch heads."""
 
     def __init__(self, base: Base, *, seed: int) -> None:
@@ -98,11 +96,6 @@ class TinyTrainee(Trainee):
         text = functional.cross_entropy(model.language_model.lm_head(hidden_MD).float(), targets_M[learned_M])
         hints = self.heads(image_BPD, batch["kinds"], batch["colours"], batch["centres"])
         return {"loss": text + _HINT_WEIGHT * hints, "loss_text": text, "loss_hints": hints}
-
-    def save(self, folder: Path) -> None:
-        """Write the weights in bfloat16, as the package has them; the live weights are bfloat16 from here on."""
-        self.model.to(torch.bfloat16)
-        save_checkpoint(self.base, folder, state=self.model.state_dict())
 
 
 def job(folder: Path, *, num_steps: int | None = None) -> TrainJob:

@@ -26,7 +26,7 @@ _AHEAD = 4
 
 @dataclass(frozen=True, slots=True)
 class Images:
-    """What is known about the images of some sets, by their paths."""
+    """Results of reading the images of some sets, by their paths."""
 
     digests: Mapping[str, bytes]
     """Hash of the pixels of each image that can be read."""

@@ -31,7 +31,7 @@ Batch = dict[str, torch.Tensor]
 
 
 class TextBase(Protocol):
-    """What collators need of a model; `train.model.base.Base` is one."""
+    """The parts of a model that collators need; `train.model.base.Base` has them."""
 
     @property
     def tokenizer(self) -> PreTrainedTokenizerBase:

@@ -82,7 +82,7 @@ class DataSet:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Data:
-    """What a training reads."""
+    """Training and validation examples."""
 
     train: DataSet
     val: DataSet | None = None

@@ -1,4 +1,4 @@
-"""What a check of data has found, and the data that is left of it."""
+"""Report of a check of data, and the data without its bad examples."""
 
 from __future__ import annotations
 

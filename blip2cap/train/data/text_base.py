@@ -15,7 +15,7 @@ from blip2cap.options import ModelOptions
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class TokenizerBase:
-    """What collators need of a model."""
+    """The tokenizers of a model, as collators need them: a `TextBase` without weights."""
 
     checkpoint: Checkpoint
     tokenizer: PreTrainedTokenizerBase
