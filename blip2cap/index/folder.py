@@ -9,9 +9,9 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from blip2cap.errors import OutputError, OutputLockedError, OutputRefusedError
+from blip2cap.errors import OutputError, OutputRefusedError
 from blip2cap.index.catalog import NAME, Catalog
-from blip2cap.outputs.files import Files, close_quietly, sync_folder
+from blip2cap.outputs.files import Files, holding_lock, sync_folder
 
 LOCK, TRACE = ".lock", ".decoding"
 """The lock; and, after a crash, the list of images that were being decoded, which the next run decodes apart."""
@@ -52,18 +52,9 @@ def locked(folder: Path, files: Files) -> Iterator[None]:
         ) from error
     except OSError as error:
         raise OutputError(f"{folder} cannot be written: {error.strerror}. Use another --out.") from error
-    try:
-        try:
-            files.lock(file)
-        except BlockingIOError as error:
-            raise OutputLockedError(
-                f"{folder} is being brought up to date by another process. Wait for it; searching is possible."
-            ) from error
-        except OSError as error:
-            raise OutputError(f"{folder} cannot be locked: {error.strerror}. Use a file system with locks.") from error
+    busy = f"{folder} is being brought up to date by another process. Wait for it; searching is possible."
+    with holding_lock(files, file, folder, busy=busy):
         yield
-    finally:
-        close_quietly(files, file)
 
 
 def _check_is_ours(folder: Path) -> None:

@@ -13,8 +13,8 @@ from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor
 
-from blip2cap.errors import OutputError, OutputGoneError, OutputLockedError, OutputRefusedError
-from blip2cap.outputs.files import OS_FILES, Files, close_quietly, sync_folder, sync_library_file, write_whole
+from blip2cap.errors import OutputError, OutputGoneError, OutputRefusedError
+from blip2cap.outputs.files import OS_FILES, Files, holding_lock, sync_folder, sync_library_file, write_whole
 
 MAX_SHARD_BYTES = 5_000_000_000
 """Size of a file of weights, as transformers 4 has written those on the hub."""
@@ -72,13 +72,8 @@ def _beside(out: Path, files: Files) -> Iterator[Path]:
     folder = out.absolute().with_name(f".{out.name}.importing")
     folder.mkdir(exist_ok=True)
     lock = files.open(folder, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        try:
-            files.lock(lock)
-        except BlockingIOError as error:
-            raise OutputLockedError(
-                f"{out}: another process is writing it. Wait for it, or use another --out."
-            ) from error
+    busy = f"{out}: another process is writing it. Wait for it, or use another --out."
+    with holding_lock(files, lock, out, busy=busy):
         try:
             for path in folder.iterdir():
                 shutil.rmtree(path) if path.is_dir() else path.unlink()
@@ -86,8 +81,6 @@ def _beside(out: Path, files: Files) -> Iterator[Path]:
         except BaseException:
             shutil.rmtree(folder, ignore_errors=True)
             raise
-    finally:
-        close_quietly(files, lock)
 
 
 def _write_weights(folder: Path, tensors: Mapping[str, Tensor], files: Files, max_shard_bytes: int) -> None:

@@ -17,6 +17,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, BinaryIO, Protocol, cast
 
+from blip2cap.errors import OutputError, OutputLockedError
+
 _BLOCK = 1 << 20
 
 
@@ -167,6 +169,24 @@ def close_quietly(files: Files, file: int) -> None:
     """Close a file and ignore errors: everything that must be safe has been synced."""
     with contextlib.suppress(OSError):
         files.close(file)
+
+
+@contextmanager
+def holding_lock(files: Files, file: int, path: Path, *, busy: str) -> Iterator[None]:
+    """Hold the lock of an open file, and close the file in any case. `path` is named in messages.
+
+    Raises OutputLockedError with the message `busy` while another process has it, OutputError where locks do not work.
+    """
+    try:
+        try:
+            files.lock(file)
+        except BlockingIOError as error:
+            raise OutputLockedError(busy) from error
+        except OSError as error:
+            raise OutputError(f"{path} cannot be locked: {error.strerror}. Use a file system with locks.") from error
+        yield
+    finally:
+        close_quietly(files, file)
 
 
 def write_all(files: Files, file: int, data: bytes | memoryview) -> None:

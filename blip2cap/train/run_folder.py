@@ -17,8 +17,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from blip2cap.errors import OutputError, OutputLockedError, OutputRefusedError, UsageError
-from blip2cap.outputs.files import OS_FILES, Files, close_quietly, sync_folder, write_whole
+from blip2cap.errors import OutputError, OutputRefusedError, UsageError
+from blip2cap.outputs.files import OS_FILES, Files, holding_lock, sync_folder, write_whole
 from blip2cap.train.checkpoints import Checkpoints
 from blip2cap.train.logs import RowFile
 from blip2cap.train.model.finished import CONFIGS
@@ -113,13 +113,6 @@ class RunFolder:
             file = files.open(self.path / _LOCK, os.O_RDWR | os.O_CREAT)
         except OSError as error:
             raise OutputError(f"{self.path} cannot be written: {error.strerror}. Use another --out.") from error
-        try:
-            try:
-                files.lock(file)
-            except BlockingIOError as error:
-                raise OutputLockedError(
-                    f"{self.path}: another process trains in it. Wait for it, or use another --out."
-                ) from error
+        busy = f"{self.path}: another process trains in it. Wait for it, or use another --out."
+        with holding_lock(files, file, self.path, busy=busy):
             yield
-        finally:
-            close_quietly(files, file)
