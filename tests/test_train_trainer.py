@@ -55,6 +55,7 @@ def fit(
     val: FakeData | None = None,
     stop_after: int | None = None,
     at_step: Callable[[], object] = lambda: None,
+    asked_to_stop: Callable[[], bool] = lambda: False,
     heard: Heard | None = None,
 ) -> FakeTrainee:
     """Train the fake in a folder, or resume; `at_step` is called after each step."""
@@ -70,7 +71,7 @@ def fit(
         nonlocal steps
         steps += 1
         at_step()
-        return steps == stop_after
+        return steps == stop_after or asked_to_stop()
 
     checkpoints = Checkpoints(folder / "checkpoints")
     reporter = Reporter(
@@ -112,18 +113,24 @@ def rows(folder: Path) -> list[dict[str, float]]:
     return [{k: v for k, v in row.items() if k not in ("step_s", "max_memory_mb")} for row in found]
 
 
-def in_child(function: Callable[[], object]) -> int:
-    """Run a function in a process of its own; return its exit status as `waitpid` does."""
+def start_child(function: Callable[[], object]) -> int:
+    """Run a function in a process of its own, which leads a group; return its id."""
     child = os.fork()
     if child == 0:
         try:
+            os.setpgid(0, 0)
             function()
             os._exit(0)
         except BaseException:
             traceback.print_exc()
         finally:
             os._exit(1)
-    return os.waitpid(child, 0)[1]
+    return child
+
+
+def in_child(function: Callable[[], object]) -> int:
+    """Run a function in a process of its own; return its exit status as `waitpid` does."""
+    return os.waitpid(start_child(function), 0)[1]
 
 
 @pytest.fixture(scope="module")

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import math
+import sys
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, cast
 
 import torch
 from safetensors.torch import load_file, save_file
@@ -16,6 +17,7 @@ from transformers import PrinterCallback, Trainer, TrainerCallback, TrainerContr
 
 from blip2cap.errors import ModelError, OutputRefusedError
 from blip2cap.train.checkpoints import Checkpoints
+from blip2cap.train.data.workers import WorkerContext
 
 Batch = dict[str, torch.Tensor]
 Losses = dict[str, torch.Tensor]
@@ -105,6 +107,23 @@ class BlipTrainer(Trainer):
         step = arguments.train_batch_size * arguments.gradient_accumulation_steps * arguments.world_size
         return InOrder(len(self.train_dataset), step)
 
+    def _loader(self, data: Any, **settings: Any) -> DataLoader[Any]:
+        num_workers = self.args.dataloader_num_workers
+        own_context = num_workers and sys.platform == "linux"
+        return DataLoader(
+            data,
+            collate_fn=self.data_collator,
+            num_workers=num_workers,
+            multiprocessing_context=WorkerContext() if own_context else None,
+            pin_memory=self.args.dataloader_pin_memory,
+            **settings,
+        )
+
+    def get_train_dataloader(self) -> DataLoader[Any]:
+        """Return the batches of an epoch for this process."""
+        settings = {"batch_size": self.args.train_batch_size, "sampler": self._get_train_sampler()}
+        return cast(DataLoader[Any], self.accelerator.prepare(self._loader(self.train_dataset, **settings)))
+
     # 2. losses
 
     def compute_loss(
@@ -144,14 +163,12 @@ class BlipTrainer(Trainer):
         """Return batches that have each example once; for a contrast some may come twice, to fill the last batch."""
         arguments, data = self.args, self.eval_dataset
         if self.contrasts or len(data) < arguments.world_size:
-            batches: Iterable[Batch] = self.get_eval_dataloader()
+            batches: Iterable[Batch] = self.accelerator.prepare(
+                self._loader(data, batch_size=arguments.eval_batch_size)
+            )
             return batches
-        return DataLoader(
-            Subset(data, range(arguments.process_index, len(data), arguments.world_size)),
-            batch_size=arguments.eval_batch_size,
-            collate_fn=self.data_collator,
-            num_workers=arguments.dataloader_num_workers,
-        )
+        own = Subset(data, range(arguments.process_index, len(data), arguments.world_size))
+        return self._loader(own, batch_size=arguments.eval_batch_size)
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         """Add the losses in parts. Raises ModelError if the loss is not a number any more."""
