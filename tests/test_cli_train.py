@@ -13,6 +13,7 @@ from safetensors.torch import load_file
 from blip2cap.tiny.scenes import draw
 from tests.commands import invoke
 from tests.test_layers import imported_by
+from tests.test_outputs_disk import files_no_longer_than
 
 QUICK = ("--epochs", "2", "--batch-size", "3", "--num-workers", "0", "--log-every", "1", "--device", "cpu")
 QUICK_VAL = (*QUICK, "--val", "val.json", "--num-samples", "1")
@@ -201,19 +202,48 @@ def started(*arguments):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("number", "exit_code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
-def test_a_signal_ends_a_training_with_a_checkpoint_and_the_command_that_continues(data, number, exit_code):
+@pytest.mark.parametrize(
+    ("number", "exit_code", "send"),
+    [
+        (signal.SIGTERM, 143, os.killpg),  # to the whole group, with the processes that decode: clusters, `timeout`
+        pytest.param(signal.SIGINT, 130, os.killpg, marks=pytest.mark.long),
+        pytest.param(signal.SIGHUP, 129, os.killpg, marks=pytest.mark.long),
+        pytest.param(signal.SIGUSR1, 138, os.killpg, marks=pytest.mark.long),
+        pytest.param(signal.SIGTERM, 143, os.kill, marks=pytest.mark.long),
+    ],
+)
+def test_a_signal_ends_a_training_with_a_checkpoint_and_the_command_that_continues(data, number, exit_code, send):
     process, command = started("-o", "RUN", *LONG)
-    # Ctrl-C goes to the whole group, with the processes that decode.
-    (os.killpg if number == signal.SIGINT else os.kill)(process.pid, number)
+    send(process.pid, number)
     _, stderr = process.communicate()
     assert process.returncode == exit_code, stderr
+    with pytest.raises(ProcessLookupError):
+        os.killpg(process.pid, 0)
     lines = stderr.splitlines()
     assert lines.count("Stopping after this batch; a second signal stops at once.") == 1  # not by processes that decode
     steps = int(lines[-1].removeprefix("Stopped after step ").split()[0])
     assert lines[-1] == f"Stopped after step {steps} of 300. To continue: {command}"
     assert files(data / "RUN/checkpoints") == {f"step-{steps:06}"}
     assert "config.json" not in files(data / "RUN")
+
+
+@pytest.mark.long
+def test_a_full_disk_is_an_error_and_the_same_command_goes_on_to_the_same_model(data):
+    options = ("--train", "lora", *QUICK)
+    assert train("caption", "-o", "unbroken", *options).exit_code == 0
+    for num_bytes, name in ((50_000, "RUN/checkpoints/step-000002"), (2_000_000, "RUN")):
+        with files_no_longer_than(num_bytes):
+            done = train("caption", "-o", "RUN", *options)
+        assert done.exit_code == 6
+        assert done.stderr.splitlines()[-1].startswith(f"blip2cap: {name} cannot be written: ")
+        assert "then run the same command again: it continues at the last checkpoint" in done.stderr
+        assert "Traceback" not in done.stderr
+        assert not {"config.json", ".model.tmp"} & files(data / "RUN")
+    assert files(data / "RUN/checkpoints") == {"step-000004"}
+    done = train("caption", "-o", "RUN", *options)
+    assert done.exit_code == 0, done.stderr
+    resumed, unbroken = (load_file(data / out / "model.safetensors") for out in ("RUN", "unbroken"))
+    assert [name for name in unbroken if not resumed[name].equal(unbroken[name])] == []
 
 
 @pytest.mark.long

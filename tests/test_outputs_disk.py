@@ -23,18 +23,6 @@ MANY = [ImageRef(path=f"/{number}.jpg", name=f"{number}.jpg") for number in rang
 NOBODY = 65534
 
 
-@pytest.fixture
-def small_disk(tmp_path: Path) -> Iterator[Path]:
-    """A disk of 64 KiB."""
-    folder = tmp_path / "disk"
-    folder.mkdir()
-    mount = ["mount", "-t", "tmpfs", "-o", "size=64k", "tmpfs", str(folder)]
-    if shutil.which("mount") is None or subprocess.run(mount, capture_output=True, check=False).returncode:
-        pytest.skip("needs the right to mount a file system")
-    yield folder
-    subprocess.run(["umount", str(folder)], check=True)
-
-
 @contextmanager
 def files_no_longer_than(length: int) -> Iterator[None]:
     """Limit the length of the files that this process can write."""

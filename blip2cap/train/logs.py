@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from blip2cap.outputs.files import OS_FILES, write_whole
+from blip2cap.train.write_errors import write_errors
 
 
 class RowFile:
@@ -17,22 +18,23 @@ class RowFile:
         self.path = path
 
     def add(self, row: Mapping[str, Any]) -> None:
-        """Append a row."""
-        with open(self.path, "a", encoding="utf-8") as file:
+        """Append a row. Raises OutputError."""
+        with write_errors(self.path), open(self.path, "a", encoding="utf-8") as file:
             file.write(json.dumps(row, ensure_ascii=False) + "\n")
 
     def rows(self) -> list[dict[str, Any]]:
-        """Return all rows, without one that a kill has cut."""
+        """Return all rows, without one that a kill or a full disk has cut."""
         if not self.path.exists():
             return []
         lines = self.path.read_bytes().split(b"\n")[:-1]
         return [json.loads(line) for line in lines if line]
 
     def truncate(self, step: int) -> None:
-        """Remove the rows after `step`: a training that is resumed there writes them again."""
+        """Remove the rows after `step`: a training that is resumed there writes them again. Raises OutputError."""
         if self.path.exists():
             rows = [json.dumps(row, ensure_ascii=False) + "\n" for row in self.rows() if row["step"] <= step]
-            write_whole(OS_FILES, self.path, "".join(rows).encode())
+            with write_errors(self.path):
+                write_whole(OS_FILES, self.path, "".join(rows).encode())
 
 
 def log_line(row: Mapping[str, Any], *, epoch: int, step: int, steps: int, eta_s: float) -> str:

@@ -10,6 +10,7 @@ from typing import Any
 
 from blip2cap.errors import UsageError
 from blip2cap.outputs.files import OS_FILES, write_whole
+from blip2cap.train.write_errors import write_errors
 
 _SIZE_INCHES = (8.0, 4.5)
 
@@ -23,7 +24,7 @@ def check_matplotlib() -> None:
 
 
 def plot_losses(rows: Sequence[Mapping[str, Any]], folder: Path, *, title: str) -> None:
-    """Draw the losses in the rows of metrics.jsonl, in training and evaluation, over the steps."""
+    """Draw the losses in the rows of metrics.jsonl, in training and evaluation, over the steps. Raises OutputError."""
     import matplotlib as mpl
     from matplotlib.figure import Figure
 
@@ -43,4 +44,5 @@ def plot_losses(rows: Sequence[Mapping[str, Any]], folder: Path, *, title: str) 
         for suffix, metadata in (("png", {"Software": None}), ("svg", {"Date": None})):
             picture = io.BytesIO()
             figure.savefig(picture, format=suffix, dpi=120, metadata=metadata)
-            write_whole(OS_FILES, folder / f"loss.{suffix}", picture.getvalue())
+            with write_errors(folder / f"loss.{suffix}"):
+                write_whole(OS_FILES, folder / f"loss.{suffix}", picture.getvalue())

@@ -23,6 +23,7 @@ from blip2cap.train.checkpoints import Checkpoints
 from blip2cap.train.logs import RowFile
 from blip2cap.train.model.finished import CONFIGS
 from blip2cap.train.recipe_file import FOUND, differences, read_recipe, toml
+from blip2cap.train.write_errors import write_errors
 
 _LOCK, _RECIPE = ".lock", "recipe.toml"
 _FREE = frozenset({"device", "num-workers", "log-every", "num-samples", "report-to"})
@@ -95,10 +96,11 @@ class RunFolder:
             )
 
     def begin(self, recipe: Mapping[str, Any]) -> None:
-        """Check the whole recipe and write it, unless it is there."""
+        """Check the whole recipe and write it, unless it is there. Raises OutputError."""
         self.check(recipe)
         if not self.recipe.is_file():
-            write_whole(OS_FILES, self.recipe, toml(recipe).encode())
+            with write_errors(self.recipe):
+                write_whole(OS_FILES, self.recipe, toml(recipe).encode())
 
     @contextmanager
     def locked(self, files: Files = OS_FILES) -> Iterator[None]:

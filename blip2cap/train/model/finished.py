@@ -15,6 +15,7 @@ from blip2cap.models import adapter
 from blip2cap.models.loading import quiet_libraries
 from blip2cap.outputs.files import OS_FILES, Files, sync_folder, sync_library_file
 from blip2cap.train.model.base import Base
+from blip2cap.train.write_errors import write_errors
 
 CONFIGS = ("config.json", adapter.CONFIG)
 """Written last, removed first: a folder without any is no checkpoint."""
@@ -38,15 +39,17 @@ def save_folder(folder: Path, write: Callable[[Path], None], *, files: Files = O
     """Replace the checkpoint in a folder by the files that `write` makes in another. Raises OutputError."""
     temporary = folder / ".model.tmp"
     try:
-        shutil.rmtree(temporary, ignore_errors=True)  # a killed run may have left it
-        temporary.mkdir(parents=True)
-        with quiet_libraries():
-            write(temporary)
-        for path in (path for path in temporary.rglob("*") if path.is_file()):
-            sync_library_file(files, path)
-        _move(temporary, folder, files)
-    except OSError as error:
-        raise OutputError(f"{folder} cannot be written: {error.strerror}. Use another --out.") from error
+        with write_errors(folder):
+            shutil.rmtree(temporary, ignore_errors=True)  # a killed run may have left it
+            temporary.mkdir(parents=True)
+            with quiet_libraries():
+                write(temporary)
+            for path in (path for path in temporary.rglob("*") if path.is_file()):
+                sync_library_file(files, path)
+            _move(temporary, folder, files)
+    except OutputError:
+        shutil.rmtree(temporary, ignore_errors=True)  # on a full disk, it takes space that others need
+        raise
 
 
 def _processor(base: Base) -> Any:
