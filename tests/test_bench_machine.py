@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import subprocess
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -21,10 +22,18 @@ def test_the_machine_is_described() -> None:
     assert described.cpu
     assert described.num_cores == num_cores() >= 1
     assert described.memory_gb > 0
-    assert (described.gpu, described.gpu_memory_gb) == ("", 0.0)
+    assert (described.gpu, described.gpu_memory_gb, described.num_gpus) == ("", 0.0, 0)
     assert described.versions["blip2cap"] == __version__
     assert described.versions["torch"] == torch.__version__
     assert all(described.versions.values())
+
+
+def test_the_gpus_that_were_not_measured_are_counted(monkeypatch: pytest.MonkeyPatch) -> None:
+    card = SimpleNamespace(name="a card", total_memory=8_000_000_000)
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device: card)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 4)
+    described = describe(torch.device("cuda:0"))
+    assert (described.gpu, described.gpu_memory_gb, described.num_gpus) == ("a card", 8.0, 4)
 
 
 def git(folder: Path, *arguments: str) -> None:

@@ -6,8 +6,9 @@ from typing import Any
 
 import pytest
 
+from blip2cap.bench import report
 from blip2cap.bench.budget import duration
-from blip2cap.bench.page import advice, answers, bars, percent, short
+from blip2cap.bench.page import advice, answers, bars, in_words, percent, short
 
 
 def sweep_of(*points: tuple[int, float]) -> list[Any]:
@@ -45,7 +46,7 @@ def facts_of(bound_by: str, *, device: str = "cpu", quantize: str | None = None,
         },
         "settings": defaults | settings,
         "model": {"device": device, "quantize": quantize},
-        "machine": {"num_cores": 4},
+        "machine": {"num_cores": 4, "num_gpus": 0},
     }
 
 
@@ -74,6 +75,78 @@ def test_advice_is_about_what_limits_the_run(facts: dict[str, Any], tips: list[s
     told = advice(facts).split("; ")
     assert len(told) == len(tips)
     assert all(tip in line for tip, line in zip(tips, told, strict=True))
+
+
+def test_a_number_of_images_that_was_asked_for_is_a_time_in_words_and_what_it_rests_on() -> None:
+    facts = facts_of("model")
+    assert "estimate" not in dict(answers(facts))
+    facts["estimate"] = report.estimate(2_000_000, facts["figures"]["images_per_s"])
+    facts["images"] = {"drawn": True, "size": [640, 480]}
+    told = dict(answers(facts))
+    assert told["estimate"] == (
+        "2,000,000 images like drawn scenes of 640x480 take about 1 hour 40 minutes (by the fastest pass 1 hour 38 "
+        "minutes, by the slowest 1 hour 41 minutes)"
+    )
+    assert told["rests on"].startswith("335 images/s, measured from files to rows with this model and these settings.")
+    facts["images"] = {"drawn": False, "size": None}
+    facts["figures"]["images_per_s"] = dict.fromkeys(("median", "min", "max"), 60.0)
+    facts["estimate"] = report.estimate(2_000_000, facts["figures"]["images_per_s"])
+    assert dict(answers(facts))["estimate"] == "2,000,000 images like those of this run take about 9 hours 20 minutes"
+
+
+def test_an_estimate_is_the_number_of_images_by_the_measured_rates() -> None:
+    assert report.estimate(1000, {"median": 10.0, "min": 5.0, "max": 20.0}) == {
+        "num_images": 1000,
+        "images_per_s": 10.0,
+        "seconds": 100.0,
+        "fastest_s": 50.0,
+        "slowest_s": 200.0,
+    }
+
+
+@pytest.mark.parametrize(
+    ("seconds", "text"),
+    [
+        (2, "a minute or less"),
+        (60, "1 minute"),
+        (45 * 60, "45 minutes"),
+        (3599, "1 hour"),
+        (3660, "1 hour 1 minute"),
+        (33333, "9 hours 20 minutes"),
+        (2 * 86400 - 1, "2 days"),
+        (2 * 86400 + 3600, "2 days 1 hour"),
+        (9 * 86400, "9 days"),
+        (10 * 86400 - 1, "10 days"),
+        (1e8, "1,157 days"),
+    ],
+)
+def test_a_long_time_is_written_as_people_say_it(seconds: float, text: str) -> None:
+    assert in_words(seconds) == text
+
+
+@pytest.mark.parametrize(
+    ("num_gpus", "decode_ms", "threads", "text"),
+    [
+        (0, 1.0, 4, None),
+        (1, 1.0, 4, None),
+        (2, 1.0, 4, "one of 2 was measured; with 2 GPUs, a process each, at most about 2 times as fast"),
+        (
+            8,
+            1.0,
+            4,
+            "one of 8 was measured; with 8 GPUs, a process each, at most about 1,000 images/s: the 4 cores cannot read "
+            "and decode more",
+        ),
+        (8, 1.0, 1, "one of 8 was measured; with 8 GPUs, a process each, at most about 8 times as fast"),
+    ],
+)
+def test_other_gpus_are_promised_no_more_than_the_cores_can_decode(
+    num_gpus: int, decode_ms: float, threads: int, text: str | None
+) -> None:
+    facts = facts_of("model", device="cuda", threads=threads)
+    facts["machine"]["num_gpus"] = num_gpus
+    facts["figures"]["bounds_ms"]["decode"] = decode_ms
+    assert dict(answers(facts)).get("GPUs") == text
 
 
 @pytest.mark.parametrize("points", [[(16, 0.0321)], [(1, 12345.6), (1024, 99999.0)], [(1, 0.0)]])

@@ -145,6 +145,17 @@ def test_a_quantised_model_reads_less(bench: Bench) -> None:
     assert bytes_only["work"]["gflop"] == pytest.approx(whole["work"]["gflop"], rel=0.2)
 
 
+def test_an_estimate_is_made_from_the_rate_of_this_run(bench: Bench) -> None:
+    facts = json.loads(bench(*SMALL, *BATCH, "--estimate", "2_000_000", "--json").stdout)
+    estimate = facts["estimate"]
+    assert estimate["num_images"] == 2_000_000
+    assert estimate["images_per_s"] == facts["figures"]["images_per_s"]["median"]
+    assert estimate["seconds"] == pytest.approx(2_000_000 / estimate["images_per_s"], rel=1e-3)
+    assert estimate["fastest_s"] <= estimate["seconds"] <= estimate["slowest_s"]
+    assert "2,000,000 images like drawn scenes of 64x48" in bench(*SMALL, *BATCH, "--estimate", "2000000").stdout
+    assert "estimate" not in json.loads(bench(*SMALL, *BATCH, "--json").stdout)
+
+
 def test_a_sweep_is_part_of_the_results(bench: Bench) -> None:
     result = bench(*SMALL, *BATCH, "--sweep", "--json")
     points = json.loads(result.stdout)["sweep"]
@@ -221,6 +232,7 @@ def test_left_out_the_number_of_images_is_chosen(bench: Bench, monkeypatch: pyte
         (("--limit", "3"), 2, "--limit has no effect without INPUT"),
         (("--num-images", "0"), 2, "--num-images 0: must be 1 or more"),
         (("--max-minutes", "0"), 2, "--max-minutes 0: must be above 0"),
+        (("--estimate", "0"), 2, "--estimate 0: must be 1 or more"),
         (("--repeat", "0"), 2, "--repeat 0: must be 1 or more"),
         (("--image-size", "big"), 2, "--image-size big: expected WIDTHxHEIGHT"),
         (("--batch-size", "0"), 2, "--batch-size 0: must be 1 or more"),

@@ -119,6 +119,8 @@ class Benchmark:
                 "work": report.work_facts(limit),
                 "figures": report.figures(measured, limit, min(options.decode.threads, num_cores())),
             }
+            if options.estimate is not None:
+                facts["estimate"] = report.estimate(options.estimate, facts["figures"]["images_per_s"])
             if options.baseline:
                 facts["baseline"] = self._compare(measured, refs, folder, limit)
             if options.sweep:

@@ -47,6 +47,8 @@ class Machine:
     gpu: str
     """Name of the GPU; "" without one."""
     gpu_memory_gb: float
+    num_gpus: int
+    """GPUs that this process sees, of which one is measured; 0 for a run on the CPU."""
     system: str
     python: str
     num_torch_threads: int
@@ -70,10 +72,11 @@ def describe(device: torch.device, package: Path = _PACKAGE) -> Machine:
     """Describe the machine as a run on `device` sees it, and the commit of the code in `package`."""
     versions = {"blip2cap": blip2cap.__version__}
     versions |= {name: version(name) for name in ("torch", "transformers", "Pillow")}
-    gpu, gpu_memory_gb = "", 0.0
+    gpu, gpu_memory_gb, num_gpus = "", 0.0, 0
     if device.type == "cuda":
         properties = torch.cuda.get_device_properties(device)
         gpu, gpu_memory_gb = properties.name, properties.total_memory / 1e9
+        num_gpus = torch.cuda.device_count()
         versions["cuda"] = str(torch.version.cuda)
     return Machine(
         cpu=_cpu_name(),
@@ -81,6 +84,7 @@ def describe(device: torch.device, package: Path = _PACKAGE) -> Machine:
         memory_gb=round(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 1e9, 1),
         gpu=gpu,
         gpu_memory_gb=round(gpu_memory_gb, 1),
+        num_gpus=num_gpus,
         system=f"{platform.system()} {platform.release()}",
         python=platform.python_version(),
         num_torch_threads=torch.get_num_threads(),

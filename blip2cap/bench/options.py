@@ -38,6 +38,8 @@ class BenchOptions:
     """Number of scenes to draw. None: as many as make a pass of a few seconds."""
     image_size: tuple[int, int] | None = None
     """Size of drawn scenes; None is IMAGE_SIZE."""
+    estimate: int | None = None
+    """Number of images to estimate the time of."""
     repeats: int = 3
     """Passes over the images."""
     baseline: bool = False
@@ -56,6 +58,8 @@ class BenchOptions:
             raise UsageError(f"--repeat {self.repeats}: must be 1 or more.")
         if self.num_images is not None and self.num_images < 1:
             raise UsageError(f"--num-images {self.num_images}: must be 1 or more. Leave it out to let blip2cap choose.")
+        if self.estimate is not None and self.estimate < 1:
+            raise UsageError(f"--estimate {self.estimate}: must be 1 or more, the number of images.")
         if self.refs is not None and self.image_size is not None:
             raise UsageError("--image-size has no effect with INPUT: it is for scenes that are drawn. Leave one out.")
         _ = self.task  # an empty or repeated question is an error now, not after a minute

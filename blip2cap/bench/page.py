@@ -18,7 +18,7 @@ def answers(facts: Facts) -> list[tuple[str, str]]:
     rate, bounds = figures["images_per_s"], figures["bounds_ms"]
     median = rate["median"]
     in_order = ", ".join(f"{name} {short(ms)}" for name, ms in sorted(bounds.items(), key=lambda item: -item[1]))
-    return [
+    pairs = [
         (
             "images/s",
             f"{short(median)} here ({short(rate['min'])} to {short(rate['max'])}): 1,000 images take about "
@@ -27,6 +27,39 @@ def answers(facts: Facts) -> list[tuple[str, str]]:
         ("limited by", f"{figures['bound_by']}: {in_order} ms an image"),
         ("what helps", advice(facts)),
     ]
+    if "estimate" in facts:
+        pairs += _estimate(facts)
+    if facts["machine"]["num_gpus"] > 1:
+        pairs.append(("GPUs", _several_gpus(facts)))
+    return pairs
+
+
+def _estimate(facts: Facts) -> list[tuple[str, str]]:
+    """Say how long the asked number of images takes, and on which measurement that rests."""
+    estimate, images = facts["estimate"], facts["images"]
+    like = f"drawn scenes of {images['size'][0]}x{images['size'][1]}" if images["drawn"] else "those of this run"
+    times = [in_words(estimate[name]) for name in ("seconds", "fastest_s", "slowest_s")]
+    passes = f" (by the fastest pass {times[1]}, by the slowest {times[2]})" if times[1] != times[2] else ""
+    return [
+        ("estimate", f"{estimate['num_images']:,} images like {like} take about {times[0]}{passes}"),
+        (
+            "rests on",
+            f"{short(estimate['images_per_s'])} images/s, measured from files to rows with this model and these "
+            "settings. Pictures of other sizes decode faster or slower; files were read from memory, a slow disk or a "
+            "bucket takes longer. Listing the images and loading the model come on top",
+        ),
+    ]
+
+
+def _several_gpus(facts: Facts) -> str:
+    """Say what the other GPUs could add: at most their number, and no more than the cores can decode."""
+    settings, figures, machine = (facts[name] for name in ("settings", "figures", "machine"))
+    num_gpus, num_cores = machine["num_gpus"], machine["num_cores"]
+    decoded_per_s = 1e3 / figures["bounds_ms"]["decode"] * num_cores / min(settings["threads"], num_cores)
+    one = f"one of {num_gpus} was measured; with {num_gpus} GPUs, a process each, at most about"
+    if decoded_per_s < num_gpus * figures["images_per_s"]["median"]:
+        return f"{one} {short(decoded_per_s)} images/s: the {num_cores} cores cannot read and decode more"
+    return f"{one} {num_gpus} times as fast"
 
 
 def advice(facts: Facts) -> str:
@@ -174,3 +207,18 @@ def percent(share: float) -> str:
 def counted(count: int, noun: str, nouns: str = "") -> str:
     """Write a number with its noun."""
     return f"{count} {noun}" if count == 1 else f"{count} {nouns or noun + 's'}"
+
+
+def in_words(seconds: float) -> str:
+    """Write a time with two units: 45 minutes, 9 hours 20 minutes, 3 days 4 hours, 1,157 days."""
+    minutes = round(seconds / 60)
+    if minutes < 60:
+        return counted(minutes, "minute") if minutes else "a minute or less"
+    if minutes < 48 * 60:
+        # Above two hours to ten minutes: more would claim more than was measured.
+        (large, small), units = divmod(round(minutes, -1) if minutes >= 120 else minutes, 60), ("hour", "minute")
+    else:
+        (large, small), units = divmod(round(minutes / 60), 24), ("day", "hour")
+        if large >= 10:
+            return f"{minutes / 60 / 24:,.0f} days"
+    return counted(large, units[0]) + (f" {counted(small, units[1])}" if small else "")

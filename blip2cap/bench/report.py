@@ -182,6 +182,18 @@ def baseline_facts(
     }
 
 
+def estimate(num_images: int, images_per_s: Mapping[str, float]) -> dict[str, Any]:
+    """Return the seconds that a run over `num_images` takes at the median, highest and lowest measured rate."""
+    median, fastest, slowest = (digits(num_images / images_per_s[name]) for name in ("median", "max", "min"))
+    return {
+        "num_images": num_images,
+        "images_per_s": images_per_s["median"],
+        "seconds": median,
+        "fastest_s": fastest,
+        "slowest_s": slowest,
+    }
+
+
 def spread(passes: Sequence[Pass]) -> dict[str, float]:
     """Return the lowest, median and highest images/s."""
     rates = [one.images_per_s for one in passes]

@@ -60,6 +60,10 @@ def bench(
     image_size: Annotated[
         str | None, option("--image-size WxH", "Size of the scenes; 640x480 if left out.", panel="Input")
     ] = None,
+    estimate: Annotated[
+        int | None,
+        option("--estimate N", "Print how long N images take at the measured rate.", panel="Output"),
+    ] = None,
     out: Annotated[Path | None, option("-o, --out FILE", "Write the results to a JSON file.", panel="Output")] = None,
     repeat: Annotated[int, option("--repeat N", "Number of passes over the images.", panel="Speed")] = 3,
     baseline: Annotated[
@@ -94,6 +98,7 @@ def bench(
         refs=_images(tuple(inputs), limit) if inputs else None,
         num_images=limit if inputs else num_images,
         image_size=None if image_size is None else parse_size(image_size),
+        estimate=estimate,
         repeats=repeat,
         baseline=baseline,
         sweep=sweep,
