@@ -12,10 +12,10 @@ from blip2cap.errors import UsageError
 from blip2cap.jobs.context import Context, dtype_name
 from blip2cap.rows import Row
 from blip2cap.tasks.base import Request
-from blip2cap.workers.devices import choose_devices, num_cores
+from blip2cap.workers.devices import choose_devices, environment_of, num_cores
 from blip2cap.workers.feed import Feed
 from blip2cap.workers.messages import CheckpointLoader, Setup
-from blip2cap.workers.pool import WorkerPool, environment_of
+from blip2cap.workers.pool import WorkerPool
 
 
 class Maker(RowMaker, Protocol):

@@ -94,7 +94,8 @@ class PartQueue:
 
     def crashed(self, process: int) -> bool:
         """Suspect the images that a process was decoding when it crashed; return True if there were any."""
-        found = [part.trace.crashed(process) for part in self._open]
+        with self._lock:
+            found = [part.trace.crashed(process) for part in self._open]
         return any(found)
 
     def write(self, rows: Iterable[Row]) -> None:

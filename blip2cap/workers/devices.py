@@ -80,3 +80,8 @@ def _num_lanes(checkpoint: Checkpoint) -> int:
 
 def _exclude(first: str, second: str) -> UsageError:
     return UsageError(f"{first} and {second} exclude each other. Leave one out.")
+
+
+def environment_of(num_threads: int) -> dict[str, str]:
+    """Return the variables of a worker that computes in this many threads, unless the user has set another number."""
+    return {} if "OMP_NUM_THREADS" in os.environ else {"OMP_NUM_THREADS": str(num_threads)}

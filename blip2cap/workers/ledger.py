@@ -47,6 +47,11 @@ class Ledger:
         """Largest number of images that all workers had together."""
 
     @property
+    def num_new(self) -> int:
+        """Number of images that no worker has had."""
+        return len(self._new)
+
+    @property
     def num_waiting(self) -> int:
         """Number of images that no worker has."""
         return len(self._new) + len(self._again)
@@ -100,7 +105,7 @@ class Ledger:
                 given.append(entry)
         return given
 
-    def done(self, worker: int, result: Result) -> bool:
+    def done(self, result: Result) -> bool:
         """Take a result; return False if there was one already."""
         entry = self._entry(result.number)
         if entry is None or entry.result is not None:

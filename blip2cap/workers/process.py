@@ -8,7 +8,6 @@ from __future__ import annotations
 import queue
 import threading
 import time
-from collections import deque
 from collections.abc import Mapping
 from multiprocessing.connection import Connection
 from typing import IO, TYPE_CHECKING, Any
@@ -19,8 +18,8 @@ if TYPE_CHECKING:
     from blip2cap.workers.messages import Ready, Setup
 
 PROGRAM = "from blip2cap.workers.program import main; main()"
-_NUM_LINES = 20
-"""Lines of its stderr that are kept."""
+_FATAL = "Fatal Python error"
+"""Start of the line before the stack of a process that a signal ends."""
 _JOIN_S = 1.0
 
 
@@ -60,7 +59,7 @@ class WorkerProcess:
         self._child = Child(PROGRAM, environment=environment)
         self._connection: Connection[Any, Any] = Connection(self._child.socket.detach())
         self._outbox: queue.SimpleQueue[object] = queue.SimpleQueue()
-        self._said: deque[str] = deque(maxlen=_NUM_LINES)
+        self._said = ""
         self._threads = [
             threading.Thread(target=target, name=f"worker {number}", daemon=True)
             for target in (self._write, self._read, self._listen)
@@ -89,21 +88,20 @@ class WorkerProcess:
                 return
 
     def _listen(self) -> None:
-        """Keep the last lines of its stderr; it would block if nobody read them."""
+        """Keep the last line of its stderr, or the one before the stack; it would block if nobody read them."""
         stderr: IO[bytes] | None = self._child.process.stderr
         assert stderr is not None
         with stderr:
             for line in stderr:
-                if text := line.decode(errors="replace").strip():
-                    self._said.append(text)
+                text = line.decode(errors="replace").strip()
+                if text and not self._said.startswith(_FATAL):
+                    self._said = text
 
     def how_it_ended(self) -> str:
         """Return how the process ended, as the end of a sentence, with what it said last on its stderr."""
         ended = self._child.how_it_ended() or "closed its connection"
         self._threads[-1].join(_JOIN_S)
-        fatal = [line for line in self._said if line.startswith("Fatal Python error")]  # a stack comes after it
-        said = (fatal or [*self._said])[-1:]
-        return f"{ended} ({said[0]})" if said else ended
+        return f"{ended} ({self._said})" if self._said else ended
 
     def kill(self) -> None:
         """Kill the process."""

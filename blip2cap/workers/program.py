@@ -20,8 +20,6 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from blip2cap.decode.child import connect
 from blip2cap.decode.trace import Slots
 from blip2cap.engine.read_ahead import ReadAhead
@@ -87,6 +85,7 @@ class Worker:
         while True:
             first = self._lists.get()
             if isinstance(first, str):
+                model = model or self._load(setup)
                 self._send(Idle())
                 continue
             items = _Items(self._items(first))
@@ -113,6 +112,8 @@ class Worker:
 
     def _load(self, setup: Setup) -> Model:
         if setup.device.startswith("cuda:"):
+            import torch
+
             torch.cuda.set_device(setup.device)  # nothing may end up on the first GPU
         model = setup.loader.load(setup.device, setup.dtype)
         setup.task.check(model)
