@@ -90,7 +90,7 @@ class Crew:
         self.first = ready
         for each in self._places:
             each.setup = replace(each.setup, dtype=ready.dtype)  # all texts of an output have one dtype
-            if each.process is None and not each.given_up:
+            if each.process is None and not each.given_up and not self.dismissed:
                 self._start(each, load=True)
 
     def works(self, place: Place, num_images: int) -> None:
