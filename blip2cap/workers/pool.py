@@ -81,10 +81,10 @@ class WorkerPool:
         self._crew.start_first(load=False)  # it decodes first
         return feed
 
-    def wait(self) -> Ready:
-        """Wait until the first model is loaded, and start the other workers. Raises Blip2CapError."""
+    def wait(self, *, for_all: bool = False) -> Ready:
+        """Wait until the first model is loaded, or all are; the others are started then. Raises Blip2CapError."""
         self._crew.start_first(load=True)
-        while self._crew.first is None:
+        while self._crew.first is None or (for_all and not all(process.ready for process in self._crew.running())):
             self._handle(self._events.get())
             self._give()
         return self._crew.first
