@@ -2,8 +2,8 @@
 
     PYTHONPATH=. python benchmarks/workers.py --out benchmarks/results/workers.json
 
-`devices`: n devices that sleep for a fixed time for each batch: what the parent costs. `tiny`: the command line with one
-process, two workers, and the plain script, in turns, from JPEG files to rows.
+`devices`: n devices that sleep for a fixed time for each batch: what the parent costs. `tiny`: the command line with
+one process, two workers, and the plain script, in turns, from JPEG files to rows.
 """
 
 from __future__ import annotations
