@@ -9,6 +9,7 @@
     |-- OutputError                    6   the output cannot be written
     |   `-- OutputGoneError            6   its folder does not exist (any more)
     |-- UnreachableError               6   the server of the images cannot be reached any more
+    |-- WorkerError                    1   the processes that do the work die again and again
     `-- ImageError                     -   one bad image: becomes a failed row, never ends a run
 
 Each message says what was given, what was expected and what to do next. It names options by their flags; Python shows
@@ -81,6 +82,10 @@ class UnreachableError(Blip2CapError):
     """A web server or bucket that gives no more images: the network or the server is down."""
 
     exit_code = 6
+
+
+class WorkerError(Blip2CapError):
+    """The processes that do the work of a run die again and again."""
 
 
 class ImageError(Blip2CapError):

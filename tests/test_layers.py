@@ -22,6 +22,7 @@ LAYERS = (
     ("captioner", "matcher", "image_index", "bench"),
     ("index",),
     ("jobs", "images_in_memory"),
+    ("workers",),
     ("engine",),
     ("models.checkpoint",),
     ("models.registry",),
@@ -31,7 +32,7 @@ LAYERS = (
     ("tasks",),
     ("models",),
     ("source", "decode"),
-    ("options", "train.options", "prompts", "urls", "outputs.files", "tiny.scenes"),
+    ("options", "train.options", "workers.options", "prompts", "urls", "outputs.files", "tiny.scenes"),
     ("flags",),
     ("errors", "records", "rows", "stopwatch", "batch_size", "key_set", "tiny", "escapes"),
     ("column_types",),
@@ -47,7 +48,7 @@ LIGHT = PACKAGES | {name for names in LAYERS[LAYERS.index(("source", "decode")) 
 LATE = {
     *("jobs.run", "jobs.context", "jobs.parts", "jobs.texts", "engine", "models.blip2", "models.matching"),
     *("captioner", "matcher", "image_index", "images_in_memory", "bench", "index"),
-    *("train", "evaluate", "lavis"),
+    *("train", "evaluate", "lavis", "workers", "jobs.makers"),
 }
 """Modules that `cli` imports only when there is work to do."""
 FRONT_DOORS = {"blip2cap", "blip2cap.__init__", "blip2cap.__main__", "blip2cap.__version__"}
@@ -102,7 +103,7 @@ def complaints(module: str, source: str) -> list[str]:
             found.append(f"{module}: {target} has no layer")
         elif there != here and here and LEVELS[there] >= LEVELS[here]:
             found.append(f"{module}: {target} is not below it")
-        elif here == "cli" and at_once and there != "train.options" and _is_late(target):
+        elif here == "cli" and at_once and there not in ("train.options", "workers.options") and _is_late(target):
             found.append(f"{module}: imports {target} at once")
     return found
 

@@ -17,6 +17,7 @@ from blip2cap.options import (
     TextOptions,
 )
 from blip2cap.tasks.caption import Caption
+from blip2cap.workers.options import WorkerOptions
 
 
 @with_options(without=["random_weights"])
@@ -25,6 +26,7 @@ def caption(
     model: ModelOptions,
     batch: BatchOptions,
     decode: DecodeOptions,
+    workers: WorkerOptions,
     generate: GenerateOptions,
     text: TextOptions,
     output: OutputOptions,
@@ -40,4 +42,6 @@ def caption(
 ) -> None:
     """Write a caption for every image."""
     task = Caption(template=prompt, generate=generate, text=text)
-    start(Job(task=task, source=source, output=output, model=model, decode=decode, batch=batch), report)
+    start(
+        Job(task=task, source=source, output=output, model=model, decode=decode, batch=batch, workers=workers), report
+    )

@@ -19,6 +19,7 @@ from blip2cap.options import (
     SourceOptions,
 )
 from blip2cap.tasks.embed import WHAT, Embed, Precision
+from blip2cap.workers.options import WorkerOptions
 
 
 @with_options(
@@ -32,6 +33,7 @@ def embed(
     model: ModelOptions,
     batch: BatchOptions,
     decode: DecodeOptions,
+    workers: WorkerOptions,
     output: OutputOptions,
     report: ReportOptions,
     what: Annotated[
@@ -65,4 +67,7 @@ def embed(
         embed_texts(texts, task=task, model=model, output=output, report=report)
     else:
         source = source or SourceOptions()  # raises the error that says what is missing
-        start(Job(task=task, source=source, output=output, model=model, decode=decode, batch=batch), report)
+        start(
+            Job(task=task, source=source, output=output, model=model, decode=decode, batch=batch, workers=workers),
+            report,
+        )

@@ -19,6 +19,7 @@ from blip2cap.options import (
     SourceOptions,
 )
 from blip2cap.tasks.match import Match
+from blip2cap.workers.options import WorkerOptions
 
 
 @with_options(without=["random_weights", "device_map"], out="matches.jsonl", model=DEFAULT_MATCHING_MODEL)
@@ -27,6 +28,7 @@ def match(
     model: ModelOptions,
     batch: BatchOptions,
     decode: DecodeOptions,
+    workers: WorkerOptions,
     output: OutputOptions,
     report: ReportOptions,
     text: Annotated[
@@ -69,4 +71,6 @@ def match(
         from blip2cap.outputs.captions import read_captions
 
         task = Match(captions=read_captions(captions))
-    start(Job(task=task, source=source, output=output, model=model, decode=decode, batch=batch), report)
+    start(
+        Job(task=task, source=source, output=output, model=model, decode=decode, batch=batch, workers=workers), report
+    )

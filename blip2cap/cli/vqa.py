@@ -21,6 +21,7 @@ from blip2cap.options import (
     TextOptions,
 )
 from blip2cap.tasks.vqa import Vqa
+from blip2cap.workers.options import WorkerOptions
 
 
 @with_options(without=["random_weights", "num_captions"], out="answers.jsonl", max_new_tokens=ANSWER_NEW_TOKENS)
@@ -29,6 +30,7 @@ def vqa(
     model: ModelOptions,
     batch: BatchOptions,
     decode: DecodeOptions,
+    workers: WorkerOptions,
     generate: GenerateOptions,
     text: TextOptions,
     output: OutputOptions,
@@ -59,4 +61,6 @@ def vqa(
     if not asked:
         raise UsageError("no question given. Ask with -q TEXT, once or more often, or --questions FILE.")
     task = Vqa(questions=asked, template=template, generate=generate, text=text)
-    start(Job(task=task, source=source, output=output, model=model, decode=decode, batch=batch), report)
+    start(
+        Job(task=task, source=source, output=output, model=model, decode=decode, batch=batch, workers=workers), report
+    )

@@ -7,13 +7,7 @@ this process may use a GPU.
 
 from __future__ import annotations
 
-import contextlib
 import json
-import os
-import signal
-import socket
-import subprocess
-import sys
 import threading
 import time
 from dataclasses import asdict
@@ -21,6 +15,7 @@ from typing import Any
 
 import numpy as np
 
+from blip2cap.decode.child import Child
 from blip2cap.decode.image import Decoded, Resizer, Unpacked, finish
 from blip2cap.decode.threads import limit_myself
 from blip2cap.decode.worker import ANSWER, MOST_DETAIL, REQUEST
@@ -113,31 +108,13 @@ class _Worker:
 
     def __init__(self, program: str, options: DecodeOptions, *, to_square: bool) -> None:
         self._max_pixels, self._to_square = options.max_pixels, to_square or options.mode == "exact"
-        self._socket, theirs = socket.socketpair()
-        lifeline, self._lifeline = os.pipe()
         settings = json.dumps({**asdict(options), "to_square": to_square})
-        # With the import path of this process, like multiprocessing: nothing is imported from the current folder, which
-        # may hold any file, unless this process does so too.
-        code = f"import sys; sys.path[:] = {sys.path!r}; {program}"
         try:
-            self._process = subprocess.Popen(
-                [sys.executable, "-P", "-c", code, str(theirs.fileno()), str(lifeline), settings],
-                stdin=subprocess.DEVNULL,
-                stdout=subprocess.DEVNULL,
-                stderr=subprocess.PIPE,
-                pass_fds=(theirs.fileno(), lifeline),
-                env=os.environ | _ENVIRONMENT,
-                process_group=0,  # no signals from the terminal
-            )
+            self._child = Child(program, settings, environment=_ENVIRONMENT)
         except OSError as error:
-            self._socket.close()
-            os.close(self._lifeline)
             raise _not_started(error.strerror or str(error)) from error
-        finally:
-            theirs.close()
-            os.close(lifeline)
-        assert self._process.stderr is not None
-        with self._process.stderr as stderr:
+        assert self._child.process.stderr is not None
+        with self._child.process.stderr as stderr:
             try:
                 self._read_json(time.monotonic() + _START_S)
             except (OSError, ValueError) as error:
@@ -149,9 +126,9 @@ class _Worker:
         """Request one image; size 0 asks for its header only. Raises ImageError."""
         try:
             deadline = time.monotonic() + timeout_s
-            self._socket.settimeout(timeout_s)
-            self._socket.sendall(REQUEST.pack(size, len(data)))
-            self._socket.sendall(data)
+            self._child.socket.settimeout(timeout_s)
+            self._child.socket.sendall(REQUEST.pack(size, len(data)))
+            self._child.socket.sendall(data)
             answer = self._read_json(deadline)
             if "error" in answer:
                 raise _error(answer)
@@ -162,7 +139,8 @@ class _Worker:
         except TimeoutError as error:
             raise ImageError("timeout", f"it takes more than {timeout_s:g} s to decode") from error
         except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
-            raise ImageError("decoder_crashed", f"the process that decoded it {self._how_it_ended()}") from error
+            ended = self._child.how_it_ended() or "sent no valid response"
+            raise ImageError("decoder_crashed", f"the process that decoded it {ended}") from error
 
     def _read_json(self, deadline: float) -> dict[str, Any]:
         head = bytearray(ANSWER.size)
@@ -182,29 +160,19 @@ class _Worker:
             left_s = deadline - time.monotonic()
             if left_s <= 0:
                 raise TimeoutError
-            self._socket.settimeout(left_s)
-            num_read = self._socket.recv_into(view)
+            self._child.socket.settimeout(left_s)
+            num_read = self._child.socket.recv_into(view)
             if num_read == 0:
                 raise ConnectionResetError("the other side has closed the socket")
             view = view[num_read:]
 
-    def _how_it_ended(self) -> str:
-        with contextlib.suppress(subprocess.TimeoutExpired):
-            code = self._process.wait(_LEAST_S)
-            return f"was ended by {signal.Signals(-code).name}" if code < 0 else f"ended with code {code}"
-        return "sent no valid response"
-
     def kill(self) -> None:
         """Kill the process."""
-        self._process.kill()
+        self._child.kill()
 
     def end(self) -> None:
         """Kill the process and release its resources."""
-        self.kill()
-        with contextlib.suppress(subprocess.TimeoutExpired):  # it may be blocked in the kernel
-            self._process.wait(_LEAST_S)
-        self._socket.close()
-        os.close(self._lifeline)
+        self._child.end()
 
 
 def _error(answer: dict[str, Any]) -> ImageError:

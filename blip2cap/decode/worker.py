@@ -4,26 +4,25 @@ A request is a size and the bytes of a file, a response a JSON object and the pi
 that a malicious file has taken over could send anything.
 
 It exits when its parent does, for whatever reason: between two images it reads the end of the socket; during one, on
-Linux, it gets a signal through a pipe whose other end only the parent holds.
+Linux, it gets a signal (`decode/child.py`).
 """
 
 from __future__ import annotations
 
-import fcntl
 import json
 import os
 import resource
 import signal
 import socket
 import struct
-import sys
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
 from PIL import AvifImagePlugin
 
+from blip2cap.decode.child import connect
 from blip2cap.decode.formats import formats
 from blip2cap.decode.image import read_header, unpack
 from blip2cap.errors import ImageError
@@ -40,12 +39,11 @@ _BLOCK = 1 << 20
 
 
 def main() -> None:
-    """Serve requests until the socket ends. Arguments: descriptors of socket and pipe, and settings as JSON."""
-    requests, lifeline = socket.socket(fileno=int(sys.argv[1])), int(sys.argv[2])
-    settings = json.loads(sys.argv[3])
+    """Serve requests until the socket ends. The argument: settings as JSON."""
+    requests, (arguments,) = connect()
+    settings = json.loads(arguments)
     to_square = settings.pop("to_square")
     options = DecodeOptions(**settings)
-    _end_with_parent(lifeline)
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the parent, which completes the images in flight
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))  # crashes are expected here
     AvifImagePlugin.DEFAULT_MAX_THREADS = 1  # the other cores have their own workers
@@ -93,19 +91,6 @@ def receive(requests: socket.socket, num_bytes: int) -> bytearray:
             return bytearray()
         view = view[num_read:]
     return data
-
-
-def _end_with_parent(lifeline: int) -> None:
-    """Let the kernel end this process when the other end of a pipe is closed, whatever it does at that moment.
-
-    SIGIO ends a process by default. Nothing is ever written to the pipe.
-    """
-    signal.signal(signal.SIGIO, signal.SIG_DFL)  # the parent may ignore it
-    fcntl.fcntl(lifeline, fcntl.F_SETOWN, os.getpid())
-    fcntl.fcntl(lifeline, fcntl.F_SETFL, fcntl.fcntl(lifeline, fcntl.F_GETFL) | os.O_ASYNC | os.O_NONBLOCK)
-    with suppress(BlockingIOError):
-        if os.read(lifeline, 1) == b"":  # the parent has exited already
-            os._exit(0)
 
 
 @contextmanager

@@ -53,7 +53,7 @@ class DecodeAhead(Generic[Item]):
         self._entries: queue.SimpleQueue[tuple[Item, Call[Decoded | ImageError]] | BaseException | None]
         self._entries = queue.SimpleQueue()
         self._room, self._closed = threading.Semaphore(num_ahead), threading.Event()
-        self._held = _HeldBytes()
+        self._held = HeldBytes()
         self._threads: Threads[Decoded | ImageError] = Threads(num_threads, "decode")
         # A daemon: it may wait forever for a pipe, and the process must be able to exit.
         self._feeder = threading.Thread(target=self._feed, name="source", daemon=True)
@@ -114,7 +114,7 @@ class DecodeAhead(Generic[Item]):
         self._threads.close()
 
 
-class _HeldBytes:
+class HeldBytes:
     """Counts bytes in memory; adding more blocks until they fit."""
 
     def __init__(self) -> None:
@@ -180,6 +180,16 @@ class DecodeTrace(Protocol):
 
     def decoding(self, ref: ImageRef) -> AbstractContextManager[None]:
         """Record an image while it is decoded."""
+
+
+class SharedTrace(DecodeTrace, Protocol):
+    """A record into which other processes write too."""
+
+    def slots_for(self, ref: ImageRef, process: int) -> tuple[str, int]:
+        """Return the file and the first slot for images that another process decodes; each number has its own."""
+
+    def crashed(self, process: int) -> bool:
+        """Suspect the images that a process was decoding when it crashed; return True if there were any."""
 
 
 class ReadAhead:

@@ -7,11 +7,12 @@ from collections import Counter
 from collections.abc import Callable, Generator, Iterable, Iterator
 from contextlib import closing
 from dataclasses import dataclass, field
+from typing import Any, Protocol
 
 from blip2cap.batch_size import BatchSize
 from blip2cap.engine.first_texts import FirstTexts
 from blip2cap.engine.flow import DecodedRequest, Flow
-from blip2cap.engine.read_ahead import DecodeTrace, ReadAhead, in_batches
+from blip2cap.engine.read_ahead import DecodeTrace, ReadAhead, SharedTrace, in_batches
 from blip2cap.errors import ImageError
 from blip2cap.models.base import Model
 from blip2cap.options import BatchOptions, DecodeOptions
@@ -79,6 +80,21 @@ class RunStats:
         )
 
 
+class RowMaker(Protocol):
+    """Makes rows of requests: an engine, or workers that have one each."""
+
+    def read_ahead(self, requests: Iterable[Request], trace: SharedTrace | None = None) -> Any:
+        """Start to read requests; the result is for `row_batches`, or to be closed."""
+
+    def row_batches(
+        self, images: Any, stats: RunStats, stopped: Callable[[], bool] = lambda: False
+    ) -> Generator[list[Row]]:
+        """Yield rows in the order of the requests; counts and times go to `stats`. Closes `images`.
+
+        Once `stopped` returns True, no more images are taken; those in the model are completed.
+        """
+
+
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Engine:
     """The model, the task and the options of one run."""
@@ -142,7 +158,7 @@ class Engine:
             flow.advance()
             idle = flow.num_ready == flow.num_images
             finish_first = finish_first and not idle
-            more = more and not stopped()
+            more = not stopped() and more  # asked at every step: a worker tells its parent then that it is alive
             done = time.monotonic()
             stats.model_s += done - mark
             mark = done
@@ -161,8 +177,8 @@ class Engine:
 
 
 def run(
-    engine: Engine,
-    images: ReadAhead,
+    maker: RowMaker,
+    images: Any,
     sink: RowSink,
     on_batch: Callable[[RunStats], None] = lambda stats: None,
     stopped: Callable[[], bool] = lambda: False,
@@ -172,7 +188,7 @@ def run(
     Ends early, after the images in the model are complete, once `stopped` returns True.
     """
     stats = RunStats()
-    with closing(engine.row_batches(images, stats, stopped)) as batches:
+    with closing(maker.row_batches(images, stats, stopped)) as batches:
         for rows in batches:
             sink.write(rows)
             on_batch(stats)

@@ -15,6 +15,7 @@ from blip2cap.options import BatchOptions, DecodeOptions, Kind, ModelOptions, Ou
 from blip2cap.records import ImageRef
 from blip2cap.tasks.base import WITHOUT_CAPTION, Request, Task, Worklist
 from blip2cap.urls import is_http, shown
+from blip2cap.workers.options import WorkerOptions
 
 if TYPE_CHECKING:
     from blip2cap.engine.run import RunStats
@@ -35,6 +36,7 @@ class Job:
     model: ModelOptions = field(default_factory=ModelOptions)
     decode: DecodeOptions = field(default_factory=DecodeOptions)
     batch: BatchOptions = field(default_factory=BatchOptions)
+    workers: WorkerOptions = field(default_factory=WorkerOptions)
 
     def __post_init__(self) -> None:
         if not self.decode.allow_http:

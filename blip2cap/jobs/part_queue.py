@@ -88,6 +88,16 @@ class PartQueue:
         part = self._part_of.get(ref.name)
         return nullcontext() if part is None else part.trace.decoding(ref)
 
+    def slots_for(self, ref: ImageRef, process: int) -> tuple[str, int]:
+        """Return the file and the first slot for an image of an open part that another process decodes."""
+        return self._part_of[ref.name].trace.slots_for(ref, process)
+
+    def crashed(self, process: int) -> bool:
+        """Suspect the images that a process was decoding when it crashed; return True if there were any."""
+        with self._lock:
+            found = [part.trace.crashed(process) for part in self._open]
+        return any(found)
+
     def write(self, rows: Iterable[Row]) -> None:
         """Write rows to the parts that they belong to, and commit complete parts."""
         waiting = deque(rows)

@@ -29,8 +29,7 @@ from blip2cap.source.inputs import Source
 from blip2cap.tasks.base import Worklist
 
 if TYPE_CHECKING:
-    from blip2cap.engine.read_ahead import ReadAhead
-    from blip2cap.engine.run import Engine, RunStats
+    from blip2cap.engine.run import RowMaker, RunStats
 
 _LOOK_AGAIN_S = 1.0
 """First pause while other processes have the last parts locked; doubled as long as none of them is free."""
@@ -200,17 +199,20 @@ def _in_turn(store: Store, job: Job, missing: Sequence[int]) -> list[int]:
 def _make_parts(context: Context, plan: PartsPlan, queue: PartQueue, num_images: int) -> RunStats:
     """Load the model and make all parts of the queue."""
     context.announce_model()
-    with closing(queue):
-        model = context.load_model(_dtype(context, plan))
-        with context.running(model, lambda given_up: num_images) as engine:
-            images = engine.read_ahead(queue.requests(), queue)  # not sooner: no part is open if loading fails
-            return run_parts(engine, queue, images, context.listener.progress, context.stopped)
+    from blip2cap.jobs.makers import make_maker
+    from blip2cap.workers.devices import LARGE
+
+    with closing(queue), closing(make_maker(context, _dtype(context, plan), lambda: num_images >= LARGE)) as maker:
+        maker.load()
+        with context.running(lambda given_up: num_images):
+            images = maker.read_ahead(queue.requests(), queue)  # not sooner: no part is open if loading fails
+            return run_parts(maker, queue, images, context.listener.progress, context.stopped)
 
 
 def run_parts(
-    engine: Engine,
+    maker: RowMaker,
     queue: PartQueue,
-    images: ReadAhead,
+    images: Any,
     on_batch: Callable[[RunStats], None] = lambda stats: None,
     stopped: Callable[[], bool] = lambda: False,
 ) -> RunStats:
@@ -228,7 +230,7 @@ def run_parts(
 
     while True:
         with closing(queue):
-            stats = run(engine, images, queue, tell, stopped)
+            stats = run(maker, images, queue, tell, stopped)
         if stopped() or not queue.locked:
             return before + stats
         queue.restart()
@@ -236,13 +238,13 @@ def run_parts(
         wait_until = time.monotonic() + wait_s
         while time.monotonic() < wait_until and not stopped():
             time.sleep(0.05)
-        before, images = before + stats, engine.read_ahead(queue.requests(), queue)
+        before, images = before + stats, maker.read_ahead(queue.requests(), queue)
 
 
-def run_part(engine: Engine, store: Store, plan: PartsPlan, index: int) -> RunStats:
+def run_part(maker: RowMaker, store: Store, plan: PartsPlan, index: int) -> RunStats:
     """Make one part in this process, from its inputs to its object; do nothing if it exists."""
     queue = PartQueue(store, plan, (index,))
-    return run_parts(engine, queue, engine.read_ahead(queue.requests(), queue))
+    return run_parts(maker, queue, maker.read_ahead(queue.requests(), queue))
 
 
 def dry_run_parts(job: Job, source: Source) -> DryRun:

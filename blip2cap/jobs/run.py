@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, BinaryIO
 
 from blip2cap.decode.trace import Trace, trace_path
 from blip2cap.errors import Blip2CapError, InputError, UsageError
-from blip2cap.jobs.context import Context, dtype_name, make_context, open_source
+from blip2cap.jobs.context import Context, make_context, open_source
 from blip2cap.jobs.job import (
     Count,
     DryRun,
@@ -170,19 +170,29 @@ def _make_rows(
     if trace and (num_suspects := trace.num_suspects):
         listener.say(suspects_message(context.out, num_suspects))
     context.announce_model()
-    from blip2cap.engine.read_ahead import ReadAhead  # imports torch
     from blip2cap.engine.run import run
+    from blip2cap.jobs.makers import make_maker
+    from blip2cap.workers.devices import LARGE
 
-    with closing(ReadAhead(requests, job.decode, context.image_input, job.batch, trace)) as images_ahead:
-        model = context.load_model(dtype)
-        with context.running(model, _counter(job, context.source, output)) as engine:
-            output.begin({**context.settings, "dtype": dtype_name(model)})
-            if output.torn_bytes:
-                torn = f"a torn last line of {output.torn_bytes} bytes"
-                listener.say(f"{context.out}: removed {torn}; its row will be made again")
-            stats = run(engine, images_ahead, output, on_batch=listener.progress, stopped=stopped)
-        if trace and not stopped() and job.source.limit is None:
-            trace.forget()
+    first: list[Request] = []
+
+    def is_large() -> bool:
+        if context.source.repeatable:  # a pipe, or a bucket, may be slow
+            first.extend(itertools.islice(requests, LARGE))
+        return len(first) == LARGE
+
+    with closing(make_maker(context, dtype, is_large)) as maker:
+        requests = itertools.chain(first, requests)
+        with closing(maker.read_ahead(requests, trace)) as images_ahead:
+            dtype = maker.load()
+            with context.running(_counter(job, context.source, output)):
+                output.begin({**context.settings, "dtype": dtype})
+                if output.torn_bytes:
+                    torn = f"a torn last line of {output.torn_bytes} bytes"
+                    listener.say(f"{context.out}: removed {torn}; its row will be made again")
+                stats = run(maker, images_ahead, output, on_batch=listener.progress, stopped=stopped)
+    if trace and not stopped() and job.source.limit is None:
+        trace.forget()
     return stats
 
 

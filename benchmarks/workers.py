@@ -1,0 +1,181 @@
+"""Worker processes beside one process, and beside the plain script: one command, six minutes at the most.
+
+    PYTHONPATH=. python benchmarks/workers.py --out benchmarks/results/workers.json
+
+`devices`: n devices that sleep for a fixed time for each batch: what the parent costs. `tiny`: the command line with
+one process, two workers, and the plain script, in turns, from JPEG files to rows.
+"""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from contextlib import closing
+from dataclasses import dataclass
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import psutil
+from PIL import Image
+
+from benchmarks.measure import Facts
+from benchmarks.suite import Section, divide, main, mean, most
+from blip2cap.bench.programs import PLAIN
+from blip2cap.decode.inputs import ImageInput, SquareInput
+from blip2cap.engine.run import RunStats
+from blip2cap.options import BatchOptions, DecodeOptions, GenerateOptions
+from blip2cap.records import ImageRef
+from blip2cap.tasks.base import Request
+from blip2cap.tasks.caption import Caption
+from blip2cap.workers.messages import Setup
+from blip2cap.workers.pool import WorkerPool
+from tests.fakes import FakeModel
+
+NUM_DEVICES = (1, 2, 4, 8)
+BATCH_SIZE, STEP_S = 16, 0.4
+"""A device makes 40 images a second."""
+NUM_BATCHES = 40
+"""For each device."""
+NUM_IMAGES = 3000
+PLAIN_BATCH_SIZES = (16, 64)
+
+
+@dataclass(frozen=True)
+class Sleeper:
+    """Loads a model that sleeps."""
+
+    def image_input(self) -> ImageInput:
+        """Return small squares."""
+        return SquareInput(8)
+
+    def load(self, device: str, dtype: str) -> SleepingModel:
+        """Load it."""
+        return SleepingModel()
+
+
+class SleepingModel(FakeModel):
+    """A device that takes the same time for every batch, and no processor."""
+
+    on_cpu = False
+
+    def encode(self, images: Sequence[Any]) -> list[str]:
+        """Sleep."""
+        time.sleep(STEP_S * len(images) / BATCH_SIZE)
+        return super().encode(images)
+
+
+def devices(section: Section) -> None:
+    """Measure n sleeping devices, from the moment at which all are ready."""
+    rates: dict[int, float] = {}
+    for count in NUM_DEVICES:
+        rates[count] = section.attempt(f"devices_{count}", sleep, count).get("images_per_s", 0.0)
+    for count in NUM_DEVICES[1:]:
+        value = divide(rates[count], count * rates[1]) if rates[1] else None
+        section.judge(f"efficiency_of_{count}", value, at_least=0.95)
+    section.judge("efficiency_of_1", divide(rates[1] * STEP_S, BATCH_SIZE), at_least=0.95)
+
+
+def sleep(count: int) -> Facts:
+    """Return the rate of this many devices."""
+    with TemporaryDirectory() as folder:
+        picture = Path(folder) / "picture.png"
+        Image.new("RGB", (8, 8), (1, 2, 3)).save(picture)
+        task = Caption(template="a", generate=GenerateOptions(temperature=1.0))  # equal pictures are not left out
+        setup = Setup(
+            loader=Sleeper(),
+            device="sleeping",
+            dtype="auto",
+            task=task,
+            decode=DecodeOptions(num_threads=1),
+            batch=BatchOptions(batch_size=BATCH_SIZE),
+        )
+        num_images = count * BATCH_SIZE * NUM_BATCHES
+        requests = (
+            Request(ref=ImageRef(path=str(picture), name=str(number)), labels=(None,)) for number in range(num_images)
+        )
+        pool = WorkerPool([setup] * count, environment={}, on_failure=lambda ref, error: None, say=print)
+        stats = RunStats()
+        with closing(pool):
+            pool.wait(for_all=True)
+            parent, started = psutil.Process().cpu_times(), time.perf_counter()
+            for _ in pool.row_batches(pool.read_ahead(requests), stats):
+                pass
+            seconds = time.perf_counter() - started
+            cpu_s = psutil.Process().cpu_times().user - parent.user
+    return {
+        "images_per_s": num_images / seconds,
+        "seconds": seconds,
+        "parent_cpu_ms_per_image": 1000 * cpu_s / num_images,
+    }
+
+
+def tiny(section: Section) -> None:
+    """Caption with the small model: one process, two workers, the plain script, and the first two again."""
+    images = section.pictures.scenes(NUM_IMAGES)
+
+    def ours(name: str, workers: str) -> Facts:
+        return section.attempt(name, caption, images, workers)
+
+    def plain(batch_size: int) -> float | None:
+        options = {"images": images, "model": "tiny", "device": "cpu", "batch_size": batch_size, "limit": 512}
+        facts = section.peer(f"plain_batch_{batch_size}", PLAIN, **options, warmup=1, max_new_tokens=30)
+        return facts.get("images_per_s")
+
+    one, two = [ours("one_process", "1")], [ours("two_workers", "2")]
+    best = most(*[plain(size) for size in PLAIN_BATCH_SIZES])
+    one.append(ours("one_process_again", "1"))
+    two.append(ours("two_workers_again", "2"))
+    rate = mean(*(facts.get("images_per_s") for facts in two))
+    section.judge("times_one_process", divide(rate, mean(*(facts.get("images_per_s") for facts in one))), at_least=1.3)
+    section.judge("times_the_plain_script", divide(rate, best), at_least=4)
+
+
+def caption(images: str, workers: str) -> Facts:
+    """Caption a folder with the command line; return images/s from the first decode to the last row, and memory."""
+    with TemporaryDirectory() as folder:
+        command = [sys.executable, "-m", "blip2cap", "caption", images, "--limit", str(NUM_IMAGES), "-m", "tiny"]
+        started, first_row_s, peak = time.perf_counter(), 0.0, 0
+        out = Path(folder) / "captions.jsonl"
+        with subprocess.Popen(
+            [*command, "-o", str(out), "--workers", workers, "--json", "--quiet"], stdout=subprocess.PIPE
+        ) as process:
+            watched = psutil.Process(process.pid)
+            while process.poll() is None:
+                if not first_row_s and out.exists() and out.stat().st_size:
+                    first_row_s = time.perf_counter() - started
+                peak = max(peak, _memory(watched))
+                time.sleep(0.05)
+            assert process.stdout is not None
+            summary = json.load(process.stdout)
+    return {
+        "images_per_s": summary["images_per_s"],
+        "seconds_with_start": time.perf_counter() - started,
+        "first_row_s": first_row_s,
+        "peak_mb": peak / 1e6,
+    }
+
+
+def _memory(process: psutil.Process) -> int:
+    """Return the memory of a process and its children in bytes; pages that several share count in parts."""
+    total = 0
+    for each in (process, *_children(process)):
+        try:
+            total += each.memory_full_info().pss
+        except psutil.Error:
+            continue
+    return total
+
+
+def _children(process: psutil.Process) -> list[psutil.Process]:
+    try:
+        return process.children()
+    except psutil.Error:
+        return []
+
+
+if __name__ == "__main__":
+    sys.exit(main(__doc__, {"devices": devices, "tiny": tiny}, None))
