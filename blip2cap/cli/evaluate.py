@@ -50,8 +50,8 @@ def evaluate(
         list[str] | None,
         option(
             "--references FILE",
-            "What it should be: COCO captions, VQA annotations, LAVIS annotations, or rows of blip2cap; repeatable, "
-            "for questions and annotations in two files.",
+            "What it should be: COCO, VQA, LAVIS or kohya .json, .jsonl, .csv, .parquet, a folder of .txt files, or "
+            "rows of blip2cap; repeatable, for questions and annotations in two files.",
             panel="Input",
             once=False,
         ),
