@@ -138,6 +138,10 @@ def test_an_exported_csv_has_all_captions_and_no_formulas(here: Path) -> None:
     expected = (Entry(image="a.jpg", texts=("=1", "second")),)
     assert read_references(["ref.csv"]).entries == expected
     assert read_references(["rows.jsonl"]).entries == expected
+    write(here / "single.jsonl", row(1, "=1"))
+    assert invoke("export", "single.jsonl", "--to", "csv", "-o", "single.csv").exit_code == 0
+    assert "'=1" in (here / "single.csv").read_text()
+    assert read_references(["single.csv"]).entries == (Entry(image="1.jpg", texts=("=1",)),)
 
 
 def test_answers_of_a_csv_are_texts_each(here: Path) -> None:

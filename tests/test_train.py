@@ -122,7 +122,7 @@ def test_a_training_on_drawn_scenes_is_prepared_as_one_on_files_is(tmp_path: Pat
     arguments = start_processes(made.loop, made.out, dtype=torch.float32, clip_norm=made.optim.clip_norm)
     prepared = make(made, arguments, dtype=torch.float32, say=said.append)
     (line,) = said
-    assert line.startswith("8 examples and 8 for validation; 4 steps of 4, 2 in an epoch; 3,103,765 of 3,103,765 parame")
+    assert line.startswith("8 examples and 8 for validation; 4 steps of 4, 2 in an epoch; 3,103,765 of 3,103,765 ")
     assert prepared.recipe["found"] == found_of(DrawnOptions(num_scenes=8))
     assert prepared.recipe["found"]["num-scenes"] == 8
     assert prepared.base is prepared.trainee.base
