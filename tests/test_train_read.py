@@ -251,6 +251,9 @@ def test_of_equal_keys_in_an_object_the_last_counts(here):
     (here / "c.json").write_text(f'{{"images": [1, 2, 3], "annotations": {annotations}, "images": []}}')
     with pytest.raises(InputError, match="no column with names of images"):
         read("caption", here / "c.json")
+    (here / "c.json").write_text(f'{{"images": [1, 2, 3], "annotations": {annotations}, "images": null}}')
+    with pytest.raises(InputError, match="its images are no list"):
+        read("caption", here / "c.json")
 
 
 def test_the_place_of_a_single_entry_on_one_line_is_its_index(here):

@@ -62,17 +62,9 @@ def _base_name(entry: Entry) -> tuple[str, ...] | None:
 
 
 def _stem(entry: Entry) -> tuple[str, ...] | None:
-    """Return the name without the suffix of an image."""
-    return (os.path.splitext(os.path.normpath(entry.image))[0],) if _has_suffix(entry) else None
-
-
-def _name_without_suffix(entry: Entry) -> tuple[str, ...] | None:
-    """Return the name if it has no suffix of an image, as in text files and kohya's metadata."""
-    return None if _has_suffix(entry) else _name(entry)
-
-
-def _has_suffix(entry: Entry) -> bool:
-    return os.path.splitext(entry.image)[1].lower() in IMAGE_SUFFIXES
+    """Return the name without the suffix of an image: text files and kohya's metadata name images so."""
+    stem, suffix = os.path.splitext(os.path.normpath(entry.image))
+    return (stem,) if suffix.lower() in IMAGE_SUFFIXES else None
 
 
 def _image_id(entry: Entry) -> tuple[str, ...] | None:
@@ -100,7 +92,7 @@ def _asked(image: Key) -> Key:
 _OF_IMAGES = (
     _Way(name="file name", own=_name, reference=_name),
     _Way(name="image_id", own=_image_id, reference=_image_id),
-    _Way(name="file name without its suffix", own=_stem, reference=_name_without_suffix, is_loose=True),
+    _Way(name="file name without its suffix", own=_stem, reference=_name, is_loose=True),
     _Way(name="file name without folders", own=_base_name, reference=_base_name, is_loose=True),
     _Way(name="number in the file name and image_id", own=_number_in_name, reference=_image_id, is_loose=True),
 )

@@ -140,14 +140,15 @@ def assemble(
     train: Any,
     val: Any,
     found: Mapping[str, Any],
-    largest: Callable[[Any, int], list[Any]] = lambda train, number: [train[position] for position in range(number)],
+    largest: Callable[[Any, int], list[Any]] | None = None,
 ) -> Prepared:
     """Plan the steps, measure a batch, and say the counts; `found` is what the options stood for, for recipe.toml.
 
     `largest` returns a number of samples, those with the longest texts; if left out, all are as long.
     """
     plan = make_plan(job.loop, num_examples=len(train), num_processes=arguments.world_size)
-    batch = collate(largest(train, plan.device_batch))
+    first = range(plan.device_batch)
+    batch = collate(largest(train, len(first)) if largest else [train[position] for position in first])
     part = f"--model {job.model.name}: {plan.device_batch} examples at once"
     prepared = Prepared(
         base=trainee.base,
