@@ -79,6 +79,17 @@ def test_a_folder_of_images_is_refused_where_no_image_is_read(captions: str) -> 
     assert (refused.exit_code, "--images images: no image is read here" in refused.stderr) == (2, True)
 
 
+def test_options_of_the_model_and_of_images_are_taken_where_they_are_used(
+    captions: str, index: str, model: tuple[str, str]
+) -> None:
+    assert invoke("evaluate", captions, "--itm", *model, "--device", "cpu", "--threads", "2").exit_code == 0
+    assert invoke("evaluate", index, "--references", "words.json", "--dtype", "float32").exit_code == 0
+    html = invoke("evaluate", captions, "--references", "lavis.json", "--html", "x.html", "--threads", "2")
+    assert html.exit_code == 0, html.stderr
+    refused = invoke("evaluate", index, "--references", "words.json", "--threads", "2")
+    assert (refused.exit_code, "--threads 2 has no effect" in refused.stderr) == (2, True)
+
+
 def test_two_runs_are_compared_on_the_same_images(captions: str, here: Path) -> None:
     better = {"a.png": "a red car", "b.png": "a green tree", "sub/c.png": "a purple boat at night"}
     other = rows(here, "other.jsonl", better)
@@ -257,6 +268,12 @@ def test_markup_in_texts_names_and_references_is_text(here: Path) -> None:
         (["--references", "lavis.json", "--itm"], "--itm and --references exclude each other"),
         (["--references", "lavis.json", "--rerank", "10"], "--rerank 10: is for an index, captions.jsonl is none"),
         (["--references", "lavis.json", "-m", "tiny-itm"], "--model tiny-itm: no model is needed here"),
+        (["--references", "lavis.json", "--dtype", "float32"], "--dtype float32 has no effect without --itm: no model"),
+        (["--references", "lavis.json", "--device", "cpu"], "--device cpu has no effect without --itm: no model"),
+        (["--references", "lavis.json", "--revision", "main"], "--revision main has no effect without --itm: no model"),
+        (["--references", "lavis.json", "--html", "x.html", "--device", "cpu"], "--device cpu has no effect"),
+        (["--references", "lavis.json", "--isolate"], "--isolate has no effect without --itm, --rerank or --html: no"),
+        (["--references", "lavis.json", "--threads", "2"], "--threads 2 has no effect without --itm, --rerank or"),
         (["--references", "lavis.json", "--worst", "0"], "--worst 0: must be 1 or more"),
         (["--references", "lavis.json", "--html", "x.txt"], "--html x.txt: must end in .html"),
         (["--references", "lavis.json", "--metrics", "BLUE"], "--metrics BLUE: must be of BLEU-1"),

@@ -100,11 +100,18 @@ def coco(here: Path) -> Path:
     return path
 
 
+def lavis(here: Path) -> Path:
+    path = here / "lavis.json"
+    path.write_text(json.dumps([{"image": name, "caption": text} for name, text in CAPTIONS.items()]))
+    return path
+
+
 KINDS = {
     "rows": lambda here: write_rows(here / "captions.jsonl"),
     "parquet": lambda here: exported(here, "parquet", "captions.parquet"),
     "csv": lambda here: exported(here, "csv", "captions.csv"),
     "coco": coco,
+    "lavis": lavis,
     "exported coco": lambda here: exported(here, "coco", "exported.json"),
     "kohya": lambda here: exported(here, "kohya", "meta_cap.json"),
     "kohya lines": lambda here: exported(here, "kohya", "meta_cap.jsonl"),
@@ -252,8 +259,8 @@ def test_a_bad_image_and_a_caption_that_does_not_fit_fail_alone(images: Path, he
     }
 
 
-def write(name: str, content: str) -> str:
-    Path(name).write_text(content)
+def write(name: str, content: str | bytes) -> str:
+    Path(name).write_bytes(content if isinstance(content, bytes) else content.encode())
     return name
 
 
@@ -273,30 +280,38 @@ WRONG = {
     "too long": lambda: ["--text", "red " * 20],
     "--texts none.txt: cannot be read": lambda: ["--texts", "none.txt"],
     "--captions none.json: no such file or folder": lambda: ["--captions", "none.json"],
-    "list without names of images": lambda: ["--captions", write("results.json", '[{"image_id": 1, "caption": "x"}]')],
-    "neither COCO nor kohya": lambda: ["--captions", write("x.json", "3")],
-    "damaged": lambda: ["--captions", write("x.json", "{")],
+    "results.json[0]: its columns are image_id, caption.": lambda: [
+        "--captions",
+        write("results.json", '[{"image_id": 1, "caption": "x"}]'),
+    ],
+    "x.json:1: not valid JSON: neither a list nor an object": lambda: ["--captions", write("x.json", "3")],
+    "x.json:1: not valid JSON: ": lambda: ["--captions", write("x.json", "{")],
     "its columns are a, b, c": lambda: ["--captions", write("x.csv", "a,b,c\n1,2,3\n")],
     "has no caption": lambda: ["--captions", write("x.csv", "file_name,text\na.png,\n")],
     "a folder without .txt or .caption files": lambda: ["--captions", "matcher"],
-    "row 1 has no caption but 3": lambda: ["--captions", write("x.jsonl", '{"file_name": "a.png", "text": 3}\n')],
-    "row 1 has no name of an image but '\\ud800.png'": lambda: [
+    "x.jsonl:1: no caption but 3": lambda: ["--captions", write("x.jsonl", '{"file_name": "a.png", "text": 3}\n')],
+    "x.jsonl:1: no name of an image but '\\ud800.png'": lambda: [
         *("--captions", write("x.jsonl", '{"file_name": "\\ud800.png", "text": "red"}\n'))
     ],
-    "an annotation has no name of an image but 5": lambda: [
+    "x.json annotations[0]: no name of an image but 5": lambda: [
         "--captions",
         write(
             "x.json",
             '{"images": [{"id": 1, "file_name": 5}], "annotations": [{"image_id": 1, "caption": "red"}]}',
         ),
     ],
-    "an entry has no name of an image but ''": lambda: ["--captions", write("x.json", '{"": {"caption": "red"}}')],
-    "row 1 has no file_name_b64 but 'no'": lambda: [
+    "x.json \"\": no name of an image but ''": lambda: ["--captions", write("x.json", '{"": {"caption": "red"}}')],
+    "x.csv:2: no file_name_b64 but 'no'": lambda: [
         *("--captions", write("x.csv", "file_name,file_name_b64,text\na.png,no,red\n"))
     ],
-    "its first line is not JSON": lambda: ["--captions", write("x.jsonl", "red\n")],
-    "a line is no object": lambda: ["--captions", write("x.jsonl", "3\n")],
+    "x.jsonl:1: no JSON: Expecting value": lambda: ["--captions", write("x.jsonl", "red\n")],
+    "x.jsonl:1: 3 is not an object": lambda: ["--captions", write("x.jsonl", "3\n")],
     "metadata.jsonl in it is an output of blip2cap. Give": lambda: ["--captions", str(write_rows(own()).parent)],
+    "x.csv:3: not valid UTF-8": lambda: ["--captions", write("x.csv", b"file_name,text\na.png,red\nb.png,\xff\n")],
+    "annotations[0]: an annotation without caption": lambda: [
+        "--captions",
+        write("x.json", '{"images": [{"id": 1, "file_name": "a.png"}], "annotations": [{"image_id": 1}]}'),
+    ],
     "its rows are answers": lambda: [
         "--captions",
         write("answers.jsonl", text_row(file_name="a.png", file_name_b64="", question="q").as_json().decode()),

@@ -25,6 +25,9 @@ def answers(*asked: tuple[str, str]) -> Entries:
     [
         (captions("x/a.jpg"), captions("./x/a.jpg"), "file name"),
         (captions("a.jpg"), captions("val/a.jpg"), "file name without folders"),
+        (captions("x/a.jpg"), captions("x/a"), "file name without its suffix"),
+        (captions("x/a.v2.PNG"), captions("x/a.v2"), "file name without its suffix"),
+        (answers(("a.jpg", "what?")), answers(("a", "what?")), "file name without its suffix and question"),
         (captions("", image_id="7"), captions("a.jpg", image_id="7"), "image_id"),
         (
             captions("COCO_val2014_000000000007.jpg"),
@@ -59,6 +62,12 @@ def test_equal_names_in_different_folders_are_not_compared_without_them() -> Non
     own = captions("a.jpg", "b.jpg")
     with pytest.raises(InputError, match="no image in common"):
         pair(own, captions("x/a.jpg", "y/a.jpg", "x/b.jpg"))
+
+
+@pytest.mark.parametrize("own", [("a.jpg", "a.png"), ("a.jpg",)])
+def test_another_suffix_is_another_image(own: tuple[str, ...]) -> None:
+    with pytest.raises(InputError, match="no image in common"):
+        pair(captions(*own), captions("a" if len(own) > 1 else "a.png"))
 
 
 def test_pairs_come_in_the_order_of_the_references() -> None:

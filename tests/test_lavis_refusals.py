@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import json
 import pickle
+import zipfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import save_file
 from torch import Tensor
 
 from blip2cap.errors import InputError, ModelError
@@ -143,25 +145,53 @@ def write_damaged(path: Path, damage: str, state: dict[str, Tensor]) -> None:
     if damage == "truncated":
         save(path, state)
         path.write_bytes(path.read_bytes()[:-5000])
-    elif damage == "empty":
-        path.write_bytes(b"")
+    elif damage == "a zip":
+        with zipfile.ZipFile(path, "w") as file:
+            file.writestr("letter.txt", "hello")
     elif damage == "a pickle":
         path.write_bytes(pickle.dumps({"model": {}}))
     elif damage == "old":
         torch.save({"model": state}, path, _use_new_zipfile_serialization=False)
+    elif damage == "safetensors":
+        save_file({"a": torch.ones(1)}, path)
     else:
-        path.write_text("<html>404</html>")
+        path.write_bytes(
+            {"empty": b"", "a page": b"<html>\n404", "blank": b"\n\n", "a picture": b"\x89PNG\r\n"}[damage]
+        )
 
 
-@pytest.mark.parametrize("damage", ["truncated", "empty", "a pickle", "old", "a page"])
-def test_a_file_that_cannot_be_read_is_refused(
-    damage: str, opt: Path, state: dict[str, Tensor], tmp_path: Path
+@pytest.mark.parametrize(
+    ("damage", "found"),
+    [
+        ("truncated", "a zip file that is damaged, or that torch has not saved."),
+        ("a zip", "a zip file that is damaged, or that torch has not saved."),
+        ("empty", "an empty file."),
+        ("a pickle", "a pickle, or a file of torch before 1.6."),
+        ("old", "a pickle, or a file of torch before 1.6."),
+        ("safetensors", "a safetensors file."),
+        ("a page", 'a text that begins "<html>".'),
+        ("blank", 'a text that begins "".'),
+        ("a picture", "no file of torch: it begins with the bytes 89 50 4e 47 0d 0a."),
+    ],
+)
+def test_a_file_that_cannot_be_read_is_refused_with_what_it_is_and_what_was_expected(
+    damage: str, found: str, opt: Path, state: dict[str, Tensor], tmp_path: Path
 ) -> None:
     path = tmp_path / "checkpoint.pth"
     write_damaged(path, damage, state)
     message = refusal(path, opt)
-    assert str(path) in message
-    assert "Expected" in message or "If you trust" in message
+    assert message.startswith(f"{path}: {found} Expected a checkpoint of LAVIS, such as checkpoint_best.pth: a zip")
+    assert "mmap" not in message
+
+
+def test_an_old_file_is_read_once_it_is_saved_again_as_the_message_says(
+    opt: Path, state: dict[str, Tensor], here: Path
+) -> None:
+    write_damaged(here / "old.pth", "old", state)
+    refusal(here / "old.pth", opt)
+    torch.save(torch.load("old.pth", map_location="cpu", weights_only=True), "new.pth")
+    import_lavis(here / "new.pth", ModelOptions(name=str(opt)), here / "out", say=print, quiet=True)
+    assert read_network(here / "out")
 
 
 @pytest.mark.parametrize(

@@ -18,7 +18,8 @@ from transformers import AutoTokenizer, Blip2ForConditionalGeneration
 from blip2cap.models.registry import FAMILIES
 from blip2cap.records import Generated, Prompt
 from blip2cap.tiny.scenes import PLACES, TRAINING_SEEDS, Question, Scene, draw
-from blip2cap.train.drawn import Lines
+from blip2cap.train.drawn import Lines, found_of
+from blip2cap.train.plan import start_processes
 from blip2cap.train.prepare import Prepared, TrainJob
 from blip2cap.train.run import train
 from blip2cap.train.tiny import IMAGE_SIZE, PATCH_SIZE
@@ -113,6 +114,19 @@ def make(*arguments: Any, **settings: Any) -> Prepared:
 def run(made: TrainJob, stopped: Callable[[], bool] = lambda: False) -> Path:
     train(made, listener=Lines(), stopped=stopped, make=make)
     return made.out
+
+
+@pytest.mark.slow
+def test_a_training_on_drawn_scenes_is_prepared_as_one_on_files_is(tmp_path: Path) -> None:
+    made, said = small(tmp_path / "run"), list[str]()
+    arguments = start_processes(made.loop, made.out, dtype=torch.float32, clip_norm=made.optim.clip_norm)
+    prepared = make(made, arguments, dtype=torch.float32, say=said.append)
+    (line,) = said
+    assert line.startswith("8 examples and 8 for validation; 4 steps of 4, 2 in an epoch; 3,103,765 of 3,103,765 ")
+    assert prepared.recipe["found"] == found_of(DrawnOptions(num_scenes=8))
+    assert prepared.recipe["found"]["num-scenes"] == 8
+    assert prepared.base is prepared.trainee.base
+    assert prepared.memory.optimiser == 8 * prepared.num_trainable
 
 
 @pytest.mark.long

@@ -14,6 +14,8 @@ from blip2cap.train.data.collate import make_collator
 from blip2cap.train.data.read import read_data
 from blip2cap.train.data.report import usable
 from blip2cap.train.options.data import DataOptions
+from blip2cap.train.plot import plot_losses
+from blip2cap.train.run_folder import RunFolder
 from tests.training_data import read_base
 
 
@@ -115,6 +117,17 @@ def test_entries_that_are_no_examples_are_in_the_report(here, pictures):
         ("empty text", "train.json:5"),
     ]
     assert len(usable(data, report, skip_bad=True).train.examples) == 2
+
+
+def test_the_plot_of_a_training_among_the_images_is_none_of_them(here, pictures):
+    (pictures / "RUN").mkdir()
+    plot_losses([{"step": 1, "loss": 2.0}], pictures / "RUN", title="caption: tiny")
+    names = ("a.png", "b.png", "c.png")
+    assert found(examine(here, captions(*names))[1]) == [("unreferenced image", f"{pictures}/RUN/loss.png", "")]
+    RunFolder(pictures / "RUN").recipe.touch()
+    assert found(examine(here, captions(*names))[1]) == []
+    draw(pictures, "RUN/other.png")
+    assert found(examine(here, captions(*names))[1]) == [("unreferenced image", f"{pictures}/RUN/other.png", "")]
 
 
 def test_files_that_nothing_names_are_found_in_folders_below_too(here, pictures):

@@ -241,6 +241,21 @@ def test_annotations_of_images_that_are_not_listed_are_problems(here):
     ]
 
 
+def test_the_place_in_a_file_whose_name_has_a_space_has_the_whole_name(here):
+    data = read("caption", save(here / "my captions.json", LAVIS_CAPTIONS, indent=1))
+    assert [example.where for example in data.train.examples] == ["my captions.json:2", "my captions.json:7"]
+
+
+def test_of_equal_keys_in_an_object_the_last_counts(here):
+    annotations = json.dumps(COCO["annotations"])
+    (here / "c.json").write_text(f'{{"images": [1, 2, 3], "annotations": {annotations}, "images": []}}')
+    with pytest.raises(InputError, match="no column with names of images"):
+        read("caption", here / "c.json")
+    (here / "c.json").write_text(f'{{"images": [1, 2, 3], "annotations": {annotations}, "images": null}}')
+    with pytest.raises(InputError, match="its images are no list"):
+        read("caption", here / "c.json")
+
+
 def test_the_place_of_a_single_entry_on_one_line_is_its_index(here):
     assert read("caption", save(here / "train.json", LAVIS_CAPTIONS[:1])).train.examples[0].where == "train.json[0]"
 
@@ -265,8 +280,8 @@ def test_a_row_with_a_damaged_name_is_a_problem(here, encoded):
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        ({**ANNOTATIONS, "questions": {"70": "is it day?"}}, "annotations without questions"),
-        ({**QUESTIONS, "annotations": {"70": "yes"}}, "questions without annotations"),
+        ({**ANNOTATIONS, "questions": {"70": "is it day?"}}, "its questions are no list"),
+        ({**QUESTIONS, "annotations": {"70": "yes"}}, "its annotations are no list"),
         ({"annotations": COCO["annotations"]}, "annotations without images. Expected COCO's whole object"),
         ({str(number): 1 for number in range(1000)}, r"18, 19, \.\.\.\. Expected"),
     ],
@@ -322,9 +337,12 @@ def test_the_first_folder_that_holds_an_image_counts(here):
     ("content", "message"),
     [
         ('[{"image": "a.png"},\n {"caption" "x"}]', ":2: not valid JSON: Expecting ':' delimiter at column 13"),
-        ('{"image": "a.png", "caption": "x"}\n{"image": "b.png"}', ":2: not valid JSON: extra data"),
-        ('[{"image": "a.png"}', ":1: not valid JSON: expected ']'"),
-        ("", ":1: not valid JSON: neither a list"),
+        ('{"image": "a.png", "caption": "x"}\n{"image": "b.png"}', ":2: not valid JSON: Extra data at column 1"),
+        ('[{"image": "a.png"}', ":1: not valid JSON: Expecting ',' delimiter"),
+        ("", ":1: not valid JSON: Expecting value"),
+        ("3", ":1: not valid JSON: neither a list nor an object"),
+        ("[" * 100_000, ": cannot be parsed: maximum recursion depth"),
+        (f"[{'1' * 5000}]", ": cannot be parsed: Exceeds the limit"),
         ("{}", "an object with nothing in it"),
         ('{"a": 1}', "an object with a."),
     ],

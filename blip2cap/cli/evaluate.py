@@ -14,6 +14,7 @@ from blip2cap.cli.report import Failures, print_json
 from blip2cap.cli.signals import stop_on_signal
 from blip2cap.cli.terminal import clean
 from blip2cap.errors import ImageError, UsageError
+from blip2cap.flags import changed
 from blip2cap.jobs.job import Listener
 from blip2cap.options import DecodeOptions, ModelOptions
 from blip2cap.records import ImageRef
@@ -50,8 +51,8 @@ def evaluate(
         list[str] | None,
         option(
             "--references FILE",
-            "What it should be: COCO captions, VQA annotations, LAVIS annotations, or rows of blip2cap; repeatable, "
-            "for questions and annotations in two files.",
+            "What it should be: COCO, VQA, LAVIS or kohya .json, .jsonl, .csv, .parquet, a folder of .txt files, or "
+            "rows of blip2cap; repeatable, for questions and annotations in two files.",
             panel="Input",
             once=False,
         ),
@@ -128,6 +129,9 @@ def evaluate(
         raise UsageError(f"--worst {worst}: must be 1 or more. Leave it out to see none.")
     if images is not None and not itm and html is None:
         raise UsageError(f"--images {images}: no image is read here. Leave it out, or add --itm or --html.")
+    reads_images = itm or html is not None or rerank is not None
+    if not reads_images and (given := next(changed(decode), None)):
+        raise UsageError(f"{given} has no effect without --itm, --rerank or --html: no image is read. Leave it out.")
     check_targets(None, html, null=False, overwrite=overwrite)
     from blip2cap.evaluate.run import EvaluationJob, Evaluator
 

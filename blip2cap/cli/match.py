@@ -42,8 +42,8 @@ def match(
         str | None,
         option(
             "--captions PATH",
-            "Compare every image with its own captions: an output of `caption`, COCO or kohya .json, imagefolder, "
-            ".csv, or a folder of .txt files.",
+            "Compare every image with its own captions: an output of `caption`, COCO, LAVIS or kohya .json, "
+            "imagefolder, .csv, or a folder of .txt files.",
             panel="Input",
         ),
     ] = None,

@@ -1,6 +1,6 @@
 """Outputs and references, read from files: texts about images, or about questions.
 
-Covered: outputs of this tool, COCO captions, VQA questions and annotations, LAVIS annotations, lists of results.
+Covered: outputs of this tool, lists of results; references in every form of `annotation_files`.
 """
 
 from __future__ import annotations
@@ -14,19 +14,26 @@ from typing import Any
 
 from blip2cap.errors import InputError
 from blip2cap.options import Kind
+from blip2cap.outputs.annotation_files import (
+    NAMES,
+    OWN_COLUMNS,
+    SUFFIXES,
+    Annotations,
+    first_columns,
+    id_text,
+    open_annotations,
+)
 from blip2cap.outputs.open import exists, kind_of_existing, open_rows, read_manifest
 
-_NAMES = ("file_name", "image_path", "filename", "image")
 _QUESTIONS = ("question", "text_input")
 _QUESTION_IDS = ("question_id", "instance_id")
 _ANSWERS = ("answers", "answer", "direct_answers")
 _CAPTIONS = ("texts", "text", "captions", "caption")
 """Keys of entries, in order of preference; the second of each is LAVIS's."""
-_NUM_KEYS = 20
-"""Most keys of an object that a message names."""
 EXPECTED = (
     "Expected COCO captions, VQA annotations, LAVIS annotations (a list of objects with image and caption, or image, "
-    "question and answer), or an output of blip2cap."
+    "question and answer), the same columns in .jsonl, .csv or .parquet, kohya's metadata, a folder of .txt files "
+    "named after the images, or an output of blip2cap."
 )
 _EXPECTED_OUTPUT = (
     "Expected an output of `blip2cap caption` or `vqa`, or a .json list of objects with image_id and caption, or "
@@ -92,12 +99,19 @@ def read_output(given: str) -> Entries:
     if given != "-" and not exists(given):
         raise InputError(f"{given}: no such file or folder. Paths are relative to {os.getcwd()}.")
     if Path(given).suffix.lower() == ".json":
-        content = _read_json(given)
-        if not isinstance(content, list):
-            raise InputError(f"{given}: not a list of results. {_EXPECTED_OUTPUT}")
-        return _checked(given, tuple(_of_objects(given, content)), _EXPECTED_OUTPUT)
-    found = _checked(given, tuple(_of_rows(given)), _EXPECTED_OUTPUT)
+        results = open_annotations(given, expected=_EXPECTED_OUTPUT)
+        if results.form != "list":
+            raise InputError(f"{given}: {results.form}, not a list of results. {_EXPECTED_OUTPUT}")
+        return _checked(given, tuple(_of_annotations(results)), _EXPECTED_OUTPUT)
     manifest = None if kind_of_existing(given) is Kind.STREAM else read_manifest(given)
+    if manifest is None and os.path.isfile(given):
+        columns = first_columns(Path(given))
+        if columns is not None and not {*columns} >= OWN_COLUMNS:
+            raise InputError(
+                f"{given}: not an output of blip2cap: its columns are {', '.join(columns)}, expected "
+                f"{', '.join(sorted(OWN_COLUMNS))} and text or answer. {_EXPECTED_OUTPUT}"
+            )
+    found = _checked(given, tuple(_of_rows(given)), _EXPECTED_OUTPUT)
     settings: Mapping[str, Any] = manifest.settings if manifest else {}
     return replace(found, root=str(settings.get("input_root", "")), image_column=settings.get("image_column"))
 
@@ -105,25 +119,26 @@ def read_output(given: str) -> Entries:
 def read_references(files: Sequence[str]) -> Entries:
     """Read references from one file, or from several that complete each other, as questions and annotations do.
 
-    Texts of one image, or of one question, are collected. Raises InputError.
+    Texts of one image, or of one question, are collected. Raises InputError, or OutputRefusedError for damaged rows.
     """
     given = " and ".join(files)
     found: list[Entry] = []
-    questions: dict[str, Entry] = {}
+    questions: dict[str, Mapping[str, Any]] = {}
     for file in files:
         if not exists(file):
             raise InputError(f"--references {file}: no such file or folder. Paths are relative to {os.getcwd()}.")
-        if Path(file).suffix.lower() not in (".json", ".jsonl"):
-            found += _of_rows(file)
+        if not (os.path.isdir(file) or (os.path.isfile(file) and Path(file).suffix.lower() in SUFFIXES)):
+            found += _of_rows(file, every=True)
             continue
-        content = _read_json(file)
-        if isinstance(content, list):
-            found += _of_objects(file, content)
-        elif not isinstance(content, dict):
-            raise _wrong(file, f"{_shown(content)} is no list and no object")
-        else:
-            questions |= {each.question_id: each for each in _questions(file, content)}
-            found += _of_coco(file, content)
+        annotations = open_annotations(file, expected=EXPECTED)
+        if annotations.form == "own":
+            found += _of_rows(annotations.given, every=True)
+            continue
+        for where, each in annotations.objects(annotations.questions):
+            if not {"question", "question_id"} <= each.keys():
+                raise InputError(f"{where}: a question without question and question_id, but {', '.join(each)}.")
+            questions[id_text(each["question_id"])] = each
+        found += _of_annotations(annotations)
     if questions:
         found = [_with_question(given, each, questions) for each in found]
     return _checked(given, tuple(_collected(each for each in found if each.texts)), EXPECTED)
@@ -138,84 +153,63 @@ def _checked(given: str, entries: tuple[Entry, ...], expected: str) -> Entries:
     return Entries(given=given, entries=entries)
 
 
-def _of_rows(given: str) -> Iterator[Entry]:
-    """Yield the rows of an output; of several captions for an image, the first is the best."""
+def _of_rows(given: str, *, every: bool = False) -> Iterator[Entry]:
+    """Yield the rows of an output; of several captions for an image, the first is the best, or `every` one counts."""
     for row in open_rows(given):
         if "itm" in row.columns or ("text" not in row.columns and row.question is None):
             kind = "scores of texts" if "itm" in row.columns else "vectors"
             raise InputError(f"{given}: its rows are {kind}. {_EXPECTED_OUTPUT}")
-        texts = (row.text,) if row.status == "ok" else ()
-        yield Entry(image=row.file_name, question=row.question, texts=texts)
+        texts = tuple((every and row.texts) or (row.text,))
+        yield Entry(image=row.file_name, question=row.question, texts=texts if row.status == "ok" else ())
 
 
-def _of_objects(given: str, content: Iterable[Any]) -> Iterator[Entry]:
-    """Yield the entries of a list of objects: LAVIS, results of COCO and VQA, lines of JSON, rows of this tool."""
-    for number, each in enumerate(content, start=1):
-        if not isinstance(each, dict):
-            raise _wrong(given, f"entry {number} is not an object")
+def _of_annotations(found: Annotations) -> Iterator[Entry]:
+    """Yield the entries of a file of another tool; each line of kohya's texts and of text files is a caption."""
+    rows = found.objects(found.rows)
+    if found.given.lower().endswith(".csv"):  # an empty cell is no value
+        rows = ((where, {name: cell for name, cell in row.items() if cell}) for where, row in rows)
+    for each in _of_objects(rows):
+        if found.form in ("kohya", "text files"):
+            lines = (line.strip() for text in each.texts for line in text.split("\n"))
+            yield replace(each, texts=tuple(filter(None, lines)))
+        else:
+            yield each
+
+
+def _of_objects(rows: Iterable[tuple[str, Mapping[str, Any]]]) -> Iterator[Entry]:
+    """Yield the entries of objects: LAVIS, COCO, VQA and their results, kohya, lines of text files, tables."""
+    for where, each in rows:
         answers = _first(each, _ANSWERS)
         texts = answers if answers is not None else _first(each, _CAPTIONS)
-        if texts is None:
-            raise _wrong(given, f"entry {number} has no caption and no answer, but {_keys(each)}")
+        if texts is None and each.get("status") != "failed":
+            expected = ", ".join((*_CAPTIONS, *_ANSWERS))
+            raise InputError(f"{where}: no caption and no answer, but {', '.join(each)}. Expected one of {expected}.")
         question = _first(each, _QUESTIONS) if answers is not None else None
         if not isinstance(question, str | None):
-            raise _wrong(given, f"entry {number} has {_shown(question)} for a question")
+            raise InputError(f"{where}: its question is {_shown(question)}. Expected a text.")
         entry = Entry(
-            image=_image(given, number, _first(each, _NAMES)),
-            image_id=_id(each.get("image_id")),
+            image=_image(where, _first(each, NAMES)),
+            image_id=id_text(each.get("image_id")),
             question=question,
-            question_id=_id(_first(each, _QUESTION_IDS)) if answers is not None else "",
-            texts=() if each.get("status") == "failed" else _texts(given, number, texts),
+            question_id=id_text(_first(each, _QUESTION_IDS)) if answers is not None else "",
+            texts=() if each.get("status") == "failed" else _texts(where, texts),
             question_type=str(each.get("question_type") or ""),
             answer_type=str(each.get("answer_type") or ""),
         )
         if not (entry.image or entry.image_id or entry.question_id):
-            raise _wrong(given, f"entry {number} names no image and no question, only {_keys(each)}")
+            expected = ", ".join((*NAMES, "image_id", *_QUESTION_IDS))
+            raise InputError(
+                f"{where}: names no image and no question, only {', '.join(each)}. Expected one of {expected}."
+            )
         yield entry
 
 
-def _of_coco(given: str, content: Mapping[str, Any]) -> Iterator[Entry]:
-    """Yield the annotations of COCO or VQA, with the file names of their images where those are listed."""
-    if "annotations" not in content:
-        if "questions" in content:
-            return
-        raise _wrong(given, f"an object with {_keys(content)}")
-    images = [each for each in _objects(given, content, "images") if "file_name" in each]
-    try:
-        names = {_id(each["id"]): str(each["file_name"]) for each in images}
-    except KeyError as error:
-        raise _wrong(given, f"an image lacks {error}") from error
-    for entry in _of_objects(given, _objects(given, content, "annotations")):
-        yield replace(entry, image=entry.image or names.get(entry.image_id, ""))
-
-
-def _questions(given: str, content: Mapping[str, Any]) -> Iterator[Entry]:
-    """Yield the questions of VQA, which have no answers."""
-    try:
-        for each in _objects(given, content, "questions"):
-            yield Entry(
-                image_id=_id(each.get("image_id")),
-                question=str(each["question"]),
-                question_id=_id(each["question_id"]),
-                texts=(),
-            )
-    except KeyError as error:
-        raise _wrong(given, f"a question lacks {error}") from error
-
-
-def _objects(given: str, content: Mapping[str, Any], name: str) -> list[dict[str, Any]]:
-    """Return a list of objects of COCO or VQA, empty if it is not there. Raises InputError for anything else."""
-    found = content.get(name, [])
-    if not isinstance(found, list) or not all(isinstance(each, dict) for each in found):
-        raise _wrong(given, f"its {name} are no list of objects")
-    return found
-
-
-def _with_question(given: str, entry: Entry, questions: Mapping[str, Entry]) -> Entry:
+def _with_question(given: str, entry: Entry, questions: Mapping[str, Mapping[str, Any]]) -> Entry:
     asked = questions.get(entry.question_id)
     if asked is None:
-        raise _wrong(given, f"no question has the id {entry.question_id or 'of ' + entry.label}")
-    return replace(entry, question=asked.question, image_id=entry.image_id or asked.image_id)
+        raise InputError(f"{given}: no question has the id {entry.question_id or 'of ' + entry.label}. {EXPECTED}")
+    image_id = entry.image_id or id_text(asked.get("image_id"))
+    return replace(entry, question=str(asked["question"]), image_id=image_id)
 
 
 def _collected(entries: Iterable[Entry]) -> Iterator[Entry]:
@@ -228,61 +222,29 @@ def _collected(entries: Iterable[Entry]) -> Iterator[Entry]:
     return iter(together.values())
 
 
-def _read_json(given: str) -> Any:
-    """Return the content of a .json file, or the lines of a .jsonl file as a list. Raises InputError."""
-    path = Path(given)
-    try:
-        text = path.read_text(encoding="utf-8-sig")
-        if path.suffix.lower() == ".jsonl":
-            return [json.loads(line) for line in text.split("\n") if line.strip()]
-        return json.loads(text)
-    except OSError as error:
-        raise InputError(f"{given}: cannot be read: {error.strerror}. {EXPECTED}") from error
-    except (ValueError, RecursionError) as error:
-        reason = "not valid UTF-8" if isinstance(error, UnicodeDecodeError) else f"not JSON ({error})"
-        raise InputError(f"{given}: {reason}. {EXPECTED}") from error
-
-
 def _first(entry: Mapping[str, Any], keys: Sequence[str]) -> Any:
     """Return the value of the first of these keys that has one."""
     return next((entry[key] for key in keys if entry.get(key) is not None), None)
 
 
-def _texts(given: str, number: int, value: Any) -> tuple[str, ...]:
+def _texts(where: str, value: Any) -> tuple[str, ...]:
     """Return captions or answers: a text, a list of texts, or the answers of VQA annotations."""
     every = value if isinstance(value, list) else [value]
     texts = [each.get("answer") if isinstance(each, dict) else each for each in every]
     if not texts or not all(isinstance(text, str) for text in texts):
-        raise _wrong(given, f"entry {number} has {_shown(value)} for texts")
+        raise InputError(f"{where}: its texts are {_shown(value)}. Expected a text, or a list of texts.")
     return tuple(map(str, texts))
 
 
-def _image(given: str, number: int, value: Any) -> str:
+def _image(where: str, value: Any) -> str:
     """Return the name of an image, "" for none. Raises InputError for what no file can be called."""
     name = "" if value is None else str(value)
     try:
         os.fsencode(name)
     except UnicodeEncodeError as error:
-        raise _wrong(given, f"entry {number} has {_shown(name)} for the name of an image") from error
+        raise InputError(f"{where}: {_shown(name)} is no name of an image: not valid Unicode.") from error
     return name
-
-
-def _id(value: Any) -> str:
-    """Return an id as text: files of one data set write 42 and "42", and tables with a gap 42.0."""
-    if isinstance(value, float) and value.is_integer():
-        value = int(value)
-    return "" if value is None else str(value)
-
-
-def _keys(content: Mapping[str, Any]) -> str:
-    """Return the first keys of an object, for a message: those of kohya's are all names of images."""
-    shown = ", ".join([*content][:_NUM_KEYS]) or "nothing"
-    return shown if len(content) <= _NUM_KEYS else f"{shown}, ..."
 
 
 def _shown(value: Any) -> str:
     return json.dumps(value)[:60]
-
-
-def _wrong(given: str, reason: str) -> InputError:
-    return InputError(f"{given}: {reason}. {EXPECTED}")

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 
 from blip2cap.errors import InputError
 from blip2cap.evaluate.entries import Entries, Entry
+from blip2cap.source.walk import IMAGE_SUFFIXES
 
 _NUM_EXAMPLES = 3
 Key = Callable[[Entry], "tuple[str, ...] | None"]
@@ -60,6 +61,12 @@ def _base_name(entry: Entry) -> tuple[str, ...] | None:
     return (os.path.basename(entry.image),) if entry.image else None
 
 
+def _stem(entry: Entry) -> tuple[str, ...] | None:
+    """Return the name without the suffix of an image: text files and kohya's metadata name images so."""
+    stem, suffix = os.path.splitext(os.path.normpath(entry.image))
+    return (stem,) if suffix.lower() in IMAGE_SUFFIXES else None
+
+
 def _image_id(entry: Entry) -> tuple[str, ...] | None:
     return (entry.image_id,) if entry.image_id else None
 
@@ -85,6 +92,7 @@ def _asked(image: Key) -> Key:
 _OF_IMAGES = (
     _Way(name="file name", own=_name, reference=_name),
     _Way(name="image_id", own=_image_id, reference=_image_id),
+    _Way(name="file name without its suffix", own=_stem, reference=_name, is_loose=True),
     _Way(name="file name without folders", own=_base_name, reference=_base_name, is_loose=True),
     _Way(name="number in the file name and image_id", own=_number_in_name, reference=_image_id, is_loose=True),
 )

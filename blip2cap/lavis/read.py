@@ -14,6 +14,8 @@ from torch import Tensor
 from blip2cap.errors import InputError, ModelError
 from blip2cap.lavis.keys import Kind, is_clip, recognise
 
+_EXPECTED = "Expected a checkpoint of LAVIS, such as checkpoint_best.pth: a zip file that torch 1.6 or later has saved."
+_START_BYTES = 40
 _CLIP_WIDTH = 1024
 """Hidden size of ViT-L (arXiv 2010.11929, table 1)."""
 
@@ -66,6 +68,7 @@ def _is_parameter(item: tuple[Any, Any]) -> bool:
 
 def _load(path: Path) -> Any:
     try:
+        _check_form(path)
         return torch.load(path, map_location="cpu", weights_only=True, mmap=True)
     except pickle.UnpicklingError as error:
         raise ModelError(
@@ -73,10 +76,35 @@ def _load(path: Path) -> Any:
             "loaded, because it may run code. If you trust the file, keep its parameters only, in Python: torch.save("
             "{'model': torch.load(FILE, map_location='cpu', weights_only=False)['model']}, 'parameters.pth')."
         ) from error
-    except (OSError, RuntimeError, ValueError, EOFError) as error:
+    except OSError as error:
+        raise ModelError(f"{path}: cannot be read: {error.strerror or error}.") from error
+    except (RuntimeError, ValueError, EOFError) as error:
         raise ModelError(
-            f"{path}: cannot be read: {_first_line(error)} Expected a file that torch 1.6 or later has saved whole."
+            f"{path}: a zip file that is damaged, or that torch has not saved. {_EXPECTED} If it is one, copy it "
+            f"again: a part is missing. torch says: {_first_line(error)}"
         ) from error
+
+
+def _check_form(path: Path) -> None:
+    """Raise ModelError for a file that torch cannot map into memory, by its first bytes: torch says only so."""
+    with open(path, "rb") as file:
+        start = file.read(_START_BYTES)
+    if start.startswith(b"PK"):
+        return
+    if start.startswith(b"\x80"):
+        raise ModelError(
+            f"{path}: a pickle, or a file of torch before 1.6. {_EXPECTED} If it is a checkpoint, save it again, in "
+            "Python: torch.save(torch.load(FILE, map_location='cpu', weights_only=True), 'new.pth')."
+        )
+    if not start:
+        found = "an empty file"
+    elif start[8:9] == b"{":
+        found = "a safetensors file"
+    elif start.isascii():
+        found = f'a text that begins "{start.decode().splitlines()[0]}"'
+    else:
+        found = f"no file of torch: it begins with the bytes {start[:8].hex(' ')}"
+    raise ModelError(f"{path}: {found}. {_EXPECTED}")
 
 
 def _first_line(error: Exception) -> str:

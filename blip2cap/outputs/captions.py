@@ -9,7 +9,6 @@ import functools
 import hashlib
 import os
 from collections.abc import Iterable, Iterator, Sequence
-from pathlib import Path
 
 from blip2cap.errors import InputError
 from blip2cap.options import Kind
@@ -118,10 +117,12 @@ def read_captions(given: str) -> ImageCaptions:
     """
     if not (given == "-" or "://" in given or exists(given)):
         raise InputError(f"--captions {given}: no such file or folder. Paths are relative to {os.getcwd()}.")
-    listed = None if given == "-" or "://" in given else caption_files.open_file(Path(given))
-    if listed is None:
-        listed = _own_rows(given)
-    captions = ImageCaptions(given, listed.captions, folder=listed.folder, stems=listed.stems)
+    try:
+        is_there = os.path.isfile(given) or os.path.isdir(given)  # anything else, such as a pipe, has rows
+        listed = (caption_files.open_file(given) if is_there else None) or _own_rows(given)
+        captions = ImageCaptions(given, listed.captions, folder=listed.folder, stems=listed.stems)
+    except InputError as error:
+        raise InputError(f"--captions {error.message}") from error
     if not captions.num_captions:
         raise InputError(f"--captions {given}: has no caption. {caption_files.EXPECTED}")
     return captions
@@ -139,7 +140,7 @@ def _captions_of(given: str, rows: Results) -> Iterator[tuple[str, str]]:
     for row in rows:
         if "text" not in row.columns:
             kind = "answers" if row.question is not None else "vectors"
-            raise InputError(f"--captions {given}: its rows are {kind}. {caption_files.EXPECTED}")
+            raise InputError(f"{given}: its rows are {kind}. {caption_files.EXPECTED}")
         if row.status == "ok":
             yield from ((image_name(row), text) for text in row.texts or (row.text,))
 

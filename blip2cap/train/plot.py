@@ -12,6 +12,7 @@ from blip2cap.errors import UsageError
 from blip2cap.outputs.files import OS_FILES, write_whole
 from blip2cap.train.write_errors import write_errors
 
+PLOT = "loss.png"
 _SIZE_INCHES = (8.0, 4.5)
 
 
@@ -41,8 +42,8 @@ def plot_losses(rows: Sequence[Mapping[str, Any]], folder: Path, *, title: str) 
     if names:
         axes.legend()
     with mpl.rc_context({"svg.hashsalt": "blip2cap"}):  # else the ids in the file differ from run to run
-        for suffix, metadata in (("png", {"Software": None}), ("svg", {"Date": None})):
+        for name, metadata in ((PLOT, {"Software": None}), ("loss.svg", {"Date": None})):
             picture = io.BytesIO()
-            figure.savefig(picture, format=suffix, dpi=120, metadata=metadata)
-            with write_errors(folder / f"loss.{suffix}"):
-                write_whole(OS_FILES, folder / f"loss.{suffix}", picture.getvalue())
+            figure.savefig(picture, format=name[-3:], dpi=120, metadata=metadata)
+            with write_errors(folder / name):
+                write_whole(OS_FILES, folder / name, picture.getvalue())

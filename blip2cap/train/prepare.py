@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
@@ -104,11 +104,6 @@ def prepare(job: TrainJob, arguments: TrainingArguments, *, dtype: torch.dtype, 
     trainee.to(arguments.device)
     train = TrainDataset(data.train, base.image_size, job.loop.seed)
     val = TrainDataset(data.val, base.image_size, shuffle=False) if data.val else None
-    plan = make_plan(job.loop, num_examples=len(train), num_processes=arguments.world_size)
-    largest = collate(_largest(train, plan.device_batch))
-    memory = measure_batch(
-        trainee, largest, dtype=dtype, part=f"--model {job.model.name}: {plan.device_batch} examples at once"
-    )
     found = {
         "examples": len(data.train.examples),
         "examples_sha256": _digest(data),
@@ -116,18 +111,62 @@ def prepare(job: TrainJob, arguments: TrainingArguments, *, dtype: torch.dtype, 
         "precision": str(dtype).removeprefix("torch."),
         "processes": arguments.world_size,
     }
+    prepared = assemble(
+        job,
+        arguments,
+        dtype,
+        say,
+        trainee=trainee,
+        collate=collate,
+        train=train,
+        val=val,
+        found=found,
+        largest=_largest,
+    )
+    batch = collate([train[position] for position in range(min(_NUM_SHOWN, len(train)))])
+    for row in range(len(batch["input_ids"])):
+        say(f"Example {row + 1}: {render(base, batch, row)}")
+    return prepared
+
+
+def assemble(
+    job: TrainJob,
+    arguments: TrainingArguments,
+    dtype: torch.dtype,
+    say: Callable[[str], None],
+    *,
+    trainee: Trainee,
+    collate: Any,
+    train: Any,
+    val: Any,
+    found: Mapping[str, Any],
+    largest: Callable[[Any, int], list[Any]] | None = None,
+) -> Prepared:
+    """Plan the steps, measure a batch, and say the counts; `found` is what the options stood for, for recipe.toml.
+
+    `largest` returns a number of samples, those with the longest texts; if left out, all are as long.
+    """
+    plan = make_plan(job.loop, num_examples=len(train), num_processes=arguments.world_size)
+    first = range(plan.device_batch)
+    batch = collate(largest(train, len(first)) if largest else [train[position] for position in first])
+    part = f"--model {job.model.name}: {plan.device_batch} examples at once"
     prepared = Prepared(
-        base=base,
+        base=trainee.base,
         trainee=trainee,
         collate=collate,
         train=train,
         val=val,
         plan=plan,
-        memory=memory,
+        memory=measure_batch(trainee, batch, dtype=dtype, part=part),
         recipe={**job.recipe(), FOUND: found},
     )
-    for line in _facts(prepared, job):
-        say(line)
+    say(
+        f"{len(train)} examples{f' and {len(val)} for validation' if val else ', none for validation'}; "
+        f"{plan.num_steps} steps of {job.loop.batch_size}, {plan.steps_per_epoch} in an epoch; "
+        f"{prepared.num_trainable:,} of {prepared.num_parameters:,} parameters train "
+        f"({100 * prepared.num_trainable / prepared.num_parameters:.1f} %); "
+        f"about {gigabytes(prepared.memory.estimate)} of memory"
+    )
     return prepared
 
 
@@ -172,18 +211,3 @@ def _digest(data: Data) -> str:
             )
         digest.update(b"\0")
     return digest.hexdigest()[:16]
-
-
-def _facts(prepared: Prepared, job: TrainJob) -> list[str]:
-    """Return the lines before the first step: counts, and examples as the model will see them."""
-    plan, memory = prepared.plan, prepared.memory
-    val = f" and {len(prepared.val)} for validation" if prepared.val else ", none for validation"
-    share = 100 * prepared.num_trainable / prepared.num_parameters
-    lines = [
-        f"{len(prepared.train)} examples{val}; {plan.num_steps} steps of {job.loop.batch_size}, "
-        f"{plan.steps_per_epoch} in an epoch; {prepared.num_trainable:,} of {prepared.num_parameters:,} parameters "
-        f"train ({share:.1f} %); about {gigabytes(memory.estimate)} of memory",
-    ]
-    batch = prepared.collate([prepared.train[position] for position in range(min(_NUM_SHOWN, len(prepared.train)))])
-    rows = range(len(batch["input_ids"]))
-    return lines + [f"Example {row + 1}: {render(prepared.base, batch, row)}" for row in rows]

@@ -22,6 +22,8 @@ from blip2cap.errors import UsageError
 from blip2cap.flags import flags_of
 
 SHIPPED = Path(__file__).parent / "recipes"
+RECIPE = "recipe.toml"
+"""Name of the recipe in the folder of a run."""
 SECTIONS = ("data", "model", "optim", "loop")
 FOUND = "found"
 """Section with what the options stood for: the data and the model that they named."""

@@ -22,10 +22,10 @@ from blip2cap.outputs.files import OS_FILES, Files, holding_lock, sync_folder, w
 from blip2cap.train.checkpoints import Checkpoints
 from blip2cap.train.logs import RowFile
 from blip2cap.train.model.finished import CONFIGS
-from blip2cap.train.recipe_file import FOUND, differences, read_recipe, toml
+from blip2cap.train.recipe_file import FOUND, RECIPE, differences, read_recipe, toml
 from blip2cap.train.write_errors import write_errors
 
-_LOCK, _RECIPE = ".lock", "recipe.toml"
+_LOCK = ".lock"
 _FREE = frozenset({"device", "num-workers", "log-every", "num-samples", "report-to"})
 """Options that may change when a training is resumed: its result does not depend on them."""
 
@@ -39,7 +39,7 @@ class RunFolder:
     @property
     def recipe(self) -> Path:
         """File of the recipe."""
-        return self.path / _RECIPE
+        return self.path / RECIPE
 
     @property
     def checkpoints(self) -> Checkpoints:
@@ -75,10 +75,10 @@ class RunFolder:
                 )
             return
         if not self.recipe.is_file():
-            other = {path.name for path in self.path.iterdir()} - {_LOCK, f"{_RECIPE}.tmp"}
+            other = {path.name for path in self.path.iterdir()} - {_LOCK, f"{RECIPE}.tmp"}
             if other:
                 raise OutputRefusedError(
-                    f"{self.path}: a folder with other files, such as {min(other)}, and no {_RECIPE}. Use a new or "
+                    f"{self.path}: a folder with other files, such as {min(other)}, and no {RECIPE}. Use a new or "
                     "empty folder as --out."
                 )
             return

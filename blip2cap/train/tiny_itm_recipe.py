@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from dataclasses import asdict, replace
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -13,12 +13,12 @@ from transformers.image_utils import OPENAI_CLIP_MEAN, OPENAI_CLIP_STD
 from blip2cap.models.base import Checkpoint
 from blip2cap.models.checkpoint import TINY
 from blip2cap.options import ModelOptions
-from blip2cap.train.drawn import DrawnTrainee, Say, prepared_of
+from blip2cap.train.drawn import DrawnTrainee, Say, found_of
 from blip2cap.train.model.base import Base
 from blip2cap.train.options.data import DataOptions
 from blip2cap.train.options.loop import LoopOptions
 from blip2cap.train.options.model import OptimOptions, TuneOptions
-from blip2cap.train.prepare import Prepared, TrainJob
+from blip2cap.train.prepare import Prepared, TrainJob, assemble
 from blip2cap.train.tiny_itm import itm_config, new_model
 from blip2cap.train.tiny_itm_data import PairCollator, PairOptions, ScenePairs
 from blip2cap.train.tiny_itm_losses import Batch, losses
@@ -97,15 +97,14 @@ def prepare_tiny_itm(
     # The worker processes encode, with an encoder of their own on the CPU.
     encoder = copy.deepcopy(base.model.vision_model).eval()
     cache = job.out.with_name(f"{job.out.name}.features")
-    return prepared_of(
+    return assemble(
         job,
         arguments,
-        base=base,
+        dtype,
+        say,
         trainee=trainee.to(arguments.device),
         collate=PairCollator(base.tokenizer, encoder, cache, data),
         train=ScenePairs(data),
         val=None,
-        found=asdict(data),
-        dtype=dtype,
-        say=say,
+        found=found_of(data),
     )

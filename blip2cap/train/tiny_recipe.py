@@ -7,7 +7,7 @@ pretraining while all parts train together. They are not saved with the model.
 
 from __future__ import annotations
 
-from dataclasses import asdict, replace
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -19,13 +19,13 @@ from transformers.image_utils import OPENAI_CLIP_MEAN, OPENAI_CLIP_STD
 from blip2cap.models.base import Checkpoint
 from blip2cap.options import ModelOptions
 from blip2cap.tiny.scenes import COLOURS, PLURALS, VALIDATION_SEEDS
-from blip2cap.train.drawn import DrawnTrainee, Say, prepared_of
+from blip2cap.train.drawn import DrawnTrainee, Say, found_of
 from blip2cap.train.model.base import Base
 from blip2cap.train.options.data import DataOptions
 from blip2cap.train.options.loop import LoopOptions
 from blip2cap.train.options.model import OptimOptions, TuneOptions
 from blip2cap.train.pixels import normalise
-from blip2cap.train.prepare import Prepared, TrainJob
+from blip2cap.train.prepare import Prepared, TrainJob, assemble
 from blip2cap.train.tiny import new_model, tiny_config
 from blip2cap.train.tiny_data import IGNORED, DrawnCollator, DrawnOptions, DrawnScenes
 from blip2cap.train.tokenizer import train_tokenizer
@@ -137,15 +137,14 @@ def prepare_tiny(
     base = new_base(job.loop.seed)
     trainee = TinyTrainee(base, seed=job.loop.seed).to(arguments.device)
     val = replace(data, num_scenes=min(_NUM_VAL, data.num_scenes))
-    return prepared_of(
+    return assemble(
         job,
         arguments,
-        base=base,
+        dtype,
+        say,
         trainee=trainee,
         collate=DrawnCollator(int(base.tokenizer.pad_token_id)),
         train=DrawnScenes(base.tokenizer, data),
         val=DrawnScenes(base.tokenizer, val, VALIDATION_SEEDS),
-        found=asdict(data),
-        dtype=dtype,
-        say=say,
+        found=found_of(data),
     )

@@ -18,6 +18,8 @@ from blip2cap.records import ImageRef
 from blip2cap.source.patterns import Patterns
 from blip2cap.source.walk import Walk
 from blip2cap.train.data.example import DataSet, Example, Problem
+from blip2cap.train.plot import PLOT
+from blip2cap.train.recipe_file import RECIPE
 
 _MISSING = "vanished"
 _AHEAD = 4
@@ -113,7 +115,10 @@ def overlap(train: DataSet, val: DataSet, images: Images) -> Iterator[Problem]:
 
 
 def unreferenced(sets: Iterable[DataSet]) -> Iterator[Problem]:
-    """Yield the images in the folders of some sets that none of their entries names."""
+    """Yield the images in the folders of some sets that none of their entries names.
+
+    Without the plot of a training whose folder is among the images, as RUN is with `--images .`.
+    """
     sets = list(sets)
     paths = {path for one in sets for path in (*(each.path for each in one.examples), *one.other_paths)}
     named = {os.path.realpath(path) for path in paths if "://" not in path}
@@ -122,5 +127,10 @@ def unreferenced(sets: Iterable[DataSet]) -> Iterator[Problem]:
             continue
         walk = Walk(folder, "", Counter(), Patterns(SourceOptions(inputs=(folder,))))
         for ref in walk.in_order():
-            if os.path.realpath(ref.path) not in named:
+            if os.path.realpath(ref.path) not in named and not _is_plot(ref.path):
                 yield Problem(reason="unreferenced image", where=ref.path)
+
+
+def _is_plot(path: str) -> bool:
+    folder, name = os.path.split(path)
+    return name == PLOT and os.path.isfile(os.path.join(folder, RECIPE))

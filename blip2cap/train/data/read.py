@@ -10,6 +10,7 @@ from dataclasses import replace
 from typing import Any, Literal, TypeAlias
 
 from blip2cap.errors import InputError, UsageError
+from blip2cap.outputs.annotation_files import NAMES
 from blip2cap.train.data.example import Data, DataSet, Example, Problem, Share
 from blip2cap.train.data.image_files import ImageFiles
 from blip2cap.train.data.table import Table
@@ -21,7 +22,7 @@ from blip2cap.urls import scheme
 Task: TypeAlias = Literal["caption", "vqa", "stage1", "stage2"]
 
 _KNOWN: Mapping[str, tuple[str, ...]] = {
-    "image": ("file_name", "image", "image_path", "filename", "image_file", "path", "img"),
+    "image": NAMES,
     "text": ("text", "caption", "captions", "texts", "sentence", "sentences"),
     "question": ("question", "text_input"),
     "answer": ("answer", "answers", "text_output"),

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
+from blip2cap.outputs.json_entries import Entries
 from blip2cap.train.data.example import Problem
-from blip2cap.train.data.json_entries import Entries
 
 
 @dataclass(kw_only=True, slots=True)

@@ -7,8 +7,9 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from blip2cap.errors import InputError
+from blip2cap.outputs.json_entries import Entries
+from blip2cap.train.data.example import Problem
 from blip2cap.train.data.image_files import ImageFiles
-from blip2cap.train.data.json_entries import Entries
 from blip2cap.train.data.table import Table
 
 
@@ -19,6 +20,8 @@ class VqaFiles:
     given: list[str] = field(default_factory=list)
     questions: Entries = field(default_factory=list)
     annotations: Entries = field(default_factory=list)
+    problems: list[Problem] = field(default_factory=list)
+    """Entries of the files that are neither."""
     split: str = ""
     """`data_subtype`: train2014"""
 
@@ -33,7 +36,7 @@ def join_vqa(vqa: VqaFiles, images: Sequence[str]) -> Table:
         has, lacks = ("questions", "annotations") if vqa.questions else ("annotations", "questions")
         raise InputError(f"{name}: {has} without {lacks}. Give the file with the {lacks} too: --data A --data B.")
     folder = vqa.given[0].rpartition("/")[0] or "."
-    table = Table(given=name, rows=[], folder=folder)
+    table = Table(given=name, rows=[], folder=folder, problems=vqa.problems)
     answers: dict[str, tuple[str, Mapping[str, Any]]] = {}
     for where, annotation in vqa.annotations:
         if isinstance(annotation, dict) and {"question_id", "answers"} <= annotation.keys():
