@@ -13,13 +13,19 @@ import pytest
 from PIL import Image
 
 from tests.commands import draw_scenes
-from tests.loading import build_commands_once, read_tiny_once
+from tests.loading import build_commands_once, read_packaged_once
 from tests.matching import register
-from tests.zygote import Zygote, the_zygote
+from tests.zygote import Zygote, start_parent, the_zygote
 
 # Both are read when torch and huggingface_hub are imported, which no fixture comes before.
 os.environ["OMP_NUM_THREADS"] = "1"
 os.environ["HF_HUB_OFFLINE"] = "1"
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Share the imports of the zygotes between processes that run tests."""
+    if config.getoption("numprocesses", None):
+        start_parent()
 
 
 @pytest.fixture(autouse=True)
@@ -32,7 +38,7 @@ def _no_settings_from_outside(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.fixture(autouse=True, scope="session")
 def _made_once() -> None:
     build_commands_once()
-    read_tiny_once()
+    read_packaged_once()
 
 
 @pytest.fixture(scope="session")

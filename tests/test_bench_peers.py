@@ -46,7 +46,10 @@ def tuned(run: Any, scenes: Path, monkeypatch: pytest.MonkeyPatch) -> Peer:
     return lambda *args: run(tuned_transformers, ("--images", scenes, *args))
 
 
-@pytest.fixture(scope="module", params=KINDS)
+@pytest.fixture(
+    scope="module",
+    params=[pytest.param(kind, marks=[pytest.mark.long] if kind.startswith("instructblip") else []) for kind in KINDS],
+)
 def checkpoint(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return make_checkpoint(tmp_path_factory.mktemp(request.param), request.param)
 

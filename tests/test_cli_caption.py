@@ -8,8 +8,6 @@ import sys
 from pathlib import Path
 from typing import Any
 
-import pytest
-
 from blip2cap.options import SourceOptions
 from blip2cap.outputs.stream import StreamSink
 from blip2cap.rows import Row  # noqa
@@ -226,15 +224,14 @@ def test_the_manifest_counts_the_rows_by_their_errors(scenes: Path, here: Path) 
         assert json.loads((here / f"{output}.jsonl.run.json").read_text())["counts"] == counts
 
 
-@pytest.mark.parametrize("arguments", [["--help"], ["caption", "--help"], ["caption", "SCENES", "--dry-run"]])
-def test_help_and_a_dry_run_import_no_torch(scenes: Path, here: Path, arguments: list[str]) -> None:
+def test_a_dry_run_imports_no_torch(scenes: Path, here: Path) -> None:
     code = (
         "import sys\nfrom blip2cap.cli import app\n"
         "try:\n    app()\n"
         "except SystemExit as end:\n    assert end.code == 0, end.code\n"
         "assert not {'torch', 'transformers'} & set(sys.modules)"
     )
-    command = [sys.executable, "-c", code, *(str(scenes) if word == "SCENES" else word for word in arguments)]
+    command = [sys.executable, "-c", code, "caption", str(scenes), "--dry-run"]
     subprocess.run(command, cwd=here, check=True, capture_output=True)
 
 

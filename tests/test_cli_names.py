@@ -133,25 +133,40 @@ def test_names_that_are_given_one_by_one_or_in_lists_are_names(zygote: Zygote, f
     assert len(read_rows(folder / "some.jsonl")) == len(some)
 
 
-def test_a_table_of_rows_and_every_error_is_harmless(zygote: Zygote, folder: Path) -> None:
+def test_a_table_of_rows_is_harmless(zygote: Zygote, folder: Path) -> None:
     assert zygote.run(*RUN, "-o", "table.jsonl", cwd=folder) == 3
     check(invoke("show", folder / "table.jsonl", "--limit", "2000").output)
+
+
+def errors_with(text: str) -> list[tuple[str, ...]]:
+    """Return commands that fail with a text in their message."""
+    return [
+        ("caption", f"missing/{text}"),
+        ("caption", "images", "-m", f"./missing/{text}"),
+        ("caption", "images", "-o", f"missing/{text}.jsonl"),
+        ("caption", "images", "-o", text),
+        ("caption", "images", "--prompt", f"{{{text}}}"),
+        ("vqa", "images", "-q", text, "-q", text),
+        ("show", text),
+        (f"--{text}",),
+    ]
+
+
+def test_every_error_is_harmless(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(folder)
     for name in hostile_names()[::100]:
-        text = os.fsdecode(name)
-        for number, command in enumerate(
-            [
-                ("caption", f"missing/{text}"),
-                ("caption", "images", "-m", f"./missing/{text}"),
-                ("caption", "images", "-o", f"missing/{text}.jsonl"),
-                ("caption", "images", "-o", text),
-                ("caption", "images", "--prompt", f"{{{text}}}"),
-                ("vqa", "images", "-q", text, "-q", text),
-                ("show", text),
-                (f"--{text}",),
-            ]
-        ):
-            assert zygote.run(*command, cwd=folder, said=f"error{number}") in (2, 4, 6), (number, text)
-            check((folder / f"error{number}").read_bytes())
+        for command in errors_with(os.fsdecode(name)):
+            result = invoke(*command)
+            assert result.exit_code in (2, 4, 6), command
+            assert result.stderr
+            check(result.output_bytes)
+
+
+def test_every_error_of_a_process_is_harmless(zygote: Zygote, folder: Path) -> None:
+    """Of a name that is not text, whose bytes a process is given."""
+    for number, command in enumerate(errors_with(os.fsdecode(b"\xff\x1b[2J\r\xc2\x9b31m"))):
+        assert zygote.run(*command, cwd=folder, said=f"error{number}") in (2, 4, 6), command
+        check((folder / f"error{number}").read_bytes())
 
 
 @pytest.mark.parametrize("prompt", ["{0.__class__}", "{:>999999999}", "{stem:>999999999}", "{stem!r}"])

@@ -117,7 +117,7 @@ def test_an_output_that_another_run_writes_is_refused(scenes: Path, here: Path) 
 @pytest.mark.timeout(600)
 @pytest.mark.parametrize("number", [pytest.param(signal.SIGTERM, marks=pytest.mark.long), signal.SIGKILL])
 def test_a_run_that_was_stopped_or_killed_goes_on(here: Path, number: signal.Signals) -> None:
-    images = draw_scenes(here / "images", 60)
+    images = draw_scenes(here / "images", 30)
     command = ("caption", images, *TINY, "--batch-size", "1", "-o", OUT)
     journal = here / f"{OUT}.jsonl"
     process = start(*command, cwd=here)
@@ -126,7 +126,7 @@ def test_a_run_that_was_stopped_or_killed_goes_on(here: Path, number: signal.Sig
     finish(process)
     assert process.returncode == (143 if number == signal.SIGTERM else -number)
     before = num_lines(journal)
-    assert 3 <= before < 60
+    assert 3 <= before < 30
     assert not os.path.exists(here / OUT)
     result = invoke(*command)
     assert (result.exit_code, f"{before} already done" in result.stderr) == (0, True)

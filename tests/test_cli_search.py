@@ -176,7 +176,10 @@ def test_what_is_no_index_or_a_damaged_one_is_an_error(here: Path, index: Path, 
     assert invoke(command, index, *like).exit_code == 0
 
 
-@pytest.mark.parametrize("extra", [(), ("--html", "sheet.html"), ("-0",), ("-o", "-")])
+@pytest.mark.parametrize(
+    "extra",
+    [(), ("--html", "sheet.html"), *(pytest.param(each, marks=pytest.mark.long) for each in (("-0",), ("-o", "-")))],
+)
 def test_a_search_by_an_image_of_the_index_imports_no_torch(index: Path, here: Path, extra: tuple[str, ...]) -> None:
     imported = imported_by(here, "-m", "blip2cap", "search", str(index), "--like", "red.png", *extra)
     assert "numpy" in imported

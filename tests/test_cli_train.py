@@ -4,14 +4,14 @@ import json
 import os
 import shlex
 import signal
-import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 from safetensors.torch import load_file
 
 from blip2cap.tiny.scenes import draw
-from tests.commands import invoke
+from tests.commands import invoke, start
 from tests.test_layers import imported_by
 from tests.test_outputs_disk import files_no_longer_than
 
@@ -193,11 +193,9 @@ LONG = ("--max-steps", "300", "--batch-size", "3", "--num-workers", "2", "--log-
 def started(*arguments):
     """Start the command in a process group of its own, as a shell does; return it after a step, and its command."""
     command = ("blip2cap", "train", "caption", "--data", "train.json", "--images", "imgs", "-m", "tiny", *arguments)
-    process = subprocess.Popen(
-        [sys.executable, "-m", *command], stderr=subprocess.PIPE, text=True, start_new_session=True
-    )
+    process = start(*command[1:], cwd=Path.cwd(), process_group=0)
     assert process.stderr is not None
-    assert any(line.startswith("Train:") for line in process.stderr)
+    assert any(line.startswith(b"Train:") for line in process.stderr)
     return process, shlex.join(("python", "-m", *command))
 
 
@@ -219,7 +217,7 @@ def test_a_signal_ends_a_training_with_a_checkpoint_and_the_command_that_continu
     assert process.returncode == exit_code, stderr
     with pytest.raises(ProcessLookupError):
         os.killpg(process.pid, 0)
-    lines = stderr.splitlines()
+    lines = stderr.decode().splitlines()
     assert lines.count("Stopping after this batch; a second signal stops at once.") == 1  # not by processes that decode
     steps = int(lines[-1].removeprefix("Stopped after step ").split()[0])
     assert lines[-1] == f"Stopped after step {steps} of 300. To continue: {command}"
@@ -251,7 +249,7 @@ def test_a_full_disk_is_an_error_and_the_same_command_goes_on_to_the_same_model(
 def test_a_killed_training_of_the_real_model_ends_with_the_weights_of_an_unbroken_one(data):
     options = ("--max-steps", "12", *LONG[2:], "--checkpoint-every", "4", "--train", "qformer", "--train", "lora")
     process, _ = started("-o", "RUN", *options)
-    assert any("[1/2]" in line and "epoch: [2]" in line for line in process.stderr)  # step 5
+    assert any(b"[1/2]" in line and b"epoch: [2]" in line for line in process.stderr)  # step 5
     os.killpg(process.pid, signal.SIGKILL)
     process.communicate()
     assert files(data / "RUN/checkpoints") >= {"step-000004"}

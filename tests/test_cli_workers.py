@@ -59,7 +59,8 @@ def wait_for_rows(process: subprocess.Popen[bytes], path: Path, count: int) -> N
 
 
 def workers_of(process: subprocess.Popen[bytes]) -> list[psutil.Process]:
-    return psutil.Process(process.pid).children()
+    children: list[psutil.Process] = psutil.Process(process.pid).children()
+    return children
 
 
 @pytest.mark.long

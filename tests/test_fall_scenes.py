@@ -45,7 +45,7 @@ def test_a_lying_person_is_wide_and_low_and_a_standing_one_tall() -> None:
         assert (width > height) == (scene.pose == "lying"), seed
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_the_files_are_read_without_a_complaint_and_share_no_picture(tmp_path: Path) -> None:
     write_fall_files(tmp_path)
     mixed = tuple(f"{tmp_path / name}:0.5" for name in ("general.json", "captions.json"))

@@ -22,6 +22,10 @@ from tests.hub_imitations import REPOSITORIES, imitate
 from tests.lavis import lavis_names, lavis_state, read_network, retrain, save, without_frozen
 
 ALL_KINDS = (*KINDS, "matching")
+SOME_AND_MORE = [
+    kind if kind in ("opt", "t5", "matching") else pytest.param(kind, marks=pytest.mark.long) for kind in ALL_KINDS
+]
+"""Kinds for tests in which InstructBLIP goes the way of the others."""
 VISION, LANGUAGE = "vision_model.", "language_model."
 OLD_FORMS = {
     "opt": "Salesforce/blip2-opt-2.7b",
@@ -106,7 +110,7 @@ def test_an_imported_folder_gives_the_logits_of_the_network_it_was_made_from(
     assert {path.name for path in (tmp_path / "out").iterdir()} == {path.name for path in base.iterdir()}
 
 
-@pytest.mark.parametrize("kind", ALL_KINDS)
+@pytest.mark.parametrize("kind", SOME_AND_MORE)
 def test_a_base_in_the_form_of_old_repositories_serves_as_well(kind: str, tmp_path: Path) -> None:
     """Sharded, without an image token; the output layer of Flan-T5 is not that of its embeddings."""
     base = imitate(tmp_path / "base", REPOSITORIES[OLD_FORMS[kind]])
@@ -121,8 +125,8 @@ def test_a_base_in_the_form_of_old_repositories_serves_as_well(kind: str, tmp_pa
         assert not torch.equal(imported.language_model.lm_head.weight, imported.language_model.shared.weight)
 
 
-@pytest.mark.parametrize("kind", ALL_KINDS)
-@pytest.mark.parametrize("vision", [True, False])
+@pytest.mark.parametrize("kind", SOME_AND_MORE)
+@pytest.mark.parametrize("vision", [True, pytest.param(False, marks=pytest.mark.long)])
 def test_what_lavis_has_frozen_is_that_of_the_base(
     kind: str, vision: bool, checkpoints: Callable[[str], Path], tmp_path: Path
 ) -> None:
@@ -208,7 +212,7 @@ def test_images_of_another_size_come_with_their_position_embeddings(tmp_path: Pa
     assert said[-2] == f"images of 42 pixels; {base} takes 28"
 
 
-@pytest.mark.parametrize("kind", ALL_KINDS)
+@pytest.mark.parametrize("kind", SOME_AND_MORE)
 def test_a_frozen_vision_encoder_gets_the_size_of_images_in_the_configuration(
     kind: str, checkpoints: Callable[[str], Path], tmp_path: Path
 ) -> None:

@@ -62,6 +62,7 @@ def reference(folder: Path) -> tuple[Any, Any]:
     return Blip2ForImageTextRetrieval.from_pretrained(folder).eval(), Blip2Processor.from_pretrained(folder)
 
 
+@functools.cache
 def expected(folder: Path) -> np.ndarray[Any, Any]:
     """Return what transformers computes: logits of the match head and the cosine, [images, texts, 3]."""
     network, processor = reference(folder)

@@ -57,7 +57,7 @@ def folder(request: pytest.FixtureRequest, checkpoints: Callable[[str], Path]) -
 @pytest.fixture(scope="module")
 def images() -> list[Image.Image]:
     rng = np.random.default_rng(3)
-    return [Image.fromarray(rng.integers(0, 256, (40, 52, 3), dtype=np.uint8)) for _ in range(4)]
+    return [Image.fromarray(rng.integers(0, 256, (40, 52, 3), dtype=np.uint8)) for _ in range(3)]
 
 
 @functools.cache
@@ -99,7 +99,9 @@ def counted(results: list[Any]) -> list[list[tuple[str, int]]]:
     return [[(generated.text, generated.num_tokens) for generated in result] for result in results]
 
 
-@pytest.mark.parametrize("name", OPTIONS)
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=pytest.mark.long) if name == "beams" else name for name in OPTIONS]
+)
 def test_texts_equal_those_of_transformers_token_for_token(folder: Path, images: list[Image.Image], name: str) -> None:
     options = OPTIONS[name]
     model = load_model(folder)

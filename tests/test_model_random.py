@@ -119,7 +119,7 @@ def test_unknown_names_and_folders_without_configuration_are_refused(tmp_path: P
         find(ModelOptions(name="blip2-opt-2.7b", revision="main", random_weights=True))
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("dtype", [pytest.param(torch.float32, marks=pytest.mark.long), torch.bfloat16, torch.float16])
 def test_a_built_network_is_like_a_loaded_one(real: Path, checkpoint: Checkpoint, dtype: torch.dtype) -> None:
     instruct = checkpoint.family == "instructblip"
     network_class: Any = InstructBlipForConditionalGeneration if instruct else Blip2ForConditionalGeneration
@@ -174,7 +174,7 @@ def test_layers_larger_than_the_tape_differ_too() -> None:
     assert alike.abs().max() < 0.05
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("dtype", [pytest.param(torch.float32, marks=pytest.mark.long), torch.bfloat16])
 def test_a_built_network_generates(checkpoint: Checkpoint, dtype: torch.dtype) -> None:
     network, tokenizer = build(checkpoint, dtype, CPU), stand_in_tokenizer(checkpoint.config)
     mean, std = (0.5, 0.5, 0.5), (0.25, 0.25, 0.25)

@@ -210,7 +210,7 @@ texts = st.one_of(st.text(max_size=60), words.map(" ".join), words.map("".join))
 
 
 @given(texts, texts, st.none() | texts, st.booleans())
-@settings(deadline=None, max_examples=150)
+@settings(deadline=None, max_examples=75)
 def test_any_text_is_judged(text: str, prompt: str, question: str | None, cut: bool) -> None:
     fault = find_fault(text, prompt, question, cut=cut)
     assert fault in ("", *FAULTS)
@@ -219,7 +219,7 @@ def test_any_text_is_judged(text: str, prompt: str, question: str | None, cut: b
 
 
 @given(texts, st.lists(texts.filter(lambda text: bool(text.strip())), max_size=3))
-@settings(deadline=None, max_examples=150)
+@settings(deadline=None, max_examples=75)
 def test_what_is_left_is_a_part_of_the_text_and_never_nothing(text: str, prefixes: list[str]) -> None:
     trimmed, stripped = trim_to_sentence(text), strip_prefixes(text, prefixes)
     assert text.startswith(trimmed)

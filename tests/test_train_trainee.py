@@ -83,7 +83,9 @@ def test_a_finished_model_is_loaded_by_blip2cap_and_by_transformers(
     assert written == texts(trainee.captioner()) != before
 
 
-@pytest.mark.parametrize("train", ["qformer", "lora", "llm"])
+@pytest.mark.parametrize(
+    "train", [pytest.param("qformer", marks=pytest.mark.long), "lora", pytest.param("llm", marks=pytest.mark.long)]
+)
 def test_the_head_of_flan_t5_stays_apart(checkpoints: Callable[[str], Path], tmp_path: Path, train: str) -> None:
     trainee = make_trainee(untie(checkpoints("t5"), tmp_path / "base"), train)
     learn(trainee, 3)
@@ -118,7 +120,7 @@ def gradients(trainee: Trainee, batch: dict[str, torch.Tensor]) -> dict[str, tor
     return {name: each.grad.clone() for name, each in trainee.trainable().items() if each.grad is not None}
 
 
-@pytest.mark.parametrize("kind", [*KINDS, "matching"])
+@pytest.mark.parametrize("kind", [*ONE_AND_MORE, "matching"])
 def test_gradient_checkpointing_changes_no_gradient(checkpoints: Callable[[str], Path], kind: str) -> None:
     stage = "stage1" if kind == "matching" else "caption"
     expected, found = (
@@ -156,7 +158,7 @@ def test_losses_in_mixed_precision_are_near_those_in_full(checkpoints: Callable[
 
 
 @pytest.mark.parametrize("train", [("qformer",), ("qformer", "lora"), ("vision",)], ids="+".join)
-@pytest.mark.parametrize("kind", [*KINDS, "matching"])
+@pytest.mark.parametrize("kind", [*ONE_AND_MORE, "matching"])
 def test_rounding_frozen_weights_changes_no_loss_and_no_gradient_in_mixed_precision(
     checkpoints: Callable[[str], Path], kind: str, train: tuple[str, ...]
 ) -> None:
@@ -181,7 +183,7 @@ def test_rounding_frozen_weights_changes_no_loss_and_no_gradient_in_mixed_precis
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", ONE_AND_MORE)
 def test_a_finished_model_has_the_values_of_its_base_where_frozen_weights_were_rounded(
     checkpoints: Callable[[str], Path], tmp_path: Path, kind: str, dtype: torch.dtype
 ) -> None:

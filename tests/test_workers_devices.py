@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import sys
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -27,11 +29,11 @@ def machine(monkeypatch: pytest.MonkeyPatch) -> pytest.MonkeyPatch:
     monkeypatch.setattr(devices, "count_gpus", lambda: 0)
     monkeypatch.setattr(devices, "num_cores", lambda: 4)
     memory = type("Memory", (), {"available": 20 * (devices._PROCESS_BYTES + 4000)})
-    monkeypatch.setattr(devices.psutil, "virtual_memory", lambda: memory)
+    monkeypatch.setattr("psutil.virtual_memory", lambda: memory)
     return monkeypatch
 
 
-def chosen(checkpoint: Checkpoint, *, large: bool = True, workers: str = "auto", gpus: str | None = None, **model: str):
+def chosen(checkpoint: Checkpoint, *, large: bool = True, workers: str = "auto", gpus: str | None = None, **model: Any):
     options = WorkerOptions(workers=workers, devices=gpus)
     return choose_devices(options, ModelOptions(name="small", **model), checkpoint, lambda: large)
 
@@ -97,6 +99,6 @@ def test_what_cannot_be_is_refused(machine, checkpoint, options, message) -> Non
 
 
 def test_without_a_driver_no_torch_is_asked(monkeypatch) -> None:
-    monkeypatch.setattr(devices.os.path, "exists", lambda path: False)
-    monkeypatch.setitem(__import__("sys").modules, "torch", None)
+    monkeypatch.setattr("os.path.exists", lambda path: False)
+    monkeypatch.setitem(sys.modules, "torch", None)
     assert devices.count_gpus() == 0

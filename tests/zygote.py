@@ -3,6 +3,9 @@
 A child is a process like any other: it has a terminal or pipes, gets signals and ends with an exit code. It runs the
 model inside the package (`Zygote.open`), or a stand-in for a model (`Zygote.start`). The parent never has a second
 thread, which a fork would lose.
+
+The imports take seconds, so that the processes of one test run share them: each has a zygote of its own, forked from a
+common parent.
 """
 
 from __future__ import annotations
@@ -38,11 +41,13 @@ from blip2cap.models.checkpoint import TINY
 from blip2cap.options import GenerateOptions
 from blip2cap.records import Generated
 from tests.fakes import FakeModel, FakeSession
-from tests.loading import read_tiny_once
+from tests.loading import read_packaged_once
 
 _APPEND = os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_NOCTTY
 _MOST_BYTES = 1 << 17
 """Length of the longest question: arguments and the environment."""
+_ADDRESS = "TESTS_ZYGOTE"
+"""Variable with the name of the abstract Unix socket at which the parent of all zygotes listens."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -175,20 +180,13 @@ class Command:
 class Zygote:
     """A process that starts commands, as children of its own."""
 
-    def __init__(self) -> None:
-        self._socket, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-        self.process = subprocess.Popen(
-            [sys.executable, "-m", "tests.zygote", str(theirs.fileno())],
-            pass_fds=[theirs.fileno()],
-            stdin=subprocess.DEVNULL,
-            env=os.environ | {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"},
-        )
-        theirs.close()
+    def __init__(self, address: str) -> None:
+        self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        self._socket.connect(address)
 
     def close(self) -> None:
         """End the process."""
         self._socket.close()
-        self.process.wait()
 
     def _ask(self, question: dict[str, Any], descriptors: Sequence[int] = ()) -> int:
         socket.send_fds(self._socket, [json.dumps(question).encode()], descriptors)
@@ -265,10 +263,29 @@ class Zygote:
 
 @functools.cache
 def the_zygote() -> Zygote:
-    """Return the one process that starts commands for all tests; it ends with this one."""
-    zygote = Zygote()
+    """Return the one process that starts commands for all tests of this process; it ends with this one."""
+    if _ADDRESS not in os.environ:
+        start_parent()
+    zygote = Zygote("\0" + os.environ[_ADDRESS])
     atexit.register(zygote.close)
     return zygote
+
+
+def start_parent() -> None:
+    """Start the parent of all zygotes, which ends with this process."""
+    address = f"blip2cap-tests-{os.getpid()}"
+    with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as listener:
+        listener.bind("\0" + address)
+        listener.listen()
+        parent = subprocess.Popen(
+            [sys.executable, "-m", "tests.zygote", str(listener.fileno())],
+            pass_fds=[listener.fileno()],
+            stdin=subprocess.PIPE,
+            env=os.environ | {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"},
+        )
+    os.environ[_ADDRESS] = address
+    atexit.register(parent.wait)
+    atexit.register(parent.terminate)  # what is registered last comes first
 
 
 def _stream(which: int | None, target: int) -> tuple[IO[bytes] | None, int | None]:
@@ -281,14 +298,28 @@ def _stream(which: int | None, target: int) -> tuple[IO[bytes] | None, int | Non
     return None, which
 
 
-def serve(questions: socket.socket) -> None:
-    """Start commands and wait for them, as requested."""
+def be_the_parent(listener: socket.socket) -> None:
+    """Fork a zygote for each process that connects, until the one that started this process has ended."""
+    import_everything()
+    signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # nobody waits for zygotes
+    while listener in select.select([sys.stdin, listener], [], [])[0]:
+        questions, _ = listener.accept()
+        if not os.fork():
+            with leaving():
+                signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+                listener.close()
+                serve(questions)
+        questions.close()
+
+
+def import_everything() -> None:
+    """Import all that commands import, and read the models inside the package."""
     # A kill loses nothing that was written, only a power cut does: waiting for the disk would prove nothing here.
     vars(os).update(fsync=_no_wait, fdatasync=_no_wait)
     from blip2cap.captioner import Captioner
     from blip2cap.cli import app
 
-    read_tiny_once()
+    read_packaged_once()
     CliRunner().invoke(app, ["caption", str(TINY), "--model", "tiny", "--dry-run"])
     Captioner.load("tiny", dtype="float32")  # now the rest is imported
     Image.init()
@@ -296,6 +327,10 @@ def serve(questions: socket.socket) -> None:
     gc.freeze()
     num_threads = len(os.listdir("/proc/self/task"))
     assert num_threads == 1, f"{num_threads} threads: what they hold would be held for ever in a child"
+
+
+def serve(questions: socket.socket) -> None:
+    """Start commands and wait for them, as requested."""
     while True:
         message, descriptors, _, _ = socket.recv_fds(questions, _MOST_BYTES, 3)
         if not message:
@@ -308,7 +343,7 @@ def serve(questions: socket.socket) -> None:
             if not answer:
                 with leaving():
                     questions.close()
-                    become(app, question, descriptors)
+                    become(question, descriptors)
             for descriptor in descriptors:
                 os.close(descriptor)
         questions.send(str(answer).encode())
@@ -335,7 +370,7 @@ def leaving() -> Iterator[None]:
         os._exit(code)
 
 
-def become(app: Any, question: dict[str, Any], descriptors: list[int]) -> None:
+def become(question: dict[str, Any], descriptors: list[int]) -> None:
     """Set up a child like a new process."""
     for number in (signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1):
         signal.signal(number, signal.SIG_DFL)
@@ -356,6 +391,8 @@ def become(app: Any, question: dict[str, Any], descriptors: list[int]) -> None:
     arguments = [os.fsdecode(bytes.fromhex(argument)) for argument in question["args"]]
     sys.argv = ["blip2cap", *arguments]
     if "stub" in question:
+        from blip2cap.cli import app
+
         sys.modules["blip2cap.models.blip2.load"] = put_in_place_of_the_model(Stub(**question["stub"]))
         app(arguments)
         return
@@ -368,4 +405,4 @@ def become(app: Any, question: dict[str, Any], descriptors: list[int]) -> None:
 
 
 if __name__ == "__main__":
-    serve(socket.socket(fileno=int(sys.argv[1])))
+    be_the_parent(socket.socket(fileno=int(sys.argv[1])))
