@@ -16,6 +16,7 @@ from blip2cap.options import (
     SourceOptions,
     TextOptions,
 )
+from blip2cap.scale.options import RayOptions
 from blip2cap.tasks.caption import Caption
 
 
@@ -28,6 +29,7 @@ def caption(
     generate: GenerateOptions,
     text: TextOptions,
     output: OutputOptions,
+    ray: RayOptions,
     report: ReportOptions,
     prompt: Annotated[
         str | None,
@@ -40,4 +42,4 @@ def caption(
 ) -> None:
     """Write a caption for every image."""
     task = Caption(template=prompt, generate=generate, text=text)
-    start(Job(task=task, source=source, output=output, model=model, decode=decode, batch=batch), report)
+    start(Job(task=task, source=source, output=output, model=model, decode=decode, batch=batch), report, ray)

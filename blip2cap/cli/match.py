@@ -18,6 +18,7 @@ from blip2cap.options import (
     OutputOptions,
     SourceOptions,
 )
+from blip2cap.scale.options import RayOptions
 from blip2cap.tasks.match import Match
 
 
@@ -28,6 +29,7 @@ def match(
     batch: BatchOptions,
     decode: DecodeOptions,
     output: OutputOptions,
+    ray: RayOptions,
     report: ReportOptions,
     text: Annotated[
         list[str] | None,
@@ -69,4 +71,4 @@ def match(
         from blip2cap.outputs.captions import read_captions
 
         task = Match(captions=read_captions(captions))
-    start(Job(task=task, source=source, output=output, model=model, decode=decode, batch=batch), report)
+    start(Job(task=task, source=source, output=output, model=model, decode=decode, batch=batch), report, ray)
