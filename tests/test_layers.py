@@ -46,7 +46,7 @@ LIGHT = PACKAGES | {name for names in LAYERS[LAYERS.index(("source", "decode")) 
 """Modules that import nothing of HEAVY at once."""
 LATE = {
     *("jobs.run", "jobs.context", "jobs.parts", "jobs.texts", "engine", "models.blip2", "models.matching"),
-    *("captioner", "matcher", "image_index", "images_in_memory", "bench", "index"),
+    *("captioner", "matcher", "image_index", "images_in_memory", "bench", "index", "scale"),
     *("train", "evaluate", "lavis"),
 }
 """Modules that `cli` imports only when there is work to do."""
@@ -216,7 +216,7 @@ def test_a_plan_of_a_run_imports_no_torch(finished_run, here):
         ("vqa",),
         ("match",),
         ("embed",),
-        ("index", "scale"),
+        ("index",),
         ("search",),
         ("duplicates",),
         ("check-data",),

@@ -126,7 +126,7 @@ def _own_signals() -> Iterator[None]:
 
 
 def _silence() -> None:
-    """Keep Ray from printing what happens to its processes, on stdout; we say it ourselves, in the driver's messages."""
+    """Keep Ray from printing what happens to its processes, to stdout: our own messages say it."""
     worker = sys.modules.get("ray._private.worker")
     with suppress(AttributeError):
         if callable(worker.print_to_stdstream):  # type: ignore[union-attr]

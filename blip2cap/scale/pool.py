@@ -193,7 +193,7 @@ class RayPool:
                 actor.calls["set_up"] = actor.handle.set_up.remote(self._work, self._num_threads(actor))
                 return [Placed(actor=number)]
             case "set_up":
-                return [Ready(actor=number, line=f"{said} of node {actor.node}")]
+                return [Ready(actor=number, line=f"{said}, node {actor.node}")]
             case "report":
                 return [Reported(actor=number, progress=said)]
             case "make":

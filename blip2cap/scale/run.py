@@ -70,7 +70,6 @@ def run_on_ray(
         if not parts.todo:
             return finish_parts(parts, None)
         context = parts.context
-        listener.say(f"loading {context.checkpoint.name} ...")
         work = Work(
             job=_on_actors(context.job, options, parts.dtype),
             checkpoint=context.checkpoint,
@@ -79,6 +78,7 @@ def run_on_ray(
             sample=_sample(parts),
         )
         pool().set_work(work)
+        listener.say(f"loading {context.checkpoint.name} ...")
         result = Scheduler(pool(), parts, stall_s=options.stall_s).run()
     return finish_parts(
         parts, result.stats, num_found=result.num_found, num_lost=result.num_lost, error=_given_up(result)
@@ -138,5 +138,5 @@ def _given_up(result: Result) -> ClusterError | None:
     last = list(result.given_up.values())[-1]
     return ClusterError(
         f"given up after {MOST_DEATHS} deaths of an actor each: {names}. All other parts are finished. The last death: "
-        f"{last.rstrip()}\nMend the cause, then run the same command again: it makes just these parts."
+        f"{last} Mend the cause, then run the same command again: it makes just these parts."
     )

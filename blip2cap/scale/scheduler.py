@@ -225,7 +225,6 @@ class Scheduler:
         if num_deaths >= MOST_DEATHS or self._lost_nodes[index] >= _MOST_LOST_NODES:
             self.result.given_up[index] = event.report
             self.listener.say(f"{name}: given up after {num_deaths + self._lost_nodes[index]} deaths. {event.report}")
-            self._note_progress()
         elif not self._stopping:
             self._todo.appendleft(index)
             self.listener.say(f"{name}: its actor died, another one makes it. {event.report}")
