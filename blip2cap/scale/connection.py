@@ -62,6 +62,11 @@ def connected(address: str) -> Iterator[ModuleType]:
                 raise _as_ours(address, error) from error
         _silence()
         yield ray
+    except SystemError as error:
+        # What a signal handler raises comes out of Ray's C code like this.
+        if error.__cause__ is not None and not isinstance(error.__cause__, Exception):
+            raise error.__cause__ from None
+        raise
     finally:
         with _own_signals():
             ray.shutdown()

@@ -1,4 +1,4 @@
-"""Python imports this at its start where its folder is on PYTHONPATH: worker processes of Ray get their stand-ins here."""
+"""Imported by every Python that has this folder on PYTHONPATH: worker processes of Ray get their stand-ins here."""
 
 import os
 import sys
