@@ -79,7 +79,7 @@ def test_every_command_that_runs_a_job_runs_on_a_cluster(
     scenes: Path, here: Path, folder: Path, command: tuple[str, ...]
 ) -> None:
     model = "tiny" if command[0] == "vqa" else "tiny-itm"
-    settings = (command[0], scenes, *command[1:], "--model", model, "--dtype", "float32", "--part-size", "2")
+    settings = (command[0], str(scenes), *command[1:], "--model", model, "--dtype", "float32", "--part-size", "2")
     for out, flags in (("plain/", ()), ("ray/", ("--ray", "local"))):
         code, _, stderr = run(*settings, "-o", out, *flags, cwd=here, env=environment(folder))
         assert code == 0, stderr

@@ -31,11 +31,9 @@ from blip2cap.scale.scheduler import Result, Scheduler
 IMAGES_IN_A_PART = 10
 
 
-def made(actor: int, *, num_images: int = IMAGES_IN_A_PART, **changes: Any) -> Made:
+def made(actor: int, *, num_images: int = IMAGES_IN_A_PART, locked: bool = False) -> Made:
     stats = RunStats(num_images=num_images, num_ok=num_images)
-    return Made(
-        actor=actor, result=PartResult(**{"stats": stats, "num_found": 0, "num_lost": 0, "locked": False} | changes)
-    )
+    return Made(actor=actor, result=PartResult(stats=stats, num_found=0, num_lost=0, locked=locked))
 
 
 def died(actor: int, *, node_lost: bool = False) -> Died:

@@ -49,23 +49,21 @@ class PartMaker:
 
     def make(self, assignment: Assignment) -> PartResult:
         """Make a part; return early after `stop`."""
+        self._note(RunStats())
         engine = self.engine
         if assignment.isolate and not engine.decode.isolate:
             engine = replace(engine, decode=replace(engine.decode, isolate=True))
-        try:
-            return run_part(
-                engine,
-                self.plan.store,
-                self.plan,
-                assignment.index,
-                again=assignment.again,
-                retry_only=self.retry_only,
-                say=self._say,
-                on_batch=self._note,
-                stopped=lambda: self._stopped,
-            )
-        finally:
-            self._note(RunStats())
+        return run_part(
+            engine,
+            self.plan.store,
+            self.plan,
+            assignment.index,
+            again=assignment.again,
+            retry_only=self.retry_only,
+            say=self._say,
+            on_batch=self._note,
+            stopped=lambda: self._stopped,
+        )
 
     def report(self) -> Progress:
         """Return the counts of the current part, and what has been said since the last report."""

@@ -100,8 +100,8 @@ def _as_ours(address: str, error: Exception) -> UsageError | ClusterError:
         )
     if "oken" in said and "uth" in said:
         return ClusterError(
-            f"--ray {address}: the cluster refuses this process: {said} Give it the token of the cluster (`ray "
-            "get-auth-token` there; RAY_AUTH_TOKEN here)."
+            f"--ray {address}: the cluster refuses this process: {said} Give it the token of the cluster, which "
+            "`ray get-auth-token` prints there: https://docs.ray.io/en/latest/ray-security/token-auth.html"
         )
     own = (
         ""

@@ -83,7 +83,7 @@ class RayPool:
         """Return how many actors the free resources are enough for."""
         free = self.ray.available_resources()
         fits = (math.floor(free.get(name, 0.0) / need + 1e-6) for name, need in self.needs.items())
-        return min(fits) + (self._early is not None)
+        return int(min(fits)) + (self._early is not None)
 
     def check(self, say: Callable[[str], None]) -> None:
         """Raise ClusterError if there is no free resource for even one actor, now and for half a minute."""
@@ -175,8 +175,9 @@ class RayPool:
         try:
             said = self.ray.get(ref)
             if isinstance(said, Blip2CapError):
-                kind = Failed if what == "make" else Refused
-                return [kind(actor=number, node=actor.node, error=_on_node(actor.node, said))]
+                if what == "make":
+                    return [Failed(actor=number, node=actor.node, error=said)]
+                return [Refused(actor=number, node=actor.node, error=type(said)(f"node {actor.node} {said.message}"))]
             return self._answer(number, what, said)
         except Blip2CapError as error:
             return [Refused(actor=number, node=actor.node, error=error)]
@@ -222,7 +223,3 @@ class RayPool:
 
     def _obituary(self, actor: _Actor, error: Exception) -> tuple[str, bool]:
         return obituary(self.ray, error, node=actor.node, node_id=actor.node_id, stderr=actor.stderr)
-
-
-def _on_node(node: str, error: Blip2CapError) -> Blip2CapError:
-    return type(error)(f"node {node} {error.message}")
