@@ -20,6 +20,8 @@ import pytest
 from tests.ray_worker import settings
 
 ROOT = Path(__file__).parent.parent
+_MOST_S = 600
+"""Time limit of a command: these tests start hundreds of processes, on a machine that may be busy."""
 COMMAND = ("--model", "tiny", "--dtype", "float32", "--batch-size", "1", "--threads", "1")
 
 
@@ -112,8 +114,12 @@ def start(*args: str | Path, cwd: Path, env: dict[str, str]) -> subprocess.Popen
 
 def run(*args: str | Path, cwd: Path, env: dict[str, str]) -> tuple[int, str, str]:
     """Run a command; return its exit code and what it printed to stdout and stderr."""
-    process = start(*args, cwd=cwd, env=env)
-    stdout, stderr = process.communicate(timeout=240)
+    with start(*args, cwd=cwd, env=env) as process:
+        try:
+            stdout, stderr = process.communicate(timeout=_MOST_S)
+        except BaseException:
+            process.kill()
+            raise
     return process.returncode, stdout.decode(), stderr.decode()
 
 

@@ -122,6 +122,7 @@ def test_a_bucket_takes_parts_from_actors_and_status_tells_meanwhile(
     assert seen - {-1, 0, 8}, "status has never seen a run in progress"
 
 
+@pytest.mark.timeout(3600)
 @pytest.mark.parametrize("num_kills", [6, 50])
 def test_kills_of_actors_drivers_and_nodes_lose_no_row_and_double_none(
     here: Path, nodes: Nodes, num_kills: int
@@ -135,7 +136,7 @@ def test_kills_of_actors_drivers_and_nodes_lose_no_row_and_double_none(
     chance.shuffle(kinds)
     for kind in kinds:
         before = len(contents(out))
-        until = time.monotonic() + 120
+        until = time.monotonic() + 300
         while process.poll() is None and not (nodes.actors() and len(contents(out)) > before):
             assert time.monotonic() < until
             time.sleep(0.05)
@@ -253,7 +254,7 @@ def test_a_signal_stops_after_the_batch_and_the_same_command_resumes(
     assert process.returncode == 128 + number, stderr
     assert "Stopped. The rows so far are safe. To resume: " in stderr
     assert "its actor died" not in stderr
-    assert processes_in(folder) == []
+    wait_for(lambda: not processes_in(folder))
     code, _, stderr = run(*command, cwd=here, env=env)
     assert code == 0, stderr
     check_all(images, here / "captions")
@@ -299,8 +300,9 @@ def test_a_run_on_which_nothing_moves_is_ended(here: Path, folder: Path) -> None
     command = caption(draw(here / "images", 5), "captions/", *LOCAL, "--ray-timeout", "3")
     code, _, stderr = run(*command, cwd=here, env=env)
     assert code == 1
-    assert "nothing has moved for 3 s, the limit of --ray-timeout: of 1 actors, 1 make a part." in stderr
-    assert processes_in(folder) == []
+    # On a busy machine the actors may not even have started after three seconds.
+    assert "nothing has moved for 3 s, the limit of --ray-timeout: of " in stderr
+    wait_for(lambda: not processes_in(folder))
 
 
 def test_a_cluster_without_free_resources_is_refused_with_its_numbers(here: Path, nodes: Nodes) -> None:
