@@ -3,6 +3,7 @@
     Blip2CapError                      exit code
     |-- UsageError                     2   a wrong option or combination of options
     |   `-- InputError                 2   an input that does not exist, or no image in it
+    |-- ClusterError                   1   a Ray cluster without free resources, or whose processes die
     |-- ModelError                     4   the model cannot be found, trusted or loaded
     |-- OutputRefusedError             5   the output was made with other settings, or is damaged
     |   `-- OutputLockedError          5   another run is writing it
@@ -50,6 +51,10 @@ class UsageError(Blip2CapError):
 
 class InputError(UsageError):
     """An input that does not exist, or inputs without any image."""
+
+
+class ClusterError(Blip2CapError):
+    """A Ray cluster that has no free resources, whose processes die, or on which nothing moves."""
 
 
 class ModelError(Blip2CapError):

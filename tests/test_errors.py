@@ -10,6 +10,7 @@ from blip2cap import errors
 from blip2cap.decode.image import decode
 from blip2cap.errors import (
     Blip2CapError,
+    ClusterError,
     ImageError,
     InputError,
     ModelError,
@@ -26,6 +27,7 @@ from blip2cap.records import FAILURES
 
 EXIT_CODES = {
     Blip2CapError: 1,
+    ClusterError: 1,
     UsageError: 2,
     InputError: 2,
     ModelError: 4,
@@ -39,6 +41,7 @@ EXIT_CODES = {
 PARENTS = {
     UsageError: Blip2CapError,
     InputError: UsageError,
+    ClusterError: Blip2CapError,
     ModelError: Blip2CapError,
     OutputRefusedError: Blip2CapError,
     OutputLockedError: OutputRefusedError,

@@ -138,10 +138,10 @@ def test_rows_have_the_columns_and_types_of_every_output(store: LocalStore, part
 
 
 def test_one_part_can_be_done_on_its_own_and_only_once(store: LocalStore, parts: PartsPlan) -> None:
-    assert run_part(engine(), store, parts, 2).num_ok == 2
+    assert run_part(engine(), store, parts, 2).stats.num_ok == 2
     assert done_parts(store, parts) == {2}
     before = (store.folder / part_name(2)).read_bytes()
-    assert run_part(engine(), store, parts, 2).num_images == 0
+    assert run_part(engine(), store, parts, 2).stats.num_images == 0
     assert (store.folder / part_name(2)).read_bytes() == before
 
 

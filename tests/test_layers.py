@@ -21,7 +21,7 @@ LAYERS = (
     ("cli",),
     ("train", "evaluate", "lavis"),
     ("captioner", "matcher", "image_index", "bench"),
-    ("index",),
+    ("index", "scale"),
     ("jobs", "images_in_memory"),
     ("workers",),
     ("engine",),
@@ -33,14 +33,14 @@ LAYERS = (
     ("tasks",),
     ("models",),
     ("source", "decode"),
-    ("options", "train.options", "workers.options", "prompts", "urls", "outputs.files", "tiny.scenes"),
+    ("options", "train.options", "scale.options", "workers.options", "prompts", "urls", "outputs.files", "tiny.scenes"),
     ("flags",),
     ("errors", "records", "rows", "stopwatch", "batch_size", "key_set", "tiny", "escapes"),
     ("column_types",),
 )
 """From the top down. A module belongs to the longest name that it begins with."""
 LEVELS = {name: -level for level, names in enumerate(LAYERS) for name in names}
-HEAVY = {"torch", "transformers"}
+HEAVY = {"torch", "transformers", "ray"}
 PACKAGES = {
     *("cli", "index", "jobs", "tasks", "models", "models.checkpoint", "models.registry", "outputs", "outputs.export"),
 }
@@ -48,10 +48,11 @@ LIGHT = PACKAGES | {name for names in LAYERS[LAYERS.index(("source", "decode")) 
 """Modules that import nothing of HEAVY at once."""
 LATE = {
     *("jobs.run", "jobs.context", "jobs.parts", "jobs.texts", "engine", "models.blip2", "models.matching"),
-    *("captioner", "matcher", "image_index", "images_in_memory", "bench", "index"),
+    *("captioner", "matcher", "image_index", "images_in_memory", "bench", "index", "scale"),
     *("train", "evaluate", "lavis", "workers", "jobs.makers"),
 }
 """Modules that `cli` imports only when there is work to do."""
+_OPTIONS = {"train.options", "scale.options", "workers.options"}
 FRONT_DOORS = {"blip2cap", "blip2cap.__init__", "blip2cap.__main__", "blip2cap.__version__"}
 
 
@@ -104,7 +105,7 @@ def complaints(module: str, source: str) -> list[str]:
             found.append(f"{module}: {target} has no layer")
         elif there != here and here and LEVELS[there] >= LEVELS[here]:
             found.append(f"{module}: {target} is not below it")
-        elif here == "cli" and at_once and there not in ("train.options", "workers.options") and _is_late(target):
+        elif here == "cli" and at_once and there not in _OPTIONS and _is_late(target):
             found.append(f"{module}: imports {target} at once")
     return found
 

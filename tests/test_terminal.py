@@ -148,6 +148,10 @@ def test_elsewhere_there_is_a_plain_line_now_and_then(capsys: pytest.CaptureFixt
     assert line.startswith("4 images done, 1 failed, ")
     assert line.endswith(" images/s")
     assert said == "said"
+    progress.workers(3)
+    progress.printed -= 31
+    progress.update(6, 1)
+    assert capsys.readouterr().err.endswith(" images/s, 3 workers\n")
 
 
 def test_a_quiet_run_has_no_progress(capsys: pytest.CaptureFixture[str]) -> None:

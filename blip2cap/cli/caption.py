@@ -16,6 +16,7 @@ from blip2cap.options import (
     SourceOptions,
     TextOptions,
 )
+from blip2cap.scale.options import RayOptions
 from blip2cap.tasks.caption import Caption
 from blip2cap.workers.options import WorkerOptions
 
@@ -30,6 +31,7 @@ def caption(
     generate: GenerateOptions,
     text: TextOptions,
     output: OutputOptions,
+    ray: RayOptions,
     report: ReportOptions,
     prompt: Annotated[
         str | None,
@@ -42,6 +44,5 @@ def caption(
 ) -> None:
     """Write a caption for every image."""
     task = Caption(template=prompt, generate=generate, text=text)
-    start(
-        Job(task=task, source=source, output=output, model=model, decode=decode, batch=batch, workers=workers), report
-    )
+    job = Job(task=task, source=source, output=output, model=model, decode=decode, batch=batch, workers=workers)
+    start(job, report, ray)

@@ -9,6 +9,7 @@ from blip2cap.cli.config import read_lines
 from blip2cap.cli.embed_texts import embed_texts
 from blip2cap.cli.options import ReportOptions, option, with_options
 from blip2cap.cli.run import start
+from blip2cap.errors import UsageError
 from blip2cap.jobs.job import Job
 from blip2cap.options import (
     DEFAULT_MATCHING_MODEL,
@@ -18,6 +19,7 @@ from blip2cap.options import (
     OutputOptions,
     SourceOptions,
 )
+from blip2cap.scale.options import RayOptions
 from blip2cap.tasks.embed import WHAT, Embed, Precision
 from blip2cap.workers.options import WorkerOptions
 
@@ -35,6 +37,7 @@ def embed(
     decode: DecodeOptions,
     workers: WorkerOptions,
     output: OutputOptions,
+    ray: RayOptions,
     report: ReportOptions,
     what: Annotated[
         str,
@@ -63,11 +66,11 @@ def embed(
     """
     task = Embed(what=what, dtype=cast(Precision, precision), raw=raw)
     if texts_file is not None:
+        if ray.address is not None:
+            raise UsageError("--ray and --texts exclude each other: a cluster embeds images. Leave one out.")
         texts = read_lines(texts_file, flag="--texts", noun="text")
         embed_texts(texts, task=task, model=model, output=output, report=report)
     else:
         source = source or SourceOptions()  # raises the error that says what is missing
-        start(
-            Job(task=task, source=source, output=output, model=model, decode=decode, batch=batch, workers=workers),
-            report,
-        )
+        job = Job(task=task, source=source, output=output, model=model, decode=decode, batch=batch, workers=workers)
+        start(job, report, ray)

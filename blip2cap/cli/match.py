@@ -18,6 +18,7 @@ from blip2cap.options import (
     OutputOptions,
     SourceOptions,
 )
+from blip2cap.scale.options import RayOptions
 from blip2cap.tasks.match import Match
 from blip2cap.workers.options import WorkerOptions
 
@@ -30,6 +31,7 @@ def match(
     decode: DecodeOptions,
     workers: WorkerOptions,
     output: OutputOptions,
+    ray: RayOptions,
     report: ReportOptions,
     text: Annotated[
         list[str] | None,
@@ -71,6 +73,5 @@ def match(
         from blip2cap.outputs.captions import read_captions
 
         task = Match(captions=read_captions(captions))
-    start(
-        Job(task=task, source=source, output=output, model=model, decode=decode, batch=batch, workers=workers), report
-    )
+    job = Job(task=task, source=source, output=output, model=model, decode=decode, batch=batch, workers=workers)
+    start(job, report, ray)

@@ -21,6 +21,9 @@ class Progress(Protocol):
     def update(self, num_images: int, num_failed: int) -> None:
         """Show the number of images that this run has processed, and of rows that failed."""
 
+    def workers(self, num_alive: int) -> None:
+        """Show the number of processes that make rows."""
+
     def say(self, text: str) -> None:
         """Print one line to stderr without damaging the display."""
 
@@ -38,6 +41,8 @@ class Bar:
             monitor_interval = 0  # no monitor thread: it would outlive the run, and miniters=1 does not need it
 
         self.bar: Any = Quiet(unit=" images", file=sys.stderr, dynamic_ncols=True, smoothing=0.1, miniters=1)
+        self._shown: dict[str, int] = {}
+        """Counts beside the bar."""
         self._closed = threading.Event()
         self._counter = None if count is None else threading.Thread(target=self._count, args=(count,), daemon=True)
         if self._counter is not None:
@@ -46,8 +51,13 @@ class Bar:
     def update(self, num_images: int, num_failed: int) -> None:
         """Move the bar."""
         if num_failed:
-            self.bar.set_postfix(failed=num_failed, refresh=False)
+            self._shown["failed"] = num_failed
+        self.bar.set_postfix(self._shown, refresh=False)
         self.bar.update(num_images - self.bar.n)
+
+    def workers(self, num_alive: int) -> None:
+        """Show the number of processes beside the bar."""
+        self._shown["workers"] = num_alive
 
     def say(self, text: str) -> None:
         """Print above the bar."""
@@ -74,6 +84,9 @@ class Silent:
     def update(self, num_images: int, num_failed: int) -> None:
         """Do nothing."""
 
+    def workers(self, num_alive: int) -> None:
+        """Do nothing."""
+
     def say(self, text: str) -> None:
         """Print one line."""
         say(text)
@@ -87,6 +100,7 @@ class Lines(Silent):
 
     def __init__(self) -> None:
         self.started = self.printed = time.monotonic()
+        self._workers = ""
 
     def update(self, num_images: int, num_failed: int) -> None:
         """Print a line if the last one is old enough."""
@@ -94,7 +108,11 @@ class Lines(Silent):
         if now - self.printed >= _LINE_EVERY_S:
             self.printed = now
             rate = num_images / (now - self.started)
-            say(f"{num_images} images done, {num_failed} failed, {rate:.1f} images/s")
+            say(f"{num_images} images done, {num_failed} failed, {rate:.1f} images/s{self._workers}")
+
+    def workers(self, num_alive: int) -> None:
+        """Name the number of processes in the next line."""
+        self._workers = f", {num_alive} workers"
 
 
 def choose_progress(*, quiet: bool, rows_on_terminal: bool, count: Count | None) -> Progress:

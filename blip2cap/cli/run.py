@@ -17,6 +17,7 @@ from blip2cap.errors import SOME_FAILED, ImageError, OutputError, UsageError
 from blip2cap.jobs.job import Count, Job, Listener
 from blip2cap.options import Kind
 from blip2cap.records import ImageRef
+from blip2cap.scale.options import RayOptions
 
 if TYPE_CHECKING:
     from blip2cap.engine.run import RunStats
@@ -46,6 +47,10 @@ class TerminalListener(Listener):
         """Update the progress display."""
         self._progress.update(stats.num_images, stats.num_failed)
 
+    def workers(self, num_alive: int) -> None:
+        """Show the number of processes."""
+        self._progress.workers(num_alive)
+
     def failure(self, ref: ImageRef, error: ImageError) -> None:
         """Name the image, if it is among the first that fail."""
         self._failures.add(ref, error)
@@ -60,14 +65,18 @@ class TerminalListener(Listener):
         self._progress.say(line)
 
 
-def start(job: Job, options: ReportOptions) -> None:
-    """Run a job. Raises Blip2CapError, or typer.Exit with a code other than 0."""
+def start(job: Job, options: ReportOptions, ray: RayOptions) -> None:
+    """Run a job, here or on a cluster. Raises Blip2CapError, or typer.Exit with a code other than 0."""
     check_stream(job.kind, options)
+    if ray.address is not None:
+        from blip2cap.scale.run import check_job
+
+        check_job(job, ray)
     with stop_on_signal(quiet=options.quiet) as stop:
         if options.dry_run:
             return _dry_run(job, options)
         try:
-            _run(job, options, stop)
+            _run(job, options, ray, stop)
         except Stopped:
             if not options.quiet:
                 say(f"Stopped before the first row. {how_to_resume(job, begun=False)}")
@@ -82,12 +91,17 @@ def check_stream(kind: Kind, options: ReportOptions) -> None:
         raise OutputError("--out -: standard output is closed.")
 
 
-def _run(job: Job, options: ReportOptions, stop: Stop) -> None:
-    from blip2cap.jobs.run import run_job
-
+def _run(job: Job, options: ReportOptions, ray: RayOptions, stop: Stop) -> None:
     listener = TerminalListener(options, stop, rows_on_stdout=job.kind is Kind.STREAM)
     stdout = sys.stdout.buffer if job.kind is Kind.STREAM else None
-    outcome = run_job(job, listener=listener, stopped=lambda: stop.signal != 0, stdout=stdout)
+    if ray.address is not None:
+        from blip2cap.scale.run import run_on_ray
+
+        outcome = run_on_ray(job, ray, listener=listener, stopped=lambda: stop.signal != 0)
+    else:
+        from blip2cap.jobs.run import run_job
+
+        outcome = run_job(job, listener=listener, stopped=lambda: stop.signal != 0, stdout=stdout)
     for line in outcome.damaged:
         listener.say(line)
     facts = outcome_facts(outcome, flags="flag" in job.task.schema.names)

@@ -20,6 +20,7 @@ from blip2cap.options import (
     SourceOptions,
     TextOptions,
 )
+from blip2cap.scale.options import RayOptions
 from blip2cap.tasks.vqa import Vqa
 from blip2cap.workers.options import WorkerOptions
 
@@ -34,6 +35,7 @@ def vqa(
     generate: GenerateOptions,
     text: TextOptions,
     output: OutputOptions,
+    ray: RayOptions,
     report: ReportOptions,
     questions: Annotated[
         list[str] | None,
@@ -61,6 +63,5 @@ def vqa(
     if not asked:
         raise UsageError("no question given. Ask with -q TEXT, once or more often, or --questions FILE.")
     task = Vqa(questions=asked, template=template, generate=generate, text=text)
-    start(
-        Job(task=task, source=source, output=output, model=model, decode=decode, batch=batch, workers=workers), report
-    )
+    job = Job(task=task, source=source, output=output, model=model, decode=decode, batch=batch, workers=workers)
+    start(job, report, ray)

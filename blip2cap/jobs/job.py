@@ -171,6 +171,9 @@ class Listener:
     def progress(self, stats: RunStats) -> None:
         """Called when a batch of rows is safe."""
 
+    def workers(self, num_alive: int) -> None:
+        """Called when the number of processes that make rows has changed; never by a run in one process."""
+
     def failure(self, ref: ImageRef, error: ImageError) -> None:
         """Called when an image has failed."""
 

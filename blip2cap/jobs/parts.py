@@ -10,8 +10,9 @@ import hashlib
 import os
 import secrets
 import time
-from collections.abc import Callable, Mapping, Sequence, Set
+from collections.abc import Callable, Collection, Mapping, Sequence, Set
 from contextlib import closing
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from blip2cap import urls
@@ -39,10 +40,62 @@ _PLANNED = ("inputs", "files_from", "null_separated", "limit", "include", "exclu
 later release adds."""
 
 
+@dataclass(frozen=True, kw_only=True, slots=True)
+class PartsWork:
+    """What a run has to do in a folder of parts; who does it is decided later."""
+
+    context: Context
+    plan: PartsPlan
+    mine: Set[int]
+    """Parts that belong to this run; --shard leaves out others."""
+    done: Set[int]
+    """All parts that existed, those of other shards too."""
+    before: Mapping[int, Counts]
+    """Counts of those of this run that existed."""
+    todo: Sequence[int]
+    """Parts to make, in this order."""
+    again: Set[int]
+    """Those of them that exist, and whose failed rows are retried."""
+    num_retried: int
+    """Number of these rows."""
+    damaged: Sequence[str]
+    """Messages about archives that could not be read completely."""
+
+    @property
+    def num_images(self) -> int:
+        """Number of images to do."""
+        return sum(map(self.plan.num_refs, self.mine - self.before.keys())) + _num_images(self.plan, self.num_retried)
+
+    @property
+    def dtype(self) -> str:
+        """Dtype that was given, or else that of the plan: all its texts have one dtype."""
+        return _dtype(self.context, self.plan)
+
+
 def run_parts_job(
     job: Job, source: Source, *, listener: Listener | None, stopped: Callable[[], bool], model: Model | None
 ) -> Outcome:
     """Run a job whose output is a folder of parts. Raises Blip2CapError."""
+    work = prepare_parts(job, source, listener=listener, stopped=stopped, model=model)
+    store, retry_only = work.plan.store, work.context.job.output.retry_only
+    queue = PartQueue(store, work.plan, work.todo, work.again, retry_only, work.context.listener.say)
+    stats = _make_parts(work, queue) if queue.todo else None
+    return finish_parts(work, stats, num_found=queue.num_found, num_lost=queue.num_lost)
+
+
+def prepare_parts(
+    job: Job,
+    source: Source,
+    *,
+    listener: Listener | None,
+    stopped: Callable[[], bool],
+    model: Model | None = None,
+    automatic_dtype: Callable[[Context], str] | None = None,
+) -> PartsWork:
+    """Find or make the plan, and decide which parts to make. Raises Blip2CapError.
+
+    `automatic_dtype` chooses the dtype `auto` of a new plan; if left out, it is chosen for this machine.
+    """
     store = open_store(job.output.out)
     plan = read_plan(store)
     context = make_context(job, listener=listener, stopped=stopped, model=model, source=source)
@@ -52,7 +105,7 @@ def run_parts_job(
         _check(context, plan, settings)
     store.prepare()
     if plan is None:
-        plan, damaged = _make_plan(context, store, settings)
+        plan, damaged = _make_plan(context, store, settings, automatic_dtype or _dtype_here)
         _check(context, plan, settings)  # it may be the plan of another process
     else:
         _say_plan(context, plan)
@@ -62,45 +115,63 @@ def run_parts_job(
     before = read_counts(store, plan, sorted(mine & done))
     sweep(store, plan, done)
     retried = {index: num for index, counts in before.items() if (num := job.output.num_retried(counts.failed))}
-    again = retried.keys()
-    todo = _in_turn(store, job, sorted(mine - done)) + sorted(again)
-    queue = PartQueue(store, plan, todo, again, job.output.retry_only, context.listener.say)
-    num_retried = sum(retried.values())
-    stats = None
-    if queue.todo:
-        num_images = sum(map(plan.num_refs, mine - done)) + _num_images(plan, num_retried)
-        stats = _make_parts(context, plan, queue, num_images)
-        done = done_parts(store, plan)
-    existing = total(before.values())
-    is_stopped = stats is not None and stopped()
-    error: Blip2CapError | None = None
+    return PartsWork(
+        context=context,
+        plan=plan,
+        mine=mine,
+        done=done,
+        before=before,
+        todo=_in_turn(store, job, sorted(mine - done)) + sorted(retried),
+        again=retried.keys(),
+        num_retried=sum(retried.values()),
+        damaged=damaged,
+    )
+
+
+def finish_parts(
+    work: PartsWork,
+    stats: RunStats | None,
+    *,
+    num_found: int = 0,
+    num_lost: int = 0,
+    error: Blip2CapError | None = None,
+) -> Outcome:
+    """Count the parts after a run; `stats` is None if there was nothing to do.
+
+    `num_found` is the number of rows that unfinished parts had, `num_lost` that of parts that others finished first,
+    `error` why parts are missing.
+    """
+    context, plan, existing = work.context, work.plan, total(work.before.values())
+    store = plan.store
+    done = done_parts(store, plan) if stats is not None else work.done
+    is_stopped = stats is not None and context.stopped()
     num_failed = 0
-    if not is_stopped:
+    if not is_stopped and error is None:
         try:
             sweep(store, plan, done)
-            num_failed = _num_failed(store, plan, mine, before, again)
+            num_failed = _num_failed(store, plan, work.mine, work.before, work.again)
         except (OutputError, OutputRefusedError) as problem:
             error = problem
     return Outcome(
         out=context.out,
-        num_images=sum(map(plan.num_refs, mine)),
-        num_rows_before=existing.num_rows - num_retried + queue.num_found,
-        num_failed_before=existing.num_failed - num_retried,
+        num_images=sum(map(plan.num_refs, work.mine)),
+        num_rows_before=existing.num_rows - work.num_retried + num_found,
+        num_failed_before=existing.num_failed - work.num_retried,
         skipped=plan.skipped,  # by the process that listed the inputs
-        damaged=tuple(damaged),
+        damaged=tuple(work.damaged),
         stats=stats,
         stopped=is_stopped,
         parts=Parts(
-            num_parts=len(mine),
-            num_existing=len(done & mine),
-            num_lost=queue.num_lost,
+            num_parts=len(work.mine),
+            num_existing=len(done & work.mine),
+            num_lost=num_lost,
             num_failed=num_failed,
         ),
         error=error,
     )
 
 
-def _num_failed(store: Store, plan: PartsPlan, mine: set[int], before: Mapping[int, Counts], again: Set[int]) -> int:
+def _num_failed(store: Store, plan: PartsPlan, mine: Set[int], before: Mapping[int, Counts], again: Set[int]) -> int:
     """Count the failed rows of all parts, those made by other processes too."""
     unchanged = {index: counts for index, counts in before.items() if index not in again}
     made = read_counts(store, plan, sorted(mine - unchanged.keys()))
@@ -150,13 +221,21 @@ def _check(context: Context, plan: PartsPlan, settings: Mapping[str, Any]) -> No
     plan.check({**settings, "dtype": _dtype(context, plan)}, context.out)
 
 
-def _make_plan(context: Context, store: Store, settings: Mapping[str, Any]) -> tuple[PartsPlan, list[str]]:
-    """List all inputs, as the first process does; return the plan and messages on damaged archives. Imports torch."""
+def _dtype_here(context: Context) -> str:
+    """Return the dtype that `auto` stands for on this machine. Imports torch."""
     from blip2cap.models.device import choose_device, choose_dtype
 
+    device = choose_device(context.job.model.device)
+    return str(choose_dtype("auto", device, context.checkpoint)).removeprefix("torch.")
+
+
+def _make_plan(
+    context: Context, store: Store, settings: Mapping[str, Any], automatic_dtype: Callable[[Context], str]
+) -> tuple[PartsPlan, list[str]]:
+    """List all inputs, as the first process does; return the plan and messages on damaged archives."""
     job, dtype = context.job, context.dtype
     if dtype == "auto":
-        dtype = str(choose_dtype(dtype, choose_device(job.model.device), context.checkpoint)).removeprefix("torch.")
+        dtype = automatic_dtype(context)
     num_labels = len(job.task.labels or (None,))  # a part is held in memory, with all rows of an input
     context.listener.say("listing the inputs ...")
     stream = context.source.stream()
@@ -196,15 +275,16 @@ def _in_turn(store: Store, job: Job, missing: Sequence[int]) -> list[int]:
     return [*missing[first:], *missing[:first]]
 
 
-def _make_parts(context: Context, plan: PartsPlan, queue: PartQueue, num_images: int) -> RunStats:
+def _make_parts(work: PartsWork, queue: PartQueue) -> RunStats:
     """Load the model and make all parts of the queue."""
+    context = work.context
     context.announce_model()
     from blip2cap.jobs.makers import make_maker
     from blip2cap.workers.devices import LARGE
 
-    with closing(queue), closing(make_maker(context, _dtype(context, plan), lambda: num_images >= LARGE)) as maker:
+    with closing(queue), closing(make_maker(context, work.dtype, lambda: work.num_images >= LARGE)) as maker:
         maker.load()
-        with context.running(lambda given_up: num_images):
+        with context.running(lambda given_up: work.num_images):
             images = maker.read_ahead(queue.requests(), queue)  # not sooner: no part is open if loading fails
             return run_parts(maker, queue, images, context.listener.progress, context.stopped)
 
@@ -241,10 +321,40 @@ def run_parts(
         before, images = before + stats, maker.read_ahead(queue.requests(), queue)
 
 
-def run_part(maker: RowMaker, store: Store, plan: PartsPlan, index: int) -> RunStats:
-    """Make one part in this process, from its inputs to its object; do nothing if it exists."""
-    queue = PartQueue(store, plan, (index,))
-    return run_parts(maker, queue, maker.read_ahead(queue.requests(), queue))
+@dataclass(frozen=True, kw_only=True, slots=True)
+class PartResult:
+    """Result of an attempt to make one part."""
+
+    stats: RunStats
+    num_found: int
+    """Number of rows that earlier attempts had left."""
+    num_lost: int
+    """1 if another process finished the part first."""
+    locked: bool
+    """True if another process is making the part, so nothing was done."""
+
+
+def run_part(
+    maker: RowMaker,
+    store: Store,
+    plan: PartsPlan,
+    index: int,
+    *,
+    again: bool = False,
+    retry_only: Collection[str] = (),
+    say: Callable[[str], None] = lambda line: None,
+    on_batch: Callable[[RunStats], None] = lambda stats: None,
+    stopped: Callable[[], bool] = lambda: False,
+) -> PartResult:
+    """Make one part in this process, from its inputs to its object; do nothing if it exists or another process has it.
+
+    With `again`, retry the failed rows of an existing part. Ends early once `stopped` returns True.
+    """
+    from blip2cap.engine.run import run
+
+    with closing(PartQueue(store, plan, (index,), {index} if again else frozenset(), retry_only, say)) as queue:
+        stats = run(maker, maker.read_ahead(queue.requests(), queue), queue, on_batch, stopped)
+        return PartResult(stats=stats, num_found=queue.num_found, num_lost=queue.num_lost, locked=bool(queue.locked))
 
 
 def dry_run_parts(job: Job, source: Source) -> DryRun:

@@ -1,0 +1,225 @@
+"""Actors of a Ray cluster: starts them, calls them, and says what has happened to them.
+
+An actor goes through these calls: `greet` (its process runs), `set_up` (the model is loaded), then `make` for each
+part, with `report` from time to time.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from types import ModuleType
+from typing import Any
+
+import blip2cap
+from blip2cap.errors import Blip2CapError, ClusterError
+from blip2cap.jobs.job import Job
+from blip2cap.models.base import Checkpoint
+from blip2cap.scale.events import Assignment, Died, Event, Failed, Made, Placed, Ready, Refused, Reported, Work
+from blip2cap.scale.obituary import obituary
+from blip2cap.scale.remote import make_worker
+
+_REPORT_EVERY_S = 0.5
+_REPORTS_PER_S = 100
+"""Number of reports per second of all actors, at most."""
+_FREE_S = 30.0
+"""Longest wait for resources that a run has held until just now."""
+
+
+@dataclass(kw_only=True, slots=True)
+class _Actor:
+    handle: Any
+    node_id: str = ""
+    node: str = "?"
+    """Address of its node."""
+    stderr: str = ""
+    """File on its node that its stderr goes to."""
+    calls: dict[str, Any] = field(default_factory=dict)
+    """Calls that have not returned, by method."""
+    reported: float = 0.0
+    """Time of the last call of `report`."""
+
+
+class RayPool:
+    """The actors of one run."""
+
+    def __init__(self, ray: ModuleType, needs: Mapping[str, float], *, grows: bool) -> None:
+        self.ray, self.needs, self.grows = ray, dict(needs), grows
+        self._work: Any = None
+        """Reference to the job of all actors, which is sent to each node once."""
+        options = {"num_cpus": needs.get("CPU", 0), "num_gpus": needs.get("GPU", 0), "max_restarts": 0}
+        self._worker = ray.remote(concurrency_groups={"aside": 1}, **options)(make_worker())
+        self._actors: dict[int, _Actor] = {}
+        self._num_started = 0
+        self._early: int | None = None
+        """An actor that was started to choose a dtype, for the first `start`."""
+
+    def choose_dtype(self, job: Job, checkpoint: Checkpoint) -> str:
+        """Return the dtype that `auto` stands for on a node of the cluster. Raises Blip2CapError."""
+        number = self._start()
+        actor = self._actors[number]
+        try:
+            self._greeted(actor, self.ray.get(actor.calls.pop("greet")))
+            said = self.ray.get(actor.handle.choose_dtype.remote(job, checkpoint))
+        except self.ray.exceptions.RayError as error:
+            raise ClusterError(f"an actor could not start. {self._obituary(actor, error)[0]}") from error
+        if isinstance(said, Blip2CapError):
+            raise said
+        self._early = number
+        return str(said)
+
+    def set_work(self, work: Work) -> None:
+        """Set the job of all actors, before the first `start`."""
+        self._work = self.ray.put(work)
+
+    def close(self) -> None:
+        """End all actors."""
+        for number in list(self._actors):
+            self.kill(number)
+
+    def num_free(self) -> int:
+        """Return how many actors the free resources are enough for."""
+        free = self.ray.available_resources()
+        fits = (math.floor(free.get(name, 0.0) / need + 1e-6) for name, need in self.needs.items())
+        return int(min(fits)) + (self._early is not None)
+
+    def check(self, say: Callable[[str], None]) -> None:
+        """Raise ClusterError if there is no free resource for even one actor, now and for half a minute."""
+        until, said = time.monotonic() + _FREE_S, False
+        while self.num_free() < 1:
+            total = self.ray.cluster_resources()
+            never = any(total.get(name, 0.0) < need for name, need in self.needs.items())
+            if never or time.monotonic() > until:
+                raise ClusterError(
+                    f"--ray: the cluster has no free resources for an actor: {self.describe()} Wait for other work to "
+                    "end, add nodes, or ask for less with --ray-cpus N."
+                )
+            if not said:
+                say(f"waiting up to {_FREE_S:g} s for free resources: {self.describe()}")
+                said = True
+            time.sleep(0.5)
+
+    def describe(self) -> str:
+        """Return what the cluster has, what is free, and what an actor needs."""
+        total, free = self.ray.cluster_resources(), self.ray.available_resources()
+        has = ", ".join(
+            f"{total.get(name, 0.0):g} {name} ({total.get(name, 0.0) - free.get(name, 0.0):g} in use)"
+            for name in ("GPU", "CPU")
+        )
+        needs = " and ".join(f"{need:g} {name}" for name, need in self.needs.items())
+        num_nodes = sum(bool(node["Alive"]) for node in self.ray.nodes())
+        return f"{num_nodes} node{'s' if num_nodes != 1 else ''} with {has}; an actor needs {needs}."
+
+    def start(self) -> int:
+        """Ask for one more actor; return its number."""
+        number, self._early = self._early, None
+        if number is None:
+            return self._start()
+        actor = self._actors[number]
+        actor.calls["greet"] = actor.handle.greet.remote()
+        return number
+
+    def _start(self) -> int:
+        number = self._num_started
+        self._num_started += 1
+        actor = _Actor(handle=self._worker.remote())
+        actor.calls["greet"] = actor.handle.greet.remote()
+        self._actors[number] = actor
+        return number
+
+    def assign(self, actor: int, assignment: Assignment) -> None:
+        """Let a ready actor make a part."""
+        one = self._actors[actor]
+        one.calls["make"], one.reported = one.handle.make.remote(assignment), time.monotonic()
+
+    def stop(self, actor: int) -> None:
+        """Tell an actor to stop after its current batch."""
+        self._actors[actor].calls["stop"] = self._actors[actor].handle.stop.remote()
+
+    def kill(self, actor: int) -> None:
+        """End the process of an actor."""
+        one = self._actors.pop(actor, None)
+        if one is not None:
+            self.ray.kill(one.handle)
+
+    def wait(self, timeout_s: float) -> Sequence[Event]:
+        """Return what has happened since the last call; wait for the first event, at most this long."""
+        self._ask_for_reports()
+        calls = {ref: (number, what) for number, one in self._actors.items() for what, ref in one.calls.items()}
+        if not calls:
+            time.sleep(timeout_s)
+            return []
+        done, rest = self.ray.wait(list(calls), num_returns=1, timeout=timeout_s)
+        if rest:
+            done += self.ray.wait(rest, num_returns=len(rest), timeout=0)[0]
+        events: list[Event] = []
+        # A last report comes before the end of its part, which sets the counts back.
+        for ref in sorted(done, key=lambda ref: calls[ref][1] == "make"):
+            number, what = calls[ref]
+            if number in self._actors:
+                events += self._event(number, what, ref)
+        return events
+
+    def _ask_for_reports(self) -> None:
+        now = time.monotonic()
+        every_s = max(_REPORT_EVERY_S, len(self._actors) / _REPORTS_PER_S)
+        for one in self._actors.values():
+            if "make" in one.calls and "report" not in one.calls and now - one.reported >= every_s:
+                one.calls["report"], one.reported = one.handle.report.remote(), now
+
+    def _event(self, number: int, what: str, ref: Any) -> list[Event]:
+        actor = self._actors[number]
+        del actor.calls[what]
+        try:
+            said = self.ray.get(ref)
+            if isinstance(said, Blip2CapError):
+                if what == "make":
+                    return [Failed(actor=number, node=actor.node, error=said)]
+                return [Refused(actor=number, node=actor.node, error=type(said)(f"node {actor.node} {said.message}"))]
+            return self._answer(number, what, said)
+        except Blip2CapError as error:
+            return [Refused(actor=number, node=actor.node, error=error)]
+        except self.ray.exceptions.RayError as error:
+            report, node_lost = self._obituary(actor, error)
+            self.kill(number)
+            return [Died(actor=number, report=report, node_lost=node_lost)]
+
+    def _answer(self, number: int, what: str, said: Any) -> list[Event]:
+        actor = self._actors[number]
+        match what:
+            case "greet":
+                self._greeted(actor, said)
+                actor.calls["set_up"] = actor.handle.set_up.remote(self._work, self._num_threads(actor))
+                return [Placed(actor=number)]
+            case "set_up":
+                return [Ready(actor=number, line=f"{said}, node {actor.node}")]
+            case "report":
+                return [Reported(actor=number, progress=said)]
+            case "make":
+                return [Reported(actor=number, progress=said[1]), Made(actor=number, result=said[0])]
+        return []
+
+    def _greeted(self, actor: _Actor, facts: Mapping[str, str]) -> None:
+        """Note where an actor runs. Raises ClusterError if blip2cap is missing there, or another version."""
+        actor.node_id, actor.node, actor.stderr = facts["node_id"], facts["node"], facts["stderr"]
+        if facts["version"] != blip2cap.__version__:
+            found = f"has blip2cap {facts['version']}" if facts["version"] else f"has no blip2cap ({facts['error']})"
+            raise ClusterError(
+                f"node {actor.node} {found}, this process has {blip2cap.__version__}. Install the same version on all "
+                f"nodes, for {facts['python']}: in their image, or with setup_commands."
+            )
+
+    def _num_threads(self, actor: _Actor) -> int:
+        """Return how many threads an actor may decode with: its share of the cores of its node."""
+        if "GPU" not in self.needs:
+            return int(self.needs["CPU"])
+        for node in self.ray.nodes():
+            if node["NodeID"] == actor.node_id:
+                cores, gpus = node["Resources"].get("CPU", 1.0), node["Resources"].get("GPU", 1.0)
+                return max(1, int(cores / max(1.0, gpus)))
+        return 1
+
+    def _obituary(self, actor: _Actor, error: Exception) -> tuple[str, bool]:
+        return obituary(self.ray, error, node=actor.node, node_id=actor.node_id, stderr=actor.stderr)
