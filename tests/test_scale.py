@@ -56,6 +56,7 @@ def test_other_addresses_are_refused_with_what_is_expected(address: str) -> None
             "--ray and --out captions.jsonl exclude each other: many machines write a folder of parts",
         ),
         (("-o", "-"), "--ray and --out - exclude each other"),
+        (("-o", "out/", "--workers", "2"), "--ray and --workers or --devices exclude each other"),
         (("-o", "captions/", "--device-map", "auto"), "an actor has one GPU"),
         (("-o", "captions/", "--device", "cuda:1"), "Ray chooses the GPU. Leave it out."),
         (("-o", "captions/", "--ray-cpus", "2", "--device", "cuda"), "such actors have no GPU. Leave one out."),

@@ -74,7 +74,7 @@ def _num_lanes(checkpoint: Checkpoint) -> int:
     num_bytes = sum(file.stat().st_size for file in Path(checkpoint.folder).glob("*.safetensors"))
     if not 0 < num_bytes < _SMALL_MODEL:
         return 1
-    in_memory = psutil.virtual_memory().available // 2 // (_PROCESS_BYTES + 4 * num_bytes)
+    in_memory = int(psutil.virtual_memory().available) // 2 // (_PROCESS_BYTES + 4 * num_bytes)
     return max(1, min(num_cores(), in_memory))
 
 
