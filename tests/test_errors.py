@@ -20,6 +20,7 @@ from blip2cap.errors import (
     OutputRefusedError,
     UnreachableError,
     UsageError,
+    WorkerError,
 )
 from blip2cap.flags import flags_of
 from blip2cap.options import BatchOptions, DecodeOptions, GenerateOptions, OutputOptions, TextOptions
@@ -28,6 +29,7 @@ from blip2cap.records import FAILURES
 EXIT_CODES = {
     Blip2CapError: 1,
     ClusterError: 1,
+    WorkerError: 1,
     UsageError: 2,
     InputError: 2,
     ModelError: 4,
@@ -42,6 +44,7 @@ PARENTS = {
     UsageError: Blip2CapError,
     InputError: UsageError,
     ClusterError: Blip2CapError,
+    WorkerError: Blip2CapError,
     ModelError: Blip2CapError,
     OutputRefusedError: Blip2CapError,
     OutputLockedError: OutputRefusedError,

@@ -55,7 +55,7 @@ class LoadedFake(FakeModel):
         """Encode, unless the fault comes first."""
         (self.folder / f"used {self.device} {os.getpid()}").touch()
         if self.fault == "slow":
-            time.sleep(0.2 * len(images))
+            time.sleep(0.1 * len(images))
         elif self.fault == "raise":
             raise RuntimeError("an error of a driver")
         elif self.fault == "crash" or (self.fault == "crash once" and self._first()):
