@@ -13,7 +13,7 @@ from blip2cap.models.base import Checkpoint
 from blip2cap.options import ModelOptions
 from blip2cap.workers.options import WorkerOptions
 
-LARGE = 4_000
+LARGE = 10_000
 """Number of images from which it pays to start several processes on a CPU: a second one takes seconds to start."""
 _SMALL_MODEL = 200_000_000
 """Size of the weights of a small model, in bytes: its operations are too short for several threads each, which wait for
