@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from blip2cap.decode.trace import Trace, trace_path
+from blip2cap.decode.trace import Slots, Trace, trace_path
 from blip2cap.errors import OutputError
 from blip2cap.records import ImageRef
 
@@ -138,3 +138,21 @@ def test_a_thread_that_begins_after_the_end_makes_no_new_file(path: Path) -> Non
     with trace.decoding(A):
         assert not path.exists()
     assert not path.exists()
+
+
+def test_images_of_another_process_are_suspected_when_it_crashes_and_not_before(path: Path) -> None:
+    with closing(Trace(path)) as trace, closing(Slots(path, trace.slots_for(A, 1)[1])) as first:
+        second = Slots(path, trace.slots_for(B, 2)[1])
+        with trace.decoding(C), first.recording(A), second.recording(B):
+            assert copy_of(path).num_suspects == 3
+            assert trace.crashed(1)
+        assert [trace.suspects(each) for each in (A, B, C)] == [True, False, False]
+        second.close()
+        assert not trace.crashed(2)
+
+
+def test_a_trace_that_was_removed_is_not_made_again_by_another_process(path: Path) -> None:
+    slots = Slots(path, 64)
+    with slots.recording(A):
+        assert not path.exists()
+    slots.close()

@@ -84,6 +84,7 @@ def test_one_gpu_needs_no_worker(machine, checkpoint) -> None:
         ({"workers": "2", "device_map": "auto"}, "--workers 2 and --device-map auto exclude each other"),
         ({"gpus": "0,1", "device_map": "auto"}, "--devices 0,1 and --device-map auto exclude each other"),
         ({"gpus": "0,1", "device": "cpu"}, "--devices 0,1 and --device cpu exclude each other"),
+        ({"gpus": "0,4"}, "--devices 0,4: torch can use 4 GPUs here, numbered from 0. Give others."),
         ({"gpus": "0,1", "workers": "3"}, "--devices 0,1 and --workers 3 exclude each other"),
         ({"gpus": "0,0"}, "--devices 0,0: must be different numbers of GPUs, like 0,2."),
         ({"gpus": "cuda"}, "--devices cuda: must be different numbers of GPUs, like 0,2."),

@@ -136,6 +136,28 @@ def test_a_first_worker_that_only_dies_leaves_the_run_to_the_next(requests: list
     assert run.used == {"good"}
 
 
+def test_it_also_does_before_there_are_images(requests: list[Request], tmp_path: Path) -> None:
+    run = Run(tmp_path, "bad", "good", bad="load crash")
+    with closing(run.pool):
+        run.pool.wait()
+        batches = run.pool.row_batches(run.pool.read_ahead(requests), run.stats)
+        assert [row for rows in batches for row in rows] == expected(requests, tmp_path)
+
+
+def test_rows_that_are_ready_leave_though_all_workers_die_of_a_stop(requests: list[Request], tmp_path: Path) -> None:
+    run = Run(tmp_path, "first", first="slow")
+
+    def stopped() -> bool:
+        if run.stats.num_images:
+            for process in run.pool._crew.running():
+                process.kill()
+        return run.stats.num_images > 0
+
+    rows = run.rows(requests, stopped)
+    assert 0 < len(rows) < 60
+    assert rows == expected(requests, tmp_path)[: len(rows)]
+
+
 def test_a_silent_worker_is_killed_and_replaced(requests: list[Request], tmp_path: Path) -> None:
     run = Run(tmp_path, "first", silence_s=1.5, first="hang once")
     assert run.rows(requests) == expected(requests, tmp_path)

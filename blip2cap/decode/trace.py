@@ -45,7 +45,7 @@ class Slots:
         self._next, self._end = first, first + SLOTS_OF_PROCESS
         try:
             if start is None:
-                self._file = os.open(path, os.O_WRONLY | os.O_CLOEXEC)
+                self._file = _open_existing(path)
             else:  # create it
                 self._file = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o666)
                 os.pwrite(self._file, start, 0)
@@ -160,6 +160,14 @@ class Trace:
                 self._first_free = len(known) + SLOTS_OF_PROCESS
                 self._slots = Slots(self.path, len(known), start=b"".join(known))
             return self._slots
+
+
+def _open_existing(path: Path) -> int | None:
+    """Open the file of another process; None if it has removed the file, as its output is complete."""
+    try:
+        return os.open(path, os.O_WRONLY | os.O_CLOEXEC)
+    except FileNotFoundError:
+        return None
 
 
 def _suspects_in(path: Path, first: int = 0, most: int | None = None) -> set[bytes]:

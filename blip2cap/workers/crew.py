@@ -15,6 +15,8 @@ from blip2cap.workers.process import WorkerProcess
 SILENCE_S = 600.0
 """Longest time, in seconds, in which a worker with images says nothing: one step of the largest models on a slow CPU
 takes minutes."""
+_PAUSED_S = 5.0
+"""Time, in seconds, between two looks at the workers after which this process must have been paused."""
 _MOST_DEATHS = 3
 """Deaths in a row after which a place is given up."""
 _MOST_DEATHS_BY_IMAGES = 20
@@ -41,7 +43,8 @@ class Place:
 class Crew:
     """The worker processes of a pool; to be closed. What they send goes into `events`.
 
-    `released` takes the images of a process that has ended back, and returns whether one of them may have ended it.
+    `released` takes the images of a process back that has ended; with True, it returns whether one of them may have
+    ended it.
     """
 
     def __init__(
@@ -50,7 +53,7 @@ class Crew:
         environment: Mapping[str, str],
         *,
         events: queue.SimpleQueue[Any],
-        released: Callable[[WorkerProcess], bool],
+        released: Callable[[WorkerProcess, bool], bool],
         say: Callable[[str], None],
         silence_s: float,
     ) -> None:
@@ -62,6 +65,7 @@ class Crew:
         self._environment, self._events, self._released = environment, events, released
         self._say, self._silence_s = say, silence_s
         self._num_processes = 0
+        self._looked_at = time.monotonic()
 
     @property
     def num_workers(self) -> int:
@@ -104,27 +108,36 @@ class Crew:
         """Handle an error that ends a process: raise what would end a run without workers too."""
         assert place.process is not None
         if error is None:
-            self.died(place, f"failed: {detail}")
+            self.died(place, f"failed: {detail}", by_image=False)
         elif place.process.ready is None and self.first is not None:
-            self._release(place)
+            self._release(place, by_image=False)
             self._give_up(place, f"cannot load the model: {detail}")
         else:
             raise error
 
-    def died(self, place: Place, how: str) -> None:
-        """Replace a process that has ended, unless it is one death too many. Raises WorkerError if none is left."""
-        has_suspects = self._release(place)
+    def died(self, place: Place, how: str, *, by_image: bool = True) -> None:
+        """Replace a process that has ended, unless it is one death too many. Raises WorkerError if none is left.
+
+        `by_image`: an image that it was decoding may have ended it.
+        """
+        has_suspects = self._release(place, by_image=by_image)
         place.num_deaths += 1
         if self.dismissed or place.num_deaths >= (_MOST_DEATHS_BY_IMAGES if has_suspects else _MOST_DEATHS):
-            self._give_up(place, f"{how}, after {place.num_deaths - 1} that died too")
+            before = place.num_deaths - 1
+            self._give_up(place, f"{how}, after {before} that died too" if before else how)
         else:
             self._say(f"{place} {how}; its images are given to another")
-            self._start(place, load=self.first is not None)
+            self._start(place, load=True)
 
     def kill_silent(self) -> None:
-        """Kill workers that have images and have said nothing for long; their end is an event like any other."""
+        """Kill workers that have images and have said nothing for long; their end is an event like any other.
+
+        To be called about every second: time in which this process was paused does not count.
+        """
         now = time.monotonic()
+        paused_s, self._looked_at = max(0.0, now - self._looked_at - _PAUSED_S), now
         for process in self.running():
+            process.heard_at += paused_s
             if process.ready and process.given and now - process.heard_at > self._silence_s:
                 self._say(f"{self.place_of(process)} has been silent for {self._silence_s:g} s and is killed")
                 process.heard_at = now
@@ -142,12 +155,12 @@ class Crew:
         if load:
             place.process.send(LAST)
 
-    def _release(self, place: Place) -> bool:
+    def _release(self, place: Place, *, by_image: bool) -> bool:
         process = place.process
         assert process is not None
         place.process = None
         process.close()
-        return self._released(process)
+        return self._released(process, by_image)
 
     def _give_up(self, place: Place, why: str) -> None:
         place.given_up = True
@@ -156,7 +169,7 @@ class Crew:
         if not self.num_workers:
             raise WorkerError(
                 f"{place} {why}. No worker is left. The rows so far are safe; run the same command again, with "
-                "--workers 1 to see the error itself."
+                "one process (--workers 1, or one GPU in --devices) to see the error itself."
             )
         self._say(f"{place} {why}; the run goes on with {self.num_workers}")
         if self.first is None:  # no other has been started

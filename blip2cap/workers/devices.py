@@ -36,6 +36,11 @@ def choose_devices(
             raise _exclude(f"--devices {options.devices}", f"--device {model.device}")
         if model.device_map is not None:
             raise _exclude(f"--devices {options.devices}", f"--device-map {model.device_map}")
+        num_gpus = count_gpus()
+        if max(options.gpus) >= num_gpus:
+            raise UsageError(
+                f"--devices {options.devices}: torch can use {num_gpus} GPUs here, numbered from 0. Give others."
+            )
         return tuple(f"cuda:{gpu}" for gpu in options.gpus)
     if num_workers == 1 or (num_workers is None and (model.device_map or ":" in model.device)):
         return (model.device,)
@@ -51,7 +56,8 @@ def choose_devices(
             )
         return tuple(f"cuda:{gpu}" for gpu in range(num_workers or num_gpus)) if num_gpus > 1 else (model.device,)
     if num_workers is None:
-        num_workers = _num_lanes(checkpoint) if is_large() else 1
+        num_lanes = _num_lanes(checkpoint)
+        num_workers = num_lanes if num_lanes > 1 and is_large() else 1
     return ("cpu",) * num_workers
 
 

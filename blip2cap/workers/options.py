@@ -23,7 +23,9 @@ class WorkerOptions:
         "model is small and images are many, else 1.",
     )
     devices: str | None = flag(
-        None, "--devices LIST", "GPUs to use, one process each, by number: 0,2. All of them if left out."
+        None,
+        "--devices LIST",
+        "GPUs to use, one process each, by number among those that torch sees: 0,2. All of them if left out.",
     )
 
     def __post_init__(self) -> None:

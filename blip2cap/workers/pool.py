@@ -19,7 +19,7 @@ from typing import Any
 from blip2cap.decode.trace import Trace
 from blip2cap.engine.read_ahead import SharedTrace
 from blip2cap.engine.run import RunStats
-from blip2cap.errors import ImageError
+from blip2cap.errors import Blip2CapError, ImageError
 from blip2cap.records import ImageRef
 from blip2cap.rows import Row
 from blip2cap.tasks.base import Request
@@ -105,14 +105,19 @@ class WorkerPool:
             while not (self._all_made and not stream.ledger.num_ready):
                 if stopped() and not self._stopping:
                     self._stop()
-                if self._handle_all(_LOOK_S) == 0:  # what it may have sent while this process was paused is known
-                    self._crew.kill_silent()
+                try:
+                    self._handle_all()
+                except Blip2CapError:
+                    if stream.ledger.num_ready:  # nothing complete is lost
+                        yield stream.leave(self._task.schema, stats, self.on_failure)
+                    raise
+                self._crew.kill_silent()
                 self._give()
                 now = time.monotonic()
                 stats.seconds = now - started
                 num_ready = stream.ledger.num_ready
                 if num_ready and (num_ready >= _WRITE or self._all_made or now - left_at > _WRITE_S):
-                    rows = stream.leave(self._task.schema, stats, self._crew.num_workers, self.on_failure)
+                    rows = stream.leave(self._task.schema, stats, self.on_failure)
                     try:
                         yield rows
                     finally:
@@ -134,15 +139,12 @@ class WorkerPool:
         for process in self._crew.running():
             process.send(STOP)
 
-    def _handle_all(self, patience_s: float) -> int:
-        """Handle the events so far, and return their number; wait for the first of them."""
-        num_handled = 0
+    def _handle_all(self) -> None:
+        """Handle the events so far; wait a moment for the first of them."""
         with suppress(queue.Empty):
-            self._handle(self._events.get(timeout=patience_s))
+            self._handle(self._events.get(timeout=_LOOK_S))
             while True:
-                num_handled += 1
                 self._handle(self._events.get_nowait())
-        return num_handled
 
     def _handle(self, event: tuple[Any, Any]) -> None:
         sender, message = event
@@ -217,12 +219,12 @@ class WorkerPool:
         process.told_last = False
         process.send(items)
 
-    def _take_back(self, process: WorkerProcess) -> bool:
+    def _take_back(self, process: WorkerProcess, by_image: bool) -> bool:
         """Give the images of a process that has ended out again; return True if one of them may have ended it."""
         if self._stream is None:
             return False
         self._stream.ledger.died(process.number, process.given.keys())
-        return self._stream.feed.trace.crashed(process.number)
+        return by_image and self._stream.feed.trace.crashed(process.number)
 
     def close(self) -> None:
         """End all workers; images in them are lost."""

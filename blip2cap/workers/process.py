@@ -13,6 +13,7 @@ from multiprocessing.connection import Connection
 from typing import IO, TYPE_CHECKING, Any
 
 from blip2cap.decode.child import Child
+from blip2cap.workers.messages import Broken
 
 if TYPE_CHECKING:
     from blip2cap.workers.messages import Ready, Setup
@@ -49,7 +50,7 @@ class WorkerProcess:
         """Numbers of the images that it has, the oldest first."""
         self.num_lists = 0
         """Number of lists of images that it has not begun."""
-        self.told_last = True
+        self.told_last = False
         """True if it does not wait for more images."""
         self.num_done = 0
         """Number of images it has made rows of."""
@@ -78,12 +79,15 @@ class WorkerProcess:
                 self._connection.send(message)
             except OSError:
                 return  # the reading thread notices that it has ended
+            except Exception as error:
+                self._events.put((self, Broken(None, f"{type(error).__name__}: {error}")))
+                return
 
     def _read(self) -> None:
         while True:
             try:
                 self._events.put((self, self._connection.recv()))
-            except (EOFError, OSError):
+            except Exception:  # of a message that is damaged too
                 self._events.put((self, Gone()))
                 return
 

@@ -56,9 +56,11 @@ def main() -> None:
     connection = Connection(socket.detach())
     code = 0
     try:
-        Worker(connection).serve(connection.recv())
-    except (EOFError, BrokenPipeError, ConnectionResetError):
-        code = 1
+        setup = connection.recv()
+    except (EOFError, OSError):
+        os._exit(1)  # the parent has gone
+    try:
+        Worker(connection).serve(setup)
     except Blip2CapError as error:
         connection.send(Broken(error, error.message))
     except BaseException as error:
@@ -77,6 +79,7 @@ class Worker:
         self._lists: queue.SimpleQueue[list[Item] | str] = queue.SimpleQueue()
         self._stopped = threading.Event()
         self._alive_at = time.monotonic()
+        self._num_sessions = 0
 
     def serve(self, setup: Setup) -> None:
         """Load the model, and make the rows of all items, until the parent closes the connection."""
@@ -94,6 +97,7 @@ class Worker:
                 if model is None:
                     model = self._load(setup)
                 self._make_rows(setup, model, items, images)
+            items.close()
             self._send(Idle())
 
     def _receive(self) -> None:
@@ -107,8 +111,11 @@ class Worker:
             self._lists.put(message)
 
     def _send(self, message: object) -> None:
-        with self._sending:
-            self._connection.send(message)
+        try:
+            with self._sending:
+                self._connection.send(message)
+        except OSError:
+            os._exit(1)  # the parent has gone
 
     def _load(self, setup: Setup) -> Model:
         if setup.device.startswith("cuda:"):
@@ -137,8 +144,9 @@ class Worker:
             decode=setup.decode,
             batch=setup.batch,
             on_failure=items.failed,
-            say=lambda line: self._send(Said(line)),
+            say=self._say,
         )
+        self._num_sessions += 1
         stats, before = RunStats(), RunStats()
         with closing(engine.row_batches(images, stats, self._is_stopped)) as batches:
             for rows in batches:
@@ -152,6 +160,11 @@ class Worker:
                     )
                 )
                 before.decode_s, before.model_s = stats.decode_s, stats.model_s
+
+    def _say(self, line: str) -> None:
+        """Pass on what the first texts are like; those of a later session say nothing about the model."""
+        if self._num_sessions == 1:
+            self._send(Said(line))
 
     def _is_stopped(self) -> bool:
         """Return True if the parent wants no more; the engine asks all the time, so that the parent hears of us."""
@@ -205,4 +218,18 @@ class _Items:
             own = [columns.popleft() for _ in item.request.labels]
             results.append(Result(item.number, own, self._failures.pop(name, ())))
             del self._by_name[name]
+        self._close_unused()
         return results
+
+    def _close_unused(self) -> None:
+        """Close the files of parts that are finished: a run may have thousands."""
+        with self._lock:
+            used = {item.slots for item in [*self._by_name.values()]}
+            for place in self._slots.keys() - used:
+                self._slots.pop(place).close()
+
+    def close(self) -> None:
+        """Close all files."""
+        with self._lock:
+            for slots in self._slots.values():
+                slots.close()

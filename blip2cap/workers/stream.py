@@ -29,7 +29,9 @@ class Stream:
 
     @property
     def nothing_to_give(self) -> bool:
-        """True if only images that other workers have are left, or if these hold up all others."""
+        """True if a worker without images can only be given some that others have: no other is left, or none may be
+        given out before these are finished.
+        """
         return self.exhausted or self.ledger.num_waiting > 0
 
     def receive(self, message: Request | End) -> None:
@@ -54,10 +56,8 @@ class Stream:
         self._model_s += message.model_s
         self._batch_size, self._capacity = message.batch_size, message.capacity
 
-    def leave(
-        self, schema: Schema, stats: RunStats, num_workers: int, on_failure: Callable[[ImageRef, ImageError], None]
-    ) -> list[Row]:
-        """Remove the images whose rows can leave, and return these; times are those of a worker, on average."""
+    def leave(self, schema: Schema, stats: RunStats, on_failure: Callable[[ImageRef, ImageError], None]) -> list[Row]:
+        """Remove the images whose rows can leave, and return these; times are sums over all workers."""
         rows: list[Row] = []
         num_images = 0
         for entry in self.ledger.leave():
@@ -68,8 +68,8 @@ class Stream:
                 on_failure(entry.request.ref, ImageError(code, detail))
             self.feed.forget(entry.request.ref)
         stats.add(num_images, rows)
-        stats.decode_s += self._decode_s / num_workers
-        stats.model_s += self._model_s / num_workers
+        stats.decode_s += self._decode_s
+        stats.model_s += self._model_s
         self._decode_s = self._model_s = 0.0
         stats.batch_size, stats.capacity = self._batch_size, self._capacity
         return rows
