@@ -84,7 +84,7 @@ def advice(facts: Facts) -> str:
             if times.get("step", 0) + times.get("generate", 0) > sum(times.values()) / 2:
                 tips.append(f"--max-new-tokens below {settings['max_new_tokens']}")
             if model["device"] != "cpu":
-                tips.append("a smaller model, or one process for each of several GPUs")
+                tips.append("a smaller model, or several GPUs (--workers)")
             else:
                 tips += [] if model["quantize"] else ["--quantize int8-dynamic"]
                 tips.append("a GPU")
