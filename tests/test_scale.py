@@ -27,7 +27,7 @@ from blip2cap.scale.connection import _as_ours, _own_signals, connected
 from blip2cap.scale.events import Assignment, Work
 from blip2cap.scale.obituary import cause_of, last_lines
 from blip2cap.scale.options import RayOptions
-from blip2cap.scale.run import _needs, _on_actors, run_on_ray
+from blip2cap.scale.run import _may_be_relative, _needs, _on_actors, _sample, run_on_ray
 from blip2cap.tasks.caption import Caption
 from tests.commands import TINY, draw_scenes, invoke
 from tests.test_cli_parts import names_in
@@ -124,13 +124,14 @@ def job(here: Path, monkeypatch: pytest.MonkeyPatch) -> Job:
 
 
 def prepared(job: Job, **settings: Any) -> tuple[PartsWork, Work]:
-    parts = prepare_parts(job, open_source(job), listener=None, stopped=lambda: False, **settings)
+    source = open_source(job)
+    parts = prepare_parts(job, source, listener=None, stopped=lambda: False, **settings)
     return parts, Work(
         job=_on_actors(parts.context.job, RayOptions(address="local"), parts.dtype),
         checkpoint=parts.context.checkpoint,
-        folder=os.getcwd(),
+        folder=os.getcwd() if _may_be_relative(source) else None,
         plan_id=parts.plan.id,
-        sample=parts.plan.refs(0)[0],
+        sample=_sample(parts),
     )
 
 
@@ -145,6 +146,37 @@ def test_an_actor_makes_parts_from_wherever_it_is(job: Job, here: Path, monkeypa
     assert len(names_in(here / "captions")) == 6
     outcome = finish_parts(parts, result.stats)
     assert outcome.complete
+
+
+def test_an_actor_finds_relative_inputs_among_absolute_ones(
+    job: Job, here: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (here / "images").rename(here / "a")
+    draw_scenes(here / "b", 2, size=(16, 12))
+    parts, work = prepared(replace(job, source=SourceOptions(inputs=(f"{here}/a", "b"))))
+    monkeypatch.chdir("/")
+    maker = PartMaker(work, num_threads=1)
+    results = [maker.make(Assignment(index=index)) for index in parts.todo]
+    assert [result.stats.num_ok for result in results] == [2, 2, 2, 2]
+
+
+def test_the_image_that_every_node_must_see_is_the_first_that_is_no_url() -> None:
+    refs = [ImageRef(path=path, name=path) for path in ("s3://x/a.png", "b/a.png", "b/b.png")]
+    parts: Any = SimpleNamespace(todo=[0], plan=SimpleNamespace(refs=lambda index: refs))
+    assert _sample(parts) == refs[1]
+    parts.plan.refs = lambda index: refs[:1]
+    assert _sample(parts) is None
+
+
+def test_nodes_need_the_folder_of_the_driver_only_for_relative_inputs(job: Job, here: Path) -> None:
+    (here / "list.txt").write_text("images/000.png\n")
+    of = {
+        inputs: _may_be_relative(open_source(replace(job, source=SourceOptions(inputs=inputs))))
+        for inputs in ((f"{here}/images",), (f"{here}/images", "images"))
+    }
+    assert list(of.values()) == [False, True]
+    lists = SourceOptions(files_from=(f"{here}/list.txt",))
+    assert _may_be_relative(open_source(replace(job, source=lists)))
 
 
 def test_an_actor_reports_images_that_fail_once(job: Job, here: Path) -> None:
@@ -210,7 +242,7 @@ def other_images(work: Work, here: Path) -> Work:
         (
             lambda work, here: replace(work, folder="/no/folder"),
             InputError,
-            "does not see the images: /no/folder/images",
+            "does not see the images: /no/folder: No such file",
         ),
     ],
 )

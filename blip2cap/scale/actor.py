@@ -99,15 +99,14 @@ def choose_dtype(job: Job, checkpoint: Checkpoint) -> str:
 
 def _check_inputs(work: Work) -> None:
     """Raise InputError if the images are not on this node; else each of them would become a failed row."""
-    if work.sample is None:
-        return
-    path = work.sample.path
+    missing = work.folder
     try:
-        if not os.path.isabs(path):
+        if work.folder is not None:
             os.chdir(work.folder)
-        os.stat(os.path.dirname(path) or ".")
+        if work.sample is not None:
+            missing = os.path.dirname(os.path.join(work.folder or "", work.sample.path))
+            os.stat(missing)
     except OSError as error:
-        missing = os.path.dirname(os.path.join(work.folder, path))
         raise InputError(f"does not see the images: {missing}: {error.strerror}. {_SHARED}") from error
 
 

@@ -25,6 +25,7 @@ from blip2cap.scale.events import Work
 from blip2cap.scale.options import LOCAL, RayOptions
 from blip2cap.scale.pool import RayPool
 from blip2cap.scale.scheduler import MOST_DEATHS, Result, Scheduler
+from blip2cap.source.inputs import Source
 
 
 def check_job(job: Job, options: RayOptions) -> None:
@@ -75,7 +76,7 @@ def run_on_ray(
         work = Work(
             job=_on_actors(context.job, options, parts.dtype),
             checkpoint=context.checkpoint,
-            folder=os.getcwd(),
+            folder=os.getcwd() if _may_be_relative(source) else None,
             plan_id=parts.plan.id,
             sample=_sample(parts),
         )
@@ -128,9 +129,15 @@ def _on_actors(job: Job, options: RayOptions, dtype: str) -> Job:
 
 
 def _sample(parts: PartsWork) -> ImageRef | None:
-    """Return an image whose folder every node must see; None if images come from URLs."""
-    ref = parts.plan.refs(parts.todo[0])[0]
-    return None if urls.scheme(ref.path) else ref
+    """Return an image of the first missing part whose folder every node must see; None if all are URLs."""
+    return next((ref for ref in parts.plan.refs(parts.todo[0]) if not urls.scheme(ref.path)), None)
+
+
+def _may_be_relative(source: Source) -> bool:
+    """Return whether paths in the plan may start from the current folder; those in lists may, and are not read here."""
+    return bool(source.options.files_from) or any(
+        not os.path.isabs(given) and not urls.scheme(given) for given in source.inputs
+    )
 
 
 def _given_up(result: Result) -> ClusterError | None:
