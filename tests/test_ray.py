@@ -313,10 +313,10 @@ def test_a_cluster_without_free_resources_is_refused_with_its_numbers(here: Path
     code, _, stderr = run(*command, cwd=here, env=nodes.env)
     assert code == 1
     assert (
-        "the cluster has no free resources for an actor: 3 nodes with 0 GPU (0 in use), 4 CPU (0 in use); an actor "
+        "no node of the cluster is large enough for an actor: 3 nodes with 0 GPU (0 in use), 4 CPU (0 in use); an actor "
         in stderr
     )
-    assert "an actor needs 64 CPU. Wait for other work to end, add nodes, or ask for less with --ray-cpus N." in stderr
+    assert "an actor needs 64 CPU. Add such nodes, or ask for less with --ray-cpus N." in stderr
 
 
 @pytest.mark.parametrize(

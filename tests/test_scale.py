@@ -27,6 +27,7 @@ from blip2cap.scale.connection import _as_ours, _own_signals, connected
 from blip2cap.scale.events import Assignment, Work
 from blip2cap.scale.obituary import cause_of, last_lines
 from blip2cap.scale.options import RayOptions
+from blip2cap.scale.pool import RayPool
 from blip2cap.scale.run import _may_be_relative, _needs, _on_actors, _sample, run_on_ray
 from blip2cap.tasks.caption import Caption
 from tests.commands import TINY, draw_scenes, invoke
@@ -286,6 +287,65 @@ def test_gpus_that_no_node_has_are_said(job: Job) -> None:
     ray: Any = SimpleNamespace(cluster_resources=lambda: {}, nodes=lambda: [])
     with pytest.raises(ClusterError, match="no node of the cluster has a GPU"):
         _needs(ray, replace(job, model=replace(job.model, device="cuda")), RayOptions(address="local"))
+
+
+class LostCallError(Exception):
+    """Stands for the base class of the errors of Ray."""
+
+
+class TooLateError(LostCallError):
+    """Stands for a call of Ray that did not return in time."""
+
+
+class Call:
+    """A method of a remote class, or the class itself: returns what is called."""
+
+    def remote(self, *given: Any) -> Any:
+        return SimpleNamespace(greet=Call(), choose_dtype=Call())
+
+
+def imitated_ray(*cpus: float, get: Callable[..., Any] = lambda ref, timeout: None) -> Any:
+    """Return a cluster whose nodes have these CPUs, all free."""
+
+    def get_and_note(ref: Any, timeout: float) -> Any:
+        ray.timeouts.append(timeout)
+        return get(ref, timeout)
+
+    ray = SimpleNamespace(
+        timeouts=[],
+        killed=[],
+        get=get_and_note,
+        kill=lambda handle: ray.killed.append(handle),
+        remote=lambda **options: lambda worker: Call(),
+        method=lambda concurrency_group: lambda method: method,
+        nodes=lambda: [{"Alive": True, "NodeID": "n", "Resources": {"CPU": num}} for num in cpus],
+        cluster_resources=lambda: {"CPU": sum(cpus)},
+        available_resources=lambda: {"CPU": sum(cpus)},
+        exceptions=SimpleNamespace(RayError=LostCallError, GetTimeoutError=TooLateError),
+    )
+    return ray
+
+
+def imitated_pool(monkeypatch: pytest.MonkeyPatch, ray: Any, num_cpus: float) -> RayPool:
+    monkeypatch.setitem(sys.modules, "ray", ray)
+    return RayPool(ray, {"CPU": num_cpus}, grows=True, stall_s=7)
+
+
+def test_an_actor_that_fits_only_into_two_nodes_together_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    imitated_pool(monkeypatch, imitated_ray(6, 8), 8).check(lambda line: None)
+    with pytest.raises(ClusterError, match=r"no node .* large enough for an actor: 2 nodes .* 12 CPU .* needs 8 CPU"):
+        imitated_pool(monkeypatch, imitated_ray(6, 6), 8).check(lambda line: None)
+
+
+def test_an_actor_that_never_starts_ends_the_choice_of_a_dtype(job: Job, monkeypatch: pytest.MonkeyPatch) -> None:
+    def get(ref: Any, timeout: float) -> Any:
+        raise TooLateError
+
+    ray = imitated_ray(8, get=get)
+    pool = imitated_pool(monkeypatch, ray, 8)
+    with pytest.raises(ClusterError, match=r"moved for 7 s, .* the first actor has not started\. 1 node with .* 8 CPU"):
+        pool.choose_dtype(job, prepared(job)[1].checkpoint)
+    assert ray.timeouts == [7]
 
 
 def test_actors_with_cpus_leave_gpus_alone(job: Job) -> None:

@@ -94,7 +94,7 @@ def _pool(job: Job, options: RayOptions, listener: Listener) -> Iterator[RayPool
     assert options.address is not None
     listener.say(f"connecting to Ray ({options.address}) ...")
     with connected(options.address) as ray:
-        pool = RayPool(ray, _needs(ray, job, options), grows=options.address != LOCAL)
+        pool = RayPool(ray, _needs(ray, job, options), grows=options.address != LOCAL, stall_s=options.stall_s)
         listener.say(f"Ray {ray.__version__}: {pool.describe()}")
         pool.check(listener.say)
         try:
