@@ -445,6 +445,31 @@ def test_a_connection_keeps_our_signal_handlers_and_ends_the_cluster(monkeypatch
     assert calls[-1] == "shutdown"
 
 
+@pytest.mark.parametrize("error", [LostCallError("rpc\nfailed"), ConnectionError("rpc failed")])
+def test_a_cluster_that_is_lost_is_an_error_of_ours(monkeypatch: pytest.MonkeyPatch, error: Exception) -> None:
+    def lose(handle: Any) -> None:
+        raise error
+
+    ray = imitated_ray(8)
+    ray.init, ray.shutdown, ray.kill = lambda **settings: None, lambda: None, lose
+    pool = imitated_pool(monkeypatch, ray, 1)
+    pool.start()
+    expected = r"ray local: lost the cluster: \w+: rpc failed Finished parts are safe: run the same command again"
+    with pytest.raises(ClusterError, match=expected), connected("local"):
+        try:
+            raise error
+        finally:
+            pool.close()
+
+
+def test_a_pipe_that_was_closed_is_no_lost_cluster(monkeypatch: pytest.MonkeyPatch) -> None:
+    ray = imitated_ray(8)
+    ray.init, ray.shutdown = lambda **settings: None, lambda: None
+    monkeypatch.setitem(sys.modules, "ray", ray)
+    with pytest.raises(BrokenPipeError), connected("local"):
+        raise BrokenPipeError
+
+
 def test_a_job_runs_on_a_cluster_only_into_parts(job: Job) -> None:
     with pytest.raises(UsageError, match=r"ray and out x\.jsonl exclude each other"):
         run_on_ray(replace(job, output=OutputOptions(out="x.jsonl")), RayOptions(address="local"), listener=Heard())

@@ -43,7 +43,8 @@ def import_ray() -> ModuleType:
 def connected(address: str) -> Iterator[ModuleType]:
     """Yield Ray, connected to a cluster; at the end disconnect, and end a local cluster.
 
-    Raises UsageError for an address where no cluster answers, and ClusterError for one that cannot be used.
+    Raises UsageError for an address where no cluster answers, and ClusterError for one that cannot be used, or that is
+    lost later.
     """
     ray = import_ray()
     logging.getLogger("ray").setLevel(logging.CRITICAL)
@@ -67,6 +68,14 @@ def connected(address: str) -> Iterator[ModuleType]:
         if error.__cause__ is not None and not isinstance(error.__cause__, Exception):
             raise error.__cause__ from None
         raise
+    except BrokenPipeError:
+        raise  # of our own stdout or stderr
+    except (ray.exceptions.RayError, ConnectionError) as error:
+        said = " ".join(str(error).split())
+        raise ClusterError(
+            f"--ray {address}: lost the cluster: {type(error).__name__}: {said} Finished parts are safe: run the same "
+            "command again."
+        ) from error
     finally:
         with _own_signals():
             ray.shutdown()

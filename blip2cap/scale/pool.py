@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from types import ModuleType
 from typing import Any
@@ -81,9 +82,10 @@ class RayPool:
         self._work = self.ray.put(work)
 
     def close(self) -> None:
-        """End all actors."""
-        for number in list(self._actors):
-            self.kill(number)
+        """End all actors; those of a cluster that is lost end with it."""
+        with suppress(self.ray.exceptions.RayError, ConnectionError):
+            for number in list(self._actors):
+                self.kill(number)
 
     def num_free(self) -> int:
         """Return how many actors the free resources are enough for."""
