@@ -24,8 +24,11 @@ _VARIABLES = {
     "RAY_USAGE_STATS_ENABLED": "0",
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",  # the new behaviour, without Ray's warning about the old one
 }
-_LOCAL_VARIABLES = {"RAY_gcs_server_request_timeout_seconds": "5"}
-"""For a local cluster, whose helpers otherwise end 60 s after a driver that was killed."""
+_LOCAL_VARIABLES = {
+    "RAY_gcs_server_request_timeout_seconds": "5",  # else its helpers end 60 s after a driver that was killed
+    "RAY_prestart_worker_first_driver": "0",  # else the driver waits for as many processes as there are cores
+}
+"""For a local cluster."""
 _SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1)
 
 
