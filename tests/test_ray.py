@@ -226,7 +226,7 @@ def test_a_part_that_always_kills_its_actor_is_given_up_and_the_others_are_made(
     assert stderr.count("its actor died") == 2
     assert "part-00001.parquet: given up after 3 deaths" in stderr
     assert (
-        "blip2cap: given up after 3 deaths of an actor each: part-00001.parquet. All other parts are finished."
+        "blip2cap: given up after repeated deaths of their actors: part-00001.parquet. All other parts are finished."
         in stderr
     )
     assert "the last words of this actor" in stderr

@@ -28,7 +28,8 @@ from blip2cap.scale.events import Assignment, Work
 from blip2cap.scale.obituary import cause_of, last_lines
 from blip2cap.scale.options import RayOptions
 from blip2cap.scale.pool import RayPool
-from blip2cap.scale.run import _may_be_relative, _needs, _on_actors, _sample, run_on_ray
+from blip2cap.scale.run import _given_up, _may_be_relative, _needs, _on_actors, _sample, run_on_ray
+from blip2cap.scale.scheduler import Result
 from blip2cap.tasks.caption import Caption
 from tests.commands import TINY, draw_scenes, invoke
 from tests.test_cli_parts import names_in
@@ -468,6 +469,14 @@ def test_a_pipe_that_was_closed_is_no_lost_cluster(monkeypatch: pytest.MonkeyPat
     monkeypatch.setitem(sys.modules, "ray", ray)
     with pytest.raises(BrokenPipeError), connected("local"):
         raise BrokenPipeError
+
+
+def test_a_message_about_parts_that_are_given_up_names_three() -> None:
+    error = _given_up(Result(given_up=dict.fromkeys(range(1000), "SIGSEGV.")))
+    assert error is not None
+    assert "given up after repeated deaths of their actors: part-00000.parquet, part-00001" in error.message
+    assert "part-00002.parquet and 997 more. All other parts are finished. The last death: SIGSEGV. Me" in error.message
+    assert _given_up(Result()) is None
 
 
 def test_a_job_runs_on_a_cluster_only_into_parts(job: Job) -> None:

@@ -78,7 +78,6 @@ class Ready(Event):
 class Refused(Event):
     """The actor cannot work where it is: something is missing on its node."""
 
-    node: str
     error: Blip2CapError
 
 

@@ -191,10 +191,10 @@ class RayPool:
             if isinstance(said, Blip2CapError):
                 if what == "make":
                     return [Failed(actor=number, node=actor.node, error=said)]
-                return [Refused(actor=number, node=actor.node, error=type(said)(f"node {actor.node} {said.message}"))]
+                return [Refused(actor=number, error=type(said)(f"node {actor.node} {said.message}"))]
             return self._answer(number, what, said)
         except Blip2CapError as error:
-            return [Refused(actor=number, node=actor.node, error=error)]
+            return [Refused(actor=number, error=error)]
         except self.ray.exceptions.RayError as error:
             report, node_lost = self._obituary(actor, error)
             self.kill(number)

@@ -18,13 +18,12 @@ from blip2cap.jobs.context import Context, open_source
 from blip2cap.jobs.job import Job, Listener, Outcome
 from blip2cap.jobs.parts import PartsWork, finish_parts, prepare_parts
 from blip2cap.options import Kind
-from blip2cap.outputs.parts.plan import part_name
 from blip2cap.records import ImageRef
 from blip2cap.scale.connection import connected
 from blip2cap.scale.events import Work
 from blip2cap.scale.options import LOCAL, RayOptions
 from blip2cap.scale.pool import RayPool
-from blip2cap.scale.scheduler import MOST_DEATHS, Result, Scheduler
+from blip2cap.scale.scheduler import Result, Scheduler, part_names
 from blip2cap.source.inputs import Source
 
 
@@ -143,9 +142,8 @@ def _may_be_relative(source: Source) -> bool:
 def _given_up(result: Result) -> ClusterError | None:
     if not result.given_up:
         return None
-    names = ", ".join(map(part_name, sorted(result.given_up)))
     last = list(result.given_up.values())[-1]
     return ClusterError(
-        f"given up after {MOST_DEATHS} deaths of an actor each: {names}. All other parts are finished. The last death: "
-        f"{last} Mend the cause, then run the same command again: it makes just these parts."
+        f"given up after repeated deaths of their actors: {part_names(result.given_up)}. All other parts are finished. "
+        f"The last death: {last} Mend the cause, then run the same command again: it makes just these parts."
     )
