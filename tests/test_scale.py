@@ -18,11 +18,11 @@ from blip2cap.decode.isolate import Isolation
 from blip2cap.errors import Blip2CapError, ClusterError, InputError, ModelError, OutputError, UsageError
 from blip2cap.jobs.context import open_source
 from blip2cap.jobs.job import Job
-from blip2cap.jobs.parts import PartsWork, finish_parts, prepare_parts
+from blip2cap.jobs.parts import PartsWork, choose_dtype, finish_parts, prepare_parts
 from blip2cap.options import BatchOptions, DecodeOptions, ModelOptions, OutputOptions, SourceOptions
 from blip2cap.outputs.parts.counts import done_parts
 from blip2cap.records import ImageRef
-from blip2cap.scale.actor import PartMaker, choose_dtype
+from blip2cap.scale.actor import PartMaker
 from blip2cap.scale.connection import _as_ours, _own_signals, connected
 from blip2cap.scale.events import Assignment, Work
 from blip2cap.scale.obituary import cause_of, last_lines

@@ -12,7 +12,6 @@ from dataclasses import replace
 from blip2cap import urls
 from blip2cap.engine.run import Engine, RunStats
 from blip2cap.errors import Blip2CapError, ImageError, InputError, ModelError, OutputError
-from blip2cap.jobs.job import Job
 from blip2cap.jobs.parts import PartResult, run_part
 from blip2cap.models.base import Checkpoint
 from blip2cap.models.checkpoint import find
@@ -87,14 +86,6 @@ class PartMaker:
     def _say(self, line: str) -> None:
         with self._lock:
             self._lines.append(line)
-
-
-def choose_dtype(job: Job, checkpoint: Checkpoint) -> str:
-    """Return the dtype that `auto` stands for in this process."""
-    from blip2cap.models import device
-
-    chosen = device.choose_dtype("auto", device.choose_device(job.model.device), checkpoint)
-    return str(chosen).removeprefix("torch.")
 
 
 def _check_inputs(work: Work) -> None:
