@@ -312,7 +312,7 @@ def imitated_ray(*cpus: float, get: Callable[..., Any] = lambda ref, timeout: No
         ray.timeouts.append(timeout)
         return get(ref, timeout)
 
-    ray = SimpleNamespace(
+    ray: Any = SimpleNamespace(
         timeouts=[],
         killed=[],
         get=get_and_note,
