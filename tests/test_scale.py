@@ -18,16 +18,18 @@ from blip2cap.decode.isolate import Isolation
 from blip2cap.errors import Blip2CapError, ClusterError, InputError, ModelError, OutputError, UsageError
 from blip2cap.jobs.context import open_source
 from blip2cap.jobs.job import Job
-from blip2cap.jobs.parts import PartsWork, finish_parts, prepare_parts
+from blip2cap.jobs.parts import PartsWork, choose_dtype, finish_parts, prepare_parts
 from blip2cap.options import BatchOptions, DecodeOptions, ModelOptions, OutputOptions, SourceOptions
 from blip2cap.outputs.parts.counts import done_parts
 from blip2cap.records import ImageRef
-from blip2cap.scale.actor import PartMaker, choose_dtype
+from blip2cap.scale.actor import PartMaker
 from blip2cap.scale.connection import _as_ours, _own_signals, connected
 from blip2cap.scale.events import Assignment, Work
 from blip2cap.scale.obituary import cause_of, last_lines
 from blip2cap.scale.options import RayOptions
-from blip2cap.scale.run import _needs, _on_actors, run_on_ray
+from blip2cap.scale.pool import RayPool
+from blip2cap.scale.run import _given_up, _may_be_relative, _needs, _on_actors, _sample, run_on_ray
+from blip2cap.scale.scheduler import Result
 from blip2cap.tasks.caption import Caption
 from tests.commands import TINY, draw_scenes, invoke
 from tests.test_cli_parts import names_in
@@ -124,13 +126,14 @@ def job(here: Path, monkeypatch: pytest.MonkeyPatch) -> Job:
 
 
 def prepared(job: Job, **settings: Any) -> tuple[PartsWork, Work]:
-    parts = prepare_parts(job, open_source(job), listener=None, stopped=lambda: False, **settings)
+    source = open_source(job)
+    parts = prepare_parts(job, source, listener=None, stopped=lambda: False, **settings)
     return parts, Work(
         job=_on_actors(parts.context.job, RayOptions(address="local"), parts.dtype),
         checkpoint=parts.context.checkpoint,
-        folder=os.getcwd(),
+        folder=os.getcwd() if _may_be_relative(source) else None,
         plan_id=parts.plan.id,
-        sample=parts.plan.refs(0)[0],
+        sample=_sample(parts),
     )
 
 
@@ -145,6 +148,37 @@ def test_an_actor_makes_parts_from_wherever_it_is(job: Job, here: Path, monkeypa
     assert len(names_in(here / "captions")) == 6
     outcome = finish_parts(parts, result.stats)
     assert outcome.complete
+
+
+def test_an_actor_finds_relative_inputs_among_absolute_ones(
+    job: Job, here: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (here / "images").rename(here / "a")
+    draw_scenes(here / "b", 2, size=(16, 12))
+    parts, work = prepared(replace(job, source=SourceOptions(inputs=(f"{here}/a", "b"))))
+    monkeypatch.chdir("/")
+    maker = PartMaker(work, num_threads=1)
+    results = [maker.make(Assignment(index=index)) for index in parts.todo]
+    assert [result.stats.num_ok for result in results] == [2, 2, 2, 2]
+
+
+def test_the_image_that_every_node_must_see_is_the_first_that_is_no_url() -> None:
+    refs = [ImageRef(path=path, name=path) for path in ("s3://x/a.png", "b/a.png", "b/b.png")]
+    parts: Any = SimpleNamespace(todo=[0], plan=SimpleNamespace(refs=lambda index: refs))
+    assert _sample(parts) == refs[1]
+    parts.plan.refs = lambda index: refs[:1]
+    assert _sample(parts) is None
+
+
+def test_nodes_need_the_folder_of_the_driver_only_for_relative_inputs(job: Job, here: Path) -> None:
+    (here / "list.txt").write_text("images/000.png\n")
+    of = {
+        inputs: _may_be_relative(open_source(replace(job, source=SourceOptions(inputs=inputs))))
+        for inputs in ((f"{here}/images",), (f"{here}/images", "images"))
+    }
+    assert list(of.values()) == [False, True]
+    lists = SourceOptions(files_from=(f"{here}/list.txt",))
+    assert _may_be_relative(open_source(replace(job, source=lists)))
 
 
 def test_an_actor_reports_images_that_fail_once(job: Job, here: Path) -> None:
@@ -210,7 +244,7 @@ def other_images(work: Work, here: Path) -> Work:
         (
             lambda work, here: replace(work, folder="/no/folder"),
             InputError,
-            "does not see the images: /no/folder/images",
+            "does not see the images: /no/folder: No such file",
         ),
     ],
 )
@@ -254,6 +288,65 @@ def test_gpus_that_no_node_has_are_said(job: Job) -> None:
     ray: Any = SimpleNamespace(cluster_resources=lambda: {}, nodes=lambda: [])
     with pytest.raises(ClusterError, match="no node of the cluster has a GPU"):
         _needs(ray, replace(job, model=replace(job.model, device="cuda")), RayOptions(address="local"))
+
+
+class LostCallError(Exception):
+    """Stands for the base class of the errors of Ray."""
+
+
+class TooLateError(LostCallError):
+    """Stands for a call of Ray that did not return in time."""
+
+
+class Call:
+    """A method of a remote class, or the class itself: returns what is called."""
+
+    def remote(self, *given: Any) -> Any:
+        return SimpleNamespace(greet=Call(), choose_dtype=Call())
+
+
+def imitated_ray(*cpus: float, get: Callable[..., Any] = lambda ref, timeout: None) -> Any:
+    """Return a cluster whose nodes have these CPUs, all free."""
+
+    def get_and_note(ref: Any, timeout: float) -> Any:
+        ray.timeouts.append(timeout)
+        return get(ref, timeout)
+
+    ray: Any = SimpleNamespace(
+        timeouts=[],
+        killed=[],
+        get=get_and_note,
+        kill=lambda handle: ray.killed.append(handle),
+        remote=lambda **options: lambda worker: Call(),
+        method=lambda concurrency_group: lambda method: method,
+        nodes=lambda: [{"Alive": True, "NodeID": "n", "Resources": {"CPU": num}} for num in cpus],
+        cluster_resources=lambda: {"CPU": sum(cpus)},
+        available_resources=lambda: {"CPU": sum(cpus)},
+        exceptions=SimpleNamespace(RayError=LostCallError, GetTimeoutError=TooLateError),
+    )
+    return ray
+
+
+def imitated_pool(monkeypatch: pytest.MonkeyPatch, ray: Any, num_cpus: float) -> RayPool:
+    monkeypatch.setitem(sys.modules, "ray", ray)
+    return RayPool(ray, {"CPU": num_cpus}, grows=True, stall_s=7)
+
+
+def test_an_actor_that_fits_only_into_two_nodes_together_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    imitated_pool(monkeypatch, imitated_ray(6, 8), 8).check(lambda line: None)
+    with pytest.raises(ClusterError, match=r"no node .* large enough for an actor: 2 nodes .* 12 CPU .* needs 8 CPU"):
+        imitated_pool(monkeypatch, imitated_ray(6, 6), 8).check(lambda line: None)
+
+
+def test_an_actor_that_never_starts_ends_the_choice_of_a_dtype(job: Job, monkeypatch: pytest.MonkeyPatch) -> None:
+    def get(ref: Any, timeout: float) -> Any:
+        raise TooLateError
+
+    ray = imitated_ray(8, get=get)
+    pool = imitated_pool(monkeypatch, ray, 8)
+    with pytest.raises(ClusterError, match=r"moved for 7 s, .* the first actor has not started\. 1 node with .* 8 CPU"):
+        pool.choose_dtype(job, prepared(job)[1].checkpoint)
+    assert ray.timeouts == [7]
 
 
 def test_actors_with_cpus_leave_gpus_alone(job: Job) -> None:
@@ -351,6 +444,39 @@ def test_a_connection_keeps_our_signal_handlers_and_ends_the_cluster(monkeypatch
     assert calls[0]["log_to_driver"] is False
     assert calls[0]["include_dashboard"] is False
     assert calls[-1] == "shutdown"
+
+
+@pytest.mark.parametrize("error", [LostCallError("rpc\nfailed"), ConnectionError("rpc failed")])
+def test_a_cluster_that_is_lost_is_an_error_of_ours(monkeypatch: pytest.MonkeyPatch, error: Exception) -> None:
+    def lose(handle: Any) -> None:
+        raise error
+
+    ray = imitated_ray(8)
+    ray.init, ray.shutdown, ray.kill = lambda **settings: None, lambda: None, lose
+    pool = imitated_pool(monkeypatch, ray, 1)
+    pool.start()
+    expected = r"ray local: lost the cluster: \w+: rpc failed Finished parts are safe: run the same command again"
+    with pytest.raises(ClusterError, match=expected), connected("local"):
+        try:
+            raise error
+        finally:
+            pool.close()
+
+
+def test_a_pipe_that_was_closed_is_no_lost_cluster(monkeypatch: pytest.MonkeyPatch) -> None:
+    ray = imitated_ray(8)
+    ray.init, ray.shutdown = lambda **settings: None, lambda: None
+    monkeypatch.setitem(sys.modules, "ray", ray)
+    with pytest.raises(BrokenPipeError), connected("local"):
+        raise BrokenPipeError
+
+
+def test_a_message_about_parts_that_are_given_up_names_three() -> None:
+    error = _given_up(Result(given_up=dict.fromkeys(range(1000), "SIGSEGV.")))
+    assert error is not None
+    assert "given up after repeated deaths of their actors: part-00000.parquet, part-00001" in error.message
+    assert "part-00002.parquet and 997 more. All other parts are finished. The last death: SIGSEGV. Me" in error.message
+    assert _given_up(Result()) is None
 
 
 def test_a_job_runs_on_a_cluster_only_into_parts(job: Job) -> None:

@@ -228,7 +228,7 @@ def test_rows_of_an_actor_that_died_are_not_counted() -> None:
 
     heard = Heard()
     result = schedule(Actors(num_slots=1, behave=behave), 2, heard=heard)
-    assert heard.num_images[0] == 7
+    assert heard.num_images == [0, IMAGES_IN_A_PART, 2 * IMAGES_IN_A_PART]
     assert result.stats.num_images == 2 * IMAGES_IN_A_PART
     assert heard.failures[0] == ("a.png", "corrupt")
     assert "a line" in heard.lines
@@ -326,7 +326,7 @@ def test_an_error_that_no_other_actor_is_spared_ends_the_run_with_its_class() ->
 
 def test_a_node_that_cannot_work_ends_the_run_if_it_is_the_only_one() -> None:
     actors = Actors(num_slots=1)
-    actors.starts = lambda actor: [Placed(actor=actor), Refused(actor=actor, node="n", error=ModelError("n has none."))]
+    actors.starts = lambda actor: [Placed(actor=actor), Refused(actor=actor, error=ModelError("n has none."))]
     with pytest.raises(ModelError, match="n has none"):
         schedule(actors, 5)
     assert actors.num_started == 1
@@ -337,14 +337,52 @@ def test_a_node_that_cannot_work_beside_others_is_tried_three_times_and_named() 
     good = actors.starts
 
     def starts(actor: int) -> Sequence[Event]:
-        refused = Refused(actor=actor, node="n", error=ModelError("n has none."))
+        refused = Refused(actor=actor, error=ModelError("n has none."))
         return good(actor) if actor == 0 else [Placed(actor=actor), refused]
 
     actors.starts = starts
     schedule(actors, 30, heard=heard)
     assert actors.num_started == 4
     assert heard.lines.count("n has none. The run goes on without it.") == 3
-    assert "3 actors in a row could not start: no more are added to this run" in heard.lines
+    assert "3 actors in a row could not start: from now on, one is tried every 60 s" in heard.lines
+
+
+def test_a_node_that_cannot_work_and_answers_first_does_not_end_the_run() -> None:
+    actors = Actors(num_slots=2)
+    good = actors.starts
+
+    def starts(actor: int) -> Sequence[Event]:
+        if actor == 1:
+            return good(actor)
+        return [Placed(actor=actor), Refused(actor=actor, error=ModelError("n has none."))]
+
+    actors.starts = starts
+    result = schedule(actors, 5)
+    assert result.stats.num_images == 5 * IMAGES_IN_A_PART
+
+
+def test_after_failed_starts_one_actor_a_minute_is_tried_until_one_works() -> None:
+    actors, heard = Actors(num_slots=4), Heard()
+    good, times = actors.starts, list[float]()
+
+    def starts(actor: int) -> Sequence[Event]:
+        times.append(actors.now)
+        mended = actors.now > 150
+        return good(actor) if actor == 0 or mended else [Placed(actor=actor), died(actor)]
+
+    actors.starts = starts
+    schedule(actors, 400, heard=heard)
+    tries = [time for time in times if 10 < time < 150]
+    assert all(60 <= after - before < 63 for before, after in itertools.pairwise(tries))
+    assert len(tries) == 2
+    assert len({actor for actor, _ in actors.assigned}) == 4
+    assert sum(line.startswith("an actor could not start") for line in heard.lines) == 3
+
+
+def test_the_listener_hears_of_progress_once_a_turn() -> None:
+    actors, heard = Actors(num_slots=5), Heard()
+    schedule(actors, 10, heard=heard)
+    assert heard.num_images == [5 * IMAGES_IN_A_PART, 10 * IMAGES_IN_A_PART]
 
 
 def test_actors_that_die_while_they_load_end_the_run_after_three() -> None:

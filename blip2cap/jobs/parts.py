@@ -20,7 +20,7 @@ from blip2cap.errors import Blip2CapError, InputError, OutputError, OutputRefuse
 from blip2cap.jobs.context import Context, make_context
 from blip2cap.jobs.job import DryRun, Job, Listener, Outcome, Parts, count_requests, no_image
 from blip2cap.jobs.part_queue import PartQueue
-from blip2cap.models.base import Model
+from blip2cap.models.base import Checkpoint, Model
 from blip2cap.outputs.parts.counts import Counts, done_parts, read_counts, stray_files, total
 from blip2cap.outputs.parts.part import sweep
 from blip2cap.outputs.parts.plan import PART_SIZE, PartsPlan, check_ref, labels_setting, make_plan, read_plan
@@ -105,7 +105,7 @@ def prepare_parts(
         _check(context, plan, settings)
     store.prepare()
     if plan is None:
-        plan, damaged = _make_plan(context, store, settings, automatic_dtype or _dtype_here)
+        plan, damaged = _make_plan(context, store, settings, automatic_dtype)
         _check(context, plan, settings)  # it may be the plan of another process
     else:
         _say_plan(context, plan)
@@ -221,21 +221,21 @@ def _check(context: Context, plan: PartsPlan, settings: Mapping[str, Any]) -> No
     plan.check({**settings, "dtype": _dtype(context, plan)}, context.out)
 
 
-def _dtype_here(context: Context) -> str:
+def choose_dtype(job: Job, checkpoint: Checkpoint) -> str:
     """Return the dtype that `auto` stands for on this machine. Imports torch."""
-    from blip2cap.models.device import choose_device, choose_dtype
+    from blip2cap.models import device
 
-    device = choose_device(context.job.model.device)
-    return str(choose_dtype("auto", device, context.checkpoint)).removeprefix("torch.")
+    chosen = device.choose_dtype("auto", device.choose_device(job.model.device), checkpoint)
+    return str(chosen).removeprefix("torch.")
 
 
 def _make_plan(
-    context: Context, store: Store, settings: Mapping[str, Any], automatic_dtype: Callable[[Context], str]
+    context: Context, store: Store, settings: Mapping[str, Any], automatic_dtype: Callable[[Context], str] | None
 ) -> tuple[PartsPlan, list[str]]:
     """List all inputs, as the first process does; return the plan and messages on damaged archives."""
     job, dtype = context.job, context.dtype
     if dtype == "auto":
-        dtype = automatic_dtype(context)
+        dtype = automatic_dtype(context) if automatic_dtype else choose_dtype(job, context.checkpoint)
     num_labels = len(job.task.labels or (None,))  # a part is held in memory, with all rows of an input
     context.listener.say("listing the inputs ...")
     stream = context.source.stream()

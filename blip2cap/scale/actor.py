@@ -12,7 +12,6 @@ from dataclasses import replace
 from blip2cap import urls
 from blip2cap.engine.run import Engine, RunStats
 from blip2cap.errors import Blip2CapError, ImageError, InputError, ModelError, OutputError
-from blip2cap.jobs.job import Job
 from blip2cap.jobs.parts import PartResult, run_part
 from blip2cap.models.base import Checkpoint
 from blip2cap.models.checkpoint import find
@@ -89,25 +88,16 @@ class PartMaker:
             self._lines.append(line)
 
 
-def choose_dtype(job: Job, checkpoint: Checkpoint) -> str:
-    """Return the dtype that `auto` stands for in this process."""
-    from blip2cap.models import device
-
-    chosen = device.choose_dtype("auto", device.choose_device(job.model.device), checkpoint)
-    return str(chosen).removeprefix("torch.")
-
-
 def _check_inputs(work: Work) -> None:
     """Raise InputError if the images are not on this node; else each of them would become a failed row."""
-    if work.sample is None:
-        return
-    path = work.sample.path
+    missing = work.folder
     try:
-        if not os.path.isabs(path):
+        if work.folder is not None:
             os.chdir(work.folder)
-        os.stat(os.path.dirname(path) or ".")
+        if work.sample is not None:
+            missing = os.path.dirname(os.path.join(work.folder or "", work.sample.path))
+            os.stat(missing)
     except OSError as error:
-        missing = os.path.dirname(os.path.join(work.folder, path))
         raise InputError(f"does not see the images: {missing}: {error.strerror}. {_SHARED}") from error
 
 

@@ -24,8 +24,11 @@ _VARIABLES = {
     "RAY_USAGE_STATS_ENABLED": "0",
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",  # the new behaviour, without Ray's warning about the old one
 }
-_LOCAL_VARIABLES = {"RAY_gcs_server_request_timeout_seconds": "5"}
-"""For a local cluster, whose helpers otherwise end 60 s after a driver that was killed."""
+_LOCAL_VARIABLES = {
+    "RAY_gcs_server_request_timeout_seconds": "5",  # else its helpers end 60 s after a driver that was killed
+    "RAY_prestart_worker_first_driver": "0",  # else the driver waits for as many processes as there are cores
+}
+"""For a local cluster."""
 _SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1)
 
 
@@ -43,7 +46,8 @@ def import_ray() -> ModuleType:
 def connected(address: str) -> Iterator[ModuleType]:
     """Yield Ray, connected to a cluster; at the end disconnect, and end a local cluster.
 
-    Raises UsageError for an address where no cluster answers, and ClusterError for one that cannot be used.
+    Raises UsageError for an address where no cluster answers, and ClusterError for one that cannot be used, or that is
+    lost later.
     """
     ray = import_ray()
     logging.getLogger("ray").setLevel(logging.CRITICAL)
@@ -67,6 +71,14 @@ def connected(address: str) -> Iterator[ModuleType]:
         if error.__cause__ is not None and not isinstance(error.__cause__, Exception):
             raise error.__cause__ from None
         raise
+    except BrokenPipeError:
+        raise  # of our own stdout or stderr
+    except (ray.exceptions.RayError, ConnectionError) as error:
+        said = " ".join(str(error).split())
+        raise ClusterError(
+            f"--ray {address}: lost the cluster: {type(error).__name__}: {said} Finished parts are safe: run the same "
+            "command again."
+        ) from error
     finally:
         with _own_signals():
             ray.shutdown()

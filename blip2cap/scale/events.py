@@ -24,8 +24,8 @@ class Work:
     """The job, with absolute paths and the dtype of the plan."""
     checkpoint: Checkpoint
     """The checkpoint that the driver has found; its name and commit must be those of the node's."""
-    folder: str
-    """Current folder of the driver, which relative paths in the plan start from."""
+    folder: str | None
+    """Current folder of the driver, which relative paths in the plan start from; None if no input is relative."""
     plan_id: str
     sample: ImageRef | None
     """An image whose folder every node must see; None for images that are not local files."""
@@ -78,7 +78,6 @@ class Ready(Event):
 class Refused(Event):
     """The actor cannot work where it is: something is missing on its node."""
 
-    node: str
     error: Blip2CapError
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from types import ModuleType
 from typing import Any
@@ -45,8 +46,8 @@ class _Actor:
 class RayPool:
     """The actors of one run."""
 
-    def __init__(self, ray: ModuleType, needs: Mapping[str, float], *, grows: bool) -> None:
-        self.ray, self.needs, self.grows = ray, dict(needs), grows
+    def __init__(self, ray: ModuleType, needs: Mapping[str, float], *, grows: bool, stall_s: float) -> None:
+        self.ray, self.needs, self.grows, self.stall_s = ray, dict(needs), grows, stall_s
         self._work: Any = None
         """Reference to the job of all actors, which is sent to each node once."""
         options = {"num_cpus": needs.get("CPU", 0), "num_gpus": needs.get("GPU", 0), "max_restarts": 0}
@@ -61,8 +62,14 @@ class RayPool:
         number = self._start()
         actor = self._actors[number]
         try:
-            self._greeted(actor, self.ray.get(actor.calls.pop("greet")))
-            said = self.ray.get(actor.handle.choose_dtype.remote(job, checkpoint))
+            self._greeted(actor, self.ray.get(actor.calls.pop("greet"), timeout=self.stall_s))
+            said = self.ray.get(actor.handle.choose_dtype.remote(job, checkpoint), timeout=self.stall_s)
+        except self.ray.exceptions.GetTimeoutError as error:
+            raise ClusterError(
+                f"nothing has moved for {self.stall_s:g} s, the limit of --ray-timeout: the first actor has "
+                f"{'started, but has not answered' if actor.node_id else 'not started'}. {self.describe()} Mend the "
+                "cause, or raise --ray-timeout, and run the same command again."
+            ) from error
         except self.ray.exceptions.RayError as error:
             raise ClusterError(f"an actor could not start. {self._obituary(actor, error)[0]}") from error
         if isinstance(said, Blip2CapError):
@@ -75,9 +82,10 @@ class RayPool:
         self._work = self.ray.put(work)
 
     def close(self) -> None:
-        """End all actors."""
-        for number in list(self._actors):
-            self.kill(number)
+        """End all actors; those of a cluster that is lost end with it."""
+        with suppress(self.ray.exceptions.RayError, ConnectionError):
+            for number in list(self._actors):
+                self.kill(number)
 
     def num_free(self) -> int:
         """Return how many actors the free resources are enough for."""
@@ -85,13 +93,19 @@ class RayPool:
         fits = (math.floor(free.get(name, 0.0) / need + 1e-6) for name, need in self.needs.items())
         return int(min(fits)) + (self._early is not None)
 
+    def _fits(self, resources: Mapping[str, float]) -> bool:
+        return all(resources.get(name, 0.0) >= need for name, need in self.needs.items())
+
     def check(self, say: Callable[[str], None]) -> None:
-        """Raise ClusterError if there is no free resource for even one actor, now and for half a minute."""
+        """Raise ClusterError if no node is large enough for an actor, or if none is free now and for half a minute."""
         until, said = time.monotonic() + _FREE_S, False
+        if not any(node["Alive"] and self._fits(node["Resources"]) for node in self.ray.nodes()):
+            raise ClusterError(
+                f"--ray: no node of the cluster is large enough for an actor: {self.describe()} Add such nodes, or ask "
+                "for less with --ray-cpus N."
+            )
         while self.num_free() < 1:
-            total = self.ray.cluster_resources()
-            never = any(total.get(name, 0.0) < need for name, need in self.needs.items())
-            if never or time.monotonic() > until:
+            if time.monotonic() > until:
                 raise ClusterError(
                     f"--ray: the cluster has no free resources for an actor: {self.describe()} Wait for other work to "
                     "end, add nodes, or ask for less with --ray-cpus N."
@@ -177,10 +191,10 @@ class RayPool:
             if isinstance(said, Blip2CapError):
                 if what == "make":
                     return [Failed(actor=number, node=actor.node, error=said)]
-                return [Refused(actor=number, node=actor.node, error=type(said)(f"node {actor.node} {said.message}"))]
+                return [Refused(actor=number, error=type(said)(f"node {actor.node} {said.message}"))]
             return self._answer(number, what, said)
         except Blip2CapError as error:
-            return [Refused(actor=number, node=actor.node, error=error)]
+            return [Refused(actor=number, error=error)]
         except self.ray.exceptions.RayError as error:
             report, node_lost = self._obituary(actor, error)
             self.kill(number)

@@ -18,13 +18,13 @@ from blip2cap.jobs.context import Context, open_source
 from blip2cap.jobs.job import Job, Listener, Outcome
 from blip2cap.jobs.parts import PartsWork, finish_parts, prepare_parts
 from blip2cap.options import Kind
-from blip2cap.outputs.parts.plan import part_name
 from blip2cap.records import ImageRef
 from blip2cap.scale.connection import connected
 from blip2cap.scale.events import Work
 from blip2cap.scale.options import LOCAL, RayOptions
 from blip2cap.scale.pool import RayPool
-from blip2cap.scale.scheduler import MOST_DEATHS, Result, Scheduler
+from blip2cap.scale.scheduler import Result, Scheduler, part_names
+from blip2cap.source.inputs import Source
 
 
 def check_job(job: Job, options: RayOptions) -> None:
@@ -75,7 +75,7 @@ def run_on_ray(
         work = Work(
             job=_on_actors(context.job, options, parts.dtype),
             checkpoint=context.checkpoint,
-            folder=os.getcwd(),
+            folder=os.getcwd() if _may_be_relative(source) else None,
             plan_id=parts.plan.id,
             sample=_sample(parts),
         )
@@ -93,7 +93,7 @@ def _pool(job: Job, options: RayOptions, listener: Listener) -> Iterator[RayPool
     assert options.address is not None
     listener.say(f"connecting to Ray ({options.address}) ...")
     with connected(options.address) as ray:
-        pool = RayPool(ray, _needs(ray, job, options), grows=options.address != LOCAL)
+        pool = RayPool(ray, _needs(ray, job, options), grows=options.address != LOCAL, stall_s=options.stall_s)
         listener.say(f"Ray {ray.__version__}: {pool.describe()}")
         pool.check(listener.say)
         try:
@@ -128,17 +128,22 @@ def _on_actors(job: Job, options: RayOptions, dtype: str) -> Job:
 
 
 def _sample(parts: PartsWork) -> ImageRef | None:
-    """Return an image whose folder every node must see; None if images come from URLs."""
-    ref = parts.plan.refs(parts.todo[0])[0]
-    return None if urls.scheme(ref.path) else ref
+    """Return an image of the first missing part whose folder every node must see; None if all are URLs."""
+    return next((ref for ref in parts.plan.refs(parts.todo[0]) if not urls.scheme(ref.path)), None)
+
+
+def _may_be_relative(source: Source) -> bool:
+    """Return whether paths in the plan may start from the current folder; those in lists may, and are not read here."""
+    return bool(source.options.files_from) or any(
+        not os.path.isabs(given) and not urls.scheme(given) for given in source.inputs
+    )
 
 
 def _given_up(result: Result) -> ClusterError | None:
     if not result.given_up:
         return None
-    names = ", ".join(map(part_name, sorted(result.given_up)))
     last = list(result.given_up.values())[-1]
     return ClusterError(
-        f"given up after {MOST_DEATHS} deaths of an actor each: {names}. All other parts are finished. The last death: "
-        f"{last} Mend the cause, then run the same command again: it makes just these parts."
+        f"given up after repeated deaths of their actors: {part_names(result.given_up)}. All other parts are finished. "
+        f"The last death: {last} Mend the cause, then run the same command again: it makes just these parts."
     )

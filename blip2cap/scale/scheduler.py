@@ -30,12 +30,14 @@ from blip2cap.scale.events import (
 )
 
 MOST_DEATHS = 3
-"""A part is given up when this number of actors has died over it; likewise, new actors when so many fail in a row."""
+"""A part is given up when this number of actors has died over it; as many failed starts in a row slow down new ones."""
 _MOST_LOST_NODES = 10
 """The same for actors that went with their node, for which a part is rarely to blame."""
 _TICK_S = 0.5
 _GROW_EVERY_S = 2.0
 """Time between two looks at the resources of the cluster."""
+_START_AGAIN_S = 60.0
+"""The same after MOST_DEATHS failed starts in a row: a node may have been mended, or replaced."""
 _LOOK_AGAIN_S, _MOST_LOOK_AGAIN_S = 1.0, 30.0
 """First and longest pause while another run has the last parts locked; doubled as long as none is free."""
 
@@ -88,8 +90,11 @@ class Scheduler:
                     self._look_at_locked_parts()
                     self._grow()
                     self._assign()
-                for event in self.pool.wait(_TICK_S):
+                events = self.pool.wait(_TICK_S)
+                for event in events:
                     self._handle(event)
+                if any(isinstance(event, Reported | Made) for event in events):
+                    self.listener.progress(self._total())
                 if self._num_failed_starts >= MOST_DEATHS and not self._has_placed and self._start_error is not None:
                     raise self._start_error
                 self._check_stall()
@@ -120,8 +125,8 @@ class Scheduler:
 
     def _grow(self) -> None:
         """Ask for as many actors as fit, and on a growing cluster for one more, whose wait an autoscaler notices."""
-        now, first = self.clock(), not self._actors
-        if self._num_failed_starts >= MOST_DEATHS or (not first and now - self._looked < _GROW_EVERY_S):
+        now, first, doubtful = self.clock(), not self._actors, self._num_failed_starts >= MOST_DEATHS
+        if not first and now - self._looked < (_START_AGAIN_S if doubtful else _GROW_EVERY_S):
             return
         self._looked = now
         num_waiting = sum(not actor.placed for actor in self._actors.values())
@@ -129,7 +134,7 @@ class Scheduler:
             len(self._todo) + len(self._locked) + self._num_busy - len(self._actors),
             max(self.pool.num_free() + self.pool.grows, first) - num_waiting,
         )
-        for _ in range(num_wanted):
+        for _ in range(min(num_wanted, 1) if doubtful else num_wanted):
             self._actors[self.pool.start()] = _Actor()
 
     def _assign(self) -> None:
@@ -193,7 +198,6 @@ class Scheduler:
             if progress.stats.num_images > actor.stats.num_images:
                 self._note_progress()
             actor.stats = progress.stats
-            self.listener.progress(self._total())
 
     def _finish(self, event: Made, actor: _Actor) -> None:
         assert actor.assignment is not None
@@ -207,7 +211,6 @@ class Scheduler:
             return
         self._look_again_s = _LOOK_AGAIN_S
         self._note_progress()
-        self.listener.progress(self._total())
 
     def _mourn(self, event: Died, actor: _Actor) -> None:
         assignment = actor.assignment
@@ -232,11 +235,15 @@ class Scheduler:
     def _fail_start(self, error: Blip2CapError, line: str, *, certain: bool) -> None:
         """Count an actor that cannot work; `certain` if the next one on its node could not either."""
         self._num_failed_starts, self._start_error = self._num_failed_starts + 1, error
-        if certain and not self._has_placed:
+        self._looked = self.clock()
+        if certain and not self._actors:  # others may not have a process yet
             raise error
-        self.listener.say(line)
+        if self._num_failed_starts <= MOST_DEATHS:
+            self.listener.say(line)
         if self._num_failed_starts == MOST_DEATHS:
-            self.listener.say(f"{MOST_DEATHS} actors in a row could not start: no more are added to this run")
+            self.listener.say(
+                f"{MOST_DEATHS} actors in a row could not start: from now on, one is tried every {_START_AGAIN_S:g} s"
+            )
 
     def _lose(self, number: int) -> None:
         """Forget an actor that has gone, and the rows of its part: the store knows which of them are safe."""
@@ -279,13 +286,13 @@ class Scheduler:
         }
         said = ", ".join(f"{count} {what}" for what, count in states.items() if count) or "none"
         busy = [actor.assignment.index for actor in actors if actor.assignment is not None]
-        parts = f" Parts being made: {_names(busy)}." if busy else ""
+        parts = f" Parts being made: {part_names(busy)}." if busy else ""
         if self._locked:
-            parts += f" Parts that another run has locked: {_names(self._locked)}."
+            parts += f" Parts that another run has locked: {part_names(self._locked)}."
         return f"of {len(actors)} actors, {said}.{parts}"
 
 
-def _names(indices: Iterable[int]) -> str:
-    """Return the names of the first parts."""
+def part_names(indices: Iterable[int]) -> str:
+    """Return the names of the first parts, and how many more there are."""
     names = [part_name(index) for index in sorted(indices)]
     return ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
