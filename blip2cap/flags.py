@@ -70,13 +70,6 @@ def flags_of(options: Any) -> Iterator[tuple[Field[Any], Flag]]:
             yield each, own if own.panel else replace(own, panel=options.PANEL)
 
 
-def changed(options: Any) -> Iterator[str]:
-    """Yield the flag and the value of each field that has not its default: "--dtype float32", "--isolate"."""
-    for each, its_flag in flags_of(options):
-        if (value := getattr(options, each.name)) != each.default:
-            yield f"--{its_flag.long_name}{f' {value}' if its_flag.metavar else ''}"
-
-
 def check_limits(options: Any) -> None:
     """Raise UsageError for the first field whose value is outside the limits of its flag."""
     for each, its_flag in flags_of(options):

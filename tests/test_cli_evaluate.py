@@ -288,6 +288,11 @@ def test_wrong_options_are_refused(captions: str, arguments: list[str], message:
     assert message in result.stderr
 
 
+def test_variables_are_for_all_commands_and_refuse_nothing(captions: str) -> None:
+    variables = {"BLIP2CAP_DTYPE": "float32", "BLIP2CAP_DEVICE": "cpu", "BLIP2CAP_THREADS": "2"}
+    assert invoke("evaluate", captions, "--references", "lavis.json", env=variables).exit_code == 0
+
+
 def test_results_without_names_have_no_images(here: Path) -> None:
     (here / "results.json").write_text(json.dumps([{"image_id": 7, "caption": "a cat"}]))
     result = invoke("evaluate", "results.json", "--itm", "-m", "tiny-itm")

@@ -8,13 +8,12 @@ import typer
 
 from blip2cap.cli.evaluate_report import facts_of, print_result, print_worst, section_of
 from blip2cap.cli.hits import check_targets, write_html
-from blip2cap.cli.options import ReportOptions, option, with_options
+from blip2cap.cli.options import ReportOptions, given, option, with_options
 from blip2cap.cli.progress import Progress, Silent, choose_progress
 from blip2cap.cli.report import Failures, print_json
 from blip2cap.cli.signals import stop_on_signal
 from blip2cap.cli.terminal import clean
 from blip2cap.errors import ImageError, UsageError
-from blip2cap.flags import changed
 from blip2cap.jobs.job import Listener
 from blip2cap.options import DecodeOptions, ModelOptions
 from blip2cap.records import ImageRef
@@ -35,6 +34,7 @@ _ON_A_SHEET = 20
     ],
 )
 def evaluate(
+    context: typer.Context,
     decode: DecodeOptions,
     model: ModelOptions,
     report: ReportOptions,
@@ -130,8 +130,8 @@ def evaluate(
     if images is not None and not itm and html is None:
         raise UsageError(f"--images {images}: no image is read here. Leave it out, or add --itm or --html.")
     reads_images = itm or html is not None or rerank is not None
-    if not reads_images and (given := next(changed(decode), None)):
-        raise UsageError(f"{given} has no effect without --itm, --rerank or --html: no image is read. Leave it out.")
+    if not reads_images and (flag := next(given(context, decode), None)):
+        raise UsageError(f"{flag} has no effect without --itm, --rerank or --html: no image is read. Leave it out.")
     check_targets(None, html, null=False, overwrite=overwrite)
     from blip2cap.evaluate.run import EvaluationJob, Evaluator
 
@@ -148,6 +148,8 @@ def evaluate(
         images=images,
         decode=decode,
     )
+    if not (job.itm or job.is_index) and (flag := next(given(context, model), None)):
+        raise UsageError(f"{flag} has no effect without --itm: no model is needed here. Leave it out.")
     listener = _TerminalListener(report)
     with stop_on_signal(quiet=report.quiet):
         evaluator = Evaluator(job, listener=listener)

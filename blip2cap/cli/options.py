@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import inspect
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, is_dataclass
 from operator import getitem
 from pathlib import Path
@@ -51,6 +51,19 @@ def option_of(options: Any, field: str) -> Any:
     """Return the option of one field, for a command that does not take the whole dataclass."""
     parameter = next(parameter for name, parameter in _parameters_of(options) if name == field)
     return get_args(parameter.annotation)[1]
+
+
+def given(context: typer.Context, options: Any) -> Iterator[str]:
+    """Yield flag and value of each option of a dataclass that stands on the command line: "--dtype float32".
+
+    Not those of variables and of a config file, which are meant for all commands.
+    """
+    names = dict(_parameters_of(type(options)))
+    for each, its_flag in flags_of(options):
+        source = context.get_parameter_source(names[each.name].name)
+        if source is not None and source.name == "COMMANDLINE":
+            value = getattr(options, each.name)
+            yield f"--{its_flag.long_name}{f' {value}' if its_flag.metavar else ''}"
 
 
 def with_options(

@@ -15,7 +15,6 @@ from blip2cap.evaluate.itm import Captioned, evaluate_itm, load_model
 from blip2cap.evaluate.pairs import Pair, Pairs, pair
 from blip2cap.evaluate.pictures import Pictures
 from blip2cap.evaluate.retrieval import evaluate_retrieval, make_task
-from blip2cap.flags import changed
 from blip2cap.index.catalog import NAME as INDEX_JSON
 from blip2cap.index.index import Index
 from blip2cap.index.searcher import Searcher
@@ -63,11 +62,8 @@ class EvaluationJob:
             raise UsageError(f"--metrics {' '.join(self.metrics)}: is for captions with references. Leave it out.")
         if self.rerank is not None and not self.is_index:
             raise UsageError(f"--rerank {self.rerank}: is for an index, {self.output} is none. Leave it out.")
-        if not (self.itm or self.is_index):
-            if self.model_name is not None:
-                raise UsageError(f"--model {self.model_name}: no model is needed here. Leave it out, or add --itm.")
-            if given := next(changed(self.model), None):
-                raise UsageError(f"{given} has no effect without --itm: no model is needed here. Leave it out.")
+        if self.model_name is not None and not (self.itm or self.is_index):
+            raise UsageError(f"--model {self.model_name}: no model is needed here. Leave it out, or add --itm.")
 
     @property
     def is_index(self) -> bool:
