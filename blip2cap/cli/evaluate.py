@@ -8,7 +8,7 @@ import typer
 
 from blip2cap.cli.evaluate_report import facts_of, print_result, print_worst, section_of
 from blip2cap.cli.hits import check_targets, write_html
-from blip2cap.cli.options import ReportOptions, given, option, with_options
+from blip2cap.cli.options import ReportOptions, on_command_line, option, with_options
 from blip2cap.cli.progress import Progress, Silent, choose_progress
 from blip2cap.cli.report import Failures, print_json
 from blip2cap.cli.signals import stop_on_signal
@@ -130,7 +130,7 @@ def evaluate(
     if images is not None and not itm and html is None:
         raise UsageError(f"--images {images}: no image is read here. Leave it out, or add --itm or --html.")
     reads_images = itm or html is not None or rerank is not None
-    if not reads_images and (flag := next(given(context, decode), None)):
+    if not reads_images and (flag := next(on_command_line(context, decode), None)):
         raise UsageError(f"{flag} has no effect without --itm, --rerank or --html: no image is read. Leave it out.")
     check_targets(None, html, null=False, overwrite=overwrite)
     from blip2cap.evaluate.run import EvaluationJob, Evaluator
@@ -148,7 +148,7 @@ def evaluate(
         images=images,
         decode=decode,
     )
-    if not (job.itm or job.is_index) and (flag := next(given(context, model), None)):
+    if not (job.itm or job.is_index) and (flag := next(on_command_line(context, model), None)):
         raise UsageError(f"{flag} has no effect without --itm: no model is needed here. Leave it out.")
     listener = _TerminalListener(report)
     with stop_on_signal(quiet=report.quiet):

@@ -53,12 +53,13 @@ def option_of(options: Any, field: str) -> Any:
     return get_args(parameter.annotation)[1]
 
 
-def given(context: typer.Context, options: Any) -> Iterator[str]:
+def on_command_line(context: typer.Context, options: Any) -> Iterator[str]:
     """Yield flag and value of each option of a dataclass that stands on the command line: "--dtype float32".
 
     Not those of variables and of a config file, which are meant for all commands.
     """
-    names = dict(_parameters_of(type(options)))
+    of: Any = type(options)
+    names = dict(_parameters_of(of))
     for each, its_flag in flags_of(options):
         source = context.get_parameter_source(names[each.name].name)
         if source is not None and source.name == "COMMANDLINE":
