@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import Enum
 from pathlib import Path
 from typing import ClassVar
@@ -28,6 +28,8 @@ MAX_BYTES = 1_000_000_000
 """Size limit of one image file, in bytes."""
 _FIRST_IMAGES, _MOST_IMAGES = 8, 128
 """First and largest number of images encoded at once, while the best number is measured."""
+_MOST_THREADS = 16
+"""Most threads that decode, unless more are asked for."""
 _QUICK_S = 0.25
 """Longest time, in seconds, that a row waits for its batch to fill."""
 
@@ -138,7 +140,11 @@ class DecodeOptions:
     @property
     def threads(self) -> int:
         """Number of threads to start."""
-        return self.num_threads or min(16, os.cpu_count() or 1)
+        return self.num_threads or min(_MOST_THREADS, os.cpu_count() or 1)
+
+    def on_cores(self, num_cores: int) -> DecodeOptions:
+        """Return the options for a process that has only this many cores."""
+        return self if self.num_threads else replace(self, num_threads=min(_MOST_THREADS, num_cores))
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

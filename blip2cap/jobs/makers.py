@@ -1,4 +1,4 @@
-"""What makes the rows of a run: an engine in this process, or a pool of workers. Both take requests and return rows."""
+"""The makers of a run's rows: an engine in this process, or a pool of workers. Both take requests and return rows."""
 
 from __future__ import annotations
 
@@ -84,7 +84,6 @@ class PoolMaker:
     def __init__(self, context: Context, dtype: str, devices: tuple[str, ...]) -> None:
         job = context.job
         num_threads = max(1, num_cores() // len(devices))
-        decode = job.decode if job.decode.num_threads else replace(job.decode, num_threads=min(16, num_threads))
         self._context, self._devices = context, devices
         self._pool = WorkerPool(
             [
@@ -93,7 +92,7 @@ class PoolMaker:
                     device=device,
                     dtype=dtype,
                     task=job.task,
-                    decode=decode,
+                    decode=job.decode.on_cores(num_threads),
                     batch=job.batch,
                 )
                 for device in devices

@@ -39,7 +39,7 @@ class PartMaker:
         model = load(_find_checkpoint(work), job.model)
         job.task.check(model)
         self.retry_only = job.output.retry_only
-        decode = job.decode if job.decode.num_threads else replace(job.decode, num_threads=min(16, num_threads))
+        decode = job.decode.on_cores(num_threads)
         self.engine = Engine(
             model=model, task=job.task, decode=decode, batch=job.batch, on_failure=self._fail, say=self._say
         )
