@@ -1,4 +1,4 @@
-"""What Ray costs beside a plain run: `python benchmarks/ray_parts.py --out FILE`.
+"""The cost of Ray beside a plain run: `python benchmarks/ray_parts.py --out FILE`.
 
 Covered: the time from the start of the command to the first part, with `--ray local` and without; the time that each
 further part takes longer, with one actor, the same model and one image in each part.

@@ -42,7 +42,7 @@ later release adds."""
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class PartsWork:
-    """What a run has to do in a folder of parts; who does it is decided later."""
+    """The parts that a run has to make in a folder, and those that exist, before it is decided who makes them."""
 
     context: Context
     plan: PartsPlan

@@ -1,4 +1,4 @@
-"""What travels between the driver, which schedules parts, and the actors, which make them."""
+"""Messages between the driver, which schedules parts, and the actors, which make them."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ class Assignment:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Progress:
-    """What an actor has to say while it makes a part."""
+    """Report of an actor while it makes a part."""
 
     stats: RunStats
     """Counts of the current part."""

@@ -1,4 +1,4 @@
-"""Which actor makes which part, and what happens to those that die: the logic alone, which knows no Ray.
+"""The scheduler: gives parts to actors, and handles the deaths of actors. It knows no Ray.
 
 The parts in the store are the only state that lasts. Whatever is lost here costs a part that is made again.
 """

@@ -58,7 +58,7 @@ class Crew:
         silence_s: float,
     ) -> None:
         self.first: Ready | None = None
-        """What the first worker with a loaded model has said."""
+        """Message of the first worker whose model was loaded; None before."""
         self.dismissed = False
         """True if processes that end are not replaced any more."""
         self._places = [Place(number, setup) for number, setup in enumerate(setups, start=1)]

@@ -1,4 +1,4 @@
-"""How many workers a run has, and the device of each. Imports no torch where there is no GPU."""
+"""Number and devices of the workers of a run. Imports no torch where there is no GPU."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Which worker has which image, and which rows can leave: plain bookkeeping, without processes.
+"""The images of a run, the workers that have them, and the rows that are complete: bookkeeping without processes.
 
 Images are numbered as they come. They are given out in that order, a list at a time; those of a worker that died are
 given out again first. Rows leave in order, so a slow worker could hold up the others: a worker without new images gets
@@ -16,7 +16,7 @@ from blip2cap.workers.messages import Result
 
 _LEAST_AHEAD = 1024
 _AHEAD = 2
-"""How far images that are given out may be ahead of the oldest unfinished one, as a multiple of what workers hold."""
+"""Largest distance from the oldest unfinished image to one given out, as a multiple of the images in all workers."""
 
 
 @dataclass(slots=True, eq=False)

@@ -1,7 +1,7 @@
-"""What a run and its workers send one another, pickled, through a socket.
+"""Messages between a run and its workers, pickled, through a socket.
 
 To a worker: a `Setup`, then lists of `Item`, and LAST after which no item follows for now, or STOP. From a worker: what
-its class says. A list of items that a worker begins to take is answered with `Taken`; so many more are sent.
+its class says. A list of items that a worker begins to take is answered with `Taken`, and the next one is sent.
 """
 
 from __future__ import annotations
@@ -78,7 +78,6 @@ class Item:
 class Ready:
     """The model is loaded."""
 
-    device: str
     dtype: str
     fallback_reason: str
     remark: str

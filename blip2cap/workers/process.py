@@ -45,7 +45,7 @@ class WorkerProcess:
         self.number = number
         """Number of the process in the run; one that replaces another has a new one."""
         self.ready: Ready | None = None
-        """What it said when its model was loaded; None before."""
+        """Its message that the model is loaded; None before."""
         self.given: dict[int, None] = {}
         """Numbers of the images that it has, the oldest first."""
         self.num_lists = 0

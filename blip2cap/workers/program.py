@@ -125,9 +125,7 @@ class Worker:
         model = setup.loader.load(setup.device, setup.dtype)
         setup.task.check(model)
         dtype = str(model.dtype).removeprefix("torch.")
-        self._send(
-            Ready(device=str(model.device), dtype=dtype, fallback_reason=model.fallback_reason, remark=model.remark)
-        )
+        self._send(Ready(dtype=dtype, fallback_reason=model.fallback_reason, remark=model.remark))
         return model
 
     def _items(self, items: list[Item] | str) -> Iterator[Item]:
