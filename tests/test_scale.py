@@ -1,4 +1,4 @@
-"""Options of a run on a cluster, what an actor checks before its first part, and messages: all without Ray."""
+"""Options of a run on a cluster, what an actor checks before its first part, and its messages: all without Ray."""
 
 from __future__ import annotations
 
@@ -22,12 +22,9 @@ from blip2cap.jobs.parts import PartsWork, choose_dtype, finish_parts, prepare_p
 from blip2cap.options import BatchOptions, DecodeOptions, ModelOptions, OutputOptions, SourceOptions
 from blip2cap.outputs.parts.counts import done_parts
 from blip2cap.records import ImageRef
-from blip2cap.scale.actor import PartMaker
-from blip2cap.scale.connection import _as_ours, _own_signals, connected
 from blip2cap.scale.events import Assignment, Work
-from blip2cap.scale.obituary import cause_of, last_lines
 from blip2cap.scale.options import RayOptions
-from blip2cap.scale.pool import RayPool
+from blip2cap.scale.part_maker import PartMaker
 from blip2cap.scale.run import _given_up, _may_be_relative, _needs, _on_actors, _sample, run_on_ray
 from blip2cap.scale.scheduler import Result
 from blip2cap.tasks.caption import Caption
@@ -129,7 +126,7 @@ def prepared(job: Job, **settings: Any) -> tuple[PartsWork, Work]:
     source = open_source(job)
     parts = prepare_parts(job, source, listener=None, stopped=lambda: False, **settings)
     return parts, Work(
-        job=_on_actors(parts.context.job, RayOptions(address="local"), parts.dtype),
+        job=_on_actors(parts.context.job, {"CPU": 1.0}, parts.dtype),
         checkpoint=parts.context.checkpoint,
         folder=os.getcwd() if _may_be_relative(source) else None,
         plan_id=parts.plan.id,
@@ -290,192 +287,16 @@ def test_gpus_that_no_node_has_are_said(job: Job) -> None:
         _needs(ray, replace(job, model=replace(job.model, device="cuda")), RayOptions(address="local"))
 
 
-class LostCallError(Exception):
-    """Stands for the base class of the errors of Ray."""
-
-
-class TooLateError(LostCallError):
-    """Stands for a call of Ray that did not return in time."""
-
-
-class Call:
-    """A method of a remote class, or the class itself: returns what is called."""
-
-    def remote(self, *given: Any) -> Any:
-        return SimpleNamespace(greet=Call(), choose_dtype=Call())
-
-
-def imitated_ray(*cpus: float, get: Callable[..., Any] = lambda ref, timeout: None) -> Any:
-    """Return a cluster whose nodes have these CPUs, all free."""
-
-    def get_and_note(ref: Any, timeout: float) -> Any:
-        ray.timeouts.append(timeout)
-        return get(ref, timeout)
-
-    ray: Any = SimpleNamespace(
-        timeouts=[],
-        killed=[],
-        get=get_and_note,
-        kill=lambda handle: ray.killed.append(handle),
-        remote=lambda **options: lambda worker: Call(),
-        method=lambda concurrency_group: lambda method: method,
-        nodes=lambda: [{"Alive": True, "NodeID": "n", "Resources": {"CPU": num}} for num in cpus],
-        cluster_resources=lambda: {"CPU": sum(cpus)},
-        available_resources=lambda: {"CPU": sum(cpus)},
-        exceptions=SimpleNamespace(RayError=LostCallError, GetTimeoutError=TooLateError),
-    )
-    return ray
-
-
-def imitated_pool(monkeypatch: pytest.MonkeyPatch, ray: Any, num_cpus: float) -> RayPool:
-    monkeypatch.setitem(sys.modules, "ray", ray)
-    return RayPool(ray, {"CPU": num_cpus}, grows=True, stall_s=7)
-
-
-def test_an_actor_that_fits_only_into_two_nodes_together_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    imitated_pool(monkeypatch, imitated_ray(6, 8), 8).check(lambda line: None)
-    with pytest.raises(ClusterError, match=r"no node .* large enough for an actor: 2 nodes .* 12 CPU .* needs 8 CPU"):
-        imitated_pool(monkeypatch, imitated_ray(6, 6), 8).check(lambda line: None)
-
-
-def test_an_actor_that_never_starts_ends_the_choice_of_a_dtype(job: Job, monkeypatch: pytest.MonkeyPatch) -> None:
-    def get(ref: Any, timeout: float) -> Any:
-        raise TooLateError
-
-    ray = imitated_ray(8, get=get)
-    pool = imitated_pool(monkeypatch, ray, 8)
-    with pytest.raises(ClusterError, match=r"moved for 7 s, .* the first actor has not started\. 1 node with .* 8 CPU"):
-        pool.choose_dtype(job, prepared(job)[1].checkpoint)
-    assert ray.timeouts == [7]
-
-
 def test_actors_with_cpus_leave_gpus_alone(job: Job) -> None:
-    assert _on_actors(job, RayOptions(address="local", cpus=2), "float32").model.device == "cpu"
-    assert _on_actors(job, RayOptions(address="local"), "float32").model.device == "auto"
-
-
-DIED = """The actor died unexpectedly before finishing this task.
-\tclass_name: make_worker.<locals>.Worker
-\tactor_id: a10ca895ddbc3c6a2276e1a501000000
-\tpid: 11121
-\tip: 10.0.0.2
-The actor is dead because its worker process has died. Worker exit type: SYSTEM_ERROR Worker exit detail: Worker \
-unexpectedly exits with a connection error code 2. End of file. Some common causes include: (1) the process was ..."""
-
-
-def test_a_cause_of_death_has_no_ids_and_no_guesses() -> None:
-    assert cause_of(DIED) == (
-        "The actor is dead because its worker process has died. Worker exit type: SYSTEM_ERROR Worker exit detail: "
-        "Worker unexpectedly exits with a connection error code 2. End of file."
-    )
-    assert cause_of("It was killed.") == "It was killed."
-
-
-def test_last_lines_are_those_that_explain() -> None:
-    assert last_lines(":job_id:01000000\n:actor_name:Worker\n\nKilled\n") == ["Killed"]
-    lines = [f"line {number}" for number in range(100)]
-    assert last_lines("\n".join(lines)) == lines[-8:]
-    crash = ["Fatal Python error: Segmentation fault", "Stack (most recent call first):", *lines]
-    assert last_lines("\n".join(["*** SIGSEGV received", *lines, *crash]))[2:5] == [*crash[:2], "line 0"]
-
-
-@pytest.mark.parametrize(
-    ("address", "error", "kind", "message"),
-    [
-        (
-            "auto",
-            ConnectionError("Could not find any running Ray instance."),
-            UsageError,
-            "no Ray cluster runs on this",
-        ),
-        (
-            "10.0.0.1:6379",
-            RuntimeError("Version mismatch: The cluster was started with:\n  Ray: 2.0.0"),
-            ClusterError,
-            "has another version of Ray or Python than this process: Version mismatch: .* Ray: 2.0.0 Install the same",
-        ),
-        (
-            "ray://10.0.0.1:10001",
-            RuntimeError("Python minor versions differ, and must match"),
-            ClusterError,
-            "another version",
-        ),
-        ("10.0.0.1:6379", RuntimeError("Authentication token is missing"), ClusterError, "refuses this process"),
-        (
-            "10.0.0.1:6379",
-            RuntimeError("no raylet"),
-            ClusterError,
-            r"RuntimeError: no raylet HOST:PORT works on machines",
-        ),
-        ("local", RuntimeError("no raylet"), ClusterError, r"Ray cannot connect: RuntimeError: no raylet$"),
-    ],
-)
-def test_errors_of_ray_become_ours(address: str, error: Exception, kind: type[Blip2CapError], message: str) -> None:
-    ours = _as_ours(address, error)
-    assert type(ours) is kind
-    with pytest.raises(kind, match=message):
-        raise ours
-
-
-def test_a_connection_keeps_our_signal_handlers_and_ends_the_cluster(monkeypatch: pytest.MonkeyPatch) -> None:
-    import signal
-
-    def handle(number: int, frame: Any) -> None:
-        heard.append(number)
-
-    heard: list[int] = []
-    before = signal.signal(signal.SIGTERM, handle)
-    calls: list[Any] = []
-
-    def init(**settings: Any) -> None:
-        calls.append(settings)
-        signal.signal(signal.SIGTERM, signal.SIG_IGN)
-
-    ray: Any = SimpleNamespace(init=init, shutdown=lambda: calls.append("shutdown"))
-    monkeypatch.setitem(sys.modules, "ray", ray)
-    try:
-        with connected("local"):
-            assert signal.getsignal(signal.SIGTERM) is handle
-        with _own_signals():
-            raise SystemExit(signal.SIGTERM)  # as Ray does for a signal while it starts
-        assert heard == [signal.SIGTERM]
-    finally:
-        signal.signal(signal.SIGTERM, before)
-    assert calls[0]["log_to_driver"] is False
-    assert calls[0]["include_dashboard"] is False
-    assert calls[-1] == "shutdown"
-
-
-@pytest.mark.parametrize("error", [LostCallError("rpc\nfailed"), ConnectionError("rpc failed")])
-def test_a_cluster_that_is_lost_is_an_error_of_ours(monkeypatch: pytest.MonkeyPatch, error: Exception) -> None:
-    def lose(handle: Any) -> None:
-        raise error
-
-    ray = imitated_ray(8)
-    ray.init, ray.shutdown, ray.kill = lambda **settings: None, lambda: None, lose
-    pool = imitated_pool(monkeypatch, ray, 1)
-    pool.start()
-    expected = r"ray local: lost the cluster: \w+: rpc failed Finished parts are safe: run the same command again"
-    with pytest.raises(ClusterError, match=expected), connected("local"):
-        try:
-            raise error
-        finally:
-            pool.close()
-
-
-def test_a_pipe_that_was_closed_is_no_lost_cluster(monkeypatch: pytest.MonkeyPatch) -> None:
-    ray = imitated_ray(8)
-    ray.init, ray.shutdown = lambda **settings: None, lambda: None
-    monkeypatch.setitem(sys.modules, "ray", ray)
-    with pytest.raises(BrokenPipeError), connected("local"):
-        raise BrokenPipeError
+    assert _on_actors(job, {"CPU": 2.0}, "float32").model.device == "cpu"
+    assert _on_actors(job, {"GPU": 1.0, "CPU": 1.0}, "float32").model.device == "auto"
 
 
 def test_a_message_about_parts_that_are_given_up_names_three() -> None:
     error = _given_up(Result(given_up=dict.fromkeys(range(1000), "SIGSEGV.")))
     assert error is not None
     assert "given up after repeated deaths of their actors: part-00000.parquet, part-00001" in error.message
-    assert "part-00002.parquet and 997 more. All other parts are finished. The last death: SIGSEGV. Me" in error.message
+    assert "part-00002.parquet and 997 more. All other parts are finished. The last death: SIGSEGV." in error.message
     assert _given_up(Result()) is None
 
 

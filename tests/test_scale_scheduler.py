@@ -319,9 +319,47 @@ def test_an_actor_that_dies_while_it_stops_is_not_replaced() -> None:
 
 def test_an_error_that_no_other_actor_is_spared_ends_the_run_with_its_class() -> None:
     full = OutputError("captions/ cannot be used: No space left on device.")
-    actors = Actors(behave=lambda actor, given: [Failed(actor=actor, node="n", error=full)])
+    actors = Actors(num_slots=5, behave=lambda actor, given: [Failed(actor=actor, node="n", error=full)])
+    with pytest.raises(OutputError, match="node n: captions/ cannot be used: No space left"):
+        schedule(actors, 9)
+    assert len(actors.alive) > 1
+
+
+def test_an_error_of_the_only_actor_ends_the_run_at_once() -> None:
+    full = OutputError("captions/ cannot be used: No space left on device.")
+    actors = Actors(num_slots=1, behave=lambda actor, given: [Failed(actor=actor, node="n", error=full)])
     with pytest.raises(OutputError, match="No space left"):
-        schedule(actors, 5)
+        schedule(actors, 9)
+    assert len(actors.assigned) == 1
+
+
+def test_an_error_of_one_node_costs_its_actor_and_another_one_makes_the_part() -> None:
+    full = OutputError("the cache is full.")
+
+    def behave(actor: int, given: Assignment) -> Sequence[Event]:
+        return [Failed(actor=actor, node="n", error=full)] if actor == 1 else [made(actor)]
+
+    actors, heard = Actors(num_slots=2, behave=behave), Heard()
+    result = schedule(actors, 9, heard=heard)
+    assert result.stats.num_images == 9 * IMAGES_IN_A_PART
+    assert not result.given_up
+    assert "part-00001.parquet: its actor failed, another one makes it. Node n: the cache is full." in heard.lines
+
+
+def test_waiting_for_a_part_of_another_run_is_no_stall() -> None:
+    def locked_for_an_hour(actor: int, given: Assignment) -> Sequence[Event]:
+        return [made(actor, num_images=0, locked=actors.now < 3600)]
+
+    actors = Actors(behave=locked_for_an_hour)
+    assert not schedule(actors, 1, stall_s=60).given_up
+
+
+def test_what_several_actors_find_is_said_once() -> None:
+    progress = Progress(stats=RunStats(), failures=(), lines=["the first 10 texts are all empty"])
+    actors = Actors(behave=lambda actor, given: [Reported(actor=actor, progress=progress), made(actor)])
+    heard = Heard()
+    schedule(actors, 6, heard=heard)
+    assert heard.lines.count("the first 10 texts are all empty") == 1
 
 
 def test_a_node_that_cannot_work_ends_the_run_if_it_is_the_only_one() -> None:

@@ -10,13 +10,14 @@ from contextlib import AbstractContextManager, nullcontext
 from functools import partial
 from typing import Generic, Protocol, TypeVar
 
+from blip2cap.batch_size import BatchSize
 from blip2cap.decode.image import Decoded
 from blip2cap.decode.inputs import ImageInput
 from blip2cap.decode.read import read
 from blip2cap.decode.threads import Call, Threads, limit_myself
 from blip2cap.engine.flow import DecodedRequest
 from blip2cap.errors import Blip2CapError, ImageError
-from blip2cap.options import BatchOptions, DecodeOptions
+from blip2cap.options import DecodeOptions
 from blip2cap.records import ImageRef
 from blip2cap.tasks.base import Request
 
@@ -195,7 +196,8 @@ class SharedTrace(DecodeTrace, Protocol):
 class ReadAhead:
     """Reads and decodes in threads from its creation on, while the model may still be loading; to be closed.
 
-    With a `trace`, images that may have ended an earlier run are decoded in separate processes.
+    `size` is the number of images in a batch. With a `trace`, images that may have ended an earlier run are decoded in
+    separate processes.
     """
 
     def __init__(
@@ -203,12 +205,10 @@ class ReadAhead:
         requests: Iterable[Request],
         options: DecodeOptions,
         image_input: ImageInput,
-        batch: BatchOptions,
+        size: BatchSize,
         trace: DecodeTrace | None = None,
     ) -> None:
-        self.options, self.trace = options, trace
-        self.size = batch.images()
-        """Number of images in a batch."""
+        self.options, self.trace, self.size = options, trace, size
         self._turn = threading.Event()
         self._turn.set()
         self._decoder = image_input.open(options)

@@ -103,6 +103,8 @@ class Engine:
     task: Task
     decode: DecodeOptions
     batch: BatchOptions
+    size: BatchSize | None = None
+    """Number of images in a batch, for several calls of `read_ahead`; None: each measures its own."""
     on_failure: Callable[[ImageRef, ImageError], None] = lambda ref, error: None
     """Called for every image that fails, and for every result that could not be made."""
     say: Callable[[str], None] = lambda line: None
@@ -110,7 +112,7 @@ class Engine:
 
     def read_ahead(self, requests: Iterable[Request], trace: DecodeTrace | None = None) -> ReadAhead:
         """Start to read and decode the images of requests."""
-        return ReadAhead(requests, self.decode, self.model.image_input, self.batch, trace)
+        return ReadAhead(requests, self.decode, self.model.image_input, self.size or self.batch.images(), trace)
 
     def row_batches(
         self, images: ReadAhead, stats: RunStats, stopped: Callable[[], bool] = lambda: False

@@ -46,6 +46,7 @@ class LocalMaker:
 
     def __init__(self, context: Context, dtype: str) -> None:
         self._context, self._dtype = context, dtype
+        self._size = context.job.batch.images()
         self._engine: Engine | None = None
 
     def load(self) -> str:
@@ -65,7 +66,7 @@ class LocalMaker:
     def read_ahead(self, requests: Iterable[Request], trace: SharedTrace | None = None) -> ReadAhead:
         """Start to read and decode images in threads."""
         job = self._context.job
-        return ReadAhead(requests, job.decode, self._context.image_input, job.batch, trace)
+        return ReadAhead(requests, job.decode, self._context.image_input, self._size, trace)
 
     def row_batches(
         self, images: Any, stats: RunStats, stopped: Callable[[], bool] = lambda: False

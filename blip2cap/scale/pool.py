@@ -1,7 +1,7 @@
 """Actors of a Ray cluster: starts them, calls them, and says what has happened to them.
 
-An actor goes through these calls: `greet` (its process runs), `set_up` (the model is loaded), then `make` for each
-part, with `report` from time to time.
+An actor goes through these calls: `describe_node` (its process runs), `set_up` (the model is loaded), then `make` for
+each part, with `report` from time to time.
 """
 
 from __future__ import annotations
@@ -18,9 +18,9 @@ import blip2cap
 from blip2cap.errors import Blip2CapError, ClusterError
 from blip2cap.jobs.job import Job
 from blip2cap.models.base import Checkpoint
+from blip2cap.scale.actor import make_actor_class
+from blip2cap.scale.death import Death, find_death, finish_report
 from blip2cap.scale.events import Assignment, Died, Event, Failed, Made, Placed, Ready, Refused, Reported, Work
-from blip2cap.scale.obituary import obituary
-from blip2cap.scale.remote import make_worker
 
 _REPORT_EVERY_S = 0.5
 _REPORTS_PER_S = 100
@@ -41,6 +41,8 @@ class _Actor:
     """Calls that have not returned, by method."""
     reported: float = 0.0
     """Time of the last call of `report`."""
+    death: Death | None = None
+    """Its end, while the last lines of its stderr are being read."""
 
 
 class RayPool:
@@ -51,7 +53,7 @@ class RayPool:
         self._work: Any = None
         """Reference to the job of all actors, which is sent to each node once."""
         options = {"num_cpus": needs.get("CPU", 0), "num_gpus": needs.get("GPU", 0), "max_restarts": 0}
-        self._worker = ray.remote(concurrency_groups={"aside": 1}, **options)(make_worker())
+        self._actor_class = ray.remote(concurrency_groups={"aside": 1}, **options)(make_actor_class())
         self._actors: dict[int, _Actor] = {}
         self._num_started = 0
         self._early: int | None = None
@@ -62,16 +64,17 @@ class RayPool:
         number = self._start()
         actor = self._actors[number]
         try:
-            self._greeted(actor, self.ray.get(actor.calls.pop("greet"), timeout=self.stall_s))
+            self._described(actor, self.ray.get(actor.calls.pop("describe_node"), timeout=self.stall_s))
             said = self.ray.get(actor.handle.choose_dtype.remote(job, checkpoint), timeout=self.stall_s)
         except self.ray.exceptions.GetTimeoutError as error:
             raise ClusterError(
                 f"nothing has moved for {self.stall_s:g} s, the limit of --ray-timeout: the first actor has "
-                f"{'started, but has not answered' if actor.node_id else 'not started'}. {self.describe()} Mend the "
+                f"{'started, but has not answered' if actor.node_id else 'not started'}. {self.describe()} Fix the "
                 "cause, or raise --ray-timeout, and run the same command again."
             ) from error
         except self.ray.exceptions.RayError as error:
-            raise ClusterError(f"an actor could not start. {self._obituary(actor, error)[0]}") from error
+            report = finish_report(self.ray, self._death(actor, error))
+            raise ClusterError(f"an actor could not start. {report}") from error
         if isinstance(said, Blip2CapError):
             raise said
         self._early = number
@@ -132,14 +135,14 @@ class RayPool:
         if number is None:
             return self._start()
         actor = self._actors[number]
-        actor.calls["greet"] = actor.handle.greet.remote()
+        actor.calls["describe_node"] = actor.handle.describe_node.remote()
         return number
 
     def _start(self) -> int:
         number = self._num_started
         self._num_started += 1
-        actor = _Actor(handle=self._worker.remote())
-        actor.calls["greet"] = actor.handle.greet.remote()
+        actor = _Actor(handle=self._actor_class.remote())
+        actor.calls["describe_node"] = actor.handle.describe_node.remote()
         self._actors[number] = actor
         return number
 
@@ -161,14 +164,16 @@ class RayPool:
     def wait(self, timeout_s: float) -> Sequence[Event]:
         """Return what has happened since the last call; wait for the first event, at most this long."""
         self._ask_for_reports()
+        events = self._deaths()
         calls = {ref: (number, what) for number, one in self._actors.items() for what, ref in one.calls.items()}
+        if events:
+            timeout_s = 0
         if not calls:
             time.sleep(timeout_s)
-            return []
+            return events
         done, rest = self.ray.wait(list(calls), num_returns=1, timeout=timeout_s)
         if rest:
             done += self.ray.wait(rest, num_returns=len(rest), timeout=0)[0]
-        events: list[Event] = []
         # A last report comes before the end of its part, which sets the counts back.
         for ref in sorted(done, key=lambda ref: calls[ref][1] == "make"):
             number, what = calls[ref]
@@ -185,7 +190,10 @@ class RayPool:
 
     def _event(self, number: int, what: str, ref: Any) -> list[Event]:
         actor = self._actors[number]
-        del actor.calls[what]
+        if actor.calls.pop(what, None) is None:
+            return []  # another call has shown that it is dead
+        if actor.death is not None:
+            return self._deaths()
         try:
             said = self.ray.get(ref)
             if isinstance(said, Blip2CapError):
@@ -196,15 +204,26 @@ class RayPool:
         except Blip2CapError as error:
             return [Refused(actor=number, error=error)]
         except self.ray.exceptions.RayError as error:
-            report, node_lost = self._obituary(actor, error)
-            self.kill(number)
-            return [Died(actor=number, report=report, node_lost=node_lost)]
+            actor.death = self._death(actor, error)
+            # Calls of a dead actor fail, too; reading its stderr must not keep the others waiting.
+            actor.calls = {} if actor.death.reading is None else {"stderr": actor.death.reading}
+            return self._deaths()
+
+    def _deaths(self) -> list[Event]:
+        """Return the deaths whose reports are complete, or take too long."""
+        events: list[Event] = []
+        for number, actor in list(self._actors.items()):
+            death, now = actor.death, time.monotonic()
+            if death is not None and ("stderr" not in actor.calls or now > death.until):
+                self.kill(number)
+                events.append(Died(actor=number, report=finish_report(self.ray, death), node_lost=death.node_lost))
+        return events
 
     def _answer(self, number: int, what: str, said: Any) -> list[Event]:
         actor = self._actors[number]
         match what:
-            case "greet":
-                self._greeted(actor, said)
+            case "describe_node":
+                self._described(actor, said)
                 actor.calls["set_up"] = actor.handle.set_up.remote(self._work, self._num_threads(actor))
                 return [Placed(actor=number)]
             case "set_up":
@@ -215,7 +234,7 @@ class RayPool:
                 return [Reported(actor=number, progress=said[1]), Made(actor=number, result=said[0])]
         return []
 
-    def _greeted(self, actor: _Actor, facts: Mapping[str, str]) -> None:
+    def _described(self, actor: _Actor, facts: Mapping[str, str]) -> None:
         """Note where an actor runs. Raises ClusterError if blip2cap is missing there, or another version."""
         actor.node_id, actor.node, actor.stderr = facts["node_id"], facts["node"], facts["stderr"]
         if facts["version"] != blip2cap.__version__:
@@ -235,5 +254,5 @@ class RayPool:
                 return max(1, int(cores / max(1.0, gpus)))
         return 1
 
-    def _obituary(self, actor: _Actor, error: Exception) -> tuple[str, bool]:
-        return obituary(self.ray, error, node=actor.node, node_id=actor.node_id, stderr=actor.stderr)
+    def _death(self, actor: _Actor, error: Exception) -> Death:
+        return find_death(self.ray, error, node=actor.node, node_id=actor.node_id, stderr=actor.stderr)

@@ -7,7 +7,7 @@ Output: an outcome, as of any run.
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from types import ModuleType
@@ -66,14 +66,14 @@ def run_on_ray(
             return pools[0]
 
         def automatic_dtype(context: Context) -> str:
-            return pool().choose_dtype(_on_actors(context.job, options, "auto"), context.checkpoint)
+            return pool().choose_dtype(_on_actors(context.job, pool().needs, "auto"), context.checkpoint)
 
         parts = prepare_parts(job, source, listener=listener, stopped=stopped, automatic_dtype=automatic_dtype)
         if not parts.todo:
             return finish_parts(parts, None)
         context = parts.context
         work = Work(
-            job=_on_actors(context.job, options, parts.dtype),
+            job=_on_actors(context.job, pool().needs, parts.dtype),
             checkpoint=context.checkpoint,
             folder=os.getcwd() if _may_be_relative(source) else None,
             plan_id=parts.plan.id,
@@ -115,11 +115,11 @@ def _needs(ray: ModuleType, job: Job, options: RayOptions) -> dict[str, float]:
     return {"CPU": min((num for num in cpus if num >= 1), default=1.0)}
 
 
-def _on_actors(job: Job, options: RayOptions, dtype: str) -> Job:
-    """Return the job as actors get it, which have another current folder."""
+def _on_actors(job: Job, needs: Mapping[str, float], dtype: str) -> Job:
+    """Return the job as actors with these resources get it; they have another current folder."""
     out = job.output.out if urls.scheme(job.output.out) else f"{os.path.abspath(job.output.out)}/"
     name = os.path.abspath(folder) if os.path.isdir(folder := os.path.expanduser(job.model.name)) else job.model.name
-    device = "cpu" if options.cpus is not None else job.model.device
+    device = job.model.device if "GPU" in needs else "cpu"  # others may see a GPU that is not theirs
     return replace(
         job,
         output=replace(job.output, out=out),
@@ -145,5 +145,5 @@ def _given_up(result: Result) -> ClusterError | None:
     last = list(result.given_up.values())[-1]
     return ClusterError(
         f"given up after repeated deaths of their actors: {part_names(result.given_up)}. All other parts are finished. "
-        f"The last death: {last} Mend the cause, then run the same command again: it makes just these parts."
+        f"The last death: {last} Fix the cause, then run the same command again: it makes just these parts."
     )

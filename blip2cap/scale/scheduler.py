@@ -37,7 +37,7 @@ _TICK_S = 0.5
 _GROW_EVERY_S = 2.0
 """Time between two looks at the resources of the cluster."""
 _START_AGAIN_S = 60.0
-"""The same after MOST_DEATHS failed starts in a row: a node may have been mended, or replaced."""
+"""The same after MOST_DEATHS failed starts in a row: a node may have been repaired, or replaced."""
 _LOOK_AGAIN_S, _MOST_LOOK_AGAIN_S = 1.0, 30.0
 """First and longest pause while another run has the last parts locked; doubled as long as none is free."""
 
@@ -78,6 +78,9 @@ class Scheduler:
         self._moved = self._looked = self.clock()
         self._look_again_s, self._look_again_at = _LOOK_AGAIN_S, 0.0
         self._num_unproductive_deaths = 0
+        self._num_failures = 0
+        """Number of parts in a row that ended with an error."""
+        self._said: set[str] = set()
         self._stopping = False
 
     def run(self) -> Result:
@@ -174,9 +177,9 @@ class Scheduler:
                 self._lose(event.actor)
                 self._fail_start(event.error, f"{event.error.message} The run goes on without it.", certain=True)
             case Failed():
-                raise type(event.error)(f"node {event.node}: {event.error.message}")
+                self._fail(event, actor)
             case Died():
-                self._mourn(event, actor)
+                self._die(event, actor)
 
     def _begin(self, event: Ready, actor: _Actor) -> None:
         actor.ready, self._num_failed_starts = True, 0
@@ -191,7 +194,9 @@ class Scheduler:
     def _report(self, event: Reported, actor: _Actor) -> None:
         progress = event.progress
         for line in progress.lines:
-            self.listener.say(line)
+            if line not in self._said:  # each actor finds what is wrong with a model, in each part
+                self._said.add(line)
+                self.listener.say(line)
         for name, code, detail in progress.failures:
             self.listener.failure(ImageRef(path=name, name=name), ImageError(code, detail))
         if actor.assignment is not None:
@@ -208,29 +213,47 @@ class Scheduler:
         self.result.num_lost += result.num_lost
         if result.locked:
             self._locked.append(index)
+            self._moved = self.clock()  # another run makes it, which may take long
             return
-        self._look_again_s = _LOOK_AGAIN_S
+        self._look_again_s, self._num_failures = _LOOK_AGAIN_S, 0
         self._note_progress()
 
-    def _mourn(self, event: Died, actor: _Actor) -> None:
-        assignment = actor.assignment
-        self._lose(event.actor)
-        if assignment is None:
-            if not event.node_lost:
-                message = f"an actor could not start. {event.report}"
-                error = ClusterError(f"{message} Mend the cause, then run the same command again.")
-                self._fail_start(error, message, certain=False)
+    def _fail(self, event: Failed, actor: _Actor) -> None:
+        """Let another actor make the part; raise the error if there is none, or if others meet errors too.
+
+        A full disk may be that of one node, or the one that all nodes write to.
+        """
+        self._num_failures += 1
+        others = any(each.ready for each in self._actors.values() if each is not actor)
+        if self._num_failures >= MOST_DEATHS or not others:
+            raise type(event.error)(f"node {event.node}: {event.error.message}")
+        self._replace(event.actor, actor, f"Node {event.node}: {event.error.message}", verb="failed")
+
+    def _die(self, event: Died, actor: _Actor) -> None:
+        if actor.assignment is not None:
+            self._num_unproductive_deaths += 1
+            self._replace(event.actor, actor, event.report, node_lost=event.node_lost)
             return
-        index, self._num_unproductive_deaths = assignment.index, self._num_unproductive_deaths + 1
-        self._lost_nodes[index] += event.node_lost
-        self._deaths[index] += not event.node_lost
+        self._lose(event.actor)
+        if not event.node_lost:
+            message = f"an actor could not start. {event.report}"
+            error = ClusterError(f"{message} Fix the cause, then run the same command again.")
+            self._fail_start(error, message, certain=False)
+
+    def _replace(self, number: int, actor: _Actor, report: str, *, node_lost: bool = False, verb: str = "died") -> None:
+        """Give the part of an actor to another one, unless it has cost too many."""
+        assert actor.assignment is not None
+        index = actor.assignment.index
+        self._lose(number)
+        self._lost_nodes[index] += node_lost
+        self._deaths[index] += not node_lost
         name, num_deaths = part_name(index), self._deaths[index]
         if num_deaths >= MOST_DEATHS or self._lost_nodes[index] >= _MOST_LOST_NODES:
-            self.result.given_up[index] = event.report
-            self.listener.say(f"{name}: given up after {num_deaths + self._lost_nodes[index]} deaths. {event.report}")
+            self.result.given_up[index] = report
+            self.listener.say(f"{name}: given up after {num_deaths + self._lost_nodes[index]} deaths. {report}")
         elif not self._stopping:
             self._todo.appendleft(index)
-            self.listener.say(f"{name}: its actor died, another one makes it. {event.report}")
+            self.listener.say(f"{name}: its actor {verb}, another one makes it. {report}")
 
     def _fail_start(self, error: Blip2CapError, line: str, *, certain: bool) -> None:
         """Count an actor that cannot work; `certain` if the next one on its node could not either."""
@@ -272,7 +295,7 @@ class Scheduler:
             return
         raise ClusterError(
             f"nothing has moved for {self.stall_s:g} s, the limit of --ray-timeout: {self._state()} "
-            f"{self.pool.describe()} Finished parts are safe: mend the cause, or raise --ray-timeout, and run the same "
+            f"{self.pool.describe()} Finished parts are safe: fix the cause, or raise --ray-timeout, and run the same "
             "command again."
         )
 

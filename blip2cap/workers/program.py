@@ -93,7 +93,8 @@ class Worker:
                 continue
             items = _Items(self._items(first))
             image_input = setup.loader.image_input()
-            with closing(ReadAhead(items.requests(), setup.decode, image_input, setup.batch, items)) as images:
+            size = setup.batch.images()
+            with closing(ReadAhead(items.requests(), setup.decode, image_input, size, items)) as images:
                 if model is None:
                     model = self._load(setup)
                 self._make_rows(setup, model, items, images)
