@@ -45,9 +45,9 @@ def prepare(given: str) -> None:
 def _hide(what: str) -> None:
     """Hide what other machines do not see."""
     from blip2cap.errors import ModelError
-    from blip2cap.scale import actor
+    from blip2cap.scale import part_maker
 
-    elsewhere: dict[str, Any] = vars(actor)
+    elsewhere: dict[str, Any] = vars(part_maker)
     if what == "store":
         open_store = elsewhere["open_store"]
         elsewhere["open_store"] = lambda out: open_store("/no/such/folder/")
@@ -67,9 +67,9 @@ def _hide(what: str) -> None:
 
 def _spoil(deadly_part: int) -> None:
     """End the process over one part; raise an error over any other one if there is none."""
-    from blip2cap.scale import actor
+    from blip2cap.scale import part_maker
 
-    names: dict[str, Any] = vars(actor)
+    names: dict[str, Any] = vars(part_maker)
     run_part = names["run_part"]
 
     def spoilt(engine: Any, store: Any, plan: Any, index: int, **settings: Any) -> Any:

@@ -18,7 +18,8 @@ from blip2cap.decode.isolate import Isolation
 from blip2cap.errors import Blip2CapError, ClusterError, InputError, ModelError, OutputError, UsageError
 from blip2cap.jobs.context import open_source
 from blip2cap.jobs.job import Job
-from blip2cap.jobs.parts import PartsWork, choose_dtype, finish_parts, prepare_parts
+from blip2cap.jobs.parts import finish_parts
+from blip2cap.jobs.parts_plan import PartsWork, choose_dtype, prepare_parts
 from blip2cap.options import BatchOptions, DecodeOptions, ModelOptions, OutputOptions, SourceOptions
 from blip2cap.outputs.parts.counts import done_parts
 from blip2cap.records import ImageRef

@@ -43,7 +43,7 @@ def make_actor_class() -> type:
         def choose_dtype(self, job: Any, checkpoint: Any) -> Any:
             """Return the dtype of `auto` here, or the error."""
             from blip2cap.errors import Blip2CapError
-            from blip2cap.jobs.parts import choose_dtype
+            from blip2cap.jobs.parts_plan import choose_dtype
 
             try:
                 return choose_dtype(job, checkpoint)

@@ -16,7 +16,8 @@ from blip2cap import urls
 from blip2cap.errors import ClusterError, UsageError
 from blip2cap.jobs.context import Context, open_source
 from blip2cap.jobs.job import Job, Listener, Outcome
-from blip2cap.jobs.parts import PartsWork, finish_parts, prepare_parts
+from blip2cap.jobs.parts import finish_parts
+from blip2cap.jobs.parts_plan import PartsWork, prepare_parts
 from blip2cap.options import Kind
 from blip2cap.records import ImageRef
 from blip2cap.scale.connection import connected

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from blip2cap.engine.run import RunStats
 from blip2cap.errors import Blip2CapError, ClusterError, ImageError
 from blip2cap.jobs.job import Listener
-from blip2cap.jobs.parts import PartsWork
+from blip2cap.jobs.parts_plan import PartsWork
 from blip2cap.outputs.parts.plan import part_name
 from blip2cap.records import ImageRef
 from blip2cap.scale.events import (
