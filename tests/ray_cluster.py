@@ -100,7 +100,7 @@ def actors_below(pid: int) -> list[psutil.Process]:
     with suppress(psutil.NoSuchProcess):
         for process in psutil.Process(pid).children(recursive=True):
             with suppress(psutil.NoSuchProcess):
-                if process.cmdline()[:1] == ["ray::Worker"] or process.name().startswith("ray::Worker"):
+                if process.cmdline()[:1] == ["ray::Actor"] or process.name().startswith("ray::Actor"):
                     found.append(process)
     return found
 
