@@ -73,6 +73,17 @@ def test_two_workers_make_the_rows_of_one_process(images: Path, undisturbed: byt
 
 
 @pytest.mark.long
+def test_an_index_is_the_same_too(images: Path, tmp_path: Path) -> None:
+    folder = folder_with(images, tmp_path)
+    index = ("index", "images", "--model", "tiny-itm", "--dtype", "float32", "--batch-size", "4", "--threads", "1")
+    for workers in ("1", "2"):
+        run(folder, *index, "--workers", workers, "-o", f"{workers}.index")
+    for name in ("vectors.npy", "images-1.arrow"):
+        one, two = (next((folder / f"{workers}.index").rglob(name)).read_bytes() for workers in "12")
+        assert one == two, name
+
+
+@pytest.mark.long
 def test_a_folder_of_parts_is_the_same_too(images: Path, tmp_path: Path) -> None:
     folder = folder_with(images, tmp_path)
     for workers in ("1", "2"):

@@ -23,6 +23,7 @@ from blip2cap.options import (
     OutputOptions,
     SourceOptions,
 )
+from blip2cap.workers.options import WorkerOptions
 
 if TYPE_CHECKING:
     from blip2cap.index.job import IndexSummary
@@ -34,6 +35,7 @@ def index(
     model: ModelOptions,
     batch: BatchOptions,
     decode: DecodeOptions,
+    workers: WorkerOptions,
     report: ReportOptions,
     out: Annotated[
         str | None,
@@ -74,6 +76,7 @@ def index(
         model=model,
         decode=decode,
         batch=batch,
+        workers=workers,
         retry_failed=retry_failed,
         same_inputs=same_inputs,
         allow_removal=allow_removal,

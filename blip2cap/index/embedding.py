@@ -84,6 +84,7 @@ class RunEmbedder:
             model=job.model,
             decode=job.decode,
             batch=job.batch,
+            workers=job.workers,
         )
 
 

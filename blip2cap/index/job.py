@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 from blip2cap.errors import UsageError
 from blip2cap.options import BatchOptions, DecodeOptions, ModelOptions, SourceOptions
+from blip2cap.workers.options import WorkerOptions
 
 if TYPE_CHECKING:
     from blip2cap.engine.run import RunStats
@@ -24,6 +25,7 @@ class IndexJob:
     model: ModelOptions = field(default_factory=ModelOptions)
     decode: DecodeOptions = field(default_factory=DecodeOptions)
     batch: BatchOptions = field(default_factory=BatchOptions)
+    workers: WorkerOptions = field(default_factory=WorkerOptions)
     retry_failed: bool = False
     """Try images again that have failed; without it only when their file has changed."""
     allow_removal: bool = False
