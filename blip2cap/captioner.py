@@ -6,6 +6,7 @@ import os
 from collections.abc import Callable, Iterator, Sequence
 from typing import overload
 
+from blip2cap.chat import CHAT_OPTIONS, Chat
 from blip2cap.engine.run import Engine, RunStats
 from blip2cap.errors import ImageError, UsageError
 from blip2cap.images_in_memory import ImageLike, check_images, raise_with_name, rows_of_images
@@ -95,6 +96,10 @@ class Captioner:
     ) -> list[str]:
         """Return the answer to one question for each image. Raises ImageError for one that cannot be read."""
         return self._texts(images, _vqa((question,), options, text_options))
+
+    def chat(self, image: ImageLike, *, options: GenerateOptions | None = None) -> Chat:
+        """Start a conversation about an image, which is encoded once. Raises ImageError if it cannot be read."""
+        return Chat(self.model, image, options=options or CHAT_OPTIONS, decode=self.decode_options)
 
     @overload
     def caption_folder(

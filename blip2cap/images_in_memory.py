@@ -48,14 +48,19 @@ def rows_of_images(engine: Engine, images: Sequence[ImageLike]) -> list[Row]:
 
         def items() -> Iterator[DecodedRequest]:
             for index, image in enumerate(images):
-                ref, decoded = _decode(image, f"images[{index}]", decoder, engine.decode)
+                ref, decoded = decode_image(image, f"images[{index}]", decoder, engine.decode)
                 yield from ((request, decoded) for request in worklist.requests((ref,), frozenset()))
 
         return engine.rows(items())
 
 
-def _decode(image: ImageLike, place: str, decoder: ImageDecoder, options: DecodeOptions) -> tuple[ImageRef, Decoded]:
-    """Decode one image. Its name is its path, or a hash of its pixels; sampling is seeded by that name."""
+def decode_image(
+    image: ImageLike, place: str, decoder: ImageDecoder, options: DecodeOptions
+) -> tuple[ImageRef, Decoded]:
+    """Decode one image. Its name is its path, or a hash of its pixels; sampling is seeded by that name.
+
+    Raises ImageError, which names the image: by its path, or by its `place` in the caller's arguments.
+    """
     ref = ImageRef(path=place, name="")
     try:
         if isinstance(image, (str, os.PathLike)):

@@ -87,6 +87,14 @@ class ImageRef:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
+class Turn:
+    """A question in a conversation, and its answer."""
+
+    question: str
+    answer: str
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class Prompt:
     """One text to generate, or to compare with an image."""
 
@@ -98,6 +106,8 @@ class Prompt:
     """Name of the image and the question: it seeds sampling, so that each prompt has its own random numbers."""
     question: str | None = None
     """Question in the text, as the user gave it; None in captions."""
+    turns: tuple[Turn, ...] = ()
+    """Earlier questions about the image and their answers, for a conversation."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

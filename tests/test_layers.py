@@ -22,6 +22,7 @@ LAYERS = (
     ("train", "evaluate", "lavis"),
     ("captioner", "matcher", "image_index", "bench"),
     ("index", "scale"),
+    ("chat",),
     ("jobs", "images_in_memory"),
     ("workers",),
     ("engine",),
@@ -48,7 +49,7 @@ LIGHT = PACKAGES | {name for names in LAYERS[LAYERS.index(("source", "decode")) 
 """Modules that import nothing of HEAVY at once."""
 LATE = {
     *("jobs.run", "jobs.context", "jobs.parts", "jobs.texts", "engine", "models.blip2", "models.matching"),
-    *("captioner", "matcher", "image_index", "images_in_memory", "bench", "index", "scale"),
+    *("captioner", "chat", "matcher", "image_index", "images_in_memory", "bench", "index", "scale"),
     *("train", "evaluate", "lavis", "workers", "jobs.makers"),
 }
 """Modules that `cli` imports only when there is work to do."""

@@ -11,6 +11,7 @@ from typer.core import TyperGroup
 from blip2cap import __version__
 from blip2cap.cli.bench import bench
 from blip2cap.cli.caption import caption
+from blip2cap.cli.chat import chat
 from blip2cap.cli.check_data import check_data
 from blip2cap.cli.duplicates import duplicates
 from blip2cap.cli.embed import embed
@@ -88,6 +89,7 @@ def main(
 
 app.command(cls=PanelCommand, epilog=EPILOG)(caption)
 app.command(cls=PanelCommand, epilog=EPILOG)(vqa)
+app.command(cls=PanelCommand, epilog=EPILOG)(chat)
 app.command(cls=PanelCommand, epilog=EPILOG)(match)
 app.command(cls=PanelCommand, epilog=EPILOG)(embed)
 app.command(cls=PanelCommand, epilog=EPILOG)(index)

@@ -15,6 +15,8 @@ from blip2cap.records import Generated, Prompt
 if TYPE_CHECKING:
     from blip2cap.decode.inputs import ImageInput
 
+OnText: TypeAlias = Callable[[str], None]
+"""Called with the text so far."""
 Result: TypeAlias = list[Generated] | ImageError
 """Result of a text model: texts, best first, or the reason why there are none."""
 HINT = "`--model tiny` needs no download."
@@ -126,6 +128,12 @@ class TextModel(Model, Protocol):
 
     def start_texts(self, options: GenerateOptions, *, capacity: int | None) -> Session:
         """Open a session that generates text; None lets the model choose its capacity."""
+
+    def start_chat(self, options: GenerateOptions, *, on_text: OnText) -> Session:
+        """Open a session for one prompt at a time, which may have earlier `turns`.
+
+        `on_text` is called with the text of the prompt so far, each time that it has grown; not with several beams.
+        """
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -23,7 +23,7 @@ from transformers import (
 from blip2cap.decode.image import Pixels
 from blip2cap.decode.inputs import ImageInput, SquareInput
 from blip2cap.errors import UsageError
-from blip2cap.models.base import MATCHING_MODELS, Checkpoint, Result, TextModel
+from blip2cap.models.base import MATCHING_MODELS, Checkpoint, OnText, Result, TextModel
 from blip2cap.models.blip2.cuda_graphs import CudaCapture
 from blip2cap.models.blip2.decoders import fallback_reason, make_decoder
 from blip2cap.models.blip2.embed_session import EmbedSession, check_what, normalise
@@ -133,6 +133,10 @@ class Blip2(TextModel):
     def start_texts(self, options: GenerateOptions, *, capacity: int | None) -> TextSession:
         """Open a session that decodes at most `capacity` texts at once; None: as many as pay and fit."""
         return TextSession(self, options, capacity=capacity)
+
+    def start_chat(self, options: GenerateOptions, *, on_text: OnText) -> TextSession:
+        """Open a session for one prompt at a time. With transformers' `generate`, a text is known only at its end."""
+        return TextSession(self, options, capacity=1, on_text=on_text)
 
     def generate(
         self,

@@ -132,6 +132,10 @@ class TextStream:
         """Return an error as the result of a prompt, in the next `advance`."""
         self._done.append((ticket, error))
 
+    def ids_so_far(self) -> list[int]:
+        """Return the tokens of the first running text that were read so far; none with beams."""
+        return self.search.texts[0].ids if self.running else []
+
     def advance(self) -> list[tuple[int, Result]]:
         """Run one step of all texts, start texts in free slots, and return the results that are complete."""
         num_due = len(self._taken)  # the step reads their last tokens

@@ -14,7 +14,7 @@ import torch
 from blip2cap.batch_size import BatchSize
 from blip2cap.decode.image import Pixels
 from blip2cap.errors import ImageError
-from blip2cap.models.base import Result, Session
+from blip2cap.models.base import OnText, Result, Session
 from blip2cap.models.blip2.attention import decoding_kernels
 from blip2cap.models.blip2.beams import Beams
 from blip2cap.models.blip2.cache import Slots
@@ -26,7 +26,7 @@ from blip2cap.models.blip2.stream import TextRow, TextStream, Tokens
 from blip2cap.models.blip2.transformers_generate import TransformersStream
 from blip2cap.models.device import free_bytes
 from blip2cap.options import GenerateOptions
-from blip2cap.records import Prompt
+from blip2cap.records import Prompt, Turn
 
 if TYPE_CHECKING:
     from blip2cap.models.blip2.model import Blip2
@@ -79,8 +79,10 @@ class Workspaces:
 class TextSession(Session):
     """The texts of one run: prompts are added as their images are encoded, results come as they are ready."""
 
-    def __init__(self, model: Blip2, options: GenerateOptions, *, capacity: int | None) -> None:
-        self.model, self.options = model, options
+    def __init__(
+        self, model: Blip2, options: GenerateOptions, *, capacity: int | None, on_text: OnText | None = None
+    ) -> None:
+        self.model, self.options, self._on_text = model, options, on_text
         self.tickets = itertools.count()
         self.stream = self._open_stream(capacity)
         # A method of the model, not of this session: the session would refer to itself, and its memory would be freed
@@ -145,7 +147,7 @@ class TextSession(Session):
         for prompt in prompts:
             ticket = next(self.tickets)
             tickets.append(ticket)
-            tokens = self._tokenise(prompt.text)
+            tokens = self._tokenise("".join(map(_said, prompt.turns)) + prompt.text)
             error = self._misfit(tokens)
             if error:
                 self.stream.fail(ticket, error)
@@ -157,7 +159,10 @@ class TextSession(Session):
     def advance(self) -> list[tuple[int, Result]]:
         """Run the next step; return the results that are complete, by ticket."""
         with self.model.current(), decoding_kernels(self.model.device):
-            return self.stream.advance()
+            results = self.stream.advance()
+        if self._on_text is not None and (ids := self.stream.ids_so_far()):
+            self._on_text(self.model.read_text(ids).text)
+        return results
 
     def _rows(self, ticket: int, tokens: Tokens, prompt: Prompt, image: torch.Tensor) -> Iterator[TextRow]:
         for copy in range(self.options.num_captions if self.options.sampling else 1):
@@ -173,3 +178,8 @@ class TextSession(Session):
             f"image, prompt and --max-new-tokens take {num_queries} + {len(tokens.ids)} + "
             f"{self.options.max_new_tokens} tokens, the language model takes at most {num_positions}",
         )
+
+
+def _said(turn: Turn) -> str:
+    """Return an earlier turn in the form of the paper's examples of dialogue (arXiv 2301.12597, figure 4)."""
+    return f"Question: {turn.question} Answer: {turn.answer.rstrip('.')}. "

@@ -50,6 +50,10 @@ class TransformersStream:
         """Return an error as the result of a prompt, in the next `advance`."""
         self._done.append((ticket, error))
 
+    def ids_so_far(self) -> list[int]:
+        """Return nothing: a text is known only at its end."""
+        return []
+
     def advance(self) -> list[tuple[int, Result]]:
         """Generate the next group of texts, and return the results that are complete."""
         if self.waiting:
