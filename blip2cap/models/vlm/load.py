@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 import transformers
-from transformers import AutoConfig, AutoModelForImageTextToText, AutoProcessor
+from transformers import AutoConfig, AutoModelForImageTextToText, AutoProcessor, ProcessorMixin
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
 from blip2cap.errors import ModelError, UsageError
@@ -40,6 +40,11 @@ def load(checkpoint: Checkpoint, options: ModelOptions) -> Vlm:
     with gpu_memory_errors(checkpoint):
         with library_errors(checkpoint):
             processor = AutoProcessor.from_pretrained(checkpoint.folder, local_files_only=True, trust_remote_code=False)
+        if not isinstance(processor, ProcessorMixin):  # of a class that transformers does not know, it reads a part
+            raise ModelError(
+                f"--model {checkpoint.name}: no processor of images and texts, but a {type(processor).__name__}. "
+                f"Expected the processor of {family.name}. {HINT}"
+            )
         prompter = Prompter(processor, family, checkpoint)
         with library_errors(checkpoint):
             if options.random_weights:
