@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -184,3 +185,37 @@ def test_places_in_texts_of_florence_are_kept_and_other_special_tokens_are_not(
     with pytest.raises(UsageError, match="holds <image>"):
         model.check(SHORT, ["<image>"])
     assert model.prompter.write("<OD>", None) == "<OD>"
+
+
+@pytest.mark.parametrize("kind", [name for name, family in VLM_FAMILIES.items() if family.shares_images])
+def test_an_image_is_computed_once_for_all_its_questions_with_the_same_texts(
+    vlm_checkpoints: Callable[[str], Path], images: list[Pixels], kind: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = load_kind(vlm_checkpoints, kind)
+    questions = ("what is it?", "how many words are there in this image?", "what colour?", "what colour is it in here?")
+    prompts = [Prompt(image=at, text=text, name="") for text in questions for at in range(2)]
+    alone = [model.generate([images[each.image]], [replace(each, image=0)], SHORT)[0] for each in prompts]
+    num_made: list[int] = []
+    make = model.prompter.inputs
+
+    def watch(images: Sequence[Pixels], texts: Sequence[str]) -> dict[str, torch.Tensor]:
+        num_made.append(len(texts))
+        return make(images, texts)
+
+    monkeypatch.setattr(model.prompter, "inputs", watch)
+    assert model.generate(images[:2], prompts, SHORT, capacity=8) == alone
+    assert num_made == [2]
+    assert model.generate(images[:2], prompts, GenerateOptions(max_new_tokens=4, num_beams=2), capacity=8)
+    assert num_made == [2, 8]  # not for beams
+    sampled = GenerateOptions(max_new_tokens=4, temperature=1.0, num_captions=3)
+    assert len({str(each) for each in model.generate(images[:1], prompts[:1], sampled)[0]}) == 3  # type: ignore[union-attr]
+    assert num_made == [2, 8, 1]
+
+
+def test_an_image_is_not_shared_if_the_tokens_after_it_depend_on_those_before(
+    llava: Vlm, images: list[Pixels], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    prompts = [Prompt(image=0, text=text, name="") for text in ("what is it?", "what colour?")]
+    expected = llava.generate(images, prompts, SHORT)
+    monkeypatch.setattr(llava.prompter, "ids_after_image", lambda text: [5, 6, 7])
+    assert llava.generate(images, prompts, SHORT) == expected

@@ -41,6 +41,8 @@ class VlmFamily:
     """False if its activations overflow float16."""
     keeps_places: bool = False
     """True if the texts hold places in the image as special tokens, such as <loc_1>, which are no part of others."""
+    shares_images: bool = False
+    """True if the keys and values of an image do not depend on what comes after it, and are kept in a plain cache."""
     takes_special_tokens: bool = False
     """True if prompts may hold special tokens, such as places."""
 
@@ -52,17 +54,17 @@ _VIDEO = ("torchvision",)
 VLM_FAMILIES = {
     family.name: family
     for family in (
-        VlmFamily(name="llava"),
-        VlmFamily(name="llava_next"),
+        VlmFamily(name="llava", shares_images=True),
+        VlmFamily(name="llava_next", shares_images=True),
         VlmFamily(name="llava_onevision", packages=_VIDEO),
         VlmFamily(name="qwen2_vl", packages=_VIDEO),
         VlmFamily(name="qwen2_5_vl", packages=_VIDEO),
         VlmFamily(name="qwen3_vl", packages=_VIDEO),
         VlmFamily(name="internvl", packages=_VIDEO),
         VlmFamily(name="smolvlm", packages=(*_VIDEO, "num2words")),
-        VlmFamily(name="idefics3"),
+        VlmFamily(name="idefics3", shares_images=True),
         VlmFamily(name="gemma3", takes_float16=False),
-        VlmFamily(name="ovis2"),
+        VlmFamily(name="ovis2", shares_images=True),
         VlmFamily(name="molmo2", packages=_VIDEO),
         VlmFamily(name="minicpmv4_6", packages=_VIDEO),
         VlmFamily(

@@ -83,6 +83,13 @@ class Prompter:
         written: str = self.processor.apply_chat_template(turns, tokenize=False, add_generation_prompt=True)
         return written
 
+    def ids_after_image(self, text: str) -> list[int]:
+        """Return the tokens of a text of `write` after the token of its image; [] if they are not known."""
+        token = max(self.image_tokens, key=text.rfind)
+        after = text.rpartition(token)[2]
+        ids: list[int] = self.tokenizer(token + after, add_special_tokens=False).input_ids
+        return ids[1:] if ids[:1] == self.tokenizer.convert_tokens_to_ids([token]) else []
+
     def inputs(self, images: Sequence[Pixels], texts: Sequence[str]) -> dict[str, torch.Tensor]:
         """Return the inputs of a network for images, each with a text of `write`. Raises one of PROCESSOR_ERRORS."""
         pictures: list[Any] = [Image.fromarray(pixels_HWC) for pixels_HWC in images]

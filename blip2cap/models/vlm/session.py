@@ -11,7 +11,7 @@ from __future__ import annotations
 import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
 from transformers import LogitsProcessorList
@@ -22,6 +22,7 @@ from blip2cap.models.base import Result, Session
 from blip2cap.models.blip2.sampling import SeededSampling, generation_config, row_seed
 from blip2cap.models.device import memory_errors
 from blip2cap.models.vlm.prompts import PROCESSOR_ERRORS
+from blip2cap.models.vlm.shared import SharedPrompts, generate, share
 from blip2cap.options import GenerateOptions
 from blip2cap.records import Generated, Prompt
 
@@ -41,17 +42,15 @@ class _Row:
     ticket: int
     """Ticket of its result; all samples of one prompt share it."""
     pixels_HWC: Pixels
+    image: int
+    """Number of the image in the session."""
     text: str
     """Prompt with the tokens around it."""
     copy: int
     """Number of this sample among those of its prompt."""
     seed: int
-
-    @property
-    def size(self) -> tuple[int, int, int]:
-        """Value by which rows of similar length are neighbours: first the image, which takes most tokens."""
-        height, width, _ = self.pixels_HWC.shape
-        return height, width, len(self.text)
+    longest: int = 0
+    """Number of characters of the longest text about the image."""
 
 
 class VlmSession(Session):
@@ -60,7 +59,12 @@ class VlmSession(Session):
     def __init__(self, model: Vlm, options: GenerateOptions, *, capacity: int | None) -> None:
         self.model, self.options = model, options
         self._capacity = capacity or (_ON_CPU if model.on_cpu else _ON_GPU)
+        # transformers does not copy a given cache for beams, and an n-gram may span the padding between the parts.
+        self._shares = (
+            model.prompter.family.shares_images and options.num_beams == 1 and options.no_repeat_ngram_size == 0
+        )
         self._tickets = itertools.count()
+        self._num_images = 0
         self._waiting: list[_Row] = []
         """In the order in which they came."""
         self._samples: dict[int, dict[int, list[Generated]]] = {}
@@ -85,7 +89,7 @@ class VlmSession(Session):
 
     def add(self, features: Sequence[Pixels], prompts: Sequence[Prompt]) -> list[int]:
         """Queue prompts about images; return a ticket for each. The result of one that cannot be is an ImageError."""
-        tickets = []
+        tickets, rows = [], []
         for prompt in prompts:
             ticket = next(self._tickets)
             tickets.append(ticket)
@@ -96,10 +100,22 @@ class VlmSession(Session):
                 continue
             text = self.model.prompter.write(prompt.text, self.options.system)
             for copy in range(self.options.num_captions if self.options.sampling else 1):
-                seed = row_seed(self.options.seed, prompt.name, copy)
-                self._waiting.append(
-                    _Row(ticket=ticket, pixels_HWC=features[prompt.image], text=text, copy=copy, seed=seed)
+                row = _Row(
+                    ticket=ticket,
+                    pixels_HWC=features[prompt.image],
+                    image=self._num_images + prompt.image,
+                    text=text,
+                    copy=copy,
+                    seed=row_seed(self.options.seed, prompt.name, copy),
                 )
+                rows.append(row)
+        self._num_images += len(features)
+        longest: dict[int, int] = {}
+        for row in rows:
+            longest[row.image] = max(longest.get(row.image, 0), len(row.text))
+        for row in rows:
+            row.longest = longest[row.image]
+        self._waiting += rows
         return tickets
 
     @torch.inference_mode()
@@ -114,13 +130,21 @@ class VlmSession(Session):
     def _take(self) -> list[_Row]:
         """Remove and return a batch: the row that waits longest, and those nearest to it by length."""
         ahead = self._waiting[: _AHEAD * self._capacity]
-        by_size = sorted(ahead, key=lambda row: row.size)
+        by_size = sorted(ahead, key=self._size)
         at = by_size.index(ahead[0])
         start = max(0, min(at - self._capacity // 2, len(by_size) - self._capacity))
         batch = by_size[start : start + self._capacity]
         taken = {id(row) for row in batch}
         self._waiting = [row for row in self._waiting if id(row) not in taken]
         return batch
+
+    def _size(self, row: _Row) -> tuple[int, ...]:
+        """Return a value by which rows of similar length are neighbours: first the image, which takes most tokens.
+
+        Rows of one image are neighbours too, where it is computed once for all of them.
+        """
+        height, width, _ = row.pixels_HWC.shape
+        return (height, width, *((row.longest, row.image) if self._shares else ()), len(row.text))
 
     def _try(self, batch: list[_Row]) -> None:
         """Generate a batch; if it fails, its halves, down to a single text, which fails."""
@@ -149,33 +173,41 @@ class VlmSession(Session):
     def _generate(self, batch: list[_Row]) -> list[list[Generated]]:
         """Return the texts of each row: one, or several beams."""
         model, options = self.model, self.options
-        with model.watch.measure("prepare"):
-            inputs = model.prompter.inputs([row.pixels_HWC for row in batch], [row.text for row in batch])
-            self._check_length(inputs)
-            inputs = {name: self._on_device(value) for name, value in inputs.items()}
+        images, texts = [row.pixels_HWC for row in batch], [row.text for row in batch]
         processors = LogitsProcessorList()
         if options.sampling:
             seeds_N = torch.tensor([row.seed for row in batch], device=model.device)
             processors.append(SeededSampling(options, seeds_N))
+        config = generation_config(model.network.generation_config, options)
+        with model.watch.measure("prepare"):
+            shared = share(model.prompter, images, texts) if self._shares else None
+            inputs = model.prompter.inputs(images, texts) if shared is None else shared.prefix
+            num_tokens = inputs["input_ids"].shape[1] + (0 if shared is None else shared.ids_NS.shape[1])
+            self._check_length(num_tokens)
+            inputs = {name: self._on_device(value) for name, value in inputs.items()}
         with model.watch.measure("generate"):
-            output_NT = model.network.generate(
-                **inputs,
-                generation_config=generation_config(model.network.generation_config, options),
-                logits_processor=processors,
-            )
-        num_given = 1 if model.is_encoder_decoder else inputs["input_ids"].shape[1]
-        texts = [model.read_text(ids) for ids in output_NT[:, num_given:].tolist()]
-        num_each = len(texts) // len(batch)
-        return [texts[at : at + num_each] for at in range(0, len(texts), num_each)]
+            if shared is None:
+                output_NT = model.network.generate(**inputs, generation_config=config, logits_processor=processors)
+                output_NT = output_NT[:, 1 if model.is_encoder_decoder else num_tokens :]
+            else:
+                shared = SharedPrompts(
+                    prefix=inputs,
+                    ids_NS=self._on_device(shared.ids_NS),
+                    mask_NS=self._on_device(shared.mask_NS),
+                    image_of_N=self._on_device(shared.image_of_N),
+                )
+                output_NT = generate(model.network, shared, generation_config=config, logits_processor=processors)
+        generated = [model.read_text(ids) for ids in output_NT.tolist()]
+        num_each = len(generated) // len(batch)
+        return [generated[at : at + num_each] for at in range(0, len(generated), num_each)]
 
     def _on_device(self, value: torch.Tensor) -> torch.Tensor:
         value = value.to(self.model.device)
         return value.to(self.model.dtype) if value.is_floating_point() else value
 
-    def _check_length(self, inputs: dict[str, Any]) -> None:
+    def _check_length(self, num_tokens: int) -> None:
         """Raise ValueError if the longest prompt and its text are too long for the language model."""
         most = self.model.num_positions
-        num_tokens = inputs["input_ids"].shape[1]
         if most is not None and not self.model.is_encoder_decoder and num_tokens + self.options.max_new_tokens > most:
             raise ValueError(
                 f"image and prompt take {num_tokens} tokens, --max-new-tokens {self.options.max_new_tokens}, together "
