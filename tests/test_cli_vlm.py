@@ -70,6 +70,13 @@ def test_scores_and_vectors_are_refused_with_models_that_make_them(
     assert "tiny-itm" in result.stderr
 
 
+def test_the_benchmark_refuses_to_count_and_says_what_to_do_instead(here: Path, model: tuple[str, ...]) -> None:
+    result = invoke("bench", *model[:2])
+    assert result.exit_code == 2
+    assert "family llava, whose work depends on the image" in result.stderr
+    assert "--limit 200" in result.stderr
+
+
 @pytest.mark.slow
 def test_workers_make_the_same_rows(scenes: Path, here: Path, model: tuple[str, ...]) -> None:
     assert invoke("caption", scenes, *model, "-o", "one.jsonl").exit_code == 0
