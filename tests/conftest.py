@@ -103,3 +103,16 @@ def checkpoints(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Pat
         return make_checkpoint(tmp_path_factory.mktemp(kind), kind)
 
     return saved
+
+
+@pytest.fixture(scope="session")
+def vlm_checkpoints(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
+    """The same for each of `tests.vlm_checkpoints.VLM_KINDS`, in a folder named after it."""
+
+    @functools.cache
+    def saved(kind: str) -> Path:
+        from tests.vlm_checkpoints import make_vlm
+
+        return make_vlm(tmp_path_factory.mktemp("vlm") / kind, kind)
+
+    return saved

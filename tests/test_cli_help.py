@@ -2,7 +2,6 @@ from __future__ import annotations
 
 import os
 import re
-from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +11,7 @@ import typer.main
 
 from blip2cap import __version__
 from blip2cap.cli import app
-from blip2cap.flags import PANELS
+from blip2cap.flags import PANELS, flags_of
 from blip2cap.options import (
     ANSWER_NEW_TOKENS,
     DEFAULT_MODEL,
@@ -92,7 +91,7 @@ def test_help_for_a_full_disk_or_a_reader_that_has_gone_is_no_bug(arguments: tup
 def test_the_defaults_are_those_of_the_dataclasses(command: str) -> None:
     given = parameters(command)
     for options in (DEFAULTS[command], DecodeOptions(), ModelOptions(), BatchOptions(), TextOptions()):
-        for field in fields(options):
+        for field, _ in flags_of(options):
             name = {"num_threads": "threads", "name": "model"}.get(field.name, field.name)
             if name in given:
                 # An option that repeats has no default on the command line.

@@ -28,13 +28,23 @@ LAYERS = (
     ("engine",),
     ("models.checkpoint",),
     ("models.registry",),
-    ("models.matching",),
+    ("models.matching", "models.vlm"),
     ("models.blip2", "outputs.export"),
     ("outputs", "models.device", "models.loading"),
-    ("tasks",),
+    ("tasks", "models.vlm.families"),
     ("models",),
     ("source", "decode"),
-    ("options", "train.options", "scale.options", "workers.options", "prompts", "urls", "outputs.files", "tiny.scenes"),
+    (
+        "options",
+        "train.options",
+        "scale.options",
+        "workers.options",
+        "prompts",
+        "prompt_library",
+        "urls",
+        "outputs.files",
+        "tiny.scenes",
+    ),
     ("flags",),
     ("errors", "records", "rows", "stopwatch", "batch_size", "key_set", "tiny", "escapes"),
     ("column_types",),
@@ -43,7 +53,8 @@ LAYERS = (
 LEVELS = {name: -level for level, names in enumerate(LAYERS) for name in names}
 HEAVY = {"torch", "transformers", "ray"}
 PACKAGES = {
-    *("cli", "index", "jobs", "tasks", "models", "models.checkpoint", "models.registry", "outputs", "outputs.export"),
+    *("cli", "index", "jobs", "tasks", "models", "models.checkpoint", "models.registry", "models.vlm.families"),
+    *("outputs", "outputs.export"),
 }
 LIGHT = PACKAGES | {name for names in LAYERS[LAYERS.index(("source", "decode")) :] for name in names}
 """Modules that import nothing of HEAVY at once."""

@@ -19,7 +19,7 @@ from blip2cap.bench.page import counted
 from blip2cap.bench.programs import PLAIN, ProgramError, run_peer
 from blip2cap.bench.stages import PASS_S, Loaded, Measured, choose_count, measure, median, run_once, sweep
 from blip2cap.bench.work import Work, count
-from blip2cap.errors import InputError, ModelError
+from blip2cap.errors import InputError, ModelError, UsageError
 from blip2cap.models.blip2 import quantize
 from blip2cap.models.device import choose_device, choose_dtype
 from blip2cap.models.registry import FAMILIES
@@ -64,7 +64,13 @@ class Benchmark:
     def run(self) -> dict[str, Any]:
         """Measure everything; return the results, ready for JSON."""
         options, checkpoint = self.options, self.loaded.checkpoint
-        options.task.for_checkpoint(checkpoint, FAMILIES[checkpoint.family])  # raises for a model that writes no text
+        family = FAMILIES[checkpoint.family]
+        options.task.for_checkpoint(checkpoint, family)  # raises for a model that writes no text
+        if family.any_image_size:
+            raise UsageError(
+                f"--model {checkpoint.name}: of the family {family.name}, whose work depends on the image and is not "
+                "counted here. Time a run instead: `blip2cap caption FOLDER --limit 200` prints its images/s."
+            )
         device = choose_device(options.model.device)
         dtype = choose_dtype(options.model.dtype, device, checkpoint)
         quantize.check(options.model, device)

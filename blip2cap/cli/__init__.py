@@ -22,6 +22,7 @@ from blip2cap.cli.import_lavis import import_lavis
 from blip2cap.cli.index import index
 from blip2cap.cli.match import match
 from blip2cap.cli.options import EPILOG, PanelCommand
+from blip2cap.cli.prompts import prompts
 from blip2cap.cli.search import search
 from blip2cap.cli.show import show
 from blip2cap.cli.status import status
@@ -97,6 +98,7 @@ app.command(cls=PanelCommand, epilog=EPILOG)(search)
 app.command(cls=PanelCommand, epilog=EPILOG)(duplicates)
 app.command("import-lavis", cls=PanelCommand, epilog=EPILOG)(import_lavis)
 app.command("check-data", cls=PanelCommand, epilog=EPILOG)(check_data)
+app.command()(prompts)
 app.command()(show)
 app.command()(status)
 app.command(cls=PanelCommand, epilog=EPILOG)(evaluate)

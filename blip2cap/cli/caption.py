@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Annotated
 
 from blip2cap.cli.options import ReportOptions, option, with_options
+from blip2cap.cli.prompts import own_library
 from blip2cap.cli.run import start
 from blip2cap.jobs.job import Job
 from blip2cap.options import (
@@ -16,6 +17,7 @@ from blip2cap.options import (
     SourceOptions,
     TextOptions,
 )
+from blip2cap.prompt_library import text_of
 from blip2cap.scale.options import RayOptions
 from blip2cap.tasks.caption import Caption
 from blip2cap.workers.options import WorkerOptions
@@ -37,12 +39,13 @@ def caption(
         str | None,
         option(
             "--prompt TEXT",
-            'Text that the caption continues, e.g. "a photo of"; may contain {stem}, {folder} and {file_name}.',
+            'Text that the caption continues, e.g. "a photo of", or, for models that follow instructions, what to '
+            "write; may contain {stem}, {folder} and {file_name}. @NAME: one of `blip2cap prompts`.",
             panel="Generation",
         ),
     ] = None,
 ) -> None:
     """Write a caption for every image."""
-    task = Caption(template=prompt, generate=generate, text=text)
+    task = Caption(template=text_of(prompt, own_library()), generate=generate, text=text)
     job = Job(task=task, source=source, output=output, model=model, decode=decode, batch=batch, workers=workers)
     start(job, report, ray)

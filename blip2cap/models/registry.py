@@ -6,13 +6,14 @@ from typing import TYPE_CHECKING, Any
 
 from blip2cap.errors import ModelError
 from blip2cap.models.base import HINT, Checkpoint, Family, Model, text_type
-from blip2cap.options import ModelOptions
+from blip2cap.models.vlm.families import VLM_FAMILIES, check_files
+from blip2cap.options import MAX_PIXELS, ModelOptions
 
 if TYPE_CHECKING:
     from blip2cap.decode.inputs import ImageInput
 
 
-def _square(checkpoint: Checkpoint) -> ImageInput:
+def _square(checkpoint: Checkpoint, options: ModelOptions) -> ImageInput:
     from blip2cap.decode.inputs import SquareInput
     from blip2cap.models.blip2.resize import choose_resizer
 
@@ -27,6 +28,18 @@ def _load_blip2(checkpoint: Checkpoint, options: ModelOptions) -> Model:
 
 def _load_matching(checkpoint: Checkpoint, options: ModelOptions) -> Model:
     from blip2cap.models.matching.load import load
+
+    return load(checkpoint, options)
+
+
+def _resized(checkpoint: Checkpoint, options: ModelOptions) -> ImageInput:
+    from blip2cap.decode.inputs import ResizedInput
+
+    return ResizedInput(options.max_pixels or MAX_PIXELS)
+
+
+def _load_vlm(checkpoint: Checkpoint, options: ModelOptions) -> Model:
+    from blip2cap.models.vlm.load import load
 
     return load(checkpoint, options)
 
@@ -74,6 +87,22 @@ _ALL = (
         image_input=_square,
         load=_load_blip2,
     ),
+    *(
+        Family(
+            name=each.name,
+            model_type=each.name,
+            tasks=("caption", "vqa"),
+            caption_prompt=each.caption_prompt,
+            vqa_template=each.vqa_template,
+            has_system_turn=each.has_chat,
+            tokenizers=("",),
+            check_files=check_files,
+            any_image_size=True,
+            image_input=_resized,
+            load=_load_vlm,
+        )
+        for each in VLM_FAMILIES.values()
+    ),
 )
 FAMILIES = {family.name: family for family in _ALL}
 """By name; tests add entries of their own."""
@@ -87,7 +116,7 @@ def recognise(name: str, config: dict[str, Any]) -> Family:
     supported: dict[str, tuple[str, ...]] = {}
     for family in FAMILIES.values():
         supported[family.model_type] = supported.get(family.model_type, ()) + family.text_types
-    expected = " or ".join(f"{kind} ({', '.join(texts)})" if texts else kind for kind, texts in supported.items())
+    expected = ", ".join(f"{kind} ({', '.join(texts)})" if texts else kind for kind, texts in supported.items())
     raise ModelError(
         f"--model {name}: model_type {config.get('model_type')!r} with language model {text_type(config)!r}. "
         f"Expected {expected}. {HINT}"

@@ -1,0 +1,1 @@
+"""Vision-language models of transformers: any class of `AutoModelForImageTextToText`, driven in one way."""

@@ -1,0 +1,108 @@
+"""A loaded vision-language model: pixels and prompts in, texts out."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any
+
+import torch
+
+from blip2cap.decode.image import Pixels
+from blip2cap.decode.inputs import ImageInput, ResizedInput
+from blip2cap.errors import UsageError
+from blip2cap.models.base import Checkpoint, Result, TextModel
+from blip2cap.models.blip2.sampling import end_ids
+from blip2cap.models.vlm.prompts import Prompter
+from blip2cap.models.vlm.session import VlmSession
+from blip2cap.options import GenerateOptions
+from blip2cap.records import Generated, Prompt
+from blip2cap.stopwatch import Stopwatch
+
+
+class Vlm(TextModel):
+    """A network with its processor, on one device or several."""
+
+    quantize: str | None = None
+    remark = ""
+    fallback_reason = ""
+
+    def __init__(
+        self, network: Any, prompter: Prompter, *, checkpoint: Checkpoint, dtype: torch.dtype, max_pixels: int
+    ) -> None:
+        self.network, self.prompter, self.checkpoint = network, prompter, checkpoint
+        self.device: torch.device = network.device
+        self.dtype = dtype
+        self.on_cpu = self.device.type == "cpu"
+        self.watch = Stopwatch()
+        self.is_encoder_decoder = bool(network.config.is_encoder_decoder)
+        self.ends = frozenset(end_ids(network.generation_config))
+        self._max_pixels = max_pixels
+
+    @property
+    def image_input(self) -> ImageInput:
+        """RGB pixels of any size within --max-pixels."""
+        return ResizedInput(self._max_pixels)
+
+    @property
+    def num_positions(self) -> int | None:
+        """Largest number of tokens of the language model, image and output included; None if it is not known."""
+        config = self.network.config.get_text_config(decoder=True)
+        positions = getattr(config, "max_position_embeddings", None)
+        return None if positions is None else int(positions)
+
+    def check(self, options: GenerateOptions, prompts: Sequence[str] = ()) -> None:
+        """Raise UsageError for options that no prompt can be generated with, and for a prompt with special tokens."""
+        if self.num_positions is not None and options.max_new_tokens >= self.num_positions:
+            raise UsageError(
+                f"--max-new-tokens {options.max_new_tokens}: this model takes at most {self.num_positions} tokens, "
+                "image and prompt included. Ask for fewer."
+            )
+        if options.system is not None and not self.prompter.has_system_turn():
+            raise UsageError("--system: the chat template of this model writes no system's turn. Leave it out.")
+        for text in (*prompts, *([] if options.system is None else [options.system])):
+            token = self.prompter.special_token_in(text)
+            if token is not None:
+                raise UsageError(f'prompt "{text}": holds {token}, a special token of this model. Leave that out.')
+
+    def current(self) -> AbstractContextManager[Any]:
+        """Make its GPU the current one."""
+        return torch.cuda.device(self.device) if self.device.type == "cuda" else nullcontext()
+
+    def wait(self) -> None:
+        """Wait until the device has finished the work it was given."""
+        if self.device.type == "cuda":
+            torch.cuda.synchronize(self.device)
+
+    def start_texts(self, options: GenerateOptions, *, capacity: int | None) -> VlmSession:
+        """Open a session that generates at most `capacity` texts at once; None: a number for the device."""
+        return VlmSession(self, options, capacity=capacity)
+
+    def generate(
+        self,
+        images: Sequence[Pixels],
+        prompts: Sequence[Prompt],
+        options: GenerateOptions,
+        *,
+        capacity: int | None = None,
+    ) -> list[Result]:
+        """Answer all prompts about images; return the results in order."""
+        texts = self.start_texts(options, capacity=capacity)
+        tickets = texts.add(texts.encode(images), prompts)
+        results: dict[int, Result] = {}
+        while len(results) < len(tickets):
+            results.update(texts.advance())
+        return [results[ticket] for ticket in tickets]
+
+    def read_text(self, ids: Sequence[int]) -> Generated:
+        """Turn new tokens, with what follows the first end token, into a text."""
+        length = next((index for index, token in enumerate(ids) if token in self.ends), len(ids))
+        tokenizer = self.prompter.tokenizer
+        if self.prompter.family.keeps_places:
+            text = tokenizer.decode(ids[:length], skip_special_tokens=False)
+            for token in (tokenizer.bos_token, tokenizer.eos_token, tokenizer.pad_token):
+                text = text.replace(token, "")
+        else:
+            text = tokenizer.decode(ids[:length], skip_special_tokens=True)
+        reason = "stop" if length < len(ids) else "length"
+        return Generated(text=text.strip(), num_tokens=length, finish_reason=reason)

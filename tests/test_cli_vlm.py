@@ -1,0 +1,84 @@
+"""Vision-language models on the command line: captions that are resumed, answers, workers, and what is refused."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from tests.commands import invoke, names_below, read_rows
+
+
+@pytest.fixture
+def model(vlm_checkpoints: Callable[[str], Path]) -> tuple[str, ...]:
+    """Options that name a small LLaVA."""
+    return ("--model", str(vlm_checkpoints("llava")), "--device", "cpu", "--dtype", "float32", "--max-new-tokens", "6")
+
+
+def test_captions_are_resumed_with_the_same_prompt_system_and_pixels(
+    scenes: Path, here: Path, model: tuple[str, ...]
+) -> None:
+    command = ("caption", scenes, *model, "--max-pixels", "900", "--system", "be brief", "--batch-size", "2")
+    assert invoke(*command, "--limit", "3").exit_code == 0
+    first = read_rows(here / "captions.jsonl")
+    result = invoke(*command)
+    rows = read_rows(here / "captions.jsonl")
+    assert result.exit_code == 0
+    assert rows[:3] == first
+    assert [row["file_name"] for row in rows] == names_below(scenes)
+    assert {(row["status"], row["width"], row["height"]) for row in rows} == {("ok", 64, 48)}
+    assert invoke(*command, "-o", "at_once.jsonl").exit_code == 0
+    assert read_rows(here / "at_once.jsonl") == rows
+    settings = json.loads(invoke("status", "captions.jsonl", "--json").stdout)["settings"]
+    assert (settings["prompt"], settings["system"], settings["max_pixels"]) == ("Describe this image.", "be brief", 900)
+    for other in (("--max-pixels", "800"), ("--system", "be long"), ("--prompt", "what?")):
+        result = invoke(*command, *other)
+        assert result.exit_code == 5
+        assert f"was made with other settings: {other[0]} was" in result.stderr
+
+
+def test_answers_are_those_to_the_bare_questions(scenes: Path, here: Path, model: tuple[str, ...]) -> None:
+    result = invoke("vqa", scenes, *model, "-q", "what is it?", "-q", "how many are there?")
+    rows = read_rows(here / "answers.jsonl")
+    assert result.exit_code == 0
+    assert len(rows) == 10
+    assert len({row["answer"] for row in rows}) > 2
+    settings = json.loads(invoke("status", "answers.jsonl", "--json").stdout)["settings"]
+    assert (settings["template"], settings["max_pixels"]) == ("{question}", 1024 * 1024)
+
+
+def test_a_name_that_holds_a_special_token_costs_its_own_row(scenes: Path, here: Path, model: tuple[str, ...]) -> None:
+    for name in ("a.png", "<image>.png"):
+        (here / name).write_bytes((scenes / "000.png").read_bytes())
+    result = invoke("caption", ".", *model, "--prompt", "{stem}")
+    assert result.exit_code == 3
+    assert [(row["file_name"], row["error"]) for row in read_rows(here / "captions.jsonl")] == [
+        ("<image>.png", "unsupported"),
+        ("a.png", ""),
+    ]
+
+
+@pytest.mark.parametrize("command", [("match", "--text", "a house"), ("embed",)])
+def test_scores_and_vectors_are_refused_with_models_that_make_them(
+    scenes: Path, here: Path, model: tuple[str, ...], command: tuple[str, ...]
+) -> None:
+    result = invoke(command[0], scenes, *model[:2], *command[1:])
+    assert result.exit_code == 2
+    assert f"family llava, which cannot {command[0]}" in result.stderr
+    assert "tiny-itm" in result.stderr
+
+
+def test_the_benchmark_refuses_to_count_and_says_what_to_do_instead(here: Path, model: tuple[str, ...]) -> None:
+    result = invoke("bench", *model[:2])
+    assert result.exit_code == 2
+    assert "family llava, whose work depends on the image" in result.stderr
+    assert "--limit 200" in result.stderr
+
+
+@pytest.mark.slow
+def test_workers_make_the_same_rows(scenes: Path, here: Path, model: tuple[str, ...]) -> None:
+    assert invoke("caption", scenes, *model, "-o", "one.jsonl").exit_code == 0
+    assert invoke("caption", scenes, *model, "-o", "two.jsonl", "--workers", "2").exit_code == 0
+    assert read_rows(here / "two.jsonl") == read_rows(here / "one.jsonl")

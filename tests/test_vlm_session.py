@@ -1,0 +1,221 @@
+"""Batches of a vision-language model: similar lengths together, halves after out-of-memory, one prompt that fails."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from blip2cap.decode.image import Pixels
+from blip2cap.errors import ImageError, ModelError, UsageError
+from blip2cap.models.checkpoint import find
+from blip2cap.models.vlm.families import VLM_FAMILIES
+from blip2cap.models.vlm.load import load
+from blip2cap.models.vlm.model import Vlm
+from blip2cap.models.vlm.prompts import Prompter
+from blip2cap.options import GenerateOptions, ModelOptions
+from blip2cap.records import Prompt
+
+SHORT = GenerateOptions(max_new_tokens=4)
+
+
+def load_kind(vlm_checkpoints: Callable[[str], Path], kind: str) -> Vlm:
+    options = ModelOptions(name=str(vlm_checkpoints(kind)), device="cpu", dtype="float32")
+    return load(find(options), options)
+
+
+@pytest.fixture
+def llava(vlm_checkpoints: Callable[[str], Path]) -> Vlm:
+    return load_kind(vlm_checkpoints, "llava")
+
+
+@pytest.fixture(scope="module")
+def images() -> list[Pixels]:
+    rng = np.random.default_rng(5)
+    return [rng.integers(0, 256, (30, 40, 3), dtype=np.uint8) for _ in range(6)]
+
+
+def ask(*texts: str) -> list[Prompt]:
+    return [Prompt(image=at, text=text, name=f"{at}") for at, text in enumerate(texts)]
+
+
+@pytest.fixture
+def batches(llava: Vlm, monkeypatch: pytest.MonkeyPatch) -> list[list[str]]:
+    """The texts of each batch that is made from here on."""
+    made: list[list[str]] = []
+    make = llava.prompter.inputs
+
+    def watch(images: Sequence[Pixels], texts: Sequence[str]) -> dict[str, torch.Tensor]:
+        made.append(list(texts))
+        return make(images, texts)
+
+    monkeypatch.setattr(llava.prompter, "inputs", watch)
+    return made
+
+
+def test_prompts_of_similar_length_are_in_one_batch(llava: Vlm, images: list[Pixels], batches: list[list[str]]) -> None:
+    llava.generate(
+        images,
+        ask("what is it?", "how many words are there?", *["what is it?"] * 2, "how many words are there?"),
+        SHORT,
+        capacity=3,
+    )
+    assert [{len(text) for text in batch} for batch in batches] == [{len(batches[0][0])}, {len(batches[1][0])}]
+    assert [len(batch) for batch in batches] == [3, 2]
+
+
+def test_after_out_of_memory_halves_are_tried_and_batches_stay_small(
+    llava: Vlm, images: list[Pixels], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    prompts = ask(*["what is it?"] * 6)
+    expected = llava.generate(images, prompts, SHORT, capacity=6)
+    sizes: list[int] = []
+    generate = llava.network.generate
+
+    def two_fit(**inputs: Any) -> Any:
+        sizes.append(len(inputs["input_ids"]))
+        if sizes[-1] > 2:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return generate(**inputs)
+
+    monkeypatch.setattr(llava.network, "generate", two_fit)
+    session = llava.start_texts(SHORT, capacity=4)
+    tickets = session.add(session.encode(images), prompts)
+    results: dict[int, Any] = {}
+    while session.num_pending:
+        results.update(session.advance())
+    assert [results[ticket] for ticket in tickets] == expected
+    assert (session.capacity, sizes) == (2, [4, 2, 2, 2])
+
+
+def test_a_text_that_does_not_fit_the_memory_fails_alone(
+    llava: Vlm, images: list[Pixels], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    generate = llava.network.generate
+
+    def short_ones_fit(**inputs: Any) -> Any:
+        if int(inputs["attention_mask"].sum(1).max()) > 30:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return generate(**inputs)
+
+    monkeypatch.setattr(llava.network, "generate", short_ones_fit)
+    options = GenerateOptions(max_new_tokens=4, temperature=1.0, num_captions=2)
+    good, bad = llava.generate(images, ask("it", "it is " * 30), options, capacity=4)
+    assert isinstance(good, list)
+    assert len(good) == 2
+    assert isinstance(bad, ImageError)
+    assert bad.code == "out_of_memory"
+
+
+@pytest.mark.parametrize("text", ["what is <image> it?", "</s> what is it?", "it is " * 1200])
+def test_a_prompt_that_the_model_does_not_take_fails_alone(llava: Vlm, images: list[Pixels], text: str) -> None:
+    good, bad, other = llava.generate(images, ask("what is it?", text, "what is it?"), SHORT, capacity=4)
+    assert isinstance(good, list)
+    assert isinstance(other, list)
+    assert isinstance(bad, ImageError)
+    assert bad.code == "unsupported"
+    assert ("special token" in bad.detail) == ("<" in text)
+
+
+def test_an_image_that_the_processor_does_not_take_fails_alone(
+    llava: Vlm, images: list[Pixels], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    make = llava.prompter.inputs
+
+    def no_black(images: Sequence[Pixels], texts: Sequence[str]) -> dict[str, torch.Tensor]:
+        if not all(pixels_HWC.any() for pixels_HWC in images):
+            raise ValueError("absolute aspect ratio must be smaller than 200")
+        return make(images, texts)
+
+    monkeypatch.setattr(llava.prompter, "inputs", no_black)
+    pictures = [images[0], np.zeros_like(images[0]), images[1]]
+    good, bad, other = llava.generate(pictures, ask(*["what is it?"] * 3), SHORT, capacity=3)
+    assert good != other
+    assert isinstance(bad, ImageError)
+    assert (bad.code, "aspect ratio" in bad.detail) == ("unsupported", True)
+
+
+def test_options_and_prompts_that_can_never_be_are_refused_before_the_first_image(
+    llava: Vlm, vlm_checkpoints: Callable[[str], Path]
+) -> None:
+    llava.check(GenerateOptions(max_new_tokens=2000, system="be brief"), ["what is it?"])
+    with pytest.raises(UsageError, match="max_new_tokens 2048: this model takes at most 2048 tokens"):
+        llava.check(GenerateOptions(max_new_tokens=2048))
+    with pytest.raises(UsageError, match=r'prompt "a <image>": holds <image>, a special token of this model'):
+        llava.check(SHORT, ["a <image>"])
+    with pytest.raises(UsageError, match=r'prompt "</s>": holds </s>'):
+        llava.check(GenerateOptions(system="</s>"))
+    processor = llava.prompter.processor
+    processor.chat_template = processor.chat_template.replace("for turn in messages", "for turn in messages[-1:]")
+    with pytest.raises(UsageError, match="system: the chat template of this model writes no system's turn"):
+        llava.check(GenerateOptions(system="be brief"))
+
+
+def test_templates_that_take_plain_texts_and_place_the_image_themselves_are_used_so(
+    llava: Vlm, images: list[Pixels]
+) -> None:
+    prompts = ask("what is it?")
+    expected = llava.generate(images, prompts, SHORT)
+    processor = llava.prompter.processor
+    start = "{{ bos_token }}{% for turn in messages %}{{ turn['role'].upper() }}: <image>\n"
+    end = "{% endfor %}{% if add_generation_prompt %}ASSISTANT:{% endif %}"
+    processor.chat_template = start + "{{ turn['content'] | trim }} " + end
+    prompter = Prompter(processor, VLM_FAMILIES["llava"], llava.checkpoint)
+    assert prompter.write("what is it?", None) == "<s>USER: <image>\nwhat is it? ASSISTANT:"
+    llava.prompter = prompter
+    assert llava.generate(images, prompts, SHORT) == expected
+    processor.chat_template = "{% for turn in messages %}{{ turn['content'][1]['text'] }}{% endfor %}"
+    with pytest.raises(ModelError, match="its chat template writes no prompt with one image"):
+        Prompter(processor, VLM_FAMILIES["llava"], llava.checkpoint)
+
+
+def test_places_in_texts_of_florence_are_kept_and_other_special_tokens_are_not(
+    vlm_checkpoints: Callable[[str], Path],
+) -> None:
+    model = load_kind(vlm_checkpoints, "florence2")
+    tokenizer = model.prompter.tokenizer
+    ids = tokenizer("<s>it<loc_3><loc_7><pad>", add_special_tokens=False).input_ids
+    assert model.read_text(ids).text == "it<loc_3><loc_7>"
+    model.check(SHORT, ["<REGION_TO_CATEGORY><loc_1><loc_2><loc_3><loc_4>", "<OD>"])
+    with pytest.raises(UsageError, match="holds <image>"):
+        model.check(SHORT, ["<image>"])
+    assert model.prompter.write("<OD>", None) == "<OD>"
+
+
+@pytest.mark.parametrize("kind", [name for name, family in VLM_FAMILIES.items() if family.shares_images])
+def test_an_image_is_computed_once_for_all_its_questions_with_the_same_texts(
+    vlm_checkpoints: Callable[[str], Path], images: list[Pixels], kind: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = load_kind(vlm_checkpoints, kind)
+    questions = ("what is it?", "how many words are there in this image?", "what colour?", "what colour is it in here?")
+    prompts = [Prompt(image=at, text=text, name="") for text in questions for at in range(2)]
+    alone = [model.generate([images[each.image]], [replace(each, image=0)], SHORT)[0] for each in prompts]
+    num_made: list[int] = []
+    make = model.prompter.inputs
+
+    def watch(images: Sequence[Pixels], texts: Sequence[str]) -> dict[str, torch.Tensor]:
+        num_made.append(len(texts))
+        return make(images, texts)
+
+    monkeypatch.setattr(model.prompter, "inputs", watch)
+    assert model.generate(images[:2], prompts, SHORT, capacity=8) == alone
+    assert num_made == [2]
+    assert model.generate(images[:2], prompts, GenerateOptions(max_new_tokens=4, num_beams=2), capacity=8)
+    assert num_made == [2, 8]  # not for beams
+    sampled = GenerateOptions(max_new_tokens=4, temperature=1.0, num_captions=3)
+    assert len({str(each) for each in model.generate(images[:1], prompts[:1], sampled)[0]}) == 3  # type: ignore[union-attr]
+    assert num_made == [2, 8, 1]
+
+
+def test_an_image_is_not_shared_if_the_tokens_after_it_depend_on_those_before(
+    llava: Vlm, images: list[Pixels], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    prompts = [Prompt(image=0, text=text, name="") for text in ("what is it?", "what colour?")]
+    expected = llava.generate(images, prompts, SHORT)
+    monkeypatch.setattr(llava.prompter, "ids_after_image", lambda text: [5, 6, 7])
+    assert llava.generate(images, prompts, SHORT) == expected
