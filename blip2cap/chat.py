@@ -32,7 +32,8 @@ class Chat:
     ) -> None:
         """`image` as in `Captioner.caption`. Raises ImageError if it cannot be read."""
         family = FAMILIES[model.checkpoint.family]
-        family.check_task("vqa", model.checkpoint)
+        family.check_task("chat", model.checkpoint)
+        family.check_system(options, model.checkpoint)
         if options.num_captions > 1:
             raise UsageError(f"num_captions={options.num_captions}: a conversation goes on from one answer. Give 1.")
         self.model, self.options = cast(TextModel, model), options  # as it can do vqa
@@ -50,7 +51,7 @@ class Chat:
         """Begin a new conversation about another image. After an ImageError the old one goes on."""
         with closing(self.model.image_input.open(self._decode)) as decoder:
             ref, decoded = decode_image(image, "image", decoder, self._decode)
-        self._features = self.model.start_texts(self.options, capacity=1).encode([decoded.content])
+        self._features = self.model.start_chat(self.options, on_text=lambda text: None).encode([decoded.content])
         self.image_name = ref.name
         self.reset()
 

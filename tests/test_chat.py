@@ -110,7 +110,7 @@ def test_an_empty_question_is_refused(captioner: Captioner, image: Path) -> None
 def test_a_model_that_answers_no_questions_is_refused(image: Path) -> None:
     model: Any = FakeModel()
     model.checkpoint = model.checkpoint.__class__(**{**_fields(model.checkpoint), "family": "matching"})
-    with pytest.raises(UsageError, match="cannot vqa"):
+    with pytest.raises(UsageError, match="cannot chat"):
         Chat(model, image)
 
 

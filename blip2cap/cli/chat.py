@@ -50,7 +50,7 @@ def chat(
             say(clean(line))
 
     checkpoint = find(model, say=tell, quiet=report.quiet)
-    FAMILIES[checkpoint.family].check_task("vqa", checkpoint)
+    FAMILIES[checkpoint.family].check_task("chat", checkpoint)
     tell(f"loading {checkpoint.name} ...")
     loaded = load(checkpoint, model)
     try:

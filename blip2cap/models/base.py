@@ -147,8 +147,8 @@ class Family:
     """Name of its class among `architectures` in config.json, where `model_type` is shared; "": any."""
     text_types: tuple[str, ...] = ()
     """Types of language models that are supported; empty: any."""
-    tasks: tuple[str, ...] = ("caption", "vqa", "embed")
-    """Names of the tasks that its models can do."""
+    tasks: tuple[str, ...] = ("caption", "vqa", "embed", "chat")
+    """Names of the tasks that its models can do; `chat` is a conversation, which makes no rows."""
     caption_prompt: str = ""
     """Beginning of a caption unless --prompt is given."""
     vqa_template: str = "{question}"
@@ -173,6 +173,14 @@ class Family:
             and (not self.architecture or self.architecture in (config.get("architectures") or ()))
             and (not self.text_types or text_type(config) in self.text_types)
         )
+
+    def check_system(self, options: GenerateOptions, checkpoint: Checkpoint) -> None:
+        """Raise UsageError for --system if its models have no system's turn."""
+        if options.system is not None and not self.has_system_turn:
+            raise UsageError(
+                f"--system: --model {checkpoint.name} is of the family {self.name}, which has no system's turn. "
+                "Leave it out."
+            )
 
     def max_pixels(self, options: ModelOptions) -> int | None:
         """Return the number of pixels that an image may have; None if all have one size.

@@ -91,7 +91,7 @@ _ALL = (
         Family(
             name=each.name,
             model_type=each.name,
-            tasks=("caption", "vqa"),
+            tasks=("caption", "vqa", "chat") if each.has_chat else ("caption", "vqa"),
             caption_prompt=each.caption_prompt,
             vqa_template=each.vqa_template,
             has_system_turn=each.has_chat,

@@ -82,11 +82,7 @@ class TextTask(SameLabels):
     def for_checkpoint(self, checkpoint: Checkpoint, family: Family) -> Self:
         """Return the task with the template of a family, unless one was given."""
         family.check_task(self.name, checkpoint)
-        if self.generate.system is not None and not family.has_system_turn:
-            raise UsageError(
-                f"--system: --model {checkpoint.name} is of the family {family.name}, which has no system's turn. "
-                "Leave it out."
-            )
+        family.check_system(self.generate, checkpoint)
         return self if self.template is not None else replace(self, template=self._default_template(family))
 
     def check(self, model: Any) -> None:

@@ -11,8 +11,9 @@ import torch
 from blip2cap.decode.image import Pixels
 from blip2cap.decode.inputs import ImageInput, ResizedInput
 from blip2cap.errors import UsageError
-from blip2cap.models.base import Checkpoint, Result, TextModel
+from blip2cap.models.base import Checkpoint, OnText, Result, TextModel
 from blip2cap.models.blip2.sampling import end_ids
+from blip2cap.models.vlm.chat import VlmChat
 from blip2cap.models.vlm.prompts import Prompter
 from blip2cap.models.vlm.session import VlmSession
 from blip2cap.options import GenerateOptions
@@ -77,6 +78,24 @@ class Vlm(TextModel):
     def start_texts(self, options: GenerateOptions, *, capacity: int | None) -> VlmSession:
         """Open a session that generates at most `capacity` texts at once; None: a number for the device."""
         return VlmSession(self, options, capacity=capacity)
+
+    def start_chat(self, options: GenerateOptions, *, on_text: OnText) -> VlmChat:
+        """Open a session for one prompt at a time."""
+        return VlmChat(self, options, on_text)
+
+    def on_device(self, value: torch.Tensor) -> torch.Tensor:
+        """Return an input of the network on its device, and in its dtype if it is no integer."""
+        value = value.to(self.device)
+        return value.to(self.dtype) if value.is_floating_point() else value
+
+    def check_length(self, num_tokens: int, options: GenerateOptions) -> None:
+        """Raise ValueError if a prompt of this length and its text are too long for the language model."""
+        most = self.num_positions
+        if most is not None and not self.is_encoder_decoder and num_tokens + options.max_new_tokens > most:
+            raise ValueError(
+                f"image and prompt take {num_tokens} tokens, --max-new-tokens {options.max_new_tokens}, together at "
+                f"most {most}"
+            )
 
     def generate(
         self,

@@ -16,6 +16,7 @@ from blip2cap.decode.image import Pixels
 from blip2cap.errors import ModelError
 from blip2cap.models.base import HINT, Checkpoint
 from blip2cap.models.vlm.families import VlmFamily
+from blip2cap.records import Turn
 
 _PROBE, _SYSTEM_PROBE = "an example of a prompt", "an example of instructions"
 PROCESSOR_ERRORS = (ValueError, TypeError, IndexError, KeyError, ZeroDivisionError, RuntimeError, TemplateError)
@@ -70,18 +71,25 @@ class Prompter:
         held = [token for token in self.special_tokens | self.image_tokens if token in text]
         return min(held, default=None)
 
-    def write(self, prompt: str, system: str | None) -> str:
-        """Return a prompt as the processor takes it, with the tokens around it."""
+    def write(self, prompt: str, system: str | None, turns: Sequence[Turn] = ()) -> str:
+        """Return a prompt as the processor takes it, with the tokens around it, after the earlier turns."""
         if not self.family.has_chat:
+            assert not turns, "a family without a chat template cannot chat"
             return self.family.prefix + prompt
-        is_text = self._form == "text"
-        turns: list[dict[str, Any]] = []
+        said = [each for turn in turns for each in (("user", turn.question), ("assistant", turn.answer))]
+        said.append(("user", prompt))
+        written: list[dict[str, Any]] = []
         if system is not None:
-            turns.append({"role": "system", "content": system if is_text else [{"type": "text", "text": system}]})
-        parts = [{"type": "image"}, {"type": "text", "text": prompt}]
-        turns.append({"role": "user", "content": prompt if is_text else parts})
-        written: str = self.processor.apply_chat_template(turns, tokenize=False, add_generation_prompt=True)
-        return written
+            written.append({"role": "system", "content": self._content(system)})
+        for number, (role, text) in enumerate(said):
+            written.append({"role": role, "content": self._content(text, with_image=number == 0)})
+        whole: str = self.processor.apply_chat_template(written, tokenize=False, add_generation_prompt=True)
+        return whole
+
+    def _content(self, text: str, *, with_image: bool = False) -> str | list[dict[str, str]]:
+        if self._form == "text":
+            return text
+        return [*([{"type": "image"}] if with_image else []), {"type": "text", "text": text}]
 
     def ids_after_image(self, text: str) -> list[int]:
         """Return the tokens of a text of `write` after the token of its image; [] if they are not known."""

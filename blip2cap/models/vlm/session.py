@@ -183,8 +183,8 @@ class VlmSession(Session):
             shared = share(model.prompter, images, texts) if self._shares else None
             inputs = model.prompter.inputs(images, texts) if shared is None else shared.prefix
             num_tokens = inputs["input_ids"].shape[1] + (0 if shared is None else shared.ids_NS.shape[1])
-            self._check_length(num_tokens)
-            inputs = {name: self._on_device(value) for name, value in inputs.items()}
+            model.check_length(num_tokens, options)
+            inputs = {name: self.model.on_device(value) for name, value in inputs.items()}
         with model.watch.measure("generate"):
             if shared is None:
                 output_NT = model.network.generate(**inputs, generation_config=config, logits_processor=processors)
@@ -192,27 +192,14 @@ class VlmSession(Session):
             else:
                 shared = SharedPrompts(
                     prefix=inputs,
-                    ids_NS=self._on_device(shared.ids_NS),
-                    mask_NS=self._on_device(shared.mask_NS),
-                    image_of_N=self._on_device(shared.image_of_N),
+                    ids_NS=self.model.on_device(shared.ids_NS),
+                    mask_NS=self.model.on_device(shared.mask_NS),
+                    image_of_N=self.model.on_device(shared.image_of_N),
                 )
                 output_NT = generate(model.network, shared, generation_config=config, logits_processor=processors)
         generated = [model.read_text(ids) for ids in output_NT.tolist()]
         num_each = len(generated) // len(batch)
         return [generated[at : at + num_each] for at in range(0, len(generated), num_each)]
-
-    def _on_device(self, value: torch.Tensor) -> torch.Tensor:
-        value = value.to(self.model.device)
-        return value.to(self.model.dtype) if value.is_floating_point() else value
-
-    def _check_length(self, num_tokens: int) -> None:
-        """Raise ValueError if the longest prompt and its text are too long for the language model."""
-        most = self.model.num_positions
-        if most is not None and not self.model.is_encoder_decoder and num_tokens + self.options.max_new_tokens > most:
-            raise ValueError(
-                f"image and prompt take {num_tokens} tokens, --max-new-tokens {self.options.max_new_tokens}, together "
-                f"at most {most}"
-            )
 
     def _deliver(self, row: _Row, texts: list[Generated]) -> None:
         if row.ticket in self._failed:
