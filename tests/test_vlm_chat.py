@@ -1,4 +1,4 @@
-"""Conversations with vision-language models: as transformers writes and generates them, with the image computed once."""
+"""Conversations with vision-language models: as transformers writes and generates them, each image computed once."""
 
 from __future__ import annotations
 
@@ -98,7 +98,7 @@ def test_samples_depend_on_the_seed_and_the_turn(folder: Path, picture: Image.Im
 def test_a_family_without_a_chat_template_is_refused(
     vlm_checkpoints: Callable[[str], Path], picture: Image.Image
 ) -> None:
-    with pytest.raises(UsageError, match="paligemma, which cannot chat. It can: caption, vqa"):
+    with pytest.raises(UsageError, match=r"paligemma, which cannot chat\. It can: caption, vqa"):
         Chat(load_model(vlm_checkpoints("paligemma")), picture)
 
 

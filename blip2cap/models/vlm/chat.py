@@ -126,7 +126,7 @@ class VlmChat(Session):
         self._on_text(self.model.read_text(ids).text)
 
 
-class _Growing(BaseStreamer):  # type: ignore[misc]
+class _Growing(BaseStreamer):
     """Tells the text of each step."""
 
     def __init__(self, chat: VlmChat) -> None:
