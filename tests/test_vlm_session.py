@@ -214,10 +214,11 @@ def test_an_image_is_computed_once_for_all_its_questions_with_the_same_texts(
     assert num_made == [2, 9, 1]
 
 
+@pytest.mark.parametrize("temperature", [None, 1.0])
 def test_texts_that_have_ended_leave_the_batch(
-    llava: Vlm, images: list[Pixels], monkeypatch: pytest.MonkeyPatch
+    llava: Vlm, images: list[Pixels], monkeypatch: pytest.MonkeyPatch, temperature: float | None
 ) -> None:
-    options = GenerateOptions(max_new_tokens=30, repetition_penalty=1.5)
+    options = GenerateOptions(max_new_tokens=30, repetition_penalty=1.5, temperature=temperature)
     prompts = ask(*["what is it?"] * 6)
     alone = [llava.generate([images[each.image]], [replace(each, image=0)], options)[0] for each in prompts]
     sizes: list[tuple[int, int]] = []
