@@ -6,8 +6,12 @@ import json
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import pytest
+from PIL import Image
 
+from blip2cap.captioner import Captioner
+from blip2cap.options import GenerateOptions
 from tests.commands import invoke, names_below, read_rows
 
 
@@ -20,7 +24,7 @@ def model(vlm_checkpoints: Callable[[str], Path]) -> tuple[str, ...]:
 def test_captions_are_resumed_with_the_same_prompt_system_and_pixels(
     scenes: Path, here: Path, model: tuple[str, ...]
 ) -> None:
-    command = ("caption", scenes, *model, "--max-pixels", "900", "--system", "be brief", "--batch-size", "2")
+    command = ("caption", str(scenes), *model, "--max-pixels", "900", "--system", "be brief", "--batch-size", "2")
     assert invoke(*command, "--limit", "3").exit_code == 0
     first = read_rows(here / "captions.jsonl")
     result = invoke(*command)
@@ -75,6 +79,26 @@ def test_the_benchmark_refuses_to_count_and_says_what_to_do_instead(here: Path, 
     assert result.exit_code == 2
     assert "family llava, whose work depends on the image" in result.stderr
     assert "--limit 200" in result.stderr
+
+
+def test_from_python_images_in_memory_have_the_texts_of_their_files(
+    scenes: Path, here: Path, vlm_checkpoints: Callable[[str], Path]
+) -> None:
+    captioner = Captioner.load(str(vlm_checkpoints("llava")), device="cpu", dtype="float32", max_pixels=900)
+    paths = sorted(scenes.glob("*.png"))
+    options = GenerateOptions(max_new_tokens=6)
+    expected = captioner.caption(paths, options=options)
+    pictures = [Image.open(path) for path in paths]
+    assert captioner.caption([*pictures, np.asarray(pictures[0])], options=options) == [*expected, expected[0]]
+    captioner.caption_folder(scenes, out="rows.jsonl", options=options)
+    assert [row["text"] for row in read_rows(here / "rows.jsonl")][: len(paths)] == expected
+    assert json.loads(invoke("status", "rows.jsonl", "--json").stdout)["settings"]["max_pixels"] == 900
+
+
+def test_the_loop_guard_regenerates_texts_of_these_models_too(scenes: Path, here: Path, model: tuple[str, ...]) -> None:
+    result = invoke("caption", scenes, *model, "--loop-guard", "--system", "be brief")
+    assert result.exit_code == 0
+    assert [row["status"] for row in read_rows(here / "captions.jsonl")] == ["ok"] * 5
 
 
 @pytest.mark.slow

@@ -3,15 +3,12 @@
 from __future__ import annotations
 
 import functools
-import itertools
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-import torch
-from PIL import Image
 from transformers import AutoModelForImageTextToText, AutoProcessor
 
 from blip2cap.decode.image import Pixels
@@ -22,12 +19,15 @@ from blip2cap.models.vlm.model import Vlm
 from blip2cap.options import GenerateOptions, ModelOptions
 from blip2cap.records import Prompt
 from tests.vlm_checkpoints import VLM_KINDS
+from tests.vlm_in_memory import KINDS_IN_MEMORY, make_in_memory
+from tests.vlm_plain import generate_plainly
 
 PROMPTS = ("Describe this image.", "what is it?", "how many words are there in this image of a colour?")
 OPTIONS = {
     "greedy": GenerateOptions(max_new_tokens=10),
     "beams": GenerateOptions(max_new_tokens=7, num_beams=3, num_captions=2, length_penalty=-1.0),
-    "rules": GenerateOptions(max_new_tokens=9, min_new_tokens=4, repetition_penalty=1.4, no_repeat_ngram_size=2),
+    "rules": GenerateOptions(max_new_tokens=10, repetition_penalty=1.4, no_repeat_ngram_size=2),
+    "least": GenerateOptions(max_new_tokens=9, min_new_tokens=4, repetition_penalty=1.4),
 }
 
 
@@ -58,38 +58,7 @@ def images() -> list[Pixels]:
 def by_the_book(
     folder: Path, pixels_HWC: Pixels, prompt: str, options: GenerateOptions, system: str | None = None
 ) -> list[tuple[str, int]]:
-    """Generate for one image with transformers alone; return the texts and their numbers of tokens."""
-    processor, network = load_plain(folder)
-    picture = Image.fromarray(pixels_HWC)
-    if processor.chat_template is not None:
-        turns: list[dict[str, Any]] = [
-            {"role": "user", "content": [{"type": "image", "image": picture}, {"type": "text", "text": prompt}]}
-        ]
-        if system is not None:
-            turns.insert(0, {"role": "system", "content": [{"type": "text", "text": system}]})
-        settings = {"tokenize": True, "return_dict": True, "return_tensors": "pt"}
-        inputs = processor.apply_chat_template([turns], add_generation_prompt=True, **settings)
-    else:
-        image = "<image>" if folder.name.startswith("paligemma") else ""
-        inputs = processor(images=picture, text=image + prompt, return_tensors="pt")
-        inputs.pop("labels", None)
-    with torch.inference_mode():
-        output = network.generate(
-            **inputs,
-            max_new_tokens=options.max_new_tokens,
-            min_new_tokens=options.min_new_tokens or None,
-            num_beams=options.num_beams,
-            num_return_sequences=options.num_captions,
-            length_penalty=options.length_penalty,
-            repetition_penalty=options.repetition_penalty,
-            no_repeat_ngram_size=options.no_repeat_ngram_size,
-            do_sample=False,
-        )
-    num_given = 1 if network.config.is_encoder_decoder else inputs["input_ids"].shape[1]
-    ends = network.generation_config.eos_token_id
-    rows = [list(itertools.takewhile(lambda token: token not in ends, row)) for row in output[:, num_given:].tolist()]
-    keeps = folder.name.startswith("florence2")
-    return [(processor.tokenizer.decode(row, skip_special_tokens=not keeps).strip(), len(row)) for row in rows]
+    return generate_plainly(*load_plain(folder), pixels_HWC, prompt, options, system)
 
 
 def counted(results: list[Any]) -> list[list[tuple[str, int]]]:
@@ -101,7 +70,7 @@ def all_prompts(images: list[Pixels]) -> list[Prompt]:
 
 
 @pytest.mark.parametrize(
-    "name", ["greedy", *(pytest.param(each, marks=pytest.mark.slow) for each in ("beams", "rules"))]
+    "name", ["greedy", *(pytest.param(each, marks=pytest.mark.slow) for each in ("beams", "rules", "least"))]
 )
 def test_texts_equal_those_of_transformers_token_for_token(folder: Path, images: list[Pixels], name: str) -> None:
     options = OPTIONS[name]
@@ -113,7 +82,7 @@ def test_texts_equal_those_of_transformers_token_for_token(folder: Path, images:
 
 def test_a_text_depends_neither_on_batch_size_nor_order_nor_neighbours(folder: Path, images: list[Pixels]) -> None:
     model, prompts = load_model(folder), all_prompts(images)
-    for options in (OPTIONS["greedy"], GenerateOptions(temperature=1.5, top_k=50, num_captions=2, max_new_tokens=6)):
+    for options in (OPTIONS["greedy"], GenerateOptions(temperature=1.5, top_k=50, num_captions=2, max_new_tokens=12)):
         together = model.generate(images, prompts, options, capacity=64)
         alone = []
         for prompt in prompts:
@@ -142,3 +111,17 @@ def test_texts_end_at_the_ends_of_the_model_and_are_counted(folder: Path, images
     assert any(each.finish_reason == "stop" for each in generated)
     assert all((each.finish_reason == "length") == (each.num_tokens == 30) for each in generated)
     assert len({each.num_tokens for each in generated}) > 1
+
+
+@pytest.mark.parametrize("kind", KINDS_IN_MEMORY)
+def test_families_that_take_videos_too_make_the_texts_of_transformers_in_any_batch(
+    kind: str, images: list[Pixels]
+) -> None:
+    model, prompts = make_in_memory(kind), all_prompts(images)
+    expected = [
+        generate_plainly(model.prompter.processor, model.network, images[each.image], each.text, OPTIONS["greedy"])
+        for each in prompts
+    ]
+    for capacity in (64, 4, 1):
+        assert counted(model.generate(images, prompts, OPTIONS["greedy"], capacity=capacity)) == expected
+    assert len({text for row in expected for text in row}) > len(PROMPTS)

@@ -19,7 +19,8 @@ from blip2cap.models.vlm.load import load
 from blip2cap.models.vlm.model import Vlm
 from blip2cap.models.vlm.prompts import Prompter
 from blip2cap.options import GenerateOptions, ModelOptions
-from blip2cap.records import Prompt
+from blip2cap.records import Generated, Prompt
+from tests.vlm_in_memory import KINDS_IN_MEMORY, make_in_memory
 
 SHORT = GenerateOptions(max_new_tokens=4)
 
@@ -191,9 +192,10 @@ def test_places_in_texts_of_florence_are_kept_and_other_special_tokens_are_not(
 def test_an_image_is_computed_once_for_all_its_questions_with_the_same_texts(
     vlm_checkpoints: Callable[[str], Path], images: list[Pixels], kind: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    model = load_kind(vlm_checkpoints, kind)
+    model = make_in_memory(kind) if kind in KINDS_IN_MEMORY else load_kind(vlm_checkpoints, kind)
     questions = ("what is it?", "how many words are there in this image?", "what colour?", "what colour is it in here?")
     prompts = [Prompt(image=at, text=text, name="") for text in questions for at in range(2)]
+    prompts.append(Prompt(image=0, text="it?", name=""))  # the first prompts of the two have different lengths
     alone = [model.generate([images[each.image]], [replace(each, image=0)], SHORT)[0] for each in prompts]
     num_made: list[int] = []
     make = model.prompter.inputs
@@ -203,13 +205,35 @@ def test_an_image_is_computed_once_for_all_its_questions_with_the_same_texts(
         return make(images, texts)
 
     monkeypatch.setattr(model.prompter, "inputs", watch)
-    assert model.generate(images[:2], prompts, SHORT, capacity=8) == alone
+    assert model.generate(images[:2], prompts, SHORT, capacity=9) == alone
     assert num_made == [2]
-    assert model.generate(images[:2], prompts, GenerateOptions(max_new_tokens=4, num_beams=2), capacity=8)
-    assert num_made == [2, 8]  # not for beams
+    assert model.generate(images[:2], prompts, GenerateOptions(max_new_tokens=4, num_beams=2), capacity=9)
+    assert num_made == [2, 9]  # not for beams
     sampled = GenerateOptions(max_new_tokens=4, temperature=1.0, num_captions=3)
     assert len({str(each) for each in model.generate(images[:1], prompts[:1], sampled)[0]}) == 3  # type: ignore[union-attr]
-    assert num_made == [2, 8, 1]
+    assert num_made == [2, 9, 1]
+
+
+@pytest.mark.parametrize("temperature", [None, 1.0])
+def test_texts_that_have_ended_leave_the_batch(
+    llava: Vlm, images: list[Pixels], monkeypatch: pytest.MonkeyPatch, temperature: float | None
+) -> None:
+    options = GenerateOptions(max_new_tokens=30, repetition_penalty=1.5, temperature=temperature)
+    prompts = ask(*["what is it?"] * 6)
+    alone = [llava.generate([images[each.image]], [replace(each, image=0)], options)[0] for each in prompts]
+    sizes: list[tuple[int, int]] = []
+    generate = llava.network.generate
+
+    def watch(**inputs: Any) -> Any:
+        sizes.append((len(inputs["input_ids"]), inputs["generation_config"].max_new_tokens))
+        return generate(**inputs)
+
+    monkeypatch.setattr(llava.network, "generate", watch)
+    assert llava.generate(images, prompts, options, capacity=6) == alone
+    lengths = [each.num_tokens + (each.finish_reason == "stop") for (each,) in alone if isinstance(each, Generated)]
+    expected = [(sum(length > done for length in lengths), new) for done, new in ((0, 8), (8, 8), (16, 8), (24, 6))]
+    assert sizes == [each for each in expected if each[0]]
+    assert sizes[-1][0] < 6
 
 
 def test_an_image_is_not_shared_if_the_tokens_after_it_depend_on_those_before(

@@ -5,7 +5,6 @@ Their tokenizers are byte-level BPE, trained here on a few words.
 
 from __future__ import annotations
 
-import importlib.util
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -30,8 +29,6 @@ from transformers import (
     PreTrainedTokenizerFast,
     SiglipImageProcessorPil,
 )
-
-from blip2cap.models.vlm.families import VLM_FAMILIES
 
 SIDE = 28
 """Side of the square that most of the image processors make, in pixels."""
@@ -74,18 +71,18 @@ def template(image: str) -> str:
     return PLAIN_TEMPLATE.replace("IMAGE", image)
 
 
-_LAYERS: dict[str, Any] = {
+LAYERS: dict[str, Any] = {
     "hidden_size": 32,
     "intermediate_size": 48,
     "num_hidden_layers": 2,
     "num_attention_heads": 2,
 }
-_CLIP: dict[str, Any] = _LAYERS | {"model_type": "clip_vision_model", "image_size": SIDE, "patch_size": 14}
-_SIGLIP: dict[str, Any] = _CLIP | {"model_type": "siglip_vision_model", "vision_use_head": False}
+_CLIP: dict[str, Any] = LAYERS | {"model_type": "clip_vision_model", "image_size": SIDE, "patch_size": 14}
+SIGLIP: dict[str, Any] = _CLIP | {"model_type": "siglip_vision_model", "vision_use_head": False}
 
 
-def _text(tokenizer: PreTrainedTokenizerFast, model_type: str, **more: Any) -> dict[str, Any]:
-    common = _LAYERS | {"model_type": model_type, "vocab_size": len(tokenizer), "num_key_value_heads": 1}
+def text_config(tokenizer: PreTrainedTokenizerFast, model_type: str, **more: Any) -> dict[str, Any]:
+    common = LAYERS | {"model_type": model_type, "vocab_size": len(tokenizer), "num_key_value_heads": 1}
     ids = {"bos_token_id": 1, "eos_token_id": 2, "pad_token_id": 0, "max_position_embeddings": 2048}
     return common | ids | more
 
@@ -103,7 +100,7 @@ def _llava() -> tuple[Any, Any]:
     )
     return processor, {
         "vision_config": _CLIP,
-        "text_config": _text(tokenizer, "llama"),
+        "text_config": text_config(tokenizer, "llama"),
         "image_token_index": processor.image_token_id,
     }
 
@@ -124,7 +121,7 @@ def _llava_next() -> tuple[Any, Any]:
     )
     return processor, {
         "vision_config": _CLIP,
-        "text_config": _text(tokenizer, "llama"),
+        "text_config": text_config(tokenizer, "llama"),
         "image_token_index": processor.image_token_id,
         "image_grid_pinpoints": grid,
     }
@@ -136,10 +133,10 @@ def _gemma3() -> tuple[Any, Any]:
     images = Gemma3ImageProcessorPil(size={"height": 2 * SIDE, "width": 2 * SIDE})
     processor = Gemma3Processor(images, tokenizer, image_seq_length=4, chat_template=template("<start_of_image>"))
     ids = {f"{each}_index": tokenizer.convert_tokens_to_ids(names[each]) for each in names}
-    text = _text(tokenizer, "gemma3_text", head_dim=16, query_pre_attn_scalar=16, sliding_window=16)
+    text = text_config(tokenizer, "gemma3_text", head_dim=16, query_pre_attn_scalar=16, sliding_window=16)
     text["layer_types"] = ["sliding_attention", "full_attention"]
     return processor, {
-        "vision_config": _SIGLIP | {"image_size": 2 * SIDE},
+        "vision_config": SIGLIP | {"image_size": 2 * SIDE},
         "text_config": text,
         "mm_tokens_per_image": 4,
         **ids,
@@ -151,9 +148,9 @@ def _paligemma() -> tuple[Any, Any]:
     images = SiglipImageProcessorPil(size={"height": SIDE, "width": SIDE})
     images.image_seq_length = 4
     processor = PaliGemmaProcessor(images, tokenizer)
-    text = _text(tokenizer, "gemma", head_dim=16)
+    text = text_config(tokenizer, "gemma", head_dim=16)
     return processor, {
-        "vision_config": _SIGLIP,
+        "vision_config": SIGLIP,
         "text_config": text,
         "image_token_index": processor.image_token_id,
         "vocab_size": len(tokenizer),
@@ -208,7 +205,7 @@ def _idefics3() -> tuple[Any, Any]:
     images = Idefics3ImageProcessorPil(size={"longest_edge": 2 * SIDE}, max_image_size={"longest_edge": SIDE})
     processor = Idefics3Processor(images, tokenizer, image_seq_len=1, chat_template=template("<image>"))
     vision = _CLIP | {"model_type": "idefics3_vision"}
-    text = _text(tokenizer, "llama")
+    text = text_config(tokenizer, "llama")
     ids = {"image_token_id": processor.image_token_id, "pad_token_id": 0}
     return processor, {"vision_config": vision, "text_config": text, "scale_factor": 2, **ids}
 
@@ -222,7 +219,7 @@ def _ovis2() -> tuple[Any, Any]:
     vision = _CLIP | {"model_type": "ovis2_vision", "vocab_size": 40, "hidden_stride": 1}
     return processor, {
         "vision_config": vision | {"num_visual_indicator_tokens": 5},
-        "text_config": _text(tokenizer, "qwen2"),
+        "text_config": text_config(tokenizer, "qwen2"),
         "image_token_id": tokenizer.convert_tokens_to_ids("<IMG_ATOM>"),
         "visual_indicator_token_ids": indicators,
         "vocab_size": len(tokenizer),
@@ -242,17 +239,9 @@ _MAKERS: dict[str, Callable[[], tuple[Any, Any]]] = {
 VLM_KINDS = tuple(_MAKERS)
 
 
-def missing_packages(kind: str) -> list[str]:
-    """Return the packages that the processor of a kind needs and that are not installed."""
-    return [name for name in VLM_FAMILIES[kind].packages if importlib.util.find_spec(name) is None]
-
-
-def make_vlm(folder: Path, kind: str, seed: int = 0) -> Path:
-    """Save a random checkpoint of one of VLM_KINDS in `folder`."""
-    torch.manual_seed(seed)
-    processor, settings = _MAKERS[kind]()
-    config = AutoConfig.for_model(kind, **settings)
-    network = AutoModelForImageTextToText.from_config(config)
+def make_network(kind: str, settings: dict[str, Any]) -> Any:
+    """Make a network with random weights."""
+    network = AutoModelForImageTextToText.from_config(AutoConfig.for_model(kind, **settings))
     # In BART each token would repeat itself, as its output layer is the embedding of its input.
     is_bart = kind == "florence2"
     wide = {"embed_positions": 0.3, "shared": 0.1, "encoder_attn": 1.5, "self_attn": 0.1, "fc": 0.4} if is_bart else {}
@@ -267,6 +256,13 @@ def make_vlm(folder: Path, kind: str, seed: int = 0) -> Path:
     # Many tokens end a text, so texts have different lengths.
     ends = range(2, network.config.get_text_config().vocab_size, 4 if is_bart else 16)
     network.generation_config.eos_token_id = list(ends)
-    network.eval().save_pretrained(folder)
+    return network.eval()
+
+
+def make_vlm(folder: Path, kind: str, seed: int = 0) -> Path:
+    """Save a random checkpoint of one of VLM_KINDS in `folder`."""
+    torch.manual_seed(seed)
+    processor, settings = _MAKERS[kind]()
+    make_network(kind, settings).save_pretrained(folder)
     processor.save_pretrained(folder)
     return folder

@@ -56,11 +56,11 @@ VLM_FAMILIES = {
     for family in (
         VlmFamily(name="llava", shares_images=True),
         VlmFamily(name="llava_next", shares_images=True),
-        VlmFamily(name="llava_onevision", packages=_VIDEO),
+        VlmFamily(name="llava_onevision", packages=_VIDEO, shares_images=True),
         VlmFamily(name="qwen2_vl", packages=_VIDEO),
         VlmFamily(name="qwen2_5_vl", packages=_VIDEO),
         VlmFamily(name="qwen3_vl", packages=_VIDEO),
-        VlmFamily(name="internvl", packages=_VIDEO),
+        VlmFamily(name="internvl", packages=_VIDEO, shares_images=True),
         VlmFamily(name="smolvlm", packages=(*_VIDEO, "num2words")),
         VlmFamily(name="idefics3", shares_images=True),
         VlmFamily(name="gemma3", takes_float16=False),

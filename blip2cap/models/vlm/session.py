@@ -21,8 +21,9 @@ from blip2cap.errors import ImageError
 from blip2cap.models.base import Result, Session
 from blip2cap.models.blip2.sampling import SeededSampling, generation_config, row_seed
 from blip2cap.models.device import memory_errors
+from blip2cap.models.vlm.parts import generate_in_parts
 from blip2cap.models.vlm.prompts import PROCESSOR_ERRORS
-from blip2cap.models.vlm.shared import SharedPrompts, generate, share
+from blip2cap.models.vlm.shared import SharedPrompts, compute_prefix, share
 from blip2cap.options import GenerateOptions
 from blip2cap.records import Generated, Prompt
 
@@ -59,10 +60,12 @@ class VlmSession(Session):
     def __init__(self, model: Vlm, options: GenerateOptions, *, capacity: int | None) -> None:
         self.model, self.options = model, options
         self._capacity = capacity or (_ON_CPU if model.on_cpu else _ON_GPU)
-        # transformers does not copy a given cache for beams, and an n-gram may span the padding between the parts.
-        self._shares = (
-            model.prompter.family.shares_images and options.num_beams == 1 and options.no_repeat_ngram_size == 0
-        )
+        # transformers does not copy a given cache for beams.
+        has_plain_cache = model.prompter.family.shares_images and options.num_beams == 1
+        # An n-gram may span the padding between the parts.
+        self._shares = has_plain_cache and options.no_repeat_ngram_size == 0
+        # With each part transformers would start to count the least number of tokens again.
+        self._leaves = has_plain_cache and options.min_new_tokens == 0
         self._tickets = itertools.count()
         self._num_images = 0
         self._waiting: list[_Row] = []
@@ -184,20 +187,19 @@ class VlmSession(Session):
             inputs = model.prompter.inputs(images, texts) if shared is None else shared.prefix
             num_tokens = inputs["input_ids"].shape[1] + (0 if shared is None else shared.ids_NS.shape[1])
             model.check_length(num_tokens, options)
-            inputs = {name: self.model.on_device(value) for name, value in inputs.items()}
+            inputs = {name: model.on_device(value) for name, value in inputs.items()}
         with model.watch.measure("generate"):
-            if shared is None:
-                output_NT = model.network.generate(**inputs, generation_config=config, logits_processor=processors)
-                output_NT = output_NT[:, 1 if model.is_encoder_decoder else num_tokens :]
+            if shared is not None:
+                here = (model.on_device(each) for each in (shared.ids_NS, shared.mask_NS, shared.image_of_N))
+                ids_NS, mask_NS, image_of_N = here
+                shared = SharedPrompts(prefix=inputs, ids_NS=ids_NS, mask_NS=mask_NS, image_of_N=image_of_N)
+                inputs = compute_prefix(model.network, shared)
+            if self._leaves:
+                new = generate_in_parts(model.network, inputs, config, processors, ends=model.ends)
             else:
-                shared = SharedPrompts(
-                    prefix=inputs,
-                    ids_NS=self.model.on_device(shared.ids_NS),
-                    mask_NS=self.model.on_device(shared.mask_NS),
-                    image_of_N=self.model.on_device(shared.image_of_N),
-                )
-                output_NT = generate(model.network, shared, generation_config=config, logits_processor=processors)
-        generated = [model.read_text(ids) for ids in output_NT.tolist()]
+                output_NT = model.network.generate(**inputs, generation_config=config, logits_processor=processors)
+                new = output_NT[:, 1 if model.is_encoder_decoder else num_tokens :].tolist()
+        generated = [model.read_text(ids) for ids in new]
         num_each = len(generated) // len(batch)
         return [generated[at : at + num_each] for at in range(0, len(generated), num_each)]
 

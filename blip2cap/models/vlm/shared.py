@@ -76,15 +76,12 @@ def _without_rests(inputs: dict[str, torch.Tensor], num_after: Sequence[int]) ->
     return shortened
 
 
-def generate(network: Any, shared: SharedPrompts, **settings: Any) -> torch.Tensor:
-    """Generate with the prefix of each image computed once; return the new tokens of each row."""
+def compute_prefix(network: Any, shared: SharedPrompts) -> dict[str, Any]:
+    """Compute the prefix of each image once; return the inputs of `generate` for all rows, with its cache."""
     mask_IP = shared.prefix["attention_mask"]
     position_ids_IP = (mask_IP.cumsum(-1) - 1).clamp(min=0)
     cache = network(**shared.prefix, position_ids=position_ids_IP, use_cache=True, logits_to_keep=1).past_key_values
     cache.batch_select_indices(shared.image_of_N)
     ids_NT = torch.cat([shared.prefix["input_ids"][shared.image_of_N], shared.ids_NS], dim=1)
     mask_NT = torch.cat([mask_IP[shared.image_of_N], shared.mask_NS], dim=1)
-    output_NT: torch.Tensor = network.generate(
-        input_ids=ids_NT, attention_mask=mask_NT, past_key_values=cache, **settings
-    )
-    return output_NT[:, ids_NT.shape[1] :]
+    return {"input_ids": ids_NT, "attention_mask": mask_NT, "past_key_values": cache}
