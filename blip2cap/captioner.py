@@ -6,6 +6,7 @@ import os
 from collections.abc import Callable, Iterator, Sequence
 from typing import overload
 
+from blip2cap.decode.inputs import ResizedInput
 from blip2cap.engine.run import Engine, RunStats
 from blip2cap.errors import ImageError, UsageError
 from blip2cap.images_in_memory import ImageLike, check_images, raise_with_name, rows_of_images
@@ -59,12 +60,19 @@ class Captioner:
         device: str = "auto",
         device_map: str | None = None,
         quantize: str | None = None,
+        max_pixels: int | None = None,
         batch_size: int | None = None,
         decode: DecodeOptions | None = None,
     ) -> Captioner:
         """Load `tiny`, a local folder or a Hub id. Raises ModelError or UsageError."""
         options = ModelOptions(
-            name=name, revision=revision, dtype=dtype, device=device, device_map=device_map, quantize=quantize
+            name=name,
+            revision=revision,
+            dtype=dtype,
+            device=device,
+            device_map=device_map,
+            quantize=quantize,
+            max_pixels=max_pixels,
         )
         return cls(load(find(options), options), batch_size=batch_size, decode=decode)
 
@@ -205,11 +213,17 @@ class Captioner:
         if os.fspath(out) == "-":
             raise UsageError("out='-' is for the command line. Leave out=None to get the rows.")
         output = OutputOptions(out=os.fspath(out), overwrite=overwrite, retry_failed=retry_failed)
+        taken = self.model.image_input
+        model = ModelOptions(
+            name=self.model.checkpoint.name,
+            quantize=self.model.quantize,
+            max_pixels=taken.max_pixels if isinstance(taken, ResizedInput) else None,
+        )
         job = Job(
             task=task,
             source=source,
             output=output,
-            model=ModelOptions(name=self.model.checkpoint.name, quantize=self.model.quantize),
+            model=model,
             decode=self.decode_options,
             batch=self.batch,
         )

@@ -134,7 +134,7 @@ def register(monkeypatch: pytest.MonkeyPatch, folder: Path) -> Path:
         name=MODEL_TYPE,
         model_type=MODEL_TYPE,
         tasks=("match", "embed"),
-        image_input=lambda checkpoint: SquareInput(8),
+        image_input=lambda checkpoint, options: SquareInput(8),
         load=load,
     )
     monkeypatch.setitem(FAMILIES, family.name, family)

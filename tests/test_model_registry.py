@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
-from blip2cap.decode.inputs import SquareInput
+from blip2cap.decode.inputs import ResizedInput, SquareInput
 from blip2cap.errors import ModelError, UsageError
+from blip2cap.jobs.job import Job
 from blip2cap.models.base import Checkpoint, Family, Model
 from blip2cap.models.checkpoint import find
 from blip2cap.models.registry import FAMILIES, load, recognise
-from blip2cap.options import ModelOptions
+from blip2cap.options import ModelOptions, OutputOptions, SourceOptions
 from blip2cap.prompts import Template
+from blip2cap.tasks.caption import Caption
 from tests.fakes import FakeModel
 
 
@@ -93,7 +96,7 @@ def stub_family(monkeypatch: pytest.MonkeyPatch) -> list[tuple[Checkpoint, Model
         model_type="stub",
         caption_prompt="Describe:",
         vqa_template="{question}",
-        image_input=lambda checkpoint: SquareInput(checkpoint.config["side"]),
+        image_input=lambda checkpoint, options: SquareInput(checkpoint.config["side"]),
         load=load_stub,
     )
     monkeypatch.setitem(FAMILIES, "stub", family)
@@ -108,7 +111,7 @@ def test_a_family_that_is_added_is_found_and_loaded_by_its_own_loader(
     options = ModelOptions(name=str(tmp_path))
     checkpoint = find(options)
     assert checkpoint.family == "stub"
-    assert FAMILIES[checkpoint.family].image_input(checkpoint) == SquareInput(8)
+    assert FAMILIES[checkpoint.family].image_input(checkpoint, options) == SquareInput(8)
     assert isinstance(load(checkpoint, options), FakeModel)
     assert stub_family == [(checkpoint, options)]
     assert find(ModelOptions(name="tiny")).family == "opt"
@@ -125,4 +128,33 @@ def test_a_loaded_model_knows_its_checkpoint() -> None:
     model = load(checkpoint, options)
     assert model.checkpoint == checkpoint
     assert model.fallback_reason == ""
-    assert model.image_input == FAMILIES[checkpoint.family].image_input(checkpoint)
+    assert model.image_input == FAMILIES[checkpoint.family].image_input(checkpoint, options)
+
+
+def test_a_number_of_pixels_is_refused_where_all_images_have_one_size_and_a_setting_elsewhere(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with pytest.raises(
+        UsageError, match=r"max_pixels 500: model tiny is of the family opt, .* one size\. Leave it out"
+    ):
+        find(ModelOptions(name="tiny", max_pixels=500))
+    family = Family(
+        name="any-size",
+        model_type="any-size",
+        any_image_size=True,
+        image_input=lambda checkpoint, options: ResizedInput(family.max_pixels(options) or 0),
+        load=lambda checkpoint, options: FakeModel(),
+    )
+    monkeypatch.setitem(FAMILIES, "any-size", family)
+    (tmp_path / "config.json").write_text(json.dumps({"model_type": "any-size"}))
+    (tmp_path / "model.safetensors").touch()
+    for max_pixels, expected in ((None, 1024 * 1024), (500, 500)):
+        options = ModelOptions(name=str(tmp_path), max_pixels=max_pixels)
+        checkpoint = find(options)
+        assert family.image_input(checkpoint, options) == ResizedInput(expected)
+        job = Job(task=Caption(template=""), source=SourceOptions(inputs=("x",)), output=OutputOptions(), model=options)
+        assert job.model_settings(checkpoint)["max_pixels"] == expected
+    tiny = find(ModelOptions(name="tiny"))
+    assert "max_pixels" not in replace(job, model=ModelOptions(name="tiny")).model_settings(tiny)
+    with pytest.raises(UsageError, match="max_pixels 0: must be 1 or more"):
+        ModelOptions(max_pixels=0)

@@ -141,7 +141,7 @@ STUB = Family(
     name="stub",
     model_type="stub",
     tasks=("score",),
-    image_input=lambda checkpoint: BytesInput(),
+    image_input=lambda checkpoint, options: BytesInput(),
     load=lambda checkpoint, options: Scorer(),
 )
 

@@ -32,7 +32,8 @@ _MOST_IMAGES = 4096
 
 @with_options(
     only=[
-        *("model", "dtype", "quantize", "device", "revision", "random_weights", "batch_size", "decode", "threads"),
+        *("model", "dtype", "quantize", "device", "revision", "random_weights", "max_pixels"),
+        *("batch_size", "decode", "threads"),
         *("max_new_tokens", "min_new_tokens", "num_beams", "quiet", "json"),
     ],
     max_new_tokens=_NEW_TOKENS,

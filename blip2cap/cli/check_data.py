@@ -33,7 +33,7 @@ _DETAIL = 60
     without=[
         "data",
         "skip_bad",
-        *("dtype", "quantize", "device", "device_map", "random_weights"),
+        *("dtype", "quantize", "device", "device_map", "random_weights", "max_pixels"),
         "dry_run",
         "verbose",
     ],

@@ -25,7 +25,7 @@ from blip2cap.workers.options import WorkerOptions
 
 
 @with_options(
-    without=["random_weights", "device_map"],
+    without=["random_weights", "device_map", "max_pixels"],
     instead={"source": "texts_file"},
     out="embeddings.parquet",
     model=DEFAULT_MATCHING_MODEL,

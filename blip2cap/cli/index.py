@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from blip2cap.index.job import IndexSummary
 
 
-@with_options(without=["random_weights", "device_map", "dry_run"], model=DEFAULT_MATCHING_MODEL)
+@with_options(without=["random_weights", "device_map", "max_pixels", "dry_run"], model=DEFAULT_MATCHING_MODEL)
 def index(
     source: SourceOptions,
     model: ModelOptions,

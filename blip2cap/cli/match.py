@@ -23,7 +23,7 @@ from blip2cap.tasks.match import Match
 from blip2cap.workers.options import WorkerOptions
 
 
-@with_options(without=["random_weights", "device_map"], out="matches.jsonl", model=DEFAULT_MATCHING_MODEL)
+@with_options(without=["random_weights", "device_map", "max_pixels"], out="matches.jsonl", model=DEFAULT_MATCHING_MODEL)
 def match(
     source: SourceOptions,
     model: ModelOptions,

@@ -42,10 +42,10 @@ _TURNS: dict[int | None, Image.Transpose] = {
 }
 """EXIF orientation -> transposition that makes the image upright."""
 
-_SIDEWAYS = {_TURNS[orientation] for orientation in (5, 6, 7, 8)}
+SIDEWAYS = {_TURNS[orientation] for orientation in (5, 6, 7, 8)}
 """Transpositions that swap width and height."""
 
-_MARGIN = 2
+MARGIN = 2
 """A JPEG decoded at a reduced size is at least this many times the model's size, in width and in height."""
 
 _RESIZER_PIXELS = 50_000_000
@@ -61,15 +61,17 @@ class Decoded:
     """One image as the model takes it."""
 
     content: Any
-    """Input of the model: pixels (uint8 RGB [size, size, 3]), or the bytes of the file; any contiguous buffer."""
+    """Input of the model: pixels (uint8 RGB [H, W, 3]), or the bytes of the file; any contiguous buffer."""
     width: int
     """Width of the image as displayed, in pixels."""
     height: int
     digest: bytes = field(init=False, repr=False)
-    """Hash of the content: equal images have equal digests."""
+    """Hash of the content and its shape: equal images have equal digests."""
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "digest", hashlib.sha256(self.content).digest()[:16])
+        digest = hashlib.sha256(self.content)
+        digest.update(repr(getattr(self.content, "shape", None)).encode())
+        object.__setattr__(self, "digest", digest.digest()[:16])
 
     @property
     def pixels_HWC(self) -> Pixels:  # noqa: N802  the suffix names the axes
@@ -104,7 +106,7 @@ def unpack(data: bytes, size: int, options: DecodeOptions, *, to_square: bool) -
     With `to_square` the image is always resized here; else only in exact mode, or where Pillow does it better.
     """
     to_square = to_square or options.mode == "exact"
-    with _opened(data, options) as image:
+    with opened(data, options) as image:
         if image.format in ("JPEG", "MPO"):
             # In one block: each block, of 64 KiB by default, would acquire the interpreter's lock again.
             image.decodermaxblock = len(data)
@@ -118,21 +120,21 @@ def read_header(data: bytes, options: DecodeOptions) -> Unpacked:
 
     An orientation that the file holds after its pixels, as some PNG files do, is not seen.
     """
-    with _opened(data, options) as image:
+    with opened(data, options) as image:
         width, height = image.size
-        if image.format != "TIFF" and _transposition(image) in _SIDEWAYS:  # Pillow turns TIFF files by itself
+        if image.format != "TIFF" and transposition(image) in SIDEWAYS:  # Pillow turns TIFF files by itself
             width, height = height, width
         return Unpacked(pixels_HWC=np.empty((0, 0, 3), dtype=np.uint8), width=width, height=height)
 
 
 def read_format(data: bytes, options: DecodeOptions) -> str:
     """Return Pillow's name of the format of an image. Raises ImageError."""
-    with _opened(data, options) as image:
+    with opened(data, options) as image:
         return image.format or ""
 
 
 @contextmanager
-def _opened(data: bytes, options: DecodeOptions) -> Iterator[ImageFile.ImageFile]:
+def opened(data: bytes, options: DecodeOptions) -> Iterator[ImageFile.ImageFile]:
     """Open an image and check its size; errors in the block become ImageError."""
     with (
         our_errors(data),
@@ -165,13 +167,13 @@ def resize(image: Image.Image, size: int) -> Decoded:
 def _unpack_reduced(image: ImageFile.ImageFile, size: int, *, to_square: bool) -> Unpacked:
     """Decode a JPEG at 1/2, 1/4 or 1/8 of its size; one that would become too small is decoded in full."""
     width, height = image.size
-    _, box = image.draft(None, (_MARGIN * size, _MARGIN * size)) or ("", None)
+    _, box = image.draft(None, (MARGIN * size, MARGIN * size)) or ("", None)
     if image.size == (width, height):
         return _unpack(image, size, to_square=to_square)
     image.load()
-    turn = _transposition(image)
+    turn = transposition(image)
     rgb = to_rgb(image)
-    if turn in _SIDEWAYS:
+    if turn in SIDEWAYS:
         width, height = height, width
     if box == (0, 0, *image.size):
         upright = rgb if turn is None else rgb.transpose(turn)
@@ -197,7 +199,7 @@ def _pixels(rgb: Image.Image, size: int, *, to_square: bool) -> Pixels:
 def upright_rgb(image: Image.Image) -> Image.Image:
     """Return the RGB image that a viewer would show, turned upright."""
     image.load()  # the orientation may come after the pixels
-    turn = _transposition(image)
+    turn = transposition(image)
     return to_rgb(image if turn is None else image.transpose(turn))
 
 
@@ -217,7 +219,7 @@ def to_rgb(image: Image.Image) -> Image.Image:
     return image.convert("RGB")
 
 
-def _transposition(image: Image.Image) -> Image.Transpose | None:
+def transposition(image: Image.Image) -> Image.Transpose | None:
     """Return the transposition that makes an image upright; damaged EXIF data is ignored."""
     try:
         # Not image.getexif(): that of PNG would decode the pixels.

@@ -1,4 +1,4 @@
-"""The form in which a model family takes images: a square of RGB pixels, or the bytes of the file.
+"""The form in which a model family takes images: RGB pixels, a square or of any size, or the bytes of the file.
 
 A family names its form as an `ImageInput`; a run opens it once and decodes its images with it.
 """
@@ -15,6 +15,7 @@ from PIL import Image
 from blip2cap.decode.failures import our_errors
 from blip2cap.decode.image import Decoded, Resizer, decode, read_header, resize, upright_rgb
 from blip2cap.decode.isolate import Isolation
+from blip2cap.decode.resized import convert_within, decode_within
 from blip2cap.options import DecodeOptions
 
 
@@ -66,6 +67,34 @@ class _SquareDecoder:
 
     def convert(self, image: Image.Image) -> Decoded:
         return resize(image, self.size)
+
+    def close(self) -> None:
+        self.isolation.close()
+
+
+@dataclass(frozen=True, slots=True)
+class ResizedInput:
+    """RGB pixels, uint8 [H, W, 3], of at most `max_pixels`: smaller than the image if that has more, never larger."""
+
+    max_pixels: int
+
+    def open(self, options: DecodeOptions) -> ImageDecoder:
+        """Return a decoder for one run."""
+        return _ResizedDecoder(self.max_pixels, options)
+
+
+class _ResizedDecoder:
+    def __init__(self, max_pixels: int, options: DecodeOptions) -> None:
+        self.max_pixels, self.options = max_pixels, options
+        self.isolation = Isolation(options, 0, None)
+
+    def decode(self, data: bytes, *, isolated: bool, read_s: float = 0.0) -> Decoded:
+        if isolated:
+            return self.isolation.decode_within(data, self.max_pixels, read_s=read_s)
+        return decode_within(data, self.max_pixels, self.options)
+
+    def convert(self, image: Image.Image) -> Decoded:
+        return convert_within(image, self.max_pixels)
 
     def close(self) -> None:
         self.isolation.close()

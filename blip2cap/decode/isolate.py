@@ -17,6 +17,7 @@ import numpy as np
 
 from blip2cap.decode.child import Child
 from blip2cap.decode.image import Decoded, Resizer, Unpacked, finish
+from blip2cap.decode.resized import decoded_as, size_within
 from blip2cap.decode.threads import limit_myself
 from blip2cap.decode.worker import ANSWER, MOST_DETAIL, REQUEST
 from blip2cap.errors import ImageError, UsageError
@@ -52,17 +53,22 @@ class Isolation:
 
         `read_s` is the part of the time limit that reading took. Raises UsageError if no worker can be started.
         """
-        return finish(self._request(data, self.size, read_s), self.size, self.resizer)
+        return finish(self._request(data, read_s, side=self.size), self.size, self.resizer)
+
+    def decode_within(self, data: bytes, max_pixels: int, *, read_s: float = 0.0) -> Decoded:
+        """Do the same as `resized.decode_within`. Raises like decode()."""
+        return decoded_as(self._request(data, read_s, max_pixels=max_pixels))
 
     def read_header(self, data: bytes, *, read_s: float = 0.0) -> Unpacked:
         """Do the same as `image.read_header`. Raises like decode()."""
-        return self._request(data, 0, read_s)
+        return self._request(data, read_s)
 
-    def _request(self, data: bytes, size: int, read_s: float) -> Unpacked:
+    def _request(self, data: bytes, read_s: float, *, side: int = 0, max_pixels: int = 0) -> Unpacked:
         limit_myself()  # starting a process may take long, which is no fault of the image
         worker = self._take()
         try:
-            image = worker.unpack(data, size, max(_LEAST_S, self.options.timeout_s - read_s))
+            timeout_s = max(_LEAST_S, self.options.timeout_s - read_s)
+            image = worker.unpack(data, timeout_s, side=side, max_pixels=max_pixels)
         except ImageError as error:
             # After these errors a worker is dead or in an unknown state.
             self._give_back(worker, fit=error.code not in ("decoder_crashed", "timeout", "out_of_memory"))
@@ -122,17 +128,20 @@ class _Worker:
                 said = stderr.read().decode(errors="replace").strip().splitlines()
                 raise _not_started(said[-1] if said else str(error)) from error
 
-    def unpack(self, data: bytes, size: int, timeout_s: float) -> Unpacked:
-        """Request one image; size 0 asks for its header only. Raises ImageError."""
+    def unpack(self, data: bytes, timeout_s: float, *, side: int, max_pixels: int) -> Unpacked:
+        """Request one image in a form, as `worker.REQUEST` says. Raises ImageError."""
         try:
             deadline = time.monotonic() + timeout_s
             self._child.socket.settimeout(timeout_s)
-            self._child.socket.sendall(REQUEST.pack(size, len(data)))
+            self._child.socket.sendall(REQUEST.pack(side, max_pixels, len(data)))
             self._child.socket.sendall(data)
             answer = self._read_json(deadline)
             if "error" in answer:
                 raise _error(answer)
-            width, height, shape = _sizes(answer, size, self._max_pixels, to_square=self._to_square)
+            if max_pixels:
+                width, height, shape = _sizes_within(answer, max_pixels, self._max_pixels)
+            else:
+                width, height, shape = _sizes(answer, side, self._max_pixels, to_square=self._to_square)
             pixels_HWC = np.empty(shape, dtype=np.uint8)
             self._read_into(pixels_HWC.reshape(-1).data, deadline)
             return Unpacked(pixels_HWC=pixels_HWC, width=width, height=height)
@@ -185,17 +194,33 @@ def _error(answer: dict[str, Any]) -> ImageError:
 
 def _sizes(answer: dict[str, Any], size: int, max_pixels: int, *, to_square: bool) -> tuple[int, int, list[int]]:
     """Return width, height and the shape of the pixels that follow. Raises ValueError or TypeError if impossible."""
-    width, height, shape = answer["width"], answer["height"], answer["shape"]
-    rows, columns, channels = shape
-    # By type: True is an int as well.
-    if any(type(each) is not int for each in (width, height, *shape)):
-        raise TypeError("not integers")
-    if width <= 0 or height <= 0 or width * height > max_pixels:
-        raise ValueError("no size of an image")
+    width, height, (rows, columns, channels) = _size(answer, max_pixels)
     # Before resizing, it is at least the square and at most the image: a JPEG may be decoded at a reduced size.
     is_unresized = not to_square and size <= rows <= height and size <= columns <= width
     if channels != 3 or not (is_unresized or rows == columns == size):
         raise ValueError("no shape of its pixels")
+    return width, height, [rows, columns, channels]
+
+
+def _sizes_within(answer: dict[str, Any], within: int, max_pixels: int) -> tuple[int, int, list[int]]:
+    """Do the same for an image within a number of pixels, whose size follows from that of the image."""
+    width, height, shape = _size(answer, max_pixels)
+    columns, rows = size_within(width, height, within)
+    if shape != [rows, columns, 3]:
+        raise ValueError("no shape of its pixels")
+    return width, height, shape
+
+
+def _size(answer: dict[str, Any], max_pixels: int) -> tuple[int, int, list[int]]:
+    """Return width, height and shape of an answer: three integers, and a size of an image. Raises like _sizes()."""
+    width, height, shape = answer["width"], answer["height"], answer["shape"]
+    # By type: True is an int as well.
+    if type(shape) is not list or any(type(each) is not int for each in (width, height, *shape)):
+        raise TypeError("not integers")
+    if width <= 0 or height <= 0 or width * height > max_pixels:
+        raise ValueError("no size of an image")
+    if len(shape) != 3:
+        raise ValueError("not three axes")
     return width, height, shape
 
 

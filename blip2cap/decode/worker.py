@@ -1,6 +1,6 @@
 """A process that decodes for its parent: reads requests from a socket, responds with pixels or an error.
 
-A request is a size and the bytes of a file, a response a JSON object and the pixels. Nothing is unpickled: a decoder
+A request is a form and the bytes of a file, a response a JSON object and the pixels. Nothing is unpickled: a decoder
 that a malicious file has taken over could send anything.
 
 It exits when its parent does, for whatever reason: between two images it reads the end of the socket; during one, on
@@ -15,8 +15,9 @@ import resource
 import signal
 import socket
 import struct
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -24,12 +25,14 @@ from PIL import AvifImagePlugin
 
 from blip2cap.decode.child import connect
 from blip2cap.decode.formats import formats
-from blip2cap.decode.image import read_header, unpack
+from blip2cap.decode.image import Unpacked, read_header, unpack
+from blip2cap.decode.resized import unpack_within
 from blip2cap.errors import ImageError
 from blip2cap.options import DecodeOptions
 
-REQUEST = struct.Struct("!IQ")
-"""Size of the square, 0 to read the header only; length of the file; then the file."""
+REQUEST = struct.Struct("!IQQ")
+"""Side of a square; or 0 and a number of pixels to stay within; both 0 to read the header only. Then the length of the
+file, and the file."""
 ANSWER = struct.Struct("!I")
 """Length of a JSON object; then that object: {} from a worker that is ready, {error, detail}, or {width, height, shape}
 before the pixels."""
@@ -52,20 +55,26 @@ def main() -> None:
     devnull = os.open(os.devnull, os.O_RDWR)
     os.dup2(devnull, 2)  # what decoders print from here on is about one image
     while head := receive(requests, REQUEST.size):
-        size, num_bytes = REQUEST.unpack(head)
+        side, max_pixels, num_bytes = REQUEST.unpack(head)
         data = receive(requests, num_bytes)
-        _decode(requests, bytes(data), size, options, to_square=to_square)
+        if side:
+            unpack_it = partial(unpack, bytes(data), side, options, to_square=to_square)
+        elif max_pixels:
+            unpack_it = partial(unpack_within, bytes(data), max_pixels, options)
+        else:
+            unpack_it = partial(read_header, bytes(data), options)
+        _respond(requests, unpack_it, options.max_memory)
 
 
-def _decode(requests: socket.socket, data: bytes, size: int, options: DecodeOptions, *, to_square: bool) -> None:
+def _respond(requests: socket.socket, unpack_it: Callable[[], Unpacked], max_memory: int) -> None:
     """Respond to one request; any exception is a response too."""
     try:
-        with _memory_limit(options.max_memory):
-            image = unpack(data, size, options, to_square=to_square) if size else read_header(data, options)
+        with _memory_limit(max_memory):
+            image = unpack_it()
     except ImageError as error:
         answer(requests, {"error": error.code, "detail": error.detail[:MOST_DETAIL]})
     except MemoryError:
-        detail = f"it takes more than {options.max_memory:,} bytes of memory to decode"
+        detail = f"it takes more than {max_memory:,} bytes of memory to decode"
         answer(requests, {"error": "out_of_memory", "detail": detail})
     except Exception as error:
         answer(requests, {"error": "decoder_crashed", "detail": f"{type(error).__name__}: {error}"[:MOST_DETAIL]})

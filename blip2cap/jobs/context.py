@@ -52,7 +52,7 @@ class Context:
         """Form in which the model takes images."""
         if self.model is not None:
             return self.model.image_input
-        return FAMILIES[self.checkpoint.family].image_input(self.checkpoint)
+        return FAMILIES[self.checkpoint.family].image_input(self.checkpoint, self.job.model)
 
     def announce_model(self) -> None:
         """Tell the listener that a model is being loaded, unless it is already loaded."""

@@ -63,7 +63,9 @@ class Job:
 
     def model_settings(self, checkpoint: Checkpoint) -> dict[str, Any]:
         """Return the settings that only the model knows; `for_checkpoint` comes first."""
-        return {"model": checkpoint.name, "model_commit": checkpoint.commit, **self.task.model_settings()}
+        max_pixels = FAMILIES[checkpoint.family].max_pixels(self.model)
+        size = {} if max_pixels is None else {"max_pixels": max_pixels}
+        return {"model": checkpoint.name, "model_commit": checkpoint.commit, **size, **self.task.model_settings()}
 
     def known_settings(self, source: Source) -> dict[str, Any]:
         """Return the settings that are known without loading or downloading a model."""

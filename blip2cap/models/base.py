@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, TypeAlias
 
 from blip2cap.errors import ImageError, ModelError, UsageError
-from blip2cap.options import GenerateOptions, ModelOptions
+from blip2cap.options import MAX_PIXELS, GenerateOptions, ModelOptions
 from blip2cap.records import Generated, Prompt
 
 if TYPE_CHECKING:
@@ -147,7 +147,9 @@ class Family:
     """Template of a question unless --template is given."""
     tokenizers: tuple[str, ...] = ()
     """Folders below a checkpoint's own that hold a tokenizer each; "" is its own."""
-    image_input: Callable[[Checkpoint], ImageInput]
+    any_image_size: bool = False
+    """True if images may have any size, within --max-pixels."""
+    image_input: Callable[[Checkpoint, ModelOptions], ImageInput]
     """Form in which images are taken, known before the model is loaded."""
     load: Callable[[Checkpoint, ModelOptions], Model]
     """Load a checkpoint. Raises ModelError or UsageError."""
@@ -159,6 +161,20 @@ class Family:
             and (not self.architecture or self.architecture in (config.get("architectures") or ()))
             and (not self.text_types or text_type(config) in self.text_types)
         )
+
+    def max_pixels(self, options: ModelOptions) -> int | None:
+        """Return the number of pixels that an image may have; None if all have one size.
+
+        Raises UsageError if --max-pixels is given for such a family.
+        """
+        if self.any_image_size:
+            return options.max_pixels or MAX_PIXELS
+        if options.max_pixels is not None:
+            raise UsageError(
+                f"--max-pixels {options.max_pixels}: --model {options.name} is of the family {self.name}, which takes "
+                "images of one size. Leave it out."
+            )
+        return None
 
     def check_task(self, task: str, checkpoint: Checkpoint) -> None:
         """Raise UsageError if its models cannot do a task; the message names models that can."""

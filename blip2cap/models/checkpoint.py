@@ -37,8 +37,20 @@ _NUM_BLOCKS = 128
 def find(options: ModelOptions, *, say: Callable[[str], None] = lambda line: None, quiet: bool = False) -> Checkpoint:
     """Find the checkpoint of a name. Raises ModelError, which says why it cannot be used and what to do.
 
-    `say` is called with a line before a download; `quiet`: without a progress bar.
+    `say` is called with a line before a download; `quiet`: without a progress bar. Raises UsageError for options that
+    its family does not take.
     """
+    checkpoint = _find(options, say=say, quiet=quiet)
+    _check_options(checkpoint, options)
+    return checkpoint
+
+
+def _check_options(checkpoint: Checkpoint, options: ModelOptions) -> None:
+    """Raise UsageError for options that the family of a checkpoint does not take."""
+    FAMILIES[checkpoint.family].max_pixels(options)
+
+
+def _find(options: ModelOptions, *, say: Callable[[str], None], quiet: bool) -> Checkpoint:
     folder = PACKAGED.get(options.name) or Path(options.name).expanduser()
     if options.revision is not None and (options.random_weights or folder.is_dir()):
         raise UsageError(f"--revision {options.revision}: {options.name} is no model on the hub, it has no revisions.")
@@ -69,7 +81,9 @@ def find(options: ModelOptions, *, say: Callable[[str], None] = lambda line: Non
                 raise
 
     def check(folder: Path) -> Checkpoint:
-        return _check_small_files(options.name, folder, folder.name)
+        checkpoint = _check_small_files(options.name, folder, folder.name)
+        _check_options(checkpoint, options)
+        return checkpoint
 
     folder = hub.download(options, check=check, say=say, quiet=quiet)
     return _check(options.name, folder, folder.name)

@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from blip2cap.decode.inputs import ImageInput
 
 
-def _square(checkpoint: Checkpoint) -> ImageInput:
+def _square(checkpoint: Checkpoint, options: ModelOptions) -> ImageInput:
     from blip2cap.decode.inputs import SquareInput
     from blip2cap.models.blip2.resize import choose_resizer
 

@@ -42,7 +42,7 @@ class CheckpointLoader:
 
     def image_input(self) -> ImageInput:
         """Return the form in which the family of the checkpoint takes images."""
-        return FAMILIES[self.checkpoint.family].image_input(self.checkpoint)
+        return FAMILIES[self.checkpoint.family].image_input(self.checkpoint, self.options)
 
     def load(self, device: str, dtype: str) -> Model:
         """Load the checkpoint. Raises Blip2CapError."""
