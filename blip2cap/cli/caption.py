@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Annotated
 
 from blip2cap.cli.options import ReportOptions, option, with_options
@@ -17,6 +18,7 @@ from blip2cap.options import (
     TextOptions,
 )
 from blip2cap.scale.options import RayOptions
+from blip2cap.server_options import ServerOptions
 from blip2cap.tasks.caption import Caption
 from blip2cap.workers.options import WorkerOptions
 
@@ -25,6 +27,7 @@ from blip2cap.workers.options import WorkerOptions
 def caption(
     source: SourceOptions,
     model: ModelOptions,
+    server: ServerOptions,
     batch: BatchOptions,
     decode: DecodeOptions,
     workers: WorkerOptions,
@@ -44,5 +47,6 @@ def caption(
 ) -> None:
     """Write a caption for every image."""
     task = Caption(template=prompt, generate=generate, text=text)
+    model = replace(model, server=server)
     job = Job(task=task, source=source, output=output, model=model, decode=decode, batch=batch, workers=workers)
     start(job, report, ray)

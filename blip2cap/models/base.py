@@ -54,6 +54,8 @@ class Checkpoint:
     """Key of its family in `registry.FAMILIES`."""
     config: dict[str, Any]
     """Content of config.json."""
+    server: str = ""
+    """Address of the server that has the model, "" for weights on this machine."""
     adapter: Adapter | None = None
     """Adapter that is added to the weights; `folder` and `config` are those of the model without it."""
 
@@ -149,6 +151,8 @@ class Family:
     """Folders below a checkpoint's own that hold a tokenizer each; "" is its own."""
     any_image_size: bool = False
     """True if images may have any size, within --max-pixels."""
+    batch_size: int | None = None
+    """Number of images that a run hands over at once; None: --batch-size, or else it is measured."""
     image_input: Callable[[Checkpoint, ModelOptions], ImageInput]
     """Form in which images are taken, known before the model is loaded."""
     load: Callable[[Checkpoint, ModelOptions], Model]
