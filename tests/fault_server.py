@@ -18,9 +18,10 @@ from dataclasses import dataclass
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
+from blip2cap.models.server.model import small_image
+
 MODEL, KEY = "vision-1", "sk-a-very-secret-key"
-SMALL_WHITE = 200
-"""Images with fewer bytes are those of the first request, with which a run tries the server."""
+_TRIAL = small_image().decode()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -137,7 +138,7 @@ class FaultServer:
                 attempt=attempt,
                 body=parsed,
                 headers=headers,
-                is_trial=image.startswith("data:image/png") and len(image) < SMALL_WHITE,
+                is_trial=image == _TRIAL,
             )
             if not asked.is_trial:
                 self.asked.append(asked)

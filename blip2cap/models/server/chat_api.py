@@ -104,7 +104,7 @@ def parse_answer(body: bytes) -> Answer:
     try:
         parsed = _decoder.decode(body)
     except (msgspec.DecodeError, UnicodeDecodeError) as error:
-        raise NoAnswerError(f"its answer is not one of the chat API: {words_of(body) or 'nothing'}") from error
+        raise NoAnswerError("its answer is not one of the chat API") from error
     if not parsed.choices:
         raise NoAnswerError("its answer has no choices")
     choice, usage = parsed.choices[0], parsed.usage or _Usage()

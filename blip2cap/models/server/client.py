@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 
 from blip2cap.errors import ImageError, ServerError
-from blip2cap.models.server.chat_api import Answer, NoAnswerError, parse_answer
+from blip2cap.models.server.chat_api import Answer, NoAnswerError, parse_answer, quoted, words_of
 from blip2cap.models.server.connection import Connection
 from blip2cap.models.server.failures import BrokenError, BusyError, LostError, RejectedError, SlowError
 from blip2cap.models.server.throttle import Throttle
@@ -87,7 +87,8 @@ class Client:
         try:
             return parse_answer(content)
         except NoAnswerError as error:
-            raise BrokenError(self.connection.hide(str(error))) from error
+            words = quoted(self.connection.hide(words_of(content)))
+            raise BrokenError(f'{error}: "{words}"') from error
 
     def _error(self, problem: str) -> ServerError:
         return ServerError(f"--model {self.name} at {self.connection.url}: {problem}.")

@@ -26,6 +26,7 @@ _CONNECT_S = 10.0
 _CLOSE_S = 2.0
 _MOST_BYTES = 8 << 20
 """Longest body of an answer."""
+_HIDDEN = "***"
 _NO_CREDIT = "insufficient_quota"
 """Code of a 429 of OpenAI that no waiting ends."""
 
@@ -82,7 +83,7 @@ class Connection:
 
     def hide_key(self, text: str) -> str:
         """Return a text of the server without the key."""
-        return text.replace(self._key, "***") if self._key else text
+        return text.replace(self._key, _HIDDEN) if self._key else text
 
     def hide(self, words: str) -> str:
         """Return words of the server for a message: without the key, and without secrets of URLs."""
@@ -98,7 +99,7 @@ class Connection:
             return answer
         words = self._words(status, answer)
         if 300 <= status < 400:
-            target = host(urljoin(self.url, headers.get("location", "")))
+            target = self.hide(host(urljoin(self.url, headers.get("location", ""))))
             raise self._error(f"{words}, a redirect to {target}, which is not followed. Give --base-url of that server")
         if status in (401, 403):
             raise self._error(f"{words}. The variable OPENAI_API_KEY must hold a key of this server")
@@ -138,7 +139,9 @@ class Connection:
                     answer += block
                     if len(answer) > _MOST_BYTES:
                         raise BrokenError(f"its answer has more than {_MOST_BYTES:,} bytes")
-                return response.status_code, response.headers, bytes(answer)
+                # Here, so that no exception has it either.
+                clean = answer.replace(self._key.encode(), _HIDDEN.encode()) if self._key else answer
+                return response.status_code, response.headers, bytes(clean)
         except (httpx2.ConnectError, httpx2.ConnectTimeout) as error:
             raise LostError(self.hide(f"no connection: {str(error) or type(error).__name__}")) from error
         except (TimeoutError, httpx2.TimeoutException) as error:

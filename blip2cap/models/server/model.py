@@ -88,7 +88,7 @@ class ServerModel:
 
     async def _try(self, options: GenerateOptions, prompt: str) -> None:
         """Ask about a small grey picture, and learn from a refusal how this server wants to be asked."""
-        image = _small_image()
+        image = small_image()
         options = replace(options, max_new_tokens=_TRIAL.max_new_tokens)
         while True:
             seed = options.seed if options.sampling else None
@@ -118,7 +118,8 @@ class ServerModel:
         return None
 
 
-def _small_image() -> bytes:
+def small_image() -> bytes:
+    """Return the picture of the first request, a data URL."""
     file = io.BytesIO()
     Image.new("RGB", (_TRIAL_SIDE, _TRIAL_SIDE), "grey").save(file, "PNG")
     return data_url(file.getvalue(), "PNG")
