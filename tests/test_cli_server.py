@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import json
 import random
+import signal
 import threading
 from collections import Counter
 from collections.abc import Callable, Iterator
@@ -14,8 +15,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from blip2cap.captioner import Captioner
 from blip2cap.models.server import client, throttle
-from tests.commands import draw_scenes, invoke, read_rows
+from blip2cap.server_options import ServerOptions
+from tests.commands import draw_scenes, finish, invoke, num_lines, read_rows, start, wait_until
 from tests.fault_server import KEY, MODEL, Asked, Behaviour, FaultServer, Reply, answer, error, good, text_of
 from tests.test_layers import HEAVY, imported_by
 
@@ -444,3 +447,46 @@ def test_with_a_fifth_of_faults_no_row_is_lost_and_none_is_there_twice(count, se
     assert [row["file_name"] for row in rows] == [path.name for path in sorted(folder.iterdir())]
     assert [row["text"] for row in rows] == expected(folder)
     assert len(server.asked) > 1.1 * count
+
+
+def test_from_python(serve, pictures, here):
+    server = serve()
+    options = ServerOptions(base_url=server.url, concurrency=4)
+    captioner = Captioner.load(f"openai:{MODEL}", server=options, max_pixels=5_000)
+    paths = sorted(pictures.iterdir())
+    assert captioner.caption(paths) == expected(pictures)
+    assert captioner.ask([Image.open(paths[0])], "what?")[0].startswith("picture ")
+    assert captioner.caption_folder(pictures, out="rows.jsonl").num_ok == 12
+    assert texts(here / "rows.jsonl") == expected(pictures)
+    assert json.loads((here / "rows.jsonl.run.json").read_text())["settings"]["max_pixels"] == 5_000
+    assert [row.text for row in captioner.caption_folder(pictures)] == expected(pictures)
+
+
+@pytest.mark.slow
+def test_a_run_that_is_killed_is_finished_by_the_same_command(serve, here):
+    folder = noise(here / "pictures", 300)
+    server = serve(delay_s=0.01)
+    command = ("caption", folder, *server.options, "--concurrency", "4")
+    for num_rows in (20, 120):
+        process = start(*command, cwd=here)
+        wait_until(lambda least=num_rows: num_lines(here / "captions.jsonl") >= least, process)
+        process.kill()
+        finish(process)
+    assert invoke(*command).exit_code == 0
+    assert texts(here / "captions.jsonl") == expected(folder)
+    assert len(server.asked) < 500
+
+
+@pytest.mark.slow
+def test_a_signal_completes_the_requests_in_flight(serve, here):
+    folder = noise(here / "pictures", 300)
+    server = serve(delay_s=0.01)
+    process = start("caption", folder, *server.options, "--concurrency", "4", cwd=here)
+    wait_until(lambda: num_lines(here / "captions.jsonl") >= 20, process)
+    process.send_signal(signal.SIGINT)
+    _, printed = finish(process)
+    assert process.returncode == 130
+    assert b"To resume" in printed
+    rows = texts(here / "captions.jsonl")
+    assert rows == expected(folder)[: len(rows)]
+    assert len(server.asked) == len(rows) < 300

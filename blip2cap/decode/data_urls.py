@@ -45,10 +45,12 @@ class _DataUrlDecoder:
 
     def decode(self, data: bytes, *, isolated: bool, read_s: float = 0.0) -> Decoded:
         if isolated:
-            return _as_jpeg(self.isolation.decode_within(data, self.max_pixels, read_s=read_s))
+            self.isolation.read_header(data, read_s=read_s)  # a file that crashes Pillow does so there
         with opened(data, self.options) as image:
             image_format, (width, height) = image.format or "", image.size
             fits = width * height <= self.max_pixels and _fits(image, data)
+        if not fits and isolated:
+            return _as_jpeg(self.isolation.decode_within(data, self.max_pixels, read_s=read_s))
         if not fits:
             return _as_jpeg(decode_within(data, self.max_pixels, self.options))
         if is_truncated(data):
