@@ -9,7 +9,8 @@ from __future__ import annotations
 import asyncio
 import concurrent.futures
 import threading
-from collections.abc import Coroutine
+from collections.abc import Coroutine, Iterator
+from contextlib import AsyncExitStack, contextmanager
 from typing import Any, TypeVar
 from urllib.parse import urljoin
 
@@ -40,7 +41,10 @@ class Connection:
         if not key.isascii() or not key.isprintable() or " " in key:
             raise UsageError("OPENAI_API_KEY: holds characters that no key has. Expected printable ASCII.")
         self.url, self._name = options.base_url, name
-        self._timeout_s, self._num_connections, self._key = options.request_timeout_s, options.concurrency, key
+        self._timeout_s, self._key = options.request_timeout_s, key
+        self._chat_url = httpx2.URL(f"{self.url}/chat/completions")  # parsed once: it takes longer than the request
+        self._certificates = httpx2.create_ssl_context()
+        self._idle: list[httpx2.AsyncClient] = []
         self._closed = asyncio.Event()
         self._opened = threading.Event()
         self._runner = asyncio.Runner(loop_factory=asyncio.new_event_loop)
@@ -55,16 +59,32 @@ class Connection:
             self._runner.run(self._serve())
 
     async def _serve(self) -> None:
+        async with AsyncExitStack() as self._clients:
+            self._opened.set()
+            await self._closed.wait()
+
+    @contextmanager
+    def _client(self) -> Iterator[httpx2.AsyncClient]:
+        """Lend a client with one connection: a pool of httpx2 looks at all its connections for every request."""
+        client = self._idle.pop() if self._idle else self._new_client()
+        try:
+            yield client
+        finally:
+            self._idle.append(client)
+
+    def _new_client(self) -> httpx2.AsyncClient:
         headers = {"Content-Type": "application/json", "Accept-Encoding": "identity", "User-Agent": "blip2cap"}
         if self._key:
             headers["Authorization"] = f"Bearer {self._key}"
-        limits = httpx2.Limits(max_connections=self._num_connections, max_keepalive_connections=self._num_connections)
-        timeout = httpx2.Timeout(None, connect=_CONNECT_S)
-        async with httpx2.AsyncClient(
-            headers=headers, limits=limits, timeout=timeout, follow_redirects=False
-        ) as self._client:
-            self._opened.set()
-            await self._closed.wait()
+        client = httpx2.AsyncClient(
+            headers=headers,
+            limits=httpx2.Limits(max_connections=1),
+            timeout=httpx2.Timeout(None, connect=_CONNECT_S),
+            verify=self._certificates,
+            follow_redirects=False,
+        )
+        self._clients.push_async_callback(client.aclose)
+        return client
 
     def run(self, work: Coroutine[Any, Any, T]) -> T:
         """Run a coroutine in the thread, and wait for it."""
@@ -94,7 +114,7 @@ class Connection:
 
         Raises RequestError, and ServerError if no request can succeed.
         """
-        status, headers, answer = await self._request("POST", f"{self.url}/chat/completions", body)
+        status, headers, answer = await self._request("POST", self._chat_url, body)
         if status == 200:
             return answer
         words = self._words(status, answer)
@@ -119,7 +139,7 @@ class Connection:
     async def other_models(self) -> str:
         """Return a phrase with the models of the server if it names some, and this one is not among them."""
         try:
-            status, _, body = await self._request("GET", f"{self.url}/models")
+            status, _, body = await self._request("GET", httpx2.URL(f"{self.url}/models"))
         except (LostError, BrokenError, SlowError):
             return ""
         names = model_names(body) if status == 200 else []
@@ -127,21 +147,17 @@ class Connection:
             return ""
         return f". It has: {quoted(self.hide(', '.join(names)))}"
 
-    async def _request(self, method: str, url: str, body: bytes | None = None) -> tuple[int, httpx2.Headers, bytes]:
+    async def _request(
+        self, method: str, url: httpx2.URL, body: bytes | None = None
+    ) -> tuple[int, httpx2.Headers, bytes]:
         """Send a request; return status, headers and body of the response."""
         try:
-            async with (
-                asyncio.timeout(self._timeout_s),
-                self._client.stream(method, url, content=body) as response,
-            ):
-                answer = bytearray()
-                async for block in response.aiter_raw():
-                    answer += block
-                    if len(answer) > _MOST_BYTES:
-                        raise BrokenError(f"its answer has more than {_MOST_BYTES:,} bytes")
-                # Here, so that no exception has it either.
-                clean = answer.replace(self._key.encode(), _HIDDEN.encode()) if self._key else answer
-                return response.status_code, response.headers, bytes(clean)
+            with self._client() as client:
+                async with asyncio.timeout(self._timeout_s), client.stream(method, url, content=body) as response:
+                    answer = await _read(response)
+            # Here, so that no exception has it either.
+            clean = answer.replace(self._key.encode(), _HIDDEN.encode()) if self._key else answer
+            return response.status_code, response.headers, clean
         except (httpx2.ConnectError, httpx2.ConnectTimeout) as error:
             raise LostError(self.hide(f"no connection: {str(error) or type(error).__name__}")) from error
         except (TimeoutError, httpx2.TimeoutException) as error:
@@ -156,3 +172,12 @@ class Connection:
 
     def _error(self, problem: str) -> ServerError:
         return ServerError(f"--model {self._name} at {self.url}: {problem}.")
+
+
+async def _read(response: httpx2.Response) -> bytes:
+    answer = bytearray()
+    async for block in response.aiter_raw():
+        answer += block
+        if len(answer) > _MOST_BYTES:
+            raise BrokenError(f"its answer has more than {_MOST_BYTES:,} bytes")
+    return bytes(answer)

@@ -18,13 +18,15 @@ if TYPE_CHECKING:
 
 _WAIT_S, _SHORT_WAIT_S = 0.2, 0.005
 """Longest waits for an answer: while no more prompts are taken, and while the run may have more of them ready."""
+_TAKEN = 2
+"""Prompts that are taken for each request in flight: some wait to be sent again, and others fill their place."""
 
 
 class ServerSession:
     """Sends a request for each text, and hands over the answers."""
 
     def __init__(self, model: ServerModel, options: GenerateOptions) -> None:
-        self.capacity = model.options.concurrency
+        self.capacity = _TAKEN * model.options.concurrency
         """Number of prompts that are taken before the run should wait for answers."""
         self.num_pending = 0
         """Number of prompts without an answer."""

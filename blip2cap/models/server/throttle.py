@@ -1,7 +1,7 @@
 """Number of requests in flight: more while that is faster, half as many if the server cannot keep up, none in a pause.
 
-After congestion control in TCP (RFC 5681): additive increase, multiplicative decrease; and an increase that brings no
-more answers per second is taken back.
+After congestion control in TCP (RFC 5681): a start that doubles, then additive increase, multiplicative decrease; and
+an increase that brings no more answers per second is taken back.
 """
 
 from __future__ import annotations
@@ -17,8 +17,8 @@ _NUM_STEPS = 8
 _SHORTEST_S = 0.1
 """Shortest time, in seconds, over which answers are counted: less says nothing."""
 _PART_OF_BEST = 0.2
-"""An increase stays if it brings at least this part of what it could at best: 32 instead of 28 requests 3 %."""
-_NUM_QUIET = 8
+"""An increase stays if it brings at least this part of what it could at best: of twice as many requests 20 %."""
+_NUM_QUIET = 4
 """Number of measurements without an increase, after one that was taken back."""
 _FIRST_PAUSE_S, _MOST_PAUSE_S = 0.5, 30.0
 """Pauses where the server does not say how long; each is twice the last, until there is an answer."""
@@ -32,6 +32,8 @@ class Concurrency:
         self.size = min(_FIRST, most)
         """Number of requests that may be in flight now."""
         self._step = max(1, most // _NUM_STEPS)
+        self._doubles = True
+        """True until the first time that more is not better: the size is doubled until then."""
         self._before, self._rate_before = self.size, 0.0
         """Size before the last increase, and answers per second with it."""
         self._num_quiet = 0
@@ -50,19 +52,20 @@ class Concurrency:
         if self.size > self._before:
             gain = self.size / self._before - 1
             if rate < self._rate_before * (1 + _PART_OF_BEST * gain):
-                self.size, self._num_quiet = self._before, _NUM_QUIET
+                self.size, self._num_quiet, self._doubles = self._before, _NUM_QUIET, False
                 self._start()
                 return
         self._before, self._rate_before = self.size, rate
         if self._num_quiet:
             self._num_quiet -= 1
         else:
-            self.size = min(self.most, self.size + self._step)
+            self.size = min(self.most, self.size + (self.size if self._doubles else self._step))
         self._start()
 
     def halve(self) -> None:
         """Halve the size: the server cannot keep up."""
         self.size = self._before = max(1, self.size // 2)
+        self._doubles = False
         self._start()
 
 
