@@ -32,7 +32,7 @@ def decoded(data: bytes, max_pixels: int = 10_000, *, isolated: bool = False) ->
     return head, base64.b64decode(content, validate=True), (found.width, found.height)
 
 
-@pytest.mark.parametrize("image_format", ["JPEG", "PNG", "WEBP"])
+@pytest.mark.parametrize("image_format", ["JPEG", "PNG"])
 def test_files_that_fit_are_sent_as_they_are(image_format):
     data = file_of(Image.fromarray(PIXELS), image_format)
     assert decoded(data) == (f"data:image/{image_format.lower()};base64", data, (40, 30))
@@ -61,6 +61,7 @@ OTHERS = {
     "transparent colour": (file_of(Image.fromarray(PIXELS), "PNG", transparency=(1, 2, 3)), (40, 30)),
     "grey": (file_of(Image.fromarray(PIXELS).convert("L"), "PNG"), (40, 30)),
     "CMYK": (file_of(Image.fromarray(PIXELS).convert("CMYK"), "JPEG"), (40, 30)),
+    "WebP": (file_of(Image.fromarray(PIXELS), "WEBP"), (40, 30)),
     "another format": (file_of(Image.fromarray(PIXELS), "BMP"), (40, 30)),
     "several frames": (
         file_of(Image.fromarray(PIXELS), "WEBP", save_all=True, append_images=[Image.fromarray(PIXELS[::-1])]),

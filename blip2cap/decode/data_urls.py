@@ -1,7 +1,7 @@
 """Images as data URLs for a server: files that fit are sent as they are, all others as JPEG.
 
-A file fits if any decoder shows what a viewer shows: JPEG, PNG or WebP of one frame, RGB without transparency, upright,
-and within the number of pixels.
+A file fits if any decoder shows what a viewer shows: JPEG or PNG of one frame, RGB without transparency, upright, and
+within the number of pixels. Not WebP: servers whose decoder is stb_image refuse it, or answer without the image.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from blip2cap.decode.truncation import is_truncated
 from blip2cap.errors import ImageError
 from blip2cap.options import DecodeOptions
 
-_SENT_AS_THEY_ARE = ("JPEG", "PNG", "WEBP")
+_SENT_AS_THEY_ARE = ("JPEG", "PNG")
 _QUALITY = 90
 _ORIENTATION_IN_PNG = b"eXIf"
 """Chunk with an orientation, which may come after the pixels, where reading the header does not see it."""
