@@ -416,6 +416,9 @@ class GenerateOptions:
     length_penalty: float = flag(
         1.0, "--length-penalty N", "With beams: above 0 prefers long texts, below 0 short ones."
     )
+    system: str | None = flag(
+        None, "--system TEXT", "System's turn before the prompt, for models with a chat template; not for BLIP-2."
+    )
     num_captions: int = flag(
         1,
         "--num-captions N",

@@ -14,7 +14,7 @@ from blip2cap.jobs.job import Job
 from blip2cap.models.base import Checkpoint, Family, Model
 from blip2cap.models.checkpoint import find
 from blip2cap.models.registry import FAMILIES, load, recognise
-from blip2cap.options import ModelOptions, OutputOptions, SourceOptions
+from blip2cap.options import GenerateOptions, ModelOptions, OutputOptions, SourceOptions
 from blip2cap.prompts import Template
 from blip2cap.tasks.caption import Caption
 from tests.fakes import FakeModel
@@ -158,3 +158,13 @@ def test_a_number_of_pixels_is_refused_where_all_images_have_one_size_and_a_sett
     assert "max_pixels" not in replace(job, model=ModelOptions(name="tiny")).model_settings(tiny)
     with pytest.raises(UsageError, match="max_pixels 0: must be 1 or more"):
         ModelOptions(max_pixels=0)
+
+
+def test_a_system_turn_is_refused_by_families_without_one_and_a_setting_where_it_is_given() -> None:
+    checkpoint = Checkpoint(name="some/model", folder=Path(), commit="", family="opt", config={})
+    task = Caption(template="", generate=GenerateOptions(system="You are brief."))
+    with pytest.raises(UsageError, match=r"family opt, which has no system's turn\. Leave it out"):
+        task.for_checkpoint(checkpoint, FAMILIES["opt"])
+    assert task.for_checkpoint(checkpoint, replace(FAMILIES["opt"], has_system_turn=True)) == task
+    assert task.settings()["system"] == "You are brief."
+    assert "system" not in Caption(template="").settings()

@@ -147,8 +147,12 @@ class Family:
     """Beginning of a caption unless --prompt is given."""
     vqa_template: str = "{question}"
     """Template of a question unless --template is given."""
+    has_system_turn: bool = False
+    """True if --system can be given."""
     tokenizers: tuple[str, ...] = ()
     """Folders below a checkpoint's own that hold a tokenizer each; "" is its own."""
+    check_files: Callable[[Checkpoint], None] = lambda checkpoint: None
+    """Check the small files of a checkpoint, before its weights are downloaded or read. Raises ModelError."""
     any_image_size: bool = False
     """True if images may have any size, within --max-pixels."""
     batch_size: int | None = None

@@ -155,7 +155,9 @@ def _check_config(name: str, path: Path, commit: str) -> Checkpoint:
         raise ModelError(
             f"--model {name}: its configuration asks for code of its own (auto_map), which blip2cap never runs. {HINT}"
         )
-    return Checkpoint(name=name, folder=folder, commit=commit, family=family, config=config)
+    checkpoint = Checkpoint(name=name, folder=folder, commit=commit, family=family, config=config)
+    FAMILIES[family].check_files(checkpoint)
+    return checkpoint
 
 
 def _has_code(name: str, folder: Path, config: dict[str, Any]) -> bool:
@@ -216,7 +218,7 @@ def _fingerprint(folder: Path) -> str:
     for path in sorted(folder.rglob("*")):
         if path.relative_to(folder).parts[0] == _CHECKPOINTS:
             continue
-        if path.suffix in (".json", ".txt", ".model", ".safetensors") and path.is_file():
+        if path.suffix in (".json", ".jinja", ".txt", ".model", ".safetensors") and path.is_file():
             size = path.stat().st_size
             digest.update(f"{path.relative_to(folder)}\0{size}\0".encode())
             with open(path, "rb") as file:

@@ -18,7 +18,7 @@ from blip2cap.errors import ModelError
 from blip2cap.models.base import HINT
 from blip2cap.options import ModelOptions
 
-_WANTED_FILES = ["*.json", "*.safetensors", "*.txt", "*.model"]
+_WANTED_FILES = ["*.json", "*.jinja", "*.safetensors", "*.txt", "*.model"]
 _PICKLES = (".bin", ".pth", ".pt")
 
 

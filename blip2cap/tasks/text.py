@@ -47,6 +47,8 @@ class TextTask(SameLabels):
             template = self._parsed()
             if not is_text(template.text):
                 raise UsageError(f"prompt {template.text!r}: not valid UTF-8.")
+        if self.generate.system is not None and not is_text(self.generate.system):
+            raise UsageError(f"--system {self.generate.system!r}: not valid UTF-8.")
 
     @property
     def labels(self) -> Sequence[str | None]:
@@ -69,6 +71,8 @@ class TextTask(SameLabels):
         generate = asdict(self.generate)
         if not self.generate.sampling:
             del generate["seed"]
+        if self.generate.system is None:  # most models have none
+            del generate["system"]
         return generate | asdict(self.text) | {"strip": list(self.text.strip)}
 
     def model_settings(self) -> dict[str, Any]:
@@ -78,6 +82,11 @@ class TextTask(SameLabels):
     def for_checkpoint(self, checkpoint: Checkpoint, family: Family) -> Self:
         """Return the task with the template of a family, unless one was given."""
         family.check_task(self.name, checkpoint)
+        if self.generate.system is not None and not family.has_system_turn:
+            raise UsageError(
+                f"--system: --model {checkpoint.name} is of the family {family.name}, which has no system's turn. "
+                "Leave it out."
+            )
         return self if self.template is not None else replace(self, template=self._default_template(family))
 
     def check(self, model: Any) -> None:
