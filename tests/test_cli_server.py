@@ -74,7 +74,8 @@ def once(fault: Reply, *, on: Callable[[Asked], bool] = lambda asked: asked.numb
 
 def test_every_image_gets_the_answer_about_itself_in_order(serve, pictures, here):
     server = serve()
-    result = invoke("caption", pictures, *server.options, "--prompt", "What is here?", "--max-new-tokens", 50)
+    options = ("--prompt", "What is here?", "--system", "Be brief.", "--max-new-tokens", 50)
+    result = invoke("caption", pictures, *server.options, *options)
     assert result.exit_code == 0, result.stderr
     rows = read_rows(here / "captions.jsonl")
     assert [row["text"] for row in rows] == expected(pictures)
@@ -84,6 +85,7 @@ def test_every_image_gets_the_answer_about_itself_in_order(serve, pictures, here
     body = server.asked[0].body
     assert (body["model"], body["max_tokens"], body["temperature"]) == (MODEL, 50, 0.0)
     assert {asked.prompt for asked in server.asked} == {"What is here?"}
+    assert body["messages"][0] == {"role": "system", "content": "Be brief."}
     assert not {"seed", "top_p", "frequency_penalty"} & body.keys()
 
 

@@ -51,6 +51,11 @@ def test_sampling_is_sent_and_a_seed_where_the_server_takes_one():
     assert "seed" not in body(options, seed=3, dialect=Dialect(takes_seed=False))
 
 
+def test_a_system_turn_comes_first():
+    system, user = body(GenerateOptions(system="Be brief."))["messages"]
+    assert (system, user["role"]) == ({"role": "system", "content": "Be brief."}, "user")
+
+
 def test_seeds_differ_by_image_and_copy_and_are_the_same_again():
     seeds = {seed_of(*each) for each in ((0, "a", 0), (0, "a", 1), (0, "b", 0), (1, "a", 0))}
     assert len(seeds) == 4

@@ -93,6 +93,7 @@ _ALL = (
         tasks=("caption", "vqa"),
         caption_prompt="Describe the image in one sentence.",
         vqa_template="{question}",
+        has_system_turn=True,
         any_image_size=True,
         batch_size=8,
         image_input=_data_urls,

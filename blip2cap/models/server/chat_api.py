@@ -78,9 +78,10 @@ def request_body(
         {"type": "image_url", "image_url": {"url": msgspec.Raw(b'"%b"' % image)}},
         {"type": "text", "text": prompt},
     ]
+    system = [] if options.system is None else [{"role": "system", "content": options.system}]
     body: dict[str, Any] = {
         "model": model,
-        "messages": [{"role": "user", "content": content}],
+        "messages": [*system, {"role": "user", "content": content}],
         dialect.limit_name: options.max_new_tokens,
         "temperature": options.temperature if options.sampling else 0.0,
     }
