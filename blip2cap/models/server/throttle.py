@@ -12,7 +12,7 @@ from collections import deque
 from collections.abc import Callable
 
 _FIRST = 4
-_NUM_STEPS = 8
+_NUM_STEPS = 4
 """Number of increases from nothing to the most."""
 _SHORTEST_S = 0.1
 """Shortest time, in seconds, over which answers are counted: less says nothing."""
