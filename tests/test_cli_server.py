@@ -209,6 +209,14 @@ def test_many_images_in_a_row_that_fail_end_the_run_with_the_words_of_the_server
     assert Counter(texts(here / "captions.jsonl")) == Counter(expected(folder))
 
 
+def test_a_model_that_only_thinks_ends_the_run_early(serve, here):
+    server = serve(lambda asked: Reply(body=answer("", "length")))
+    result = invoke("caption", noise(here / "pictures", 200), *server.options)
+    assert result.exit_code == 4
+    assert "10 different images in a row failed; the last: 7 tokens and no text" in result.stderr
+    assert len(server.asked) < 100  # what was in flight is cancelled
+
+
 @pytest.mark.parametrize(
     ("reply", "words"),
     [

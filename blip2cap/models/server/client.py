@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from dataclasses import replace
 
 from blip2cap.errors import ImageError, ServerError
 from blip2cap.models.server.chat_api import Answer, NoAnswerError, parse_answer, quoted, words_of
@@ -33,7 +34,8 @@ class Client:
         Raises ImageError if there is none, also after several attempts, and ServerError if the run is to end.
         """
         try:
-            answer = await self._send(body)
+            answer = await self.send(body)
+            _check(answer)
         except ImageError as error:
             self._failed.add(hash(image))
             if len(self._failed) >= NUM_IN_A_ROW:
@@ -46,7 +48,8 @@ class Client:
         self._failed.clear()
         return answer
 
-    async def _send(self, body: bytes) -> Answer:
+    async def send(self, body: bytes) -> Answer:
+        """Return the answer to a request, whatever it is. Raises like `ask`, for this request alone."""
         num_failures = 0
         again = False
         while True:
@@ -84,11 +87,24 @@ class Client:
             await asyncio.sleep(_PAUSES_S[num_failures - 1])
 
     def _parse(self, content: bytes) -> Answer:
+        hide = self.connection.hide_key
         try:
-            return parse_answer(content)
+            answer = parse_answer(content)
+            return replace(answer, text=hide(answer.text), refusal=hide(answer.refusal))
         except NoAnswerError as error:
             words = quoted(self.connection.hide(words_of(content)))
             raise BrokenError(f'{error}: "{words}"') from error
 
     def _error(self, problem: str) -> ServerError:
         return ServerError(f"--model {self.name} at {self.connection.url}: {problem}.")
+
+
+def _check(answer: Answer) -> None:
+    """Raise ImageError for an answer that is none."""
+    if answer.refusal or answer.finish_reason == "content_filter":
+        raise ImageError("refused", f"the model does not answer: {answer.refusal or 'its text was filtered'}")
+    if not answer.text and answer.finish_reason == "length":
+        raise ImageError(
+            "no_answer",
+            f"{answer.num_tokens} tokens and no text, as of a model that thinks first. Raise --max-new-tokens",
+        )

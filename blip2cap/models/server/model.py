@@ -94,7 +94,7 @@ class ServerModel:
             seed = options.seed if options.sampling else None
             body = request_body(self.name, image, prompt, options, seed=seed, dialect=self.dialect)
             try:
-                await self.client.ask(body, image)
+                await self.client.send(body)
                 return
             except ImageError as error:
                 dialect = self._other_dialect(error, sampling=options.sampling)

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from blip2cap.errors import ImageError
 from blip2cap.models.base import Result
-from blip2cap.models.server.chat_api import Answer, request_body, seed_of
+from blip2cap.models.server.chat_api import request_body, seed_of
 from blip2cap.options import GenerateOptions
 from blip2cap.records import Generated, Prompt
 
@@ -56,6 +56,7 @@ class ServerSession:
             while self.num_pending:
                 ticket, result = self._results.get(timeout=0 if done else wait_s)
                 if isinstance(result, BaseException) and not isinstance(result, ImageError):
+                    self._model.connection.loop.call_soon_threadsafe(self._cancel)
                     raise result
                 self.num_pending -= 1
                 done.append((ticket, result))
@@ -68,6 +69,11 @@ class ServerSession:
             task = self._model.connection.loop.create_task(self._answer(*request))
             self._running.add(task)  # the loop itself does not hold it
             task.add_done_callback(self._running.discard)
+
+    def _cancel(self) -> None:
+        """Send nothing more: the run has ended."""
+        for task in self._running:
+            task.cancel()
 
     async def _answer(self, ticket: int, image: bytes, prompt: Prompt) -> None:
         """Make the texts for one prompt, each with a request of its own: not every server gives several."""
@@ -84,22 +90,9 @@ class ServerSession:
         seed = seed_of(options.seed, prompt.name, number) if options.sampling else None
         body = request_body(model.name, image, prompt.text, options, seed=seed, dialect=model.dialect)
         answer = await model.client.ask(body, image)
-        _check(answer, options)
         return Generated(
-            text=model.connection.hide_key(answer.text),
+            text=answer.text,
             finish_reason="length" if answer.finish_reason == "length" else "stop",
             num_tokens=answer.num_tokens,
             num_prompt_tokens=answer.num_prompt_tokens,
-        )
-
-
-def _check(answer: Answer, options: GenerateOptions) -> None:
-    """Raise ImageError for an answer that is none."""
-    if answer.refusal or answer.finish_reason == "content_filter":
-        raise ImageError("refused", f"the model does not answer: {answer.refusal or 'filtered'}")
-    if not answer.text and answer.finish_reason == "length":
-        raise ImageError(
-            "no_answer",
-            f"{answer.num_tokens} tokens and no text: the model was still thinking. Raise --max-new-tokens "
-            f"{options.max_new_tokens}.",
         )
