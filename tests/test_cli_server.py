@@ -7,6 +7,7 @@ import json
 import random
 import signal
 import threading
+import time
 from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -16,7 +17,12 @@ import pytest
 from PIL import Image
 
 from blip2cap.captioner import Captioner
+from blip2cap.errors import ServerError
+from blip2cap.models.checkpoint import find
 from blip2cap.models.server import client, throttle
+from blip2cap.models.server.model import load
+from blip2cap.options import GenerateOptions, ModelOptions
+from blip2cap.records import Prompt
 from blip2cap.server_options import ServerOptions
 from tests.commands import draw_scenes, finish, invoke, num_lines, read_rows, start, wait_until
 from tests.fault_server import KEY, MODEL, Asked, Behaviour, FaultServer, Reply, answer, error, good, text_of
@@ -209,12 +215,25 @@ def test_many_images_in_a_row_that_fail_end_the_run_with_the_words_of_the_server
     assert Counter(texts(here / "captions.jsonl")) == Counter(expected(folder))
 
 
-def test_a_model_that_only_thinks_ends_the_run_early(serve, here):
+def test_a_model_that_only_thinks_ends_the_run(serve, here):
     server = serve(lambda asked: Reply(body=answer("", "length")))
     result = invoke("caption", noise(here / "pictures", 200), *server.options)
     assert result.exit_code == 4
     assert "10 different images in a row failed; the last: 7 tokens and no text" in result.stderr
-    assert len(server.asked) < 100  # what was in flight is cancelled
+
+
+def test_nothing_is_sent_after_the_run_has_ended(serve, here):
+    server = serve(lambda asked: error(400), delay_s=0.01)
+    options = ModelOptions(name=f"openai:{MODEL}", server=ServerOptions(base_url=server.url, concurrency=2))
+    model = load(find(options), options)
+    session = model.start_texts(GenerateOptions(), capacity=None)
+    images = [f"data:image/png;base64,{number:04}".encode() for number in range(60)]
+    session.add(session.encode(images), [Prompt(image=number, text="x", name="") for number in range(60)])
+    with pytest.raises(ServerError, match="10 different images in a row failed"):
+        while True:
+            session.advance()
+    time.sleep(0.3)
+    assert len(server.asked) < 30
 
 
 @pytest.mark.parametrize(
@@ -300,6 +319,7 @@ def test_no_more_requests_than_allowed_are_in_flight(serve, here):
         Reply(body=f"<html>{KEY}".encode()),
         Reply(status=302, headers=(("Location", f"http://user:{KEY}@elsewhere.example/{KEY}?key={KEY}"),)),
         Reply(status=400, body={"detail": KEY * 10}),
+        Reply(status=400, body=('{"detail": "\\u0073' + KEY[1:] + '"}').encode()),
         Reply(body=answer(f"the key is {KEY}")),
     ],
 )

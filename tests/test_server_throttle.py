@@ -77,12 +77,13 @@ def run(steps):
     return asyncio.run(timed())
 
 
-def test_requests_that_are_turned_away_together_halve_once():
+@pytest.mark.parametrize("record", [Throttle.slow, lambda limits, began: limits.pause(began, 0.01)])
+def test_requests_that_fail_together_halve_once(record):
     async def steps():
         limits = Throttle(32)
         began = [await limits.enter() for _ in range(4)]
         for each in began:
-            limits.pause(each, 0.01)
+            record(limits, each)
         return limits.concurrency.size
 
     assert run(steps) == 2

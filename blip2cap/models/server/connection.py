@@ -27,7 +27,6 @@ _CONNECT_S = 10.0
 _CLOSE_S = 2.0
 _MOST_BYTES = 8 << 20
 """Longest body of an answer."""
-_HIDDEN = "***"
 _NO_CREDIT = "insufficient_quota"
 """Code of a 429 of OpenAI that no waiting ends."""
 
@@ -103,7 +102,7 @@ class Connection:
 
     def hide_key(self, text: str) -> str:
         """Return a text of the server without the key."""
-        return text.replace(self._key, _HIDDEN) if self._key else text
+        return text.replace(self._key, "***") if self._key else text
 
     def hide(self, words: str) -> str:
         """Return words of the server for a message: without the key, and without secrets of URLs."""
@@ -155,9 +154,7 @@ class Connection:
             with self._client() as client:
                 async with asyncio.timeout(self._timeout_s), client.stream(method, url, content=body) as response:
                     answer = await _read(response)
-            # Here, so that no exception has it either.
-            clean = answer.replace(self._key.encode(), _HIDDEN.encode()) if self._key else answer
-            return response.status_code, response.headers, clean
+            return response.status_code, response.headers, answer
         except (httpx2.ConnectError, httpx2.ConnectTimeout) as error:
             raise LostError(self.hide(f"no connection: {str(error) or type(error).__name__}")) from error
         except (TimeoutError, httpx2.TimeoutException) as error:
