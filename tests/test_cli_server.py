@@ -10,6 +10,7 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -66,6 +67,10 @@ def noise(folder: Path, count: int) -> Path:
 
 def texts(path: Path) -> list[str]:
     return [row["text"] for row in read_rows(path)]
+
+
+def has_rows(path: Path, count: int) -> bool:
+    return num_lines(path) >= count
 
 
 def expected(folder: Path) -> list[str]:
@@ -289,12 +294,11 @@ def test_a_server_that_goes_away_is_waited_for_and_then_given_up(serve, pictures
 
 def test_no_request_is_sent_while_the_server_asks_to_wait(serve, pictures, here):
     server = serve(once(error(429, "slow down", Retry_After="1"), on=lambda asked: asked.number == 2))
-    paused = throttle.time.monotonic
     began: list[float] = []
-    behaviour = server.behaviour
+    behaviour: Behaviour = server.behaviour
 
     def record(asked: Asked) -> Reply:
-        began.append(paused())
+        began.append(time.monotonic())
         return behaviour(asked)
 
     server.behaviour = record
@@ -499,7 +503,7 @@ def test_a_run_that_is_killed_is_finished_by_the_same_command(serve, here):
     command = ("caption", folder, *server.options, "--concurrency", "4")
     for num_rows in (20, 120):
         process = start(*command, cwd=here)
-        wait_until(lambda least=num_rows: num_lines(here / "captions.jsonl") >= least, process)
+        wait_until(partial(has_rows, here / "captions.jsonl", num_rows), process)
         process.kill()
         finish(process)
     assert invoke(*command).exit_code == 0

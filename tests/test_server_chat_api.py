@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from typing import Any
 
 import pytest
 
@@ -23,7 +24,7 @@ from tests.fault_server import answer
 URL = b"data:image/png;base64,AAAA"
 
 
-def body(options: GenerateOptions, *, seed: int | None = None, dialect: Dialect | None = None, text: str = "x") -> dict:
+def body(options: GenerateOptions, *, seed: int | None = None, dialect: Dialect | None = None, text: str = "x") -> Any:
     return json.loads(request_body("m", URL, text, options, seed=seed, dialect=dialect or Dialect()))
 
 
