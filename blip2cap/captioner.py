@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import overload
 
 from blip2cap.chat import CHAT_OPTIONS, Chat
+from blip2cap.decode.data_urls import DataUrlInput
 from blip2cap.decode.inputs import ResizedInput
 from blip2cap.engine.run import Engine, RunStats
 from blip2cap.errors import ImageError, UsageError
@@ -29,6 +30,7 @@ from blip2cap.options import (
 )
 from blip2cap.records import ImageRef
 from blip2cap.rows import Row
+from blip2cap.server_options import ServerOptions
 from blip2cap.source.inputs import Source
 from blip2cap.tasks.base import Task, Worklist
 from blip2cap.tasks.caption import Caption
@@ -49,7 +51,7 @@ class Captioner:
     ) -> None:
         self.model = model
         self.decode_options = decode or DecodeOptions()
-        self.batch = BatchOptions(batch_size=batch_size)
+        self.batch = BatchOptions(batch_size=batch_size or FAMILIES[model.checkpoint.family].batch_size)
 
     @classmethod
     def load(
@@ -62,10 +64,14 @@ class Captioner:
         device_map: str | None = None,
         quantize: str | None = None,
         max_pixels: int | None = None,
+        server: ServerOptions | None = None,
         batch_size: int | None = None,
         decode: DecodeOptions | None = None,
     ) -> Captioner:
-        """Load `tiny`, a local folder or a Hub id. Raises ModelError or UsageError."""
+        """Load `tiny`, a local folder or a Hub id, or use the model `openai:NAME` of a server.
+
+        Raises ModelError or UsageError.
+        """
         options = ModelOptions(
             name=name,
             revision=revision,
@@ -74,6 +80,7 @@ class Captioner:
             device_map=device_map,
             quantize=quantize,
             max_pixels=max_pixels,
+            server=server or ServerOptions(),
         )
         return cls(load(find(options), options), batch_size=batch_size, decode=decode)
 
@@ -222,7 +229,7 @@ class Captioner:
         model = ModelOptions(
             name=self.model.checkpoint.name,
             quantize=self.model.quantize,
-            max_pixels=taken.max_pixels if isinstance(taken, ResizedInput) else None,
+            max_pixels=taken.max_pixels if isinstance(taken, (ResizedInput, DataUrlInput)) else None,
         )
         job = Job(
             task=task,

@@ -5,6 +5,7 @@
     |   `-- InputError                 2   an input that does not exist, or no image in it
     |-- ClusterError                   1   a Ray cluster without free resources, or whose processes die
     |-- ModelError                     4   the model cannot be found, trusted or loaded
+    |   `-- ServerError                4   the server that has the model cannot be used, or fails again and again
     |-- OutputRefusedError             5   the output was made with other settings, or is damaged
     |   `-- OutputLockedError          5   another run is writing it
     |-- OutputError                    6   the output cannot be written
@@ -25,7 +26,12 @@ from typing import ClassVar
 SOME_FAILED = 3
 """Exit code of a command that is complete but for some images."""
 _FLAG = re.compile(r"(?<![^\s`(])--([a-z][a-z0-9-]*[a-z0-9])")
-OTHER_NAMES = {"decode": "mode", "threads": "num_threads", "timeout": "timeout_s"}
+OTHER_NAMES = {
+    "decode": "mode",
+    "threads": "num_threads",
+    "timeout": "timeout_s",
+    "request-timeout": "request_timeout_s",
+}
 """Names in Python of flags that are called otherwise there."""
 
 
@@ -61,6 +67,10 @@ class ModelError(Blip2CapError):
     """A model that cannot be found, trusted or loaded."""
 
     exit_code = 4
+
+
+class ServerError(ModelError):
+    """A server that has a model and cannot be reached, refuses requests, or fails again and again."""
 
 
 class OutputRefusedError(Blip2CapError):

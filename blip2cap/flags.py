@@ -9,7 +9,10 @@ from typing import Any, TypeVar
 from blip2cap.errors import UsageError
 
 T = TypeVar("T")
-PANELS = ("Input", "Output", "Model", "Training", "Generation", "Text rules", "Speed", "Cluster", "Safety", "Other")
+PANELS = (
+    *("Input", "Output", "Model", "Server", "Training", "Generation", "Text rules"),
+    *("Speed", "Cluster", "Safety", "Other"),
+)
 """Sections of the help, in order."""
 
 

@@ -8,16 +8,17 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field, replace
 from enum import Enum
 from pathlib import Path
-from typing import ClassVar
+from typing import Any, ClassVar
 
 from blip2cap.batch_size import BatchSize
 from blip2cap.errors import UsageError
-from blip2cap.flags import check_limits, flag
+from blip2cap.flags import check_limits, flag, flags_of
 from blip2cap.records import FAILURES
+from blip2cap.server_options import PREFIX, ServerOptions
 
 DEFAULT_MODEL = "Salesforce/blip2-opt-2.7b"
 DEFAULT_MATCHING_MODEL = "Salesforce/blip2-itm-vit-g"
@@ -50,6 +51,8 @@ class Kind(Enum):
     """A folder, here or in a bucket, of Parquet parts."""
 
 
+_OF_WEIGHTS = ("dtype", "quantize", "device", "device-map", "revision", "random-weights")
+"""Options of a model that this machine loads."""
 SUFFIXES = {".jsonl": Kind.JOURNAL, ".parquet": Kind.PARQUET}
 """Suffixes of outputs that are one file."""
 
@@ -159,7 +162,7 @@ class ModelOptions:
     name: str = flag(
         DEFAULT_MODEL,
         "-m, --model NAME",
-        "`tiny` or `tiny-itm` (included), a local folder or a Hugging Face Hub id.",
+        "`tiny` or `tiny-itm` (included), a local folder, a Hugging Face Hub id, or openai:NAME behind --base-url.",
     )
     dtype: str = flag(
         "auto",
@@ -194,6 +197,8 @@ class ModelOptions:
         least=1,
         hint="Leave it out for 1048576, which is 1024 x 1024.",
     )
+    server: ServerOptions = field(default_factory=ServerOptions)
+    """The server that has the model, if its name begins with `openai:`."""
     texts_only: bool = False
     """Load only what embeds texts: an image-text matching model without its vision encoder."""
 
@@ -203,12 +208,35 @@ class ModelOptions:
         check_limits(self)
         if not re.fullmatch(r"auto|cpu|cuda(:[0-9]+)?", self.device):
             raise UsageError(f"--device {self.device}: must be auto, cpu, cuda or cuda:N.")
+        self._check_server()
         if self.device_map is not None:
             self._check_device_map()
         if self.quantize == "fp8" and self.dtype not in ("auto", "bfloat16"):
             raise UsageError(
                 f"--quantize fp8 and --dtype {self.dtype} exclude each other: fp8 weights are made from bfloat16."
             )
+
+    @property
+    def on_server(self) -> bool:
+        """True if a server has the model."""
+        return self.name.startswith(PREFIX)
+
+    def _check_server(self) -> None:
+        """Raise UsageError for an option that has no effect: of a server without one, of weights with one."""
+        if not self.on_server:
+            for name in _changed(self.server):
+                raise UsageError(
+                    f"--{name} has no effect with --model {self.name}, which is no model behind a server. Expected "
+                    "--model openai:NAME, or leave it out."
+                )
+        elif self.name == PREFIX:
+            raise UsageError(f"--model {PREFIX}: expected the name that the server gives to its model after the colon.")
+        else:
+            for name in _changed(self):
+                if name in _OF_WEIGHTS:
+                    raise UsageError(
+                        f"--{name} has no effect with --model {self.name}: its server loads the model. Leave it out."
+                    )
 
     def _check_device_map(self) -> None:
         if self.device not in ("auto", "cuda"):
@@ -225,6 +253,13 @@ class ModelOptions:
             raise UsageError(
                 f"--device-map {self.device_map} and random weights exclude each other. Leave --device-map out."
             )
+
+
+def _changed(options: Any) -> Iterator[str]:
+    """Yield the long names of the flags whose values are not the defaults."""
+    for each, its_flag in flags_of(options):
+        if getattr(options, each.name) != each.default:
+            yield its_flag.long_name
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -22,6 +22,8 @@ FAILURES = frozenset(
         "decoder_crashed",
         "timeout",
         "out_of_memory",
+        "no_answer",
+        "refused",
     }
 )
 """All codes that the column `error` of a failed row can hold."""
@@ -129,5 +131,7 @@ class Generated:
     """stop: the model ended the text; length: --max-new-tokens ended it."""
     num_tokens: int
     """Number of generated tokens, without the one that ends the text."""
+    num_prompt_tokens: int | None = None
+    """Number of tokens of prompt and image, where a server has counted them."""
     flag: str = ""
     """Verdict of the loop guard: "", retried (the second text is good), or a remaining fault, one of `FAULTS`."""

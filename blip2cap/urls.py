@@ -9,6 +9,8 @@ from __future__ import annotations
 
 import errno
 import re
+from datetime import UTC, datetime
+from email.utils import parsedate_to_datetime
 from typing import Any
 
 from blip2cap.errors import ImageError, InputError
@@ -56,6 +58,16 @@ def shown(text: str) -> str:
     """Remove secrets from the URLs in a message: user, password, and the query, which may hold a signature."""
     text = re.sub(r"(https?://)[^\s/?#]*@", r"\1", text, flags=re.IGNORECASE)
     return re.sub(r"(https?://[^\s?#]*)\?[^\s#]*", r"\1?...", text, flags=re.IGNORECASE)
+
+
+def seconds_until(retry_after: str) -> float:
+    """Return the seconds that a header Retry-After asks for: a number, or a date; 0 for anything else."""
+    if retry_after.strip().isdecimal():
+        return float(retry_after)
+    try:
+        return max(0.0, (parsedate_to_datetime(retry_after) - datetime.now(UTC)).total_seconds())
+    except (ValueError, TypeError, OverflowError):  # no date, or one without a time zone
+        return 0.0
 
 
 def connect(url: str) -> tuple[Any, str]:

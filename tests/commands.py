@@ -33,7 +33,7 @@ def draw_scenes(folder: Path, count: int, *, first_seed: int = 0, size: tuple[in
     return folder
 
 
-def invoke(*args: str | Path, stdin: bytes = b"", env: dict[str, str] | None = None) -> Result:
+def invoke(*args: str | Path | float, stdin: bytes = b"", env: dict[str, str] | None = None) -> Result:
     """Run a command in this process; exceptions other than an exit are raised here."""
     result = CliRunner().invoke(app, [str(arg) for arg in args], input=stdin, env=env)
     if result.exception is not None and not isinstance(result.exception, SystemExit):

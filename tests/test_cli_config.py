@@ -81,7 +81,10 @@ def test_a_variable_is_no_way_to_ask_as_it_would_be_cut_at_spaces(scenes: Path, 
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        ("batchsize = 4", "unknown option batchsize. caption has: allow-http, batch-size, decode, device"),
+        (
+            "batchsize = 4",
+            "unknown option batchsize. caption has: allow-http, base-url, batch-size, concurrency",
+        ),
         ("question = 'what?'", "unknown option question"),
         ("[caption]\nas_json = true", "unknown option as_json"),
         ("config = 'other.toml'", "unknown option config"),

@@ -21,8 +21,9 @@ import pytest
 from blip2cap.decode import http
 from blip2cap.decode import read as reading
 from blip2cap.decode.hosts import NUM_IN_A_ROW, Hosts
-from blip2cap.decode.http import HttpClient, seconds_until
+from blip2cap.decode.http import HttpClient
 from blip2cap.errors import ImageError, UnreachableError
+from blip2cap.urls import seconds_until
 from tests.commands import TINY, invoke
 from tests.outputs import rows_of
 

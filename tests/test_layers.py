@@ -28,7 +28,7 @@ LAYERS = (
     ("engine",),
     ("models.checkpoint",),
     ("models.registry",),
-    ("models.matching", "models.vlm"),
+    ("models.matching", "models.vlm", "models.server"),
     ("models.blip2", "outputs.export"),
     ("outputs", "models.device", "models.loading"),
     ("tasks", "models.vlm.families"),
@@ -45,6 +45,7 @@ LAYERS = (
         "outputs.files",
         "tiny.scenes",
     ),
+    ("server_options",),
     ("flags",),
     ("errors", "records", "rows", "stopwatch", "batch_size", "key_set", "tiny", "escapes"),
     ("column_types",),
@@ -59,7 +60,8 @@ PACKAGES = {
 LIGHT = PACKAGES | {name for names in LAYERS[LAYERS.index(("source", "decode")) :] for name in names}
 """Modules that import nothing of HEAVY at once."""
 LATE = {
-    *("jobs.run", "jobs.context", "jobs.parts", "jobs.texts", "engine", "models.blip2", "models.matching"),
+    *("jobs.run", "jobs.context", "jobs.parts", "jobs.texts", "engine"),
+    *("models.blip2", "models.matching", "models.server"),
     *("captioner", "chat", "matcher", "image_index", "images_in_memory", "bench", "index", "scale"),
     *("train", "evaluate", "lavis", "workers", "jobs.makers"),
 }

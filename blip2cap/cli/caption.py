@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Annotated
 
 from blip2cap.cli.options import ReportOptions, option, with_options
@@ -19,6 +20,7 @@ from blip2cap.options import (
 )
 from blip2cap.prompt_library import text_of
 from blip2cap.scale.options import RayOptions
+from blip2cap.server_options import ServerOptions
 from blip2cap.tasks.caption import Caption
 from blip2cap.workers.options import WorkerOptions
 
@@ -27,6 +29,7 @@ from blip2cap.workers.options import WorkerOptions
 def caption(
     source: SourceOptions,
     model: ModelOptions,
+    server: ServerOptions,
     batch: BatchOptions,
     decode: DecodeOptions,
     workers: WorkerOptions,
@@ -47,5 +50,6 @@ def caption(
 ) -> None:
     """Write a caption for every image."""
     task = Caption(template=text_of(prompt, own_library()), generate=generate, text=text)
+    model = replace(model, server=server)
     job = Job(task=task, source=source, output=output, model=model, decode=decode, batch=batch, workers=workers)
     start(job, report, ray)

@@ -12,6 +12,7 @@ from blip2cap.cli.terminal import clean, say, write_out
 from blip2cap.errors import ImageError
 from blip2cap.jobs.job import DryRun, Outcome, skipped_phrases
 from blip2cap.records import ImageRef
+from blip2cap.server_options import ServerOptions
 from blip2cap.urls import shown
 
 _NAMED_FAILURES = 20
@@ -79,6 +80,13 @@ def outcome_facts(outcome: Outcome, *, flags: bool) -> dict[str, Any]:
     return facts
 
 
+def token_facts(num_prompt_tokens: float, num_text_tokens: float, server: ServerOptions) -> dict[str, Any]:
+    """Return numbers of tokens, and what they cost if prices are given, as --json prints them."""
+    facts: dict[str, Any] = {"prompt_tokens": round(num_prompt_tokens), "tokens": round(num_text_tokens)}
+    cost = server.cost(num_prompt_tokens, num_text_tokens)
+    return facts if cost is None else {**facts, "cost": round(cost, 4)}
+
+
 def print_json(facts: dict[str, Any]) -> None:
     """Print one object on one line of stdout."""
     write_out(json.dumps(facts) + "\n")
@@ -88,6 +96,7 @@ def say_dry_run(facts: dict[str, Any]) -> None:
     """Print the result of a dry run in one line."""
     rows = f" ({_count(facts['rows_to_do'], 'row')})" if facts["rows_to_do"] != facts["images_to_do"] else ""
     parts = [f"{facts['images_to_do']} of {_count(facts['images'], 'image')} to do{rows}", *_before(facts)]
+    parts += [f"at most about {tokens}" for tokens in _tokens(facts)]
     say(f"dry run of {_where(facts)}: {', '.join(parts + skipped_phrases(facts['skipped']))}; nothing was written")
 
 
@@ -99,7 +108,8 @@ def say_outcome(facts: dict[str, Any], *, nothing_to_do: bool) -> None:
     counts = [*_before(facts), "nothing to do"] if nothing_to_do else made + _before(facts)
     rate = f"; {facts['images_per_s']} images/s" if facts["images_per_s"] else ""
     retry = "; --retry-failed retries failed ones" if facts["rows_failed_before"] else ""
-    say(f"{_where(facts)}: {', '.join(counts + skipped_phrases(facts['skipped']))}{rate}{retry}")
+    tokens = "".join(f"; {each}" for each in _tokens(facts))
+    say(f"{_where(facts)}: {', '.join(counts + skipped_phrases(facts['skipped']))}{rate}{tokens}{retry}")
     if (not_asked := facts["rows_failed_not_asked"]) and not facts["stopped"]:
         prune = quote(["blip2cap", "status", facts["out"], "--prune"])
         say(f"{_where(facts)}: {_count(not_asked, 'failed row')} of other inputs, kept; {prune} removes failed rows")
@@ -114,6 +124,14 @@ def _where(facts: dict[str, Any]) -> str:
 def _before(facts: dict[str, Any]) -> list[str]:
     failed = f" ({facts['rows_failed_before']} failed)" if facts["rows_failed_before"] else ""
     return [f"{facts['rows_there_before']} already done{failed}"] if facts["rows_there_before"] else []
+
+
+def _tokens(facts: dict[str, Any]) -> list[str]:
+    """Return a phrase on tokens if there are any."""
+    if not facts.get("prompt_tokens"):
+        return []
+    cost = f" for {facts['cost']:.4g}" if "cost" in facts else ""
+    return [f"{facts['prompt_tokens']} + {facts['tokens']} tokens{cost}"]
 
 
 def _flags(facts: dict[str, Any]) -> list[str]:

@@ -9,7 +9,15 @@ import typer
 
 from blip2cap.cli.options import ReportOptions
 from blip2cap.cli.progress import Progress, Silent, choose_progress
-from blip2cap.cli.report import Failures, dry_run_facts, outcome_facts, print_json, say_dry_run, say_outcome
+from blip2cap.cli.report import (
+    Failures,
+    dry_run_facts,
+    outcome_facts,
+    print_json,
+    say_dry_run,
+    say_outcome,
+    token_facts,
+)
 from blip2cap.cli.resume import hides_secrets, this_command
 from blip2cap.cli.signals import Stop, Stopped, stop_on_signal
 from blip2cap.cli.terminal import clean, say
@@ -105,6 +113,8 @@ def _run(job: Job, options: ReportOptions, ray: RayOptions, stop: Stop) -> None:
     for line in outcome.damaged:
         listener.say(line)
     facts = outcome_facts(outcome, flags="flag" in job.task.schema.names)
+    if job.model.on_server and (stats := outcome.stats) is not None:
+        facts |= token_facts(stats.num_prompt_tokens, stats.num_text_tokens, job.model.server)
     if options.as_json:
         print_json(facts)
     elif not options.quiet:
@@ -124,6 +134,8 @@ def _dry_run(job: Job, options: ReportOptions) -> None:
     for line in found.damaged if not options.quiet else ():
         say(clean(line))
     facts = dry_run_facts(found)
+    if job.model.on_server:
+        facts |= token_facts(*job.estimate_tokens(found.num_rows_to_do), job.model.server)
     if options.as_json:
         print_json(facts)
     else:

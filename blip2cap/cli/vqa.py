@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated
 
@@ -21,6 +22,7 @@ from blip2cap.options import (
     TextOptions,
 )
 from blip2cap.scale.options import RayOptions
+from blip2cap.server_options import ServerOptions
 from blip2cap.tasks.vqa import Vqa
 from blip2cap.workers.options import WorkerOptions
 
@@ -29,6 +31,7 @@ from blip2cap.workers.options import WorkerOptions
 def vqa(
     source: SourceOptions,
     model: ModelOptions,
+    server: ServerOptions,
     batch: BatchOptions,
     decode: DecodeOptions,
     workers: WorkerOptions,
@@ -63,5 +66,6 @@ def vqa(
     if not asked:
         raise UsageError("no question given. Ask with -q TEXT, once or more often, or --questions FILE.")
     task = Vqa(questions=asked, template=template, generate=generate, text=text)
+    model = replace(model, server=server)
     job = Job(task=task, source=source, output=output, model=model, decode=decode, batch=batch, workers=workers)
     start(job, report, ray)

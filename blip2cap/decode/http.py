@@ -13,14 +13,12 @@ import os
 import socket
 import threading
 from collections.abc import Awaitable, Callable
-from datetime import UTC, datetime
-from email.utils import parsedate_to_datetime
 from urllib.parse import urljoin, urlsplit
 
 import aiohttp
 
 from blip2cap.errors import ImageError
-from blip2cap.urls import TIMEOUT_S, check_size, shown
+from blip2cap.urls import TIMEOUT_S, check_size, seconds_until, shown
 
 CONNECT_S, READ_S = 10.0, 20.0
 """Longest time to connect, and to wait for the next bytes."""
@@ -187,16 +185,6 @@ async def _body(response: aiohttp.ClientResponse, max_bytes: int) -> bytes:
         data += block
         check_size(len(data), max_bytes)
     return bytes(data)
-
-
-def seconds_until(retry_after: str) -> float:
-    """Return the seconds that a header Retry-After asks for: a number, or a date; 0 for anything else."""
-    if retry_after.strip().isdecimal():
-        return float(retry_after)
-    try:
-        return max(0.0, (parsedate_to_datetime(retry_after) - datetime.now(UTC)).total_seconds())
-    except (ValueError, TypeError, OverflowError):  # no date, or one without a time zone
-        return 0.0
 
 
 def redirected(url: str, location: str) -> str:

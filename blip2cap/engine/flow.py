@@ -18,7 +18,7 @@ from blip2cap.engine.first_texts import FirstTexts
 from blip2cap.engine.remembered import Remembered
 from blip2cap.errors import ImageError
 from blip2cap.models.base import Model
-from blip2cap.records import ImageRef, Prompt
+from blip2cap.records import Generated, ImageRef, Prompt
 from blip2cap.rows import Row
 from blip2cap.tasks.base import Request, Task
 
@@ -78,6 +78,8 @@ class Flow:
         """The same, by key."""
         self.known = Remembered()
         """Results of questions that have left the session, by key, for equal images."""
+        self.num_prompt_tokens = self.num_text_tokens = 0
+        """Numbers of tokens that a server has counted."""
 
     def accepts_more(self, size: BatchSize) -> bool:
         """Return True if the session has capacity left and few enough images wait for a slow one before them.
@@ -188,6 +190,7 @@ class Flow:
             del self.in_flight[question.key]
             if isinstance(result, list):  # texts
                 self.first_texts.add(result, question.label)
+                self._count_tokens(result)
             finished: Any = result
             if not isinstance(result, ImageError):
                 finished = self.task.finish(result)
@@ -195,6 +198,12 @@ class Flow:
                     self.known.add(question.key, finished)
             for image, index in question.waiting:
                 self._answer(image, index, finished)
+
+    def _count_tokens(self, texts: Sequence[Generated]) -> None:
+        for text in texts:
+            if text.num_prompt_tokens is not None:
+                self.num_prompt_tokens += text.num_prompt_tokens
+                self.num_text_tokens += text.num_tokens
 
     def _answer(self, image: _Image, index: int, result: Any) -> None:
         image.results[index] = result

@@ -47,6 +47,10 @@ class RunStats:
     """Number of images encoded at once at the end of the run."""
     capacity: int = 0
     """Maximum number of prompts processed at once at the end of the run."""
+    num_prompt_tokens: int = 0
+    """Number of tokens of prompts and images that a server has counted."""
+    num_text_tokens: int = 0
+    """Number of tokens that a server has generated."""
 
     @property
     def num_failed(self) -> int:
@@ -77,6 +81,8 @@ class RunStats:
             write_s=self.write_s + other.write_s,
             batch_size=other.batch_size or self.batch_size,
             capacity=other.capacity or self.capacity,
+            num_prompt_tokens=self.num_prompt_tokens + other.num_prompt_tokens,
+            num_text_tokens=self.num_text_tokens + other.num_text_tokens,
         )
 
 
@@ -169,6 +175,7 @@ class Engine:
                 num_images, rows = flow.rows()
                 stats.add(num_images, rows)
                 stats.batch_size, stats.capacity = size.size, flow.session.capacity
+                stats.num_prompt_tokens, stats.num_text_tokens = flow.num_prompt_tokens, flow.num_text_tokens
                 try:
                     yield rows
                 finally:

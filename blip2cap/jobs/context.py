@@ -57,16 +57,29 @@ class Context:
     def announce_model(self) -> None:
         """Tell the listener that a model is being loaded, unless it is already loaded."""
         if self.model is None:
-            self.listener.say(f"loading {self.checkpoint.name} ...")
+            server = self.checkpoint.server
+            doing = f"asking {server} for {self.checkpoint.name}" if server else f"loading {self.checkpoint.name}"
+            self.listener.say(f"{doing} ...")
 
     def load_model(self, dtype: str) -> Model:
         """Load the model, tell the listener its dtype and device, and check it against the task. Imports torch."""
         model = self.model
         if model is None:
             model = load(self.checkpoint, replace(self.job.model, dtype=dtype))
-            self.say_model(dtype_name(model), str(model.device), model.fallback_reason, model.remark)
+            if not self.checkpoint.server:
+                self.say_model(dtype_name(model), str(model.device), model.fallback_reason, model.remark)
         self.job.task.check(model)
+        if self.checkpoint.server and self.model is None:
+            self._say_server(model)
         return model
+
+    def _say_server(self, model: Model) -> None:
+        """Tell the listener that a server has answered."""
+        num_requests = self.job.model.server.concurrency
+        most = f"at most {num_requests} requests" if num_requests > 1 else "one request"
+        self.listener.say(f"{self.checkpoint.name}: {most} at once to {self.checkpoint.server}")
+        if model.remark:
+            self.listener.say(f"{self.checkpoint.name}: {model.remark}")
 
     def say_model(self, dtype: str, where: str, fallback_reason: str, remark: str) -> None:
         """Tell the listener what is known of a model that was loaded."""

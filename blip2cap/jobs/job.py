@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from blip2cap.errors import Blip2CapError, ImageError, InputError, UsageError
 from blip2cap.models.registry import FAMILIES
-from blip2cap.options import BatchOptions, DecodeOptions, Kind, ModelOptions, OutputOptions, SourceOptions
+from blip2cap.options import MAX_PIXELS, BatchOptions, DecodeOptions, Kind, ModelOptions, OutputOptions, SourceOptions
 from blip2cap.records import ImageRef
 from blip2cap.tasks.base import WITHOUT_CAPTION, Request, Task, Worklist
 from blip2cap.urls import is_http, shown
@@ -42,6 +42,11 @@ class Job:
         if not self.decode.allow_http:
             for given in filter(is_http, self.source.inputs):
                 raise UsageError(f"{shown(given)}: nothing is fetched from web servers without --allow-http. Add it.")
+        if self.model.on_server and (self.workers.num_workers not in (None, 1) or self.workers.gpus):
+            raise UsageError(
+                f"--workers or --devices and --model {self.model.name} exclude each other: the server computes, and "
+                "one process keeps --concurrency requests in flight. Leave the former out."
+            )
 
     @property
     def kind(self) -> Kind:
@@ -50,7 +55,16 @@ class Job:
 
     def for_checkpoint(self, checkpoint: Checkpoint) -> Job:
         """Return the job with what the family of its model decides."""
-        return replace(self, task=self.task.for_checkpoint(checkpoint, FAMILIES[checkpoint.family]))
+        family = FAMILIES[checkpoint.family]
+        batch = self.batch
+        if family.batch_size is not None:
+            if batch.batch_size not in (None, family.batch_size):
+                raise UsageError(
+                    f"--batch-size {batch.batch_size} has no effect with --model {checkpoint.name}: its server makes "
+                    "the batches. --concurrency sets how many requests it gets at once."
+                )
+            batch = BatchOptions(batch_size=family.batch_size)
+        return replace(self, task=self.task.for_checkpoint(checkpoint, family), batch=batch)
 
     def settings(self, source: Source) -> dict[str, Any]:
         """Return everything that changes a result or a name, except what only the model knows."""
@@ -65,7 +79,25 @@ class Job:
         """Return the settings that only the model knows; `for_checkpoint` comes first."""
         max_pixels = FAMILIES[checkpoint.family].max_pixels(self.model)
         size = {} if max_pixels is None else {"max_pixels": max_pixels}
-        return {"model": checkpoint.name, "model_commit": checkpoint.commit, **size, **self.task.model_settings()}
+        server = {"server": checkpoint.server} if checkpoint.server else {}
+        names = {"model": checkpoint.name, "model_commit": checkpoint.commit, **server}
+        return {**names, **size, **self.task.model_settings()}
+
+    def estimate_tokens(self, num_rows: int) -> tuple[float, float]:
+        """Return the numbers of tokens that a server reads and generates for rows: about, and at most.
+
+        Each model has its own tokens; these are 28 x 28 pixels, as those of Qwen2-VL, and 4 characters.
+        """
+        from blip2cap.models.checkpoint import find
+        from blip2cap.tasks.text import TextTask
+
+        task = self.for_checkpoint(find(self.model)).task
+        assert isinstance(task, TextTask), "other tasks do not generate text"
+        prompts = [task.prompt(ImageRef(path="", name=""), label) for label in task.labels]
+        num_prompt_tokens = sum(map(len, prompts)) / len(prompts) / 4
+        num_image_tokens = (self.model.max_pixels or MAX_PIXELS) / 28**2
+        num_texts = num_rows * task.generate.num_captions
+        return num_texts * (num_image_tokens + num_prompt_tokens), num_texts * task.generate.max_new_tokens
 
     def known_settings(self, source: Source) -> dict[str, Any]:
         """Return the settings that are known without loading or downloading a model."""
@@ -74,7 +106,7 @@ class Job:
         settings = self.settings(source)
         if self.model.dtype != "auto":
             settings["dtype"] = self.model.dtype
-        if self.model.name in PACKAGED or Path(self.model.name).expanduser().is_dir():
+        if self.model.name in PACKAGED or self.model.on_server or Path(self.model.name).expanduser().is_dir():
             checkpoint = find(self.model)
             return settings | self.for_checkpoint(checkpoint).model_settings(checkpoint)
         return settings | {"model": self.model.name, **self.task.model_settings()}

@@ -35,6 +35,8 @@ def make_maker(context: Context, dtype: str, is_large: Callable[[], bool]) -> Ma
         if job.workers.num_workers not in (None, 1) or job.workers.gpus:
             raise UsageError("--workers and a loaded model exclude each other: each process loads its own.")
         return LocalMaker(context, dtype)
+    if context.checkpoint.server:
+        return LocalMaker(context, dtype)
     devices = choose_devices(job.workers, job.model, context.checkpoint, is_large)
     if len(devices) == 1:
         return LocalMaker(replace(context, job=replace(job, model=replace(job.model, device=devices[0]))), dtype)

@@ -145,7 +145,9 @@ def _check(context: Context, plan: PartsPlan, settings: Mapping[str, Any]) -> No
 
 
 def choose_dtype(job: Job, checkpoint: Checkpoint) -> str:
-    """Return the dtype that `auto` stands for on this machine. Imports torch."""
+    """Return the dtype that `auto` stands for on this machine; `auto` again for a server. Imports torch else."""
+    if checkpoint.server:
+        return "auto"
     from blip2cap.models import device
 
     chosen = device.choose_dtype("auto", device.choose_device(job.model.device), checkpoint)

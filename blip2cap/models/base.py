@@ -56,6 +56,8 @@ class Checkpoint:
     """Key of its family in `registry.FAMILIES`."""
     config: dict[str, Any]
     """Content of config.json."""
+    server: str = ""
+    """Address of the server that has the model, "" for weights on this machine."""
     adapter: Adapter | None = None
     """Adapter that is added to the weights; `folder` and `config` are those of the model without it."""
 
@@ -161,6 +163,8 @@ class Family:
     """Check the small files of a checkpoint, before its weights are downloaded or read. Raises ModelError."""
     any_image_size: bool = False
     """True if images may have any size, within --max-pixels."""
+    batch_size: int | None = None
+    """Number of images that a run hands over at once; None: --batch-size, or else it is measured."""
     image_input: Callable[[Checkpoint, ModelOptions], ImageInput]
     """Form in which images are taken, known before the model is loaded."""
     load: Callable[[Checkpoint, ModelOptions], Model]

@@ -51,6 +51,8 @@ def _check_options(checkpoint: Checkpoint, options: ModelOptions) -> None:
 
 
 def _find(options: ModelOptions, *, say: Callable[[str], None], quiet: bool) -> Checkpoint:
+    if options.on_server:
+        return _find_on_server(options)
     folder = PACKAGED.get(options.name) or Path(options.name).expanduser()
     if options.revision is not None and (options.random_weights or folder.is_dir()):
         raise UsageError(f"--revision {options.revision}: {options.name} is no model on the hub, it has no revisions.")
@@ -87,6 +89,18 @@ def _find(options: ModelOptions, *, say: Callable[[str], None], quiet: bool) -> 
 
     folder = hub.download(options, check=check, say=say, quiet=quiet)
     return _check(options.name, folder, folder.name)
+
+
+def _find_on_server(options: ModelOptions) -> Checkpoint:
+    """Return the model of a server, without asking it. Raises UsageError if no server is given."""
+    if options.server.base_url is None:
+        raise UsageError(
+            f"--model {options.name}: a model behind a server. To caption or vqa, give its address: --base-url "
+            "http://localhost:8000/v1. Other commands need a model on this machine."
+        )
+    return Checkpoint(
+        name=options.name, folder=Path(), commit="", family="openai", config={}, server=options.server.base_url
+    )
 
 
 def _find_adapted(options: ModelOptions, folder: Path, *, say: Callable[[str], None], quiet: bool) -> Checkpoint:

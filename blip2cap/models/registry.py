@@ -20,6 +20,18 @@ def _square(checkpoint: Checkpoint, options: ModelOptions) -> ImageInput:
     return SquareInput(checkpoint.image_size, choose_resizer)
 
 
+def _data_urls(checkpoint: Checkpoint, options: ModelOptions) -> ImageInput:
+    from blip2cap.decode.data_urls import DataUrlInput
+
+    return DataUrlInput(options.max_pixels or MAX_PIXELS)
+
+
+def _load_from_server(checkpoint: Checkpoint, options: ModelOptions) -> Model:
+    from blip2cap.models.server.model import load
+
+    return load(checkpoint, options)
+
+
 def _load_blip2(checkpoint: Checkpoint, options: ModelOptions) -> Model:
     from blip2cap.models.blip2.load import load
 
@@ -103,6 +115,19 @@ _ALL = (
         )
         for each in VLM_FAMILIES.values()
     ),
+    # Any model behind a server that speaks the chat API of OpenAI. No config.json has this model_type.
+    Family(
+        name="openai",
+        model_type="",
+        tasks=("caption", "vqa"),
+        caption_prompt="Describe the image in one sentence.",
+        vqa_template="{question}",
+        has_system_turn=True,
+        any_image_size=True,
+        batch_size=8,
+        image_input=_data_urls,
+        load=_load_from_server,
+    ),
 )
 FAMILIES = {family.name: family for family in _ALL}
 """By name; tests add entries of their own."""
@@ -111,10 +136,10 @@ FAMILIES = {family.name: family for family in _ALL}
 def recognise(name: str, config: dict[str, Any]) -> Family:
     """Return the family of the content of a config.json. Raises ModelError, which names the model `name`."""
     for family in FAMILIES.values():
-        if family.matches(config):
+        if family.model_type and family.matches(config):
             return family
     supported: dict[str, tuple[str, ...]] = {}
-    for family in FAMILIES.values():
+    for family in filter(lambda family: family.model_type, FAMILIES.values()):
         supported[family.model_type] = supported.get(family.model_type, ()) + family.text_types
     expected = ", ".join(f"{kind} ({', '.join(texts)})" if texts else kind for kind, texts in supported.items())
     raise ModelError(

@@ -19,6 +19,7 @@ SCHEMA_VERSION = 1
 
 _FLAGS = {
     "model": "--model",
+    "server": "--base-url",
     "prompt": "--prompt",
     "template": "--template",
     "dtype": "--dtype",

@@ -36,6 +36,11 @@ def check_job(job: Job, options: RayOptions) -> None:
             "end in /, on a disk that all nodes see or in a bucket: captions/ or s3://BUCKET/captions/."
         )
     model = job.model
+    if model.on_server:
+        raise UsageError(
+            f"--ray and --model {model.name} exclude each other: the server computes. Leave --ray out; several "
+            "machines can share a folder of parts with --shard."
+        )
     if model.device_map is not None:
         raise UsageError(
             f"--ray and --device-map {model.device_map} exclude each other: an actor has one GPU. Use a smaller "

@@ -1,0 +1,156 @@
+"""Requests and answers of the chat API of OpenAI, as bytes.
+
+Covered: one image and a text, and one text in return. Not covered: streams, tools, log probabilities.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass
+from typing import Any
+
+import msgspec
+
+from blip2cap.options import GenerateOptions
+
+_REPETITION_PENALTY = 1.0
+"""`frequency_penalty` of a second try of the loop guard; the API knows values from -2 to 2, and blocks no n-grams."""
+_MOST_WORDS = 300
+"""Longest quotation of a server in a message, in characters."""
+
+
+class NoAnswerError(Exception):
+    """A body that is not an answer of the API; its text says what it is instead."""
+
+
+class _Message(msgspec.Struct):
+    content: str | None = None
+    refusal: str | None = None
+
+
+class _Choice(msgspec.Struct):
+    message: _Message
+    finish_reason: str | None = None
+
+
+class _Usage(msgspec.Struct):
+    prompt_tokens: int | None = None
+    completion_tokens: int | None = None
+
+
+class _Body(msgspec.Struct):
+    choices: list[_Choice]
+    usage: _Usage | None = None
+
+
+_decoder = msgspec.json.Decoder(_Body)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Answer:
+    """An answer of the server."""
+
+    text: str
+    finish_reason: str
+    """Why the text ended: stop, length, content_filter or another word of the server."""
+    refusal: str
+    """Words of a model that refuses to answer, "" if it does not."""
+    num_tokens: int
+    """Number of generated tokens; 0 if the server does not count them."""
+    num_prompt_tokens: int
+    """Number of tokens of prompt and image; 0 if the server does not count them."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Dialect:
+    """What a server accepts where servers differ."""
+
+    limit_name: str = "max_tokens"
+    """Name of the limit on generated tokens; newer models of OpenAI want `max_completion_tokens`."""
+    takes_seed: bool = True
+
+
+def request_body(
+    model: str, image: bytes, prompt: str, options: GenerateOptions, *, seed: int | None, dialect: Dialect
+) -> bytes:
+    """Return the body of a request about an image, given as a data URL; `seed` is sent if the server takes one."""
+    content = [
+        {"type": "image_url", "image_url": {"url": msgspec.Raw(b'"%b"' % image)}},
+        {"type": "text", "text": prompt},
+    ]
+    system = [] if options.system is None else [{"role": "system", "content": options.system}]
+    body: dict[str, Any] = {
+        "model": model,
+        "messages": [*system, {"role": "user", "content": content}],
+        dialect.limit_name: options.max_new_tokens,
+        "temperature": options.temperature if options.sampling else 0.0,
+    }
+    if options.top_p is not None:
+        body["top_p"] = options.top_p
+    if options.no_repeat_ngram_size:  # only the loop guard asks for it
+        body["frequency_penalty"] = _REPETITION_PENALTY
+    if seed is not None and dialect.takes_seed:
+        body["seed"] = seed
+    return msgspec.json.encode(body)
+
+
+def seed_of(seed: int, name: str, number: int) -> int:
+    """Return the seed of one text, which depends on the image and the question, not on order; 31 bits."""
+    digest = hashlib.sha256(f"{seed}\0{name}\0{number}".encode()).digest()
+    return int.from_bytes(digest[:4], "big") >> 1
+
+
+def parse_answer(body: bytes) -> Answer:
+    """Return the answer in the body of a response. Raises NoAnswerError."""
+    try:
+        parsed = _decoder.decode(body)
+    except (msgspec.DecodeError, UnicodeDecodeError) as error:
+        raise NoAnswerError("its answer is not one of the chat API") from error
+    if not parsed.choices:
+        raise NoAnswerError("its answer has no choices")
+    choice, usage = parsed.choices[0], parsed.usage or _Usage()
+    return Answer(
+        text=(choice.message.content or "").strip(),
+        finish_reason=choice.finish_reason or "stop",
+        refusal=choice.message.refusal or "",
+        num_tokens=usage.completion_tokens or 0,
+        num_prompt_tokens=usage.prompt_tokens or 0,
+    )
+
+
+def words_of(body: bytes) -> str:
+    """Return the message in the body of an error, or else its text; on one line, without an end."""
+    words: Any = None
+    try:
+        content = msgspec.json.decode(body)
+    except (msgspec.DecodeError, UnicodeDecodeError):
+        content = None
+    if isinstance(content, dict):
+        error = content.get("error", content)
+        words = error if isinstance(error, str) else None
+        if isinstance(error, dict):
+            words = next((error[name] for name in ("message", "detail", "error") if error.get(name)), None)
+    text = words if isinstance(words, str) else body.decode("utf-8", "replace")
+    return " ".join(text.split())
+
+
+def quoted(words: str) -> str:
+    """Return words of a server as a message quotes them."""
+    return words if len(words) <= _MOST_WORDS else f"{words[:_MOST_WORDS]} ..."
+
+
+def error_code(body: bytes) -> str:
+    """Return the field `code` of an error, "" if there is none."""
+    try:
+        content = msgspec.json.decode(body)
+        return str(content["error"]["code"])
+    except (msgspec.DecodeError, UnicodeDecodeError, KeyError, TypeError):
+        return ""
+
+
+def model_names(body: bytes) -> list[str]:
+    """Return the names in a list of models; [] if it is none."""
+    try:
+        return [str(each["id"]) for each in msgspec.json.decode(body)["data"]]
+    except (msgspec.DecodeError, UnicodeDecodeError, KeyError, TypeError):
+        return []
