@@ -19,7 +19,7 @@ from blip2cap.models.vlm.load import load
 from blip2cap.models.vlm.model import Vlm
 from blip2cap.models.vlm.prompts import Prompter
 from blip2cap.options import GenerateOptions, ModelOptions
-from blip2cap.records import Generated, Prompt
+from blip2cap.records import Prompt
 from tests.vlm_in_memory import KINDS_IN_MEMORY, make_in_memory
 
 SHORT = GenerateOptions(max_new_tokens=4)
@@ -230,7 +230,8 @@ def test_texts_that_have_ended_leave_the_batch(
 
     monkeypatch.setattr(llava.network, "generate", watch)
     assert llava.generate(images, prompts, options, capacity=6) == alone
-    lengths = [each.num_tokens + (each.finish_reason == "stop") for (each,) in alone if isinstance(each, Generated)]
+    texts = [result[0] for result in alone if isinstance(result, list)]
+    lengths = [text.num_tokens + (text.finish_reason == "stop") for text in texts]
     expected = [(sum(length > done for length in lengths), new) for done, new in ((0, 8), (8, 8), (16, 8), (24, 6))]
     assert sizes == [each for each in expected if each[0]]
     assert sizes[-1][0] < 6
