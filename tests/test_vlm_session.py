@@ -231,7 +231,7 @@ def test_texts_that_have_ended_leave_the_batch(
     monkeypatch.setattr(llava.network, "generate", watch)
     assert llava.generate(images, prompts, options, capacity=6) == alone
     texts = [result[0] for result in alone if isinstance(result, list)]
-    lengths = [each.num_tokens + (each.finish_reason == "stop") for each in texts]
+    lengths = [text.num_tokens + (text.finish_reason == "stop") for text in texts]
     expected = [(sum(length > done for length in lengths), new) for done, new in ((0, 8), (8, 8), (16, 8), (24, 6))]
     assert sizes == [each for each in expected if each[0]]
     assert sizes[-1][0] < 6
