@@ -28,7 +28,8 @@ from blip2cap.tiny.scenes import draw
 
 NUM_IMAGES = 200
 SIZE = (64, 48)
-RAY = ("--ray", "local", "--ray-cpus", "1")
+RAY = ("--ray", "local", "--ray-cpus", str(os.cpu_count()))
+"""One actor, which has all cores: the plain run is one process, too."""
 
 
 def main() -> None:
