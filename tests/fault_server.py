@@ -24,6 +24,12 @@ MODEL, KEY = "vision-1", "sk-a-very-secret-key"
 _TRIAL = small_image().decode()
 
 
+def parts(body: dict[str, Any]) -> list[dict[str, Any]]:
+    """Return the first turn of the user in a request: the image and a text."""
+    first = next(message for message in body["messages"] if message["role"] == "user")
+    return list(first["content"])
+
+
 @dataclass(frozen=True, kw_only=True)
 class Asked:
     """One request for a text."""
@@ -40,11 +46,11 @@ class Asked:
     @property
     def url(self) -> str:
         """The image, as a data URL."""
-        return str(self.body["messages"][-1]["content"][0]["image_url"]["url"])
+        return str(parts(self.body)[0]["image_url"]["url"])
 
     @property
     def prompt(self) -> str:
-        return str(self.body["messages"][-1]["content"][1]["text"])
+        return str(parts(self.body)[1]["text"])
 
     @property
     def image(self) -> bytes:
@@ -101,6 +107,14 @@ def answer(text: str | None, finish_reason: str = "stop", **message: Any) -> dic
     }
 
 
+def stream(*deltas: str, finish_reason: str = "stop") -> bytes:
+    """Return the body of an answer as a stream of events."""
+    events: list[dict[str, Any]] = [{"choices": [{"index": 0, "delta": {"content": delta}}]} for delta in deltas]
+    events.append({"choices": [{"index": 0, "delta": {}, "finish_reason": finish_reason}]})
+    events.append({"choices": [], "usage": {"prompt_tokens": 100, "completion_tokens": 7}})
+    return b"".join(b"data: %b\n\n" % json.dumps(event).encode() for event in events) + b"data: [DONE]\n\n"
+
+
 class FaultServer:
     """The server, in threads of this process; to be closed, or used as a context."""
 
@@ -132,7 +146,7 @@ class FaultServer:
         with self._lock:
             key = hashlib.sha256(body).hexdigest()
             attempt = self._attempts[key] = self._attempts.get(key, -1) + 1
-            image = parsed["messages"][-1]["content"][0]["image_url"]["url"]
+            image = parts(parsed)[0]["image_url"]["url"]
             asked = Asked(
                 number=len(self.asked),
                 attempt=attempt,
@@ -222,7 +236,7 @@ class _Handler(BaseHTTPRequestHandler):
             return
         content = reply.body
         if content is None:
-            url = asked["messages"][-1]["content"][0]["image_url"]["url"]
+            url = parts(asked)[0]["image_url"]["url"]
             content = answer(text_of(base64.b64decode(url.split(",")[1])))
         if not isinstance(content, bytes):
             content = json.dumps(content).encode()

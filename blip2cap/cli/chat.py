@@ -6,12 +6,14 @@ import contextlib
 import json
 import sys
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from typing import TYPE_CHECKING, Annotated
 
 from blip2cap.cli.options import ReportOptions, option, with_options
 from blip2cap.cli.terminal import clean, say, write_out
 from blip2cap.errors import Blip2CapError, ImageError, InputError, OutputError, UsageError
 from blip2cap.options import DecodeOptions, GenerateOptions, ModelOptions
+from blip2cap.server_options import ServerOptions
 
 if TYPE_CHECKING:
     from blip2cap.chat import Chat
@@ -25,11 +27,15 @@ _COMMANDS = """/image FILE  talk about another image, from the beginning
 
 
 @with_options(
-    without=["random_weights", "num_captions", "verbose", "dry_run", "json", "threads"],
+    without=[
+        *("random_weights", "num_captions", "verbose", "dry_run", "json", "threads"),
+        *("concurrency", "price_input", "price_output"),
+    ],
     max_new_tokens=100,
 )
 def chat(
     model: ModelOptions,
+    server: ServerOptions,
     decode: DecodeOptions,
     generate: GenerateOptions,
     report: ReportOptions,
@@ -49,6 +55,7 @@ def chat(
         if not report.quiet:
             say(clean(line))
 
+    model = replace(model, server=server)
     checkpoint = find(model, say=tell, quiet=report.quiet)
     FAMILIES[checkpoint.family].check_task("chat", checkpoint)
     tell(f"loading {checkpoint.name} ...")

@@ -119,7 +119,7 @@ _ALL = (
     Family(
         name="openai",
         model_type="",
-        tasks=("caption", "vqa"),
+        tasks=("caption", "vqa", "chat"),
         caption_prompt="Describe the image in one sentence.",
         vqa_template="{question}",
         has_system_turn=True,

@@ -1,17 +1,20 @@
 """Requests and answers of the chat API of OpenAI, as bytes.
 
-Covered: one image and a text, and one text in return. Not covered: streams, tools, log probabilities.
+Covered: one image and a text, after earlier turns or alone, and one text in return, whole or as a stream of events.
+Not covered: tools, log probabilities.
 """
 
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import msgspec
 
 from blip2cap.options import GenerateOptions
+from blip2cap.records import Turn
 
 _REPETITION_PENALTY = 1.0
 """`frequency_penalty` of a second try of the loop guard; the API knows values from -2 to 2, and blocks no n-grams."""
@@ -43,7 +46,19 @@ class _Body(msgspec.Struct):
     usage: _Usage | None = None
 
 
-_decoder = msgspec.json.Decoder(_Body)
+class _StreamedChoice(msgspec.Struct):
+    delta: _Message = msgspec.field(default_factory=_Message)
+    finish_reason: str | None = None
+
+
+class _Event(msgspec.Struct):
+    choices: list[_StreamedChoice] = []
+    usage: _Usage | None = None
+
+
+_decoder, _event_decoder = msgspec.json.Decoder(_Body), msgspec.json.Decoder(_Event)
+_DATA, _END = b"data:", b"[DONE]"
+"""Beginning of an event in a stream, and the last one."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -71,17 +86,28 @@ class Dialect:
 
 
 def request_body(
-    model: str, image: bytes, prompt: str, options: GenerateOptions, *, seed: int | None, dialect: Dialect
+    model: str,
+    image: bytes,
+    prompt: str,
+    options: GenerateOptions,
+    *,
+    seed: int | None,
+    dialect: Dialect,
+    turns: Sequence[Turn] = (),
+    streams: bool = False,
 ) -> bytes:
     """Return the body of a request about an image, given as a data URL; `seed` is sent if the server takes one."""
-    content = [
+    said = [each for turn in turns for each in (("user", turn.question), ("assistant", turn.answer))]
+    messages: list[dict[str, Any]] = [{"role": role, "content": text} for role, text in (*said, ("user", prompt))]
+    messages[0]["content"] = [
         {"type": "image_url", "image_url": {"url": msgspec.Raw(b'"%b"' % image)}},
-        {"type": "text", "text": prompt},
+        {"type": "text", "text": messages[0]["content"]},
     ]
-    system = [] if options.system is None else [{"role": "system", "content": options.system}]
+    if options.system is not None:
+        messages.insert(0, {"role": "system", "content": options.system})
     body: dict[str, Any] = {
         "model": model,
-        "messages": [*system, {"role": "user", "content": content}],
+        "messages": messages,
         dialect.limit_name: options.max_new_tokens,
         "temperature": options.temperature if options.sampling else 0.0,
     }
@@ -91,6 +117,8 @@ def request_body(
         body["frequency_penalty"] = _REPETITION_PENALTY
     if seed is not None and dialect.takes_seed:
         body["seed"] = seed
+    if streams:
+        body |= {"stream": True, "stream_options": {"include_usage": True}}
     return msgspec.json.encode(body)
 
 
@@ -101,7 +129,9 @@ def seed_of(seed: int, name: str, number: int) -> int:
 
 
 def parse_answer(body: bytes) -> Answer:
-    """Return the answer in the body of a response. Raises NoAnswerError."""
+    """Return the answer in the body of a response, which may be a stream. Raises NoAnswerError."""
+    if body.startswith(_DATA):
+        return _join_events(body)
     try:
         parsed = _decoder.decode(body)
     except (msgspec.DecodeError, UnicodeDecodeError) as error:
@@ -116,6 +146,43 @@ def parse_answer(body: bytes) -> Answer:
         num_tokens=usage.completion_tokens or 0,
         num_prompt_tokens=usage.prompt_tokens or 0,
     )
+
+
+def text_so_far(body: bytes) -> str:
+    """Return the text in the whole lines of the beginning of a stream; "" for a body that is none."""
+    try:
+        return "".join(_text_of(event) for event in _events(body[: body.rfind(b"\n") + 1])).strip()
+    except (msgspec.DecodeError, UnicodeDecodeError):
+        return ""
+
+
+def _join_events(body: bytes) -> Answer:
+    try:
+        events = list(_events(body))
+    except (msgspec.DecodeError, UnicodeDecodeError) as error:
+        raise NoAnswerError("its stream is not one of the chat API") from error
+    reasons = [event.choices[0].finish_reason for event in events if event.choices and event.choices[0].finish_reason]
+    if not reasons:
+        raise NoAnswerError("its stream ended before the text did")
+    usage = next((event.usage for event in reversed(events) if event.usage), _Usage())
+    return Answer(
+        text="".join(map(_text_of, events)).strip(),
+        finish_reason=reasons[-1],
+        refusal="".join(event.choices[0].delta.refusal or "" for event in events if event.choices),
+        num_tokens=usage.completion_tokens or 0,
+        num_prompt_tokens=usage.prompt_tokens or 0,
+    )
+
+
+def _events(body: bytes) -> Iterator[_Event]:
+    for line in body.splitlines():
+        content = line.removeprefix(_DATA).strip()
+        if line.startswith(_DATA) and content != _END:
+            yield _event_decoder.decode(content)
+
+
+def _text_of(event: _Event) -> str:
+    return (event.choices[0].delta.content or "") if event.choices else ""
 
 
 def words_of(body: bytes) -> str:

@@ -7,7 +7,7 @@ from dataclasses import replace
 
 from blip2cap.errors import ImageError, ServerError
 from blip2cap.models.server.chat_api import Answer, NoAnswerError, parse_answer, quoted, words_of
-from blip2cap.models.server.connection import Connection
+from blip2cap.models.server.connection import Connection, OnBody
 from blip2cap.models.server.failures import BrokenError, BusyError, LostError, RejectedError, SlowError
 from blip2cap.models.server.throttle import Throttle
 
@@ -28,13 +28,13 @@ class Client:
         self._failed: set[int] = set()
         """Images that failed since the last answer."""
 
-    async def ask(self, body: bytes, image: bytes) -> Answer:
-        """Return the answer to a request about an image.
+    async def ask(self, body: bytes, image: bytes, on_body: OnBody | None = None) -> Answer:
+        """Return the answer to a request about an image; `on_body` is called with the body so far as it comes.
 
         Raises ImageError if there is none, also after several attempts, and ServerError if the run is to end.
         """
         try:
-            answer = await self.send(body)
+            answer = await self.send(body, on_body)
             _check(answer)
         except ImageError as error:
             self._failed.add(hash(image))
@@ -48,7 +48,7 @@ class Client:
         self._failed.clear()
         return answer
 
-    async def send(self, body: bytes) -> Answer:
+    async def send(self, body: bytes, on_body: OnBody | None = None) -> Answer:
         """Return the answer to a request, whatever it is. Raises like `ask`, for this request alone."""
         num_failures = 0
         again = False
@@ -56,7 +56,7 @@ class Client:
             began = await self.throttle.enter(again=again)
             again = True
             try:
-                content = await self.connection.post(body)
+                content = await self.connection.post(body, on_body)
                 answer = self._parse(content)
             except (BusyError, LostError) as error:
                 if isinstance(error, LostError) and not self._has_answered:

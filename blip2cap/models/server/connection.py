@@ -9,9 +9,9 @@ from __future__ import annotations
 import asyncio
 import concurrent.futures
 import threading
-from collections.abc import Coroutine, Iterator
+from collections.abc import Callable, Coroutine, Iterator
 from contextlib import AsyncExitStack, contextmanager
-from typing import Any, TypeVar
+from typing import Any, TypeAlias, TypeVar
 from urllib.parse import urljoin
 
 import httpx2
@@ -23,6 +23,8 @@ from blip2cap.server_options import PREFIX, ServerOptions
 from blip2cap.urls import host, seconds_until, shown
 
 T = TypeVar("T")
+OnBody: TypeAlias = Callable[[bytes], None]
+"""Called with the beginning of a body."""
 _CONNECT_S = 10.0
 _CLOSE_S = 2.0
 _MOST_BYTES = 8 << 20
@@ -108,12 +110,12 @@ class Connection:
         """Return words of the server for a message: without the key, and without secrets of URLs."""
         return shown(self.hide_key(words))
 
-    async def post(self, body: bytes) -> bytes:
-        """Send a request for a text; return the body of the answer.
+    async def post(self, body: bytes, on_body: OnBody | None = None) -> bytes:
+        """Send a request for a text; return the body of the answer. `on_body` is called with what has come of it.
 
         Raises RequestError, and ServerError if no request can succeed.
         """
-        status, headers, answer = await self._request("POST", self._chat_url, body)
+        status, headers, answer = await self._request("POST", self._chat_url, body, on_body)
         if status == 200:
             return answer
         words = self._words(status, answer)
@@ -147,13 +149,13 @@ class Connection:
         return f". It has: {quoted(self.hide(', '.join(names)))}"
 
     async def _request(
-        self, method: str, url: httpx2.URL, body: bytes | None = None
+        self, method: str, url: httpx2.URL, body: bytes | None = None, on_body: OnBody | None = None
     ) -> tuple[int, httpx2.Headers, bytes]:
         """Send a request; return status, headers and body of the response."""
         try:
             with self._client() as client:
                 async with asyncio.timeout(self._timeout_s), client.stream(method, url, content=body) as response:
-                    answer = await _read(response)
+                    answer = await _read(response, on_body)
             return response.status_code, response.headers, answer
         except (httpx2.ConnectError, httpx2.ConnectTimeout) as error:
             raise LostError(self.hide(f"no connection: {str(error) or type(error).__name__}")) from error
@@ -171,10 +173,12 @@ class Connection:
         return ServerError(f"--model {self._name} at {self.url}: {problem}.")
 
 
-async def _read(response: httpx2.Response) -> bytes:
+async def _read(response: httpx2.Response, on_body: OnBody | None) -> bytes:
     answer = bytearray()
     async for block in response.aiter_raw():
         answer += block
         if len(answer) > _MOST_BYTES:
             raise BrokenError(f"its answer has more than {_MOST_BYTES:,} bytes")
+        if on_body is not None and response.status_code == 200:
+            on_body(bytes(answer))
     return bytes(answer)

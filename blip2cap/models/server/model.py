@@ -12,7 +12,7 @@ from PIL import Image
 
 from blip2cap.decode.data_urls import DataUrlInput, data_url
 from blip2cap.errors import ImageError, ServerError, UsageError
-from blip2cap.models.base import Checkpoint
+from blip2cap.models.base import Checkpoint, OnText
 from blip2cap.models.server.chat_api import Dialect, request_body
 from blip2cap.models.server.client import Client
 from blip2cap.models.server.connection import Connection
@@ -85,6 +85,10 @@ class ServerModel:
     def start_texts(self, options: GenerateOptions, *, capacity: int | None) -> ServerSession:
         """Open a session; `--concurrency` limits the requests in flight, whatever the capacity."""
         return ServerSession(self, options)
+
+    def start_chat(self, options: GenerateOptions, *, on_text: OnText) -> ServerSession:
+        """Open a session whose answers are streamed."""
+        return ServerSession(self, options, on_text)
 
     async def _try(self, options: GenerateOptions, prompt: str) -> None:
         """Ask about a small grey picture, and learn from a refusal how this server wants to be asked."""

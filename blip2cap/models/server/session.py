@@ -8,8 +8,8 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from blip2cap.errors import ImageError
-from blip2cap.models.base import Result
-from blip2cap.models.server.chat_api import request_body, seed_of
+from blip2cap.models.base import OnText, Result
+from blip2cap.models.server.chat_api import request_body, seed_of, text_so_far
 from blip2cap.options import GenerateOptions
 from blip2cap.records import Generated, Prompt
 
@@ -25,14 +25,16 @@ _TAKEN = 2
 class ServerSession:
     """Sends a request for each text, and hands over the answers."""
 
-    def __init__(self, model: ServerModel, options: GenerateOptions) -> None:
+    def __init__(self, model: ServerModel, options: GenerateOptions, on_text: OnText | None = None) -> None:
+        """`on_text` is called with the text of a prompt so far; then answers are streamed."""
         self.capacity = _TAKEN * model.options.concurrency
         """Number of prompts that are taken before the run should wait for answers."""
         self.num_pending = 0
         """Number of prompts without an answer."""
-        self._model, self._options = model, options
+        self._model, self._options, self._on_text = model, options, on_text
         self._num_added = 0
-        self._results: queue.SimpleQueue[tuple[int, Result | BaseException]] = queue.SimpleQueue()
+        self._results: queue.SimpleQueue[tuple[int, Result | BaseException | str]] = queue.SimpleQueue()
+        """Results of tickets; a str is a text so far."""
         self._running: set[asyncio.Task[None]] = set()
 
     def encode(self, images: Sequence[bytes]) -> list[bytes]:
@@ -58,6 +60,10 @@ class ServerSession:
                 if isinstance(result, BaseException) and not isinstance(result, ImageError):
                     self._model.connection.loop.call_soon_threadsafe(self._cancel)
                     raise result
+                if isinstance(result, str):
+                    assert self._on_text is not None
+                    self._on_text(result)
+                    continue
                 self.num_pending -= 1
                 done.append((ticket, result))
         except queue.Empty:
@@ -80,16 +86,27 @@ class ServerSession:
         numbers = range(self._options.num_captions)
         result: Result | BaseException
         try:
-            result = list(await asyncio.gather(*(self._text(image, prompt, number) for number in numbers)))
+            result = list(await asyncio.gather(*(self._text(ticket, image, prompt, number) for number in numbers)))
         except BaseException as error:
             result = error
         self._results.put((ticket, result))
 
-    async def _text(self, image: bytes, prompt: Prompt, number: int) -> Generated:
+    async def _text(self, ticket: int, image: bytes, prompt: Prompt, number: int) -> Generated:
         model, options = self._model, self._options
         seed = seed_of(options.seed, prompt.name, number) if options.sampling else None
-        body = request_body(model.name, image, prompt.text, options, seed=seed, dialect=model.dialect)
-        answer = await model.client.ask(body, image)
+        streams = self._on_text is not None
+        body = request_body(
+            *(model.name, image, prompt.text, options),
+            seed=seed,
+            dialect=model.dialect,
+            turns=prompt.turns,
+            streams=streams,
+        )
+
+        def tell(so_far: bytes) -> None:
+            self._results.put((ticket, model.connection.hide_key(text_so_far(so_far))))
+
+        answer = await model.client.ask(body, image, tell if streams else None)
         return Generated(
             text=answer.text,
             finish_reason="length" if answer.finish_reason == "length" else "stop",
