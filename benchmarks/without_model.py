@@ -36,6 +36,9 @@ class NoTexts:
         """An image could be read after all."""
         raise SystemExit("an image could be read: expected none, there is no model for it")
 
+    def close(self) -> None:
+        """Do nothing."""
+
     def advance(self) -> list[Any]:
         """Nothing is ever ready."""
         return []

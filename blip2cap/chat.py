@@ -84,7 +84,7 @@ class Chat:
         while not (results := session.advance()):
             pass
         ((_, result),) = results
-        if isinstance(result, ImageError) and self.turns and result.code == "unsupported":
+        if isinstance(result, ImageError) and self.turns and result.code in ("unsupported", "refused"):
             raise UsageError(f"{result.detail}. Forget the earlier turns (/reset), or lower --max-new-tokens.")
         if isinstance(result, ImageError):
             raise result

@@ -7,6 +7,7 @@ file.
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import re
 from datetime import UTC, datetime
@@ -62,8 +63,9 @@ def shown(text: str) -> str:
 
 def seconds_until(retry_after: str) -> float:
     """Return the seconds that a header Retry-After asks for: a number, or a date; 0 for anything else."""
-    if retry_after.strip().isdecimal():
-        return float(retry_after)
+    with contextlib.suppress(ValueError):
+        seconds = float(retry_after)
+        return seconds if 0 <= seconds < float("inf") else 0.0
     try:
         return max(0.0, (parsedate_to_datetime(retry_after) - datetime.now(UTC)).total_seconds())
     except (ValueError, TypeError, OverflowError):  # no date, or one without a time zone

@@ -99,6 +99,9 @@ class FakeSession:
             self.steps[ticket] = self.model.num_steps(prompt)
         return tickets
 
+    def close(self) -> None:
+        """Do nothing."""
+
     def advance(self) -> list[tuple[int, list[Generated] | ImageError]]:
         """Take a step with the first `capacity`; return those that are done, the last first."""
         running = self.waiting[: self.capacity]

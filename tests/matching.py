@@ -118,6 +118,9 @@ class FakeSession:
             self.waiting.append((ticket, self.result(features[prompt.image], prompt)))
         return tickets
 
+    def close(self) -> None:
+        """Do nothing."""
+
     def advance(self) -> list[tuple[int, Any]]:
         """Return all results."""
         done, self.waiting = self.waiting[::-1], []

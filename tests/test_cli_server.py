@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import itertools
 import json
 import random
@@ -524,3 +525,84 @@ def test_a_signal_completes_the_requests_in_flight(serve, here):
     rows = texts(here / "captions.jsonl")
     assert rows == expected(folder)[: len(rows)]
     assert len(server.asked) == len(rows) < 300
+
+
+def test_an_image_that_is_always_turned_away_costs_its_row_and_no_other(serve, pictures, here):
+    def too_large(asked: Asked) -> Reply:
+        return error(429, "Request too large") if asked.url == poisoned else Reply()
+
+    poisoned = f"data:image/png;base64,{base64.b64encode((pictures / '003.png').read_bytes()).decode()}"
+    noise(pictures / "more", 60)
+    server = serve(too_large, delay_s=0.02)
+    result = invoke("caption", pictures, *server.options, "--concurrency", "4")
+    assert result.exit_code == 3, result.stderr
+    rows = read_rows(here / "captions.jsonl")
+    assert [row["file_name"] for row in rows if row["status"] == "failed"] == ["003.png"]
+    assert len(rows) == 72
+
+
+def test_answers_that_came_before_the_end_are_rows(serve, here):
+    folder = noise(here / "noise", 40)
+
+    def out_of_credit(asked: Asked) -> Reply:
+        return error(402, "no credit") if asked.number >= 20 else Reply()
+
+    result = invoke("caption", folder, *serve(out_of_credit).options, "--concurrency", "1")
+    assert result.exit_code == 4
+    assert "no credit" in result.stderr
+    assert "Add credit" in result.stderr
+    assert len(read_rows(here / "captions.jsonl")) == 20
+
+
+def test_refusals_of_a_model_that_works_end_no_run(serve, here):
+    folder = noise(here / "noise", 30)
+    result = invoke("caption", folder, *serve(lambda asked: Reply() if asked.is_trial else FILTERED).options)
+    assert result.exit_code == 3
+    assert {row["error"] for row in read_rows(here / "captions.jsonl")} == {"refused"}
+
+
+FILTERED = Reply(body=answer("", "content_filter"))
+
+
+def test_a_proxy_of_the_environment_gets_no_key(serve, pictures, here, monkeypatch):
+    proxy, server = serve(), serve()
+    monkeypatch.setenv("OPENAI_API_KEY", KEY)
+    for name in ("HTTP_PROXY", "http_proxy", "ALL_PROXY"):
+        monkeypatch.setenv(name, proxy.url.removesuffix("/v1"))
+    assert invoke("caption", pictures, *server.options).exit_code == 0
+    assert (len(proxy.asked), len(server.asked)) == (0, 12)
+
+
+def test_an_address_that_cannot_be_parsed_is_refused(pictures):
+    result = invoke("caption", pictures, "-m", "openai:x", "--base-url", "http://[v1.x]/v1")
+    assert result.exit_code == 2
+    assert "not an address" in result.stderr
+
+
+def test_a_captioner_works_again_after_a_server_that_asked_to_wait_a_day(serve, pictures):
+    def away(asked: Asked) -> Reply:
+        return Reply() if asked.is_trial or not busy else error(429, retry_after="86400")
+
+    busy = True
+    server = serve(away)
+    captioner = Captioner.load(f"openai:{MODEL}", server=ServerOptions(base_url=server.url))
+    with pytest.raises(ServerError, match="asks to wait 86400 s"):
+        captioner.caption([pictures / "000.png"])
+    busy = False
+    assert captioner.caption([pictures / "000.png"]) == [text_of((pictures / "000.png").read_bytes())]
+
+
+@pytest.mark.parametrize("is_away", [True, False])
+def test_a_signal_ends_a_run_whose_server_is_away_or_slow(is_away, serve, here, monkeypatch):
+    noise(here / "noise", 60)
+    server = serve(lambda asked: Reply(silent=True) if not asked.is_trial and asked.number >= 8 else Reply())
+    process = start("caption", "noise", *server.options, "--concurrency", "2", cwd=here)
+    wait_until(lambda: has_rows(here / "captions.jsonl", 8), process)
+    if is_away:
+        server.close()
+    began = time.monotonic()
+    process.send_signal(signal.SIGTERM)
+    finish(process)
+    assert process.returncode == 143
+    assert time.monotonic() - began < 60  # of request-timeout 120 s and patience of 300 s
+    assert len(read_rows(here / "captions.jsonl")) == 8

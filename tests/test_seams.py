@@ -112,6 +112,9 @@ class Scores:
         self.waiting += zip(tickets, scores, strict=True)
         return tickets
 
+    def close(self) -> None:
+        """Do nothing."""
+
     def advance(self) -> list[Any]:
         done, self.waiting = self.waiting[:3][::-1], self.waiting[3:]
         return done

@@ -9,10 +9,10 @@ import pytest
 
 from blip2cap import Captioner
 from blip2cap.models.server import client
-from blip2cap.models.server.chat_api import NoAnswerError, parse_answer, text_so_far
+from blip2cap.models.server.chat_api import NoAnswerError, StreamedText, parse_answer
 from blip2cap.server_options import ServerOptions
 from tests.commands import draw_scenes, invoke
-from tests.fault_server import KEY, Asked, Behaviour, FaultServer, Reply, stream
+from tests.fault_server import KEY, Asked, Behaviour, FaultServer, Reply, error, stream
 
 
 def streaming(asked: Asked) -> Reply:
@@ -65,24 +65,40 @@ def test_a_server_that_does_not_stream_answers_too(image: Path) -> None:
 def test_a_streamed_key_is_hidden(image: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("OPENAI_API_KEY", KEY)
     told: list[str] = []
-    with FaultServer(lambda asked: Reply(body=stream("the key is ", KEY)) if not asked.is_trial else Reply()) as server:
+    with FaultServer(
+        lambda asked: Reply(body=stream("the key is ", KEY[:7], KEY[7:])) if not asked.is_trial else Reply()
+    ) as server:
         captioner = Captioner.load(
             f"openai:{server.options[1].removeprefix('openai:')}", server=ServerOptions(base_url=server.url)
         )
         text = captioner.chat(image).ask("what?", on_text=told.append)
     assert told
-    assert all(KEY not in each for each in (*told, text))
+    assert all(KEY[:4] not in each for each in (*told, text))
 
 
 def test_the_text_so_far_is_that_of_whole_events() -> None:
     body = stream("a ", "red ", "boat")
-    texts = [text_so_far(body[:length]) for length in range(len(body) + 1)]
+    text = StreamedText()
+    texts = [text.add(body[at : at + 1]) for at in range(len(body))]
     assert list(dict.fromkeys(texts)) == ["", "a", "a red", "a red boat"]
     answer = parse_answer(body)
     assert (answer.text, answer.finish_reason, answer.num_tokens) == ("a red boat", "stop", 7)
 
 
-@pytest.mark.parametrize("body", [b"data: [DONE]\n\n", b"data: nonsense\n\n", stream("a")[:60]])
+def test_comments_and_other_fields_of_a_stream_are_no_texts() -> None:
+    body = b": waiting\n\n" + stream("a boat").replace(b"data:", b"event: message\ndata:")
+    assert parse_answer(body).text == StreamedText().add(body) == "a boat"
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        b'data: {"error": {"message": "out of memory"}}\n\n',
+        b"data: [DONE]\n\n",
+        b"data: nonsense\n\n",
+        stream("a")[:60],
+    ],
+)
 def test_a_stream_without_an_end_is_no_answer(body: bytes) -> None:
     with pytest.raises(NoAnswerError):
         parse_answer(body)
@@ -93,3 +109,13 @@ def test_a_server_that_fails_ends_a_conversation_with_its_words(image: Path) -> 
         result = invoke("chat", image, *server.options, stdin=b"what?\n")
     assert result.exit_code == 4
     assert "responded with 401" in result.stderr
+
+
+def test_a_server_without_streams_is_asked_for_a_whole_answer(image: Path) -> None:
+    def refuse(asked: Asked) -> Reply:
+        return error(400, "stream is not supported") if "stream" in asked.body else Reply()
+
+    with FaultServer(refuse) as server:
+        result = invoke("chat", image, *server.options, stdin=b"what?\n")
+    assert result.exit_code == 0, result.stderr
+    assert result.stdout.startswith("picture ")

@@ -109,3 +109,30 @@ def test_a_question_with_a_special_token_is_refused_and_the_conversation_goes_on
     with pytest.raises(Exception, match="holds <image>, a special token"):
         chat.ask("what is <image>?")
     assert chat.ask(QUESTIONS[0]) == by_the_book(vlm_checkpoints("llava"), picture, [], QUESTIONS[0])
+
+
+def test_after_an_answer_that_was_interrupted_the_next_one_is_right(folder: Path, picture: Image.Image) -> None:
+    class Interrupted(BaseException):
+        pass
+
+    def interrupt(text: str) -> None:
+        if len(texts) == 2:
+            raise Interrupted
+        texts.append(text)
+
+    chat, texts = Chat(load_model(folder), picture, options=OPTIONS), list[str]()
+    turns = [(QUESTIONS[0], chat.ask(QUESTIONS[0]))]
+    with pytest.raises(Interrupted):
+        chat.ask(QUESTIONS[1], on_text=interrupt)
+    assert chat.ask(QUESTIONS[2]) == by_the_book(folder, picture, turns, QUESTIONS[2])
+
+
+def test_a_sliding_window_keeps_no_cache(vlm_checkpoints: Callable[[str], Path], tmp_path: Path) -> None:
+    model = load_model(vlm_checkpoints("llava"))
+    assert model.keeps_cache
+    config = model.network.config.get_text_config(decoder=True)
+    config.sliding_window = 16
+    try:
+        assert not model.keeps_cache
+    finally:
+        del config.sliding_window

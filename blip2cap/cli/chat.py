@@ -57,8 +57,10 @@ def chat(
 
     model = replace(model, server=server)
     checkpoint = find(model, say=tell, quiet=report.quiet)
-    FAMILIES[checkpoint.family].check_task("chat", checkpoint)
-    tell(f"loading {checkpoint.name} ...")
+    family = FAMILIES[checkpoint.family]
+    family.check_task("chat", checkpoint)
+    family.check_system(generate, checkpoint)
+    tell(checkpoint.announcement)
     loaded = load(checkpoint, model)
     try:
         talk = Chat(loaded, image, options=generate, decode=decode)

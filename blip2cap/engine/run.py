@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections import Counter
 from collections.abc import Callable, Generator, Iterable, Iterator
@@ -13,8 +14,9 @@ from blip2cap.batch_size import BatchSize
 from blip2cap.engine.first_texts import FirstTexts
 from blip2cap.engine.flow import DecodedRequest, Flow
 from blip2cap.engine.read_ahead import DecodeTrace, ReadAhead, SharedTrace, in_batches
-from blip2cap.errors import ImageError
+from blip2cap.errors import Blip2CapError, ImageError
 from blip2cap.models.base import Model
+from blip2cap.models.registry import FAMILIES
 from blip2cap.options import BatchOptions, DecodeOptions
 from blip2cap.outputs.base import RowSink
 from blip2cap.records import ImageRef
@@ -125,7 +127,8 @@ class Engine:
     ) -> Generator[list[Row]]:
         """Yield rows in the order of the requests, a batch of images at a time; counts and times go to `stats`.
 
-        Once `stopped` returns True, no more images are taken; those in the model are completed. Closes `images`.
+        Once `stopped` returns True, no more images are taken; those in the model are completed, as far as the model's
+        family gives them time. Closes `images`. Rows that are complete come before an error that ends the run.
         """
         with closing(images):
             batches = images.batches(on_cpu=self.model.on_cpu, stopped=stopped)
@@ -152,36 +155,48 @@ class Engine:
         )
         started = mark = written = time.monotonic()
         more, finish_first = True, False
-        while more or flow.num_images:
-            if more and flow.accepts_more(size) and not finish_first:
-                wanted = size.size
-                batch = next(batches, None)
-                decoded = time.monotonic()
-                stats.decode_s += decoded - mark
-                mark = decoded
-                more = batch is not None
-                # A short batch: images come slowly, so write rows before waiting for more images.
-                finish_first = len(batch or ()) < wanted
-                flow.take(batch or (), size)
-            flow.advance()
-            idle = flow.num_ready == flow.num_images
-            finish_first = finish_first and not idle
-            more = not stopped() and more  # asked at every step: a worker tells its parent then that it is alive
-            done = time.monotonic()
-            stats.model_s += done - mark
-            mark = done
-            stats.seconds = mark - started
-            if flow.num_ready and (idle or flow.num_ready >= size.size or done - written > _WRITE_S):
-                num_images, rows = flow.rows()
-                stats.add(num_images, rows)
-                stats.batch_size, stats.capacity = size.size, flow.session.capacity
-                stats.num_prompt_tokens, stats.num_text_tokens = flow.num_prompt_tokens, flow.num_text_tokens
+        grace_s, stopped_at = FAMILIES[self.model.checkpoint.family].grace_s, math.inf
+        problem: Blip2CapError | None = None
+        with closing(flow.session):
+            while more or flow.num_images:
+                if more and flow.accepts_more(size) and not finish_first:
+                    wanted = size.size
+                    batch = next(batches, None)
+                    decoded = time.monotonic()
+                    stats.decode_s += decoded - mark
+                    mark = decoded
+                    more = batch is not None
+                    # A short batch: images come slowly, so write rows before waiting for more images.
+                    finish_first = len(batch or ()) < wanted
+                    flow.take(batch or (), size)
                 try:
-                    yield rows
-                finally:
-                    written = mark = time.monotonic()
-                    stats.write_s += mark - done
-                    stats.seconds = mark - started
+                    flow.advance()
+                except Blip2CapError as error:
+                    problem = error
+                idle = flow.num_ready == flow.num_images
+                finish_first = finish_first and not idle
+                done = time.monotonic()
+                if stopped():  # asked at every step: a worker tells its parent then that it is alive
+                    more, stopped_at = False, min(done, stopped_at)
+                ends = problem is not None or done - stopped_at > grace_s
+                stats.model_s += done - mark
+                mark = done
+                stats.seconds = mark - started
+                if flow.num_ready and (idle or ends or flow.num_ready >= size.size or done - written > _WRITE_S):
+                    num_images, rows = flow.rows()
+                    stats.add(num_images, rows)
+                    stats.batch_size, stats.capacity = size.size, flow.session.capacity
+                    stats.num_prompt_tokens, stats.num_text_tokens = flow.num_prompt_tokens, flow.num_text_tokens
+                    try:
+                        yield rows
+                    finally:
+                        written = mark = time.monotonic()
+                        stats.write_s += mark - done
+                        stats.seconds = mark - started
+                if problem is not None:
+                    raise problem
+                if ends:
+                    break
         first_texts.finish()
 
 

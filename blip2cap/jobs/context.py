@@ -57,9 +57,7 @@ class Context:
     def announce_model(self) -> None:
         """Tell the listener that a model is being loaded, unless it is already loaded."""
         if self.model is None:
-            server = self.checkpoint.server
-            doing = f"asking {server} for {self.checkpoint.name}" if server else f"loading {self.checkpoint.name}"
-            self.listener.say(f"{doing} ...")
+            self.listener.say(self.checkpoint.announcement)
 
     def load_model(self, dtype: str) -> Model:
         """Load the model, tell the listener its dtype and device, and check it against the task. Imports torch."""

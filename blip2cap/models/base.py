@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -62,6 +63,11 @@ class Checkpoint:
     """Adapter that is added to the weights; `folder` and `config` are those of the model without it."""
 
     @property
+    def announcement(self) -> str:
+        """Line for users before it is loaded."""
+        return f"asking {self.server} for {self.name} ..." if self.server else f"loading {self.name} ..."
+
+    @property
     def image_size(self) -> int:
         """Side of the square input in pixels."""
         return int((self.config.get("vision_config") or {}).get("image_size", 224))
@@ -94,6 +100,10 @@ class Session(Protocol):
 
     def advance(self) -> list[tuple[int, Any]]:
         """Compute for a while; return the results that are complete, or an ImageError in their place, by ticket."""
+
+    def close(self) -> None:
+        """Give up what is not complete; most sessions have nothing to do for that."""
+        return
 
 
 class Model(Protocol):
@@ -165,6 +175,8 @@ class Family:
     """True if images may have any size, within --max-pixels."""
     batch_size: int | None = None
     """Number of images that a run hands over at once; None: --batch-size, or else it is measured."""
+    grace_s: float = math.inf
+    """Longest time, in seconds, in which a run that is stopped completes the images in the model."""
     image_input: Callable[[Checkpoint, ModelOptions], ImageInput]
     """Form in which images are taken, known before the model is loaded."""
     load: Callable[[Checkpoint, ModelOptions], Model]

@@ -10,6 +10,7 @@ import torch
 
 from blip2cap.errors import UsageError
 from blip2cap.models.base import Checkpoint
+from blip2cap.models.vlm.families import VLM_FAMILIES
 
 _BFLOAT16 = ("avx512_bf16", "amx_bf16", "bf16")
 """On x86; the last one on Arm."""
@@ -60,16 +61,19 @@ def choose_device(name: str) -> torch.device:
 
 
 def choose_dtype(name: str, device: torch.device, checkpoint: Checkpoint) -> torch.dtype:
-    """Resolve `auto` for a checkpoint. Raises UsageError for float16 with T5, whose activations overflow it."""
-    if name == "float16" and checkpoint.text_type == "t5":
-        raise UsageError("--dtype float16: Flan-T5 overflows in it. Use bfloat16 or float32.")
+    """Resolve `auto` for a checkpoint. Raises UsageError for float16 where activations overflow it."""
+    family = VLM_FAMILIES.get(checkpoint.family)
+    overflows = checkpoint.text_type == "t5" if family is None else not family.takes_float16
+    if name == "float16" and overflows:
+        what = "Flan-T5" if family is None else family.name
+        raise UsageError(f"--dtype float16: {what} overflows in it. Use bfloat16 or float32.")
     if name != "auto":
         return getattr(torch, name)  # type: ignore[no-any-return]
     if device.type != "cuda":
         return torch.bfloat16 if is_fast_at_bfloat16() else torch.float32
     if torch.cuda.is_bf16_supported(including_emulation=False):
         return torch.bfloat16
-    return torch.float32 if checkpoint.text_type == "t5" else torch.float16
+    return torch.float32 if overflows else torch.float16
 
 
 def free_bytes(device: torch.device) -> int:

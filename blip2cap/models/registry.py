@@ -125,6 +125,7 @@ _ALL = (
         has_system_turn=True,
         any_image_size=True,
         batch_size=8,
+        grace_s=5.0,  # an answer may take minutes, or never come
         image_input=_data_urls,
         load=_load_from_server,
     ),

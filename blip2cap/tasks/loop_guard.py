@@ -109,6 +109,12 @@ class GuardedSession:
         self.capacity_before = self.capacity
         return done
 
+    def close(self) -> None:
+        """Give up what is not complete."""
+        self.first.close()
+        if self.second is not None:
+            self.second.close()
+
     def _better(self, first: Sequence[Generated], result: Result) -> list[Generated]:
         """Choose between the first texts and the second; a second try that failed changes nothing."""
         if isinstance(result, ImageError):

@@ -52,6 +52,9 @@ class EmbedSession:
         self._is_new = True
         return tickets
 
+    def close(self) -> None:
+        """Do nothing: no request is under way anywhere else."""
+
     def advance(self) -> list[tuple[int, np.ndarray[Any, np.dtype[np.float32]]]]:
         """Return the vectors of the oldest batch, by ticket."""
         waits, self._is_new = self._is_new and self.reads_late and len(self._copies) == 1, False

@@ -13,6 +13,7 @@ import torch
 
 from blip2cap.decode.image import Pixels
 from blip2cap.errors import ImageError
+from blip2cap.models.base import Session
 from blip2cap.models.blip2.embed_session import normalise
 from blip2cap.models.blip2.transfer import HostCopy
 from blip2cap.models.device import memory_errors
@@ -49,7 +50,7 @@ class _Pair:
     text: _Text
 
 
-class MatchSession:
+class MatchSession(Session):
     """Scores of one run. After out-of-memory, pairs are scored in halves; one that does not fit alone is an ImageError.
 
     On a GPU the scores of some pairs are read when the next ones are queued, so that the device never waits for the

@@ -6,6 +6,7 @@ Not covered: tools, log probabilities.
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -54,6 +55,7 @@ class _StreamedChoice(msgspec.Struct):
 class _Event(msgspec.Struct):
     choices: list[_StreamedChoice] = []
     usage: _Usage | None = None
+    error: Any = None
 
 
 _decoder, _event_decoder = msgspec.json.Decoder(_Body), msgspec.json.Decoder(_Event)
@@ -130,7 +132,7 @@ def seed_of(seed: int, name: str, number: int) -> int:
 
 def parse_answer(body: bytes) -> Answer:
     """Return the answer in the body of a response, which may be a stream. Raises NoAnswerError."""
-    if body.startswith(_DATA):
+    if any(line.startswith(_DATA) for line in body.splitlines()):
         return _join_events(body)
     try:
         parsed = _decoder.decode(body)
@@ -148,12 +150,22 @@ def parse_answer(body: bytes) -> Answer:
     )
 
 
-def text_so_far(body: bytes) -> str:
-    """Return the text in the whole lines of the beginning of a stream; "" for a body that is none."""
-    try:
-        return "".join(_text_of(event) for event in _events(body[: body.rfind(b"\n") + 1])).strip()
-    except (msgspec.DecodeError, UnicodeDecodeError):
-        return ""
+class StreamedText:
+    """The text in the beginning of a stream, which comes in blocks."""
+
+    def __init__(self) -> None:
+        self.begin()
+
+    def begin(self) -> None:
+        """Forget what came: a new answer begins."""
+        self._line, self._text = b"", ""
+
+    def add(self, block: bytes) -> str:
+        """Add a block; return the text so far. What is not of the API is left to `parse_answer`."""
+        lines, newline, self._line = (self._line + block).rpartition(b"\n")
+        with contextlib.suppress(msgspec.DecodeError, UnicodeDecodeError):
+            self._text += "".join(map(_text_of, _events(lines + newline)))
+        return self._text.strip()
 
 
 def _join_events(body: bytes) -> Answer:
@@ -161,6 +173,8 @@ def _join_events(body: bytes) -> Answer:
         events = list(_events(body))
     except (msgspec.DecodeError, UnicodeDecodeError) as error:
         raise NoAnswerError("its stream is not one of the chat API") from error
+    if any(event.error is not None for event in events):
+        raise NoAnswerError("its stream ended with an error")
     reasons = [event.choices[0].finish_reason for event in events if event.choices and event.choices[0].finish_reason]
     if not reasons:
         raise NoAnswerError("its stream ended before the text did")

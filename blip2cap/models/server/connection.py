@@ -23,8 +23,8 @@ from blip2cap.server_options import PREFIX, ServerOptions
 from blip2cap.urls import host, seconds_until, shown
 
 T = TypeVar("T")
-OnBody: TypeAlias = Callable[[bytes], None]
-"""Called with the beginning of a body."""
+OnBlock: TypeAlias = Callable[[bytes | None], None]
+"""Called with None where an answer begins, then with each block of it."""
 _CONNECT_S = 10.0
 _CLOSE_S = 2.0
 _MOST_BYTES = 8 << 20
@@ -43,7 +43,12 @@ class Connection:
             raise UsageError("OPENAI_API_KEY: holds characters that no key has. Expected printable ASCII.")
         self.url, self._name = options.base_url, name
         self._timeout_s, self._key = options.request_timeout_s, key
-        self._chat_url = httpx2.URL(f"{self.url}/chat/completions")  # parsed once: it takes longer than the request
+        try:
+            self._chat_url = httpx2.URL(f"{self.url}/chat/completions")  # parsed once: it takes longer than the request
+        except httpx2.InvalidURL as error:
+            raise UsageError(
+                f"--base-url {self.url}: not an address: {error}. Expected one like http://localhost:8000/v1."
+            ) from error
         self._certificates = httpx2.create_ssl_context()
         self._idle: list[httpx2.AsyncClient] = []
         self._closed = asyncio.Event()
@@ -83,6 +88,7 @@ class Connection:
             timeout=httpx2.Timeout(None, connect=_CONNECT_S),
             verify=self._certificates,
             follow_redirects=False,
+            trust_env=False,  # a proxy would get the key
         )
         self._clients.push_async_callback(client.aclose)
         return client
@@ -106,22 +112,30 @@ class Connection:
         """Return a text of the server without the key."""
         return text.replace(self._key, "***") if self._key else text
 
+    def hide_key_so_far(self, text: str) -> str:
+        """Return the beginning of a text without the key, and without an end that the key may begin with."""
+        text = self.hide_key(text)
+        longest = min(len(self._key), len(text))
+        return next((text[:-length] for length in range(longest, 0, -1) if text.endswith(self._key[:length])), text)
+
     def hide(self, words: str) -> str:
         """Return words of the server for a message: without the key, and without secrets of URLs."""
         return shown(self.hide_key(words))
 
-    async def post(self, body: bytes, on_body: OnBody | None = None) -> bytes:
-        """Send a request for a text; return the body of the answer. `on_body` is called with what has come of it.
+    async def post(self, body: bytes, on_block: OnBlock | None = None) -> bytes:
+        """Send a request for a text; return the body of the answer. `on_block` is told what comes of it.
 
         Raises RequestError, and ServerError if no request can succeed.
         """
-        status, headers, answer = await self._request("POST", self._chat_url, body, on_body)
+        status, headers, answer = await self._request("POST", self._chat_url, body, on_block)
         if status == 200:
             return answer
         words = self._words(status, answer)
         if 300 <= status < 400:
             target = self.hide(host(urljoin(self.url, headers.get("location", ""))))
             raise self._error(f"{words}, a redirect to {target}, which is not followed. Give --base-url of that server")
+        if status == 402:
+            raise self._error(f"{words}. Add credit to the account of the key in OPENAI_API_KEY")
         if status in (401, 403):
             raise self._error(f"{words}. The variable OPENAI_API_KEY must hold a key of this server")
         if status == 404:
@@ -130,7 +144,7 @@ class Connection:
                 f"{await self.other_models()}"
             )
         if status == 429 and error_code(answer) == _NO_CREDIT:
-            raise self._error(words)
+            raise self._error(f"{words}. Add credit to the account of the key in OPENAI_API_KEY")
         if status in (429, 503):
             raise BusyError(words, seconds_until(headers.get("retry-after", "")))
         if status == 408 or status >= 500 or status < 400:
@@ -149,14 +163,26 @@ class Connection:
         return f". It has: {quoted(self.hide(', '.join(names)))}"
 
     async def _request(
-        self, method: str, url: httpx2.URL, body: bytes | None = None, on_body: OnBody | None = None
+        self, method: str, url: httpx2.URL, body: bytes | None = None, on_block: OnBlock | None = None
     ) -> tuple[int, httpx2.Headers, bytes]:
         """Send a request; return status, headers and body of the response."""
         try:
             with self._client() as client:
-                async with asyncio.timeout(self._timeout_s), client.stream(method, url, content=body) as response:
-                    answer = await _read(response, on_body)
-            return response.status_code, response.headers, answer
+                async with (
+                    asyncio.timeout(self._timeout_s) as limit,
+                    client.stream(method, url, content=body) as response,
+                ):
+                    answer = bytearray()
+                    if on_block is not None and response.status_code == 200:
+                        on_block(None)
+                    async for block in response.aiter_raw():
+                        answer += block
+                        if len(answer) > _MOST_BYTES:
+                            raise BrokenError(f"its answer has more than {_MOST_BYTES:,} bytes")
+                        if on_block is not None and response.status_code == 200:
+                            on_block(block)
+                            limit.reschedule(self.loop.time() + self._timeout_s)  # a stream that goes on may be long
+            return response.status_code, response.headers, bytes(answer)
         except (httpx2.ConnectError, httpx2.ConnectTimeout) as error:
             raise LostError(self.hide(f"no connection: {str(error) or type(error).__name__}")) from error
         except (TimeoutError, httpx2.TimeoutException) as error:
@@ -171,14 +197,3 @@ class Connection:
 
     def _error(self, problem: str) -> ServerError:
         return ServerError(f"--model {self._name} at {self.url}: {problem}.")
-
-
-async def _read(response: httpx2.Response, on_body: OnBody | None) -> bytes:
-    answer = bytearray()
-    async for block in response.aiter_raw():
-        answer += block
-        if len(answer) > _MOST_BYTES:
-            raise BrokenError(f"its answer has more than {_MOST_BYTES:,} bytes")
-        if on_body is not None and response.status_code == 200:
-            on_body(bytes(answer))
-    return bytes(answer)

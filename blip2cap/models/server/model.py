@@ -7,6 +7,7 @@ import os
 import weakref
 from collections.abc import Sequence
 from dataclasses import replace
+from functools import partial
 
 from PIL import Image
 
@@ -98,7 +99,7 @@ class ServerModel:
             seed = options.seed if options.sampling else None
             body = request_body(self.name, image, prompt, options, seed=seed, dialect=self.dialect)
             try:
-                await self.client.send(body)
+                await self.client.send(partial(bytes, body))
                 return
             except ImageError as error:
                 dialect = self._other_dialect(error, sampling=options.sampling)

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import queue
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from typing import TYPE_CHECKING
 
 from blip2cap.errors import ImageError
 from blip2cap.models.base import OnText, Result
-from blip2cap.models.server.chat_api import request_body, seed_of, text_so_far
+from blip2cap.models.server.chat_api import Answer, StreamedText, request_body, seed_of
 from blip2cap.options import GenerateOptions
 from blip2cap.records import Generated, Prompt
 
@@ -36,6 +37,8 @@ class ServerSession:
         self._results: queue.SimpleQueue[tuple[int, Result | BaseException | str]] = queue.SimpleQueue()
         """Results of tickets; a str is a text so far."""
         self._running: set[asyncio.Task[None]] = set()
+        self._error: BaseException | None = None
+        """Error that ends the run, and that the next `advance` raises."""
 
     def encode(self, images: Sequence[bytes]) -> list[bytes]:
         """Return the images, data URLs, as they are: the server encodes them."""
@@ -52,14 +55,19 @@ class ServerSession:
 
     def advance(self) -> list[tuple[int, Result]]:
         """Wait a little for answers; return those that are there. Raises ServerError if the run is to end."""
+        if self._error is not None:
+            raise self._error
         done: list[tuple[int, Result]] = []
         wait_s = _WAIT_S if self.num_pending >= self.capacity else _SHORT_WAIT_S
         try:
             while self.num_pending:
                 ticket, result = self._results.get(timeout=0 if done else wait_s)
                 if isinstance(result, BaseException) and not isinstance(result, ImageError):
-                    self._model.connection.loop.call_soon_threadsafe(self._cancel)
-                    raise result
+                    self.close()
+                    if not done:
+                        raise result
+                    self._error = result  # for the next call: these answers are good
+                    break
                 if isinstance(result, str):
                     assert self._on_text is not None
                     self._on_text(result)
@@ -76,8 +84,11 @@ class ServerSession:
             self._running.add(task)  # the loop itself does not hold it
             task.add_done_callback(self._running.discard)
 
+    def close(self) -> None:
+        """Cancel the requests in flight, and send nothing more."""
+        self._model.connection.loop.call_soon_threadsafe(self._cancel)
+
     def _cancel(self) -> None:
-        """Send nothing more: the run has ended."""
         for task in self._running:
             task.cancel()
 
@@ -94,22 +105,41 @@ class ServerSession:
     async def _text(self, ticket: int, image: bytes, prompt: Prompt, number: int) -> Generated:
         model, options = self._model, self._options
         seed = seed_of(options.seed, prompt.name, number) if options.sampling else None
-        streams = self._on_text is not None
-        body = request_body(
-            *(model.name, image, prompt.text, options),
-            seed=seed,
-            dialect=model.dialect,
-            turns=prompt.turns,
-            streams=streams,
-        )
 
-        def tell(so_far: bytes) -> None:
-            self._results.put((ticket, model.connection.hide_key(text_so_far(so_far))))
+        def make_body(*, streams: bool = False) -> bytes:
+            return request_body(
+                *(model.name, image, prompt.text, options),
+                seed=seed,
+                dialect=model.dialect,
+                turns=prompt.turns,
+                streams=streams,
+            )
 
-        answer = await model.client.ask(body, image, tell if streams else None)
+        counts = not options.no_repeat_ngram_size  # a second try of the loop guard may fail
+        if self._on_text is None:
+            answer = await model.client.ask(make_body, image, counts=counts)
+        else:
+            answer = await self._stream(ticket, make_body, image)
         return Generated(
             text=answer.text,
             finish_reason="length" if answer.finish_reason == "length" else "stop",
             num_tokens=answer.num_tokens,
             num_prompt_tokens=answer.num_prompt_tokens,
         )
+
+    async def _stream(self, ticket: int, make_body: Callable[..., bytes], image: bytes) -> Answer:
+        """Ask for an answer as a stream, and for a whole one if the server has no streams."""
+        client, text = self._model.client, StreamedText()
+
+        def tell(block: bytes | None) -> None:
+            if block is None:
+                text.begin()
+            else:
+                self._results.put((ticket, self._model.connection.hide_key_so_far(text.add(block))))
+
+        try:
+            return await client.ask(partial(make_body, streams=True), image, on_block=tell, counts=False)
+        except ImageError as error:
+            if error.code != "refused" or "stream" not in error.detail:
+                raise
+            return await client.ask(make_body, image, counts=False)

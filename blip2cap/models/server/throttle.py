@@ -77,6 +77,8 @@ class Throttle:
         self.failing_since: float | None = None
         """Time of the first back-off since the last answer; None if there was none."""
         self._num_in_flight = self._num_pauses = 0
+        self.num_answers = 0
+        """Number of answers so far."""
         self._waiting: deque[asyncio.Future[None]] = deque()
         self._resume_at = self._backed_off = 0.0
 
@@ -88,7 +90,12 @@ class Throttle:
         else:
             self._waiting.append(turn)
         self._wake()
-        await turn
+        try:
+            await turn
+        except asyncio.CancelledError:
+            if turn.done() and not turn.cancelled():  # it was let in just then
+                self.leave()
+            raise
         return time.monotonic()
 
     def leave(self) -> None:
@@ -98,6 +105,7 @@ class Throttle:
 
     def answered(self) -> None:
         """Record an answer."""
+        self.num_answers += 1
         self.failing_since, self._num_pauses = None, 0
         self.concurrency.answered()
 
@@ -124,6 +132,10 @@ class Throttle:
             self._resume_at = resume_at
             asyncio.get_running_loop().call_later(resume_at - now + 0.001, self._wake)
         return self._resume_at - self.failing_since
+
+    def reset(self) -> None:
+        """Forget failures and pauses, at the end of a run: the next one may find another server."""
+        self.failing_since, self._num_pauses, self._resume_at = None, 0, 0.0
 
     def _wake(self) -> None:
         while self._waiting and self._num_in_flight < self.concurrency.size and time.monotonic() >= self._resume_at:

@@ -1,6 +1,6 @@
 """A conversation about one image: keys and values of all that was said stay, so a turn costs its own tokens.
 
-Where keys and values cannot be kept (`VlmFamily.shares_images`), the image is computed again in every turn.
+Where keys and values cannot be kept (`Vlm.keeps_cache`), the image is computed again in every turn.
 """
 
 from __future__ import annotations
@@ -14,11 +14,11 @@ from transformers import LogitsProcessorList
 from transformers.generation.streamers import BaseStreamer
 
 from blip2cap.decode.image import Pixels
-from blip2cap.errors import ImageError
+from blip2cap.errors import ImageError, UsageError
 from blip2cap.models.base import OnText, Result, Session
 from blip2cap.models.blip2.sampling import SeededSampling, generation_config, row_seed
 from blip2cap.models.device import memory_errors
-from blip2cap.models.vlm.prompts import PROCESSOR_ERRORS
+from blip2cap.models.vlm.prompts import PROCESSOR_ERRORS, NotTakenError
 from blip2cap.options import GenerateOptions
 from blip2cap.records import Prompt
 
@@ -71,42 +71,47 @@ class VlmChat(Session):
         ticket, image, prompt = self._waiting.pop(0)
         token = self.model.prompter.special_token_in(prompt.text)
         if token is not None:
-            return [(ticket, ImageError("unsupported", f"the question holds {token}, a special token of this model"))]
+            raise UsageError(f"the question holds {token}, a special token of this model. Leave that out.")
         try:
             with self.model.current(), memory_errors():
                 return [(ticket, self._answer(image, prompt))]
         except MemoryError as error:
             failure = ImageError("out_of_memory", f"not enough memory: {error}")
-        except PROCESSOR_ERRORS as error:
+        except (NotTakenError, ValueError) as error:
             failure = ImageError("unsupported", f"the model does not take the image with this question: {error}")
-        image.ids, image.cache = [], None  # unknown now
         return [(ticket, failure)]
 
     def _answer(self, image: ChatImage, prompt: Prompt) -> Result:
         model, options = self.model, self.options
         text = model.prompter.write(prompt.text, options.system, prompt.turns)
-        inputs = model.prompter.inputs([image.pixels_HWC], [text])
+        try:
+            inputs = model.prompter.inputs([image.pixels_HWC], [text])
+        except PROCESSOR_ERRORS as error:
+            raise NotTakenError(str(error)) from error
         inputs = {name: model.on_device(value) for name, value in inputs.items()}
         ids = inputs["input_ids"][0].tolist()
         model.check_length(len(ids), options)
-        if known := self._known(image, ids):
-            if known < len(image.ids):
-                image.cache.crop(known - len(image.ids))  # below 0: the number of tokens to remove
+        known, cache = self._known(image, ids), image.cache
+        num_kept, image.ids, image.cache = len(image.ids), [], None  # whatever ends the generation has changed them
+        if known:
+            if known < num_kept:
+                cache.crop(known - num_kept)  # below 0: the number of tokens to remove
             inputs = {"input_ids": inputs["input_ids"], "attention_mask": inputs["attention_mask"]}
-            inputs["past_key_values"] = image.cache
+            inputs["past_key_values"] = cache
         processors = LogitsProcessorList()
         if options.sampling:
             seed = row_seed(options.seed, prompt.name, 0)
             processors.append(SeededSampling(options, torch.tensor([seed], device=model.device)))
+        config = generation_config(model.network.generation_config, options)
+        config.return_dict_in_generate = True
         output = model.network.generate(
             **inputs,
-            generation_config=generation_config(model.network.generation_config, options),
+            generation_config=config,
             logits_processor=processors,
             streamer=_Growing(self) if options.num_beams == 1 else None,
-            return_dict_in_generate=True,
         )
         sequence = output.sequences[0].tolist()
-        if model.prompter.family.shares_images and options.num_beams == 1:
+        if model.keeps_cache and options.num_beams == 1:
             image.cache = output.past_key_values
             image.ids = sequence[: image.cache.get_seq_length()]
         return [model.read_text(sequence[len(ids) :])]

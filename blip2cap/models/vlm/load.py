@@ -15,7 +15,7 @@ from blip2cap.models.blip2 import quantize
 from blip2cap.models.blip2.sampling import end_ids
 from blip2cap.models.device import choose_device, choose_dtype
 from blip2cap.models.loading import gpu_memory_errors, library_errors, read_network
-from blip2cap.models.vlm.families import VLM_FAMILIES, VlmFamily
+from blip2cap.models.vlm.families import VLM_FAMILIES
 from blip2cap.models.vlm.model import Vlm
 from blip2cap.models.vlm.prompts import Prompter
 from blip2cap.options import MAX_PIXELS, ModelOptions
@@ -34,7 +34,7 @@ def load(checkpoint: Checkpoint, options: ModelOptions) -> Vlm:
     device = choose_device(options.device)
     if options.device_map is not None and device.type != "cuda":
         raise UsageError(f"--device-map {options.device_map}: torch {torch.__version__} sees no GPU. Leave it out.")
-    dtype = _choose_dtype(options.dtype, device, checkpoint, family)
+    dtype = choose_dtype(options.dtype, device, checkpoint)
     _check_quantize(options, device)
     quantization = quantize.config_while_reading(options.quantize, dtype)
     with gpu_memory_errors(checkpoint):
@@ -65,15 +65,6 @@ def load(checkpoint: Checkpoint, options: ModelOptions) -> Vlm:
     return model
 
 
-def _choose_dtype(name: str, device: torch.device, checkpoint: Checkpoint, family: VlmFamily) -> torch.dtype:
-    dtype = choose_dtype(name, device, checkpoint)
-    if dtype != torch.float16 or family.takes_float16:
-        return dtype
-    if name == "auto":
-        return torch.float32
-    raise UsageError(f"--dtype float16: {family.name} overflows in it. Use bfloat16 or float32.")
-
-
 def _check_quantize(options: ModelOptions, device: torch.device) -> None:
     """Raise UsageError for a kind of quantisation that these models do not have here."""
     kind = options.quantize
@@ -96,6 +87,7 @@ def _build(checkpoint: Checkpoint, dtype: torch.dtype, device: torch.device) -> 
 def _agree_on_ends(network: Any, tokenizer: Any, *, random: bool) -> None:
     """End a text at any end that generation_config.json or the tokenizer names; without ends for random weights."""
     config = network.generation_config
+    config.cache_implementation = None  # a cache of our own may be passed
     ends = [] if random else sorted({*end_ids(config), *({tokenizer.eos_token_id} - {None})})
     config.eos_token_id = ends or None
     if config.pad_token_id is None:

@@ -52,6 +52,14 @@ class Vlm(TextModel):
         positions = getattr(config, "max_position_embeddings", None)
         return None if positions is None else int(positions)
 
+    @property
+    def keeps_cache(self) -> bool:
+        """True if keys and values of an image can be kept: its family allows it, and no layer forgets old tokens."""
+        config = self.network.config.get_text_config(decoder=True)
+        layers = getattr(config, "layer_types", None) or ()
+        window = getattr(config, "sliding_window", None) if getattr(config, "use_sliding_window", True) else None
+        return self.prompter.family.shares_images and window is None and set(layers) <= {"full_attention"}
+
     def check(self, options: GenerateOptions, prompts: Sequence[str] = ()) -> None:
         """Raise UsageError for options that no prompt can be generated with, and for a prompt with special tokens."""
         if self.num_positions is not None and options.max_new_tokens >= self.num_positions:

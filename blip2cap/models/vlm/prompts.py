@@ -23,6 +23,10 @@ PROCESSOR_ERRORS = (ValueError, TypeError, IndexError, KeyError, ZeroDivisionErr
 """Errors of processors with images and prompts that they do not take."""
 
 
+class NotTakenError(Exception):
+    """A processor does not take an image with a prompt."""
+
+
 class Prompter:
     """Makes inputs of images and prompts."""
 

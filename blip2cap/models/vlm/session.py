@@ -1,4 +1,4 @@
-"""The session of a vision-language model: prompts wait, and are generated in batches of similar length.
+"""The session of a vision-language model: prompts wait, and are generated in batches; of many, those of similar length.
 
 A batch that does not fit the memory is divided in halves; so is one with a prompt that the processor or the network
 does not take, until that prompt is alone.
@@ -22,7 +22,7 @@ from blip2cap.models.base import Result, Session
 from blip2cap.models.blip2.sampling import SeededSampling, generation_config, row_seed
 from blip2cap.models.device import memory_errors
 from blip2cap.models.vlm.parts import generate_in_parts
-from blip2cap.models.vlm.prompts import PROCESSOR_ERRORS
+from blip2cap.models.vlm.prompts import PROCESSOR_ERRORS, NotTakenError
 from blip2cap.models.vlm.shared import SharedPrompts, compute_prefix, share
 from blip2cap.options import GenerateOptions
 from blip2cap.records import Generated, Prompt
@@ -61,9 +61,10 @@ class VlmSession(Session):
         self.model, self.options = model, options
         self._capacity = capacity or (_ON_CPU if model.on_cpu else _ON_GPU)
         # transformers does not copy a given cache for beams.
-        has_plain_cache = model.prompter.family.shares_images and options.num_beams == 1
-        # An n-gram may span the padding between the parts.
-        self._shares = has_plain_cache and options.no_repeat_ngram_size == 0
+        has_plain_cache = model.keeps_cache and options.num_beams == 1
+        # An n-gram may span the padding between the parts, and a penalty counts it.
+        has_rules = options.no_repeat_ngram_size > 0 or options.repetition_penalty != 1.0
+        self._shares = has_plain_cache and not has_rules
         # With each part transformers would start to count the least number of tokens again.
         self._leaves = has_plain_cache and options.min_new_tokens == 0
         self._tickets = itertools.count()
@@ -156,7 +157,7 @@ class VlmSession(Session):
                 texts = self._generate(batch)
         except MemoryError as error:
             failure = ImageError("out_of_memory", f"not enough memory: {error}")
-        except PROCESSOR_ERRORS as error:
+        except (NotTakenError, ValueError) as error:  # networks raise ValueError where image and tokens do not fit
             failure = ImageError("unsupported", f"the model does not take the image with this prompt: {error}")
         else:
             for row, its_texts in zip(batch, texts, strict=True):
@@ -183,8 +184,11 @@ class VlmSession(Session):
             processors.append(SeededSampling(options, seeds_N))
         config = generation_config(model.network.generation_config, options)
         with model.watch.measure("prepare"):
-            shared = share(model.prompter, images, texts) if self._shares else None
-            inputs = model.prompter.inputs(images, texts) if shared is None else shared.prefix
+            try:
+                shared = share(model.prompter, images, texts) if self._shares else None
+                inputs = model.prompter.inputs(images, texts) if shared is None else shared.prefix
+            except PROCESSOR_ERRORS as error:
+                raise NotTakenError(str(error)) from error
             num_tokens = inputs["input_ids"].shape[1] + (0 if shared is None else shared.ids_NS.shape[1])
             model.check_length(num_tokens, options)
             inputs = {name: model.on_device(value) for name, value in inputs.items()}
