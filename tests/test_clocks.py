@@ -16,7 +16,7 @@ from tests.commands import TINY, invoke, names_below, read_rows
 PACKAGE = Path(blip2cap.__file__).parent
 STAMPS = {"outputs/manifest.py", "bench/benchmark.py"}
 """Say when something was made; nothing is computed from it."""
-DATES = {"decode/http.py"}
+DATES = {"urls.py"}
 """A server may say until when to wait, as a date; the wait has an upper limit."""
 WALL_CLOCK = {"time.time", "time.time_ns", "datetime.now", "datetime.utcnow", "datetime.today"}
 LAST_NAMES = {name.rpartition(".")[2] for name in WALL_CLOCK}

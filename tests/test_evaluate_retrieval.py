@@ -13,11 +13,15 @@ import pytest
 from blip2cap.evaluate.retrieval import CUTS, make_task, recalls, reranked
 from blip2cap.index.encoder import log_odds
 from blip2cap.jobs.job import Listener
+from blip2cap.models.base import Checkpoint
 from blip2cap.options import DecodeOptions
 from blip2cap.records import ImageRef
 from tests.matching import FakeMatcher
 
 RNG = np.random.default_rng(0)
+
+
+FAKE = Checkpoint(name="fake", folder=Path(), commit="", family="matching", config={})
 
 
 def values(scores: np.ndarray, task) -> list[float]:
@@ -75,7 +79,7 @@ def test_texts_of_one_image_are_drawn_together() -> None:
 
 def test_the_best_of_each_text_and_of_each_image_are_ranked_again(images: Path) -> None:
     searcher: Any = SimpleNamespace(
-        encoder=SimpleNamespace(model=FakeMatcher(None)),  # type: ignore[arg-type]
+        encoder=SimpleNamespace(model=FakeMatcher(FAKE)),
         ref_of=lambda name: ImageRef(path=str(images / name), name=name),
     )
     task = make_task([("a.png", ["red"]), ("b.png", ["green", "a green one"]), ("sub/c.png", ["blue"])])

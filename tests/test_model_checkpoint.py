@@ -193,7 +193,7 @@ def test_code_in_the_folder_is_never_run(folder: Path) -> None:
 
 
 def test_other_kinds_of_models_are_refused_by_their_type(folder: Path) -> None:
-    change_config(folder, model_type="llava")
-    assert "'llava'" in refusal(folder)
+    change_config(folder, model_type="mllama")
+    assert "'mllama'" in refusal(folder)
     change_config(folder, model_type="blip-2", text_config={"model_type": "gpt2"})
     assert "'gpt2'" in refusal(folder)

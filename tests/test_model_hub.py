@@ -235,8 +235,8 @@ def test_a_repository_of_pickles_is_refused_before_anything_comes_with_the_way_t
 def test_a_model_that_cannot_be_used_is_refused_before_its_weights_come(hub: FakeHub, folder: Path, spoil: str) -> None:
     if spoil == "model_type":
         config = json.loads((folder / "config.json").read_text())
-        (folder / "config.json").write_text(json.dumps(config | {"model_type": "llava"}))
+        (folder / "config.json").write_text(json.dumps(config | {"model_type": "mllama"}))
     else:
         (folder / "tokenizer.json").unlink()
-    assert {"model_type": "'llava'", "tokenizer": "no tokenizer in"}[spoil] in refusal()
+    assert {"model_type": "'mllama'", "tokenizer": "no tokenizer in"}[spoil] in refusal()
     assert hub.downloads() == []
