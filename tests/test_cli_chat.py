@@ -70,7 +70,7 @@ def test_in_a_terminal_errors_are_shown_and_the_conversation_goes_on(image: Path
     )
     os.close(theirs)
     printed = b""
-    for line in (b"/wrong\n", b"is it day or night?\n", b"/save talk.jsonl\n", b"\x04"):
+    for line in (b"/wrong\n", b"/image missing.png\n", b"is it day or night?\n", b"/save talk.jsonl\n", b"\x04"):
         until = time.monotonic() + 60
         while not printed.endswith(b"> "):
             assert time.monotonic() < until, printed
@@ -83,6 +83,8 @@ def test_in_a_terminal_errors_are_shown_and_the_conversation_goes_on(image: Path
     os.close(ours)
     assert process.wait() == 0, printed
     assert b"/wrong: unknown" in printed
+    assert b"missing.png: vanished" in printed
+    assert b"talk.jsonl: 1 turn\r\n" in printed
     (turn,) = read_rows(here / "talk.jsonl")
     assert turn["answer"] in ("day", "night")
     assert turn["answer"].encode() in printed

@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import replace
 from typing import TYPE_CHECKING, Annotated
 
+from blip2cap.cli.hits import count
 from blip2cap.cli.options import ReportOptions, option, with_options
 from blip2cap.cli.terminal import clean, say, write_out
 from blip2cap.errors import Blip2CapError, ImageError, InputError, OutputError, UsageError
@@ -99,8 +100,8 @@ def _in_terminal(chat: Chat, tell: Callable[[str], None]) -> None:
         except KeyboardInterrupt:
             write_out("\n")
             tell("stopped; the question is not part of the conversation")
-        except (Blip2CapError, ImageError) as error:
-            say(clean(error.message if isinstance(error, Blip2CapError) else str(error)))
+        except Blip2CapError as error:
+            say(clean(str(error) if isinstance(error, ImageError) else error.message))  # an ImageError names its image
 
 
 def _lines() -> Iterator[str]:
@@ -148,7 +149,7 @@ def _command(chat: Chat, line: str, tell: Callable[[str], None]) -> bool:
             tell("the earlier turns are forgotten")
         case "/save" if value:
             _save(chat, value)
-            tell(f"{value}: {len(chat.turns)} turns")
+            tell(f"{value}: {count(len(chat.turns), 'turn')}")
         case "/help":
             say(_COMMANDS)
         case "/quit":
