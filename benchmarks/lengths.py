@@ -15,10 +15,10 @@ import torch
 
 from blip2cap.bench.report import digits
 from blip2cap.errors import ImageError
+from blip2cap.generate_options import GenerateOptions
 from blip2cap.models.blip2.model import Blip2
 from blip2cap.models.blip2.search import Greedy
 from blip2cap.models.blip2.stream import TextRow, TextStream, Tokens
-from blip2cap.options import GenerateOptions
 
 SHORTEST, LONGEST = 4, 20
 NUM_TEXTS, NUM_SLOTS = 48, 16

@@ -29,7 +29,8 @@ from blip2cap.bench.report import digits, run_facts
 from blip2cap.bench.stages import Loaded, median, run_once
 from blip2cap.decode.image import decode
 from blip2cap.decode.read import read
-from blip2cap.options import BatchOptions, DecodeOptions, GenerateOptions, ModelOptions
+from blip2cap.generate_options import GenerateOptions
+from blip2cap.options import BatchOptions, DecodeOptions, ModelOptions
 from blip2cap.records import ImageRef
 
 Facts = dict[str, Any]

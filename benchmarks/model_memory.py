@@ -17,11 +17,12 @@ from typing import Any
 from torch import nn
 
 from blip2cap.bench.work import count
+from blip2cap.generate_options import CAPTION_NEW_TOKENS
 from blip2cap.models.blip2.quantize import NEVER
 from blip2cap.models.blip2.random_weights import build_empty
 from blip2cap.models.checkpoint import KNOWN, Checkpoint, find
 from blip2cap.models.registry import FAMILIES
-from blip2cap.options import CAPTION_NEW_TOKENS, DEFAULT_MODEL, ModelOptions
+from blip2cap.options import DEFAULT_MODEL, ModelOptions
 
 SIZES = ((8, 16), (128, 512))
 """Images encoded and texts decoded at once, with which a run on a GPU begins, and which it reaches at most."""

@@ -28,11 +28,12 @@ import torch
 from blip2cap.decode.image import Decoded
 from blip2cap.engine.read_ahead import in_batches
 from blip2cap.engine.run import Engine, run
+from blip2cap.generate_options import GenerateOptions
 from blip2cap.models.base import Checkpoint
 from blip2cap.models.blip2 import beams, search, text_session
 from blip2cap.models.blip2.cache import Cache, CacheAllocator
 from blip2cap.models.blip2.stream import TextRow, Tokens
-from blip2cap.options import BatchOptions, DecodeOptions, GenerateOptions
+from blip2cap.options import BatchOptions, DecodeOptions
 from blip2cap.records import Generated, ImageRef
 from blip2cap.stopwatch import Stopwatch
 from blip2cap.tasks.base import Request

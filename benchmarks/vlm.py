@@ -24,10 +24,11 @@ from PIL import Image
 from transformers import AutoConfig, AutoModelForImageTextToText, CLIPImageProcessorPil, LlavaProcessor
 
 from blip2cap.decode.image import Pixels
+from blip2cap.generate_options import GenerateOptions
 from blip2cap.models.checkpoint import find
 from blip2cap.models.vlm.load import load
 from blip2cap.models.vlm.model import Vlm
-from blip2cap.options import GenerateOptions, ModelOptions
+from blip2cap.options import ModelOptions
 from blip2cap.records import Prompt
 from tests.vlm_checkpoints import make_tokenizer, template
 

@@ -24,7 +24,8 @@ from benchmarks.sleeper import IMAGE_S, Sleeper
 from benchmarks.suite import Section, divide, main, mean, most
 from blip2cap.bench.programs import PLAIN
 from blip2cap.engine.run import RunStats
-from blip2cap.options import BatchOptions, DecodeOptions, GenerateOptions
+from blip2cap.generate_options import GenerateOptions
+from blip2cap.options import BatchOptions, DecodeOptions
 from blip2cap.records import ImageRef
 from blip2cap.tasks.base import Request
 from blip2cap.tasks.caption import Caption

@@ -11,23 +11,14 @@ from blip2cap.decode.data_urls import DataUrlInput
 from blip2cap.decode.inputs import ResizedInput
 from blip2cap.engine.run import Engine, RunStats
 from blip2cap.errors import ImageError, UsageError
+from blip2cap.generate_options import ANSWER_NEW_TOKENS, GenerateOptions, TextOptions
 from blip2cap.images_in_memory import ImageLike, check_images, raise_with_name, rows_of_images
 from blip2cap.jobs.job import Job, Listener, Outcome
 from blip2cap.jobs.run import run_job
 from blip2cap.models.base import Model
 from blip2cap.models.checkpoint import find
 from blip2cap.models.registry import FAMILIES, load
-from blip2cap.options import (
-    ANSWER_NEW_TOKENS,
-    DEFAULT_MODEL,
-    BatchOptions,
-    DecodeOptions,
-    GenerateOptions,
-    ModelOptions,
-    OutputOptions,
-    SourceOptions,
-    TextOptions,
-)
+from blip2cap.options import DEFAULT_MODEL, BatchOptions, DecodeOptions, ModelOptions, OutputOptions, SourceOptions
 from blip2cap.records import ImageRef
 from blip2cap.rows import Row
 from blip2cap.server_options import ServerOptions

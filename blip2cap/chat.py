@@ -7,10 +7,11 @@ from contextlib import closing
 from typing import Any, cast
 
 from blip2cap.errors import ImageError, UsageError
+from blip2cap.generate_options import GenerateOptions
 from blip2cap.images_in_memory import ImageLike, decode_image
 from blip2cap.models.base import Model, TextModel
 from blip2cap.models.registry import FAMILIES
-from blip2cap.options import DecodeOptions, GenerateOptions
+from blip2cap.options import DecodeOptions
 from blip2cap.prompts import Template
 from blip2cap.records import Generated, Prompt, Turn
 

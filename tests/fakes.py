@@ -9,8 +9,8 @@ from typing import Any
 from blip2cap.decode.image import Pixels
 from blip2cap.decode.inputs import ImageInput, SquareInput
 from blip2cap.errors import ImageError
+from blip2cap.generate_options import GenerateOptions
 from blip2cap.models.base import Checkpoint
-from blip2cap.options import GenerateOptions
 from blip2cap.records import Generated, Prompt
 from blip2cap.rows import Row
 

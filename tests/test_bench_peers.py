@@ -13,7 +13,7 @@ import pytest
 
 from benchmarks import tuned_transformers, vllm_opt
 from blip2cap.bench import plain_transformers
-from blip2cap.options import GenerateOptions
+from blip2cap.generate_options import GenerateOptions
 from tests.benches import tiny_captioner
 from tests.checkpoints import KINDS, make_checkpoint
 

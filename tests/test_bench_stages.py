@@ -22,7 +22,8 @@ from blip2cap.bench.work import count
 from blip2cap.decode.image import decode
 from blip2cap.decode.read import read
 from blip2cap.errors import UsageError
-from blip2cap.options import BatchOptions, DecodeOptions, GenerateOptions, SourceOptions
+from blip2cap.generate_options import GenerateOptions
+from blip2cap.options import BatchOptions, DecodeOptions, SourceOptions
 from blip2cap.records import ImageRef
 from blip2cap.source.inputs import Source
 from tests.benches import TINY, loaded_tiny

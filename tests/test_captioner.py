@@ -16,8 +16,9 @@ from PIL import Image
 import blip2cap
 from blip2cap import Captioner
 from blip2cap.errors import ImageError, InputError, ModelError, UsageError
+from blip2cap.generate_options import GenerateOptions, TextOptions
 from blip2cap.models.blip2.model import Blip2
-from blip2cap.options import DecodeOptions, GenerateOptions, TextOptions
+from blip2cap.options import DecodeOptions
 from blip2cap.rows import Row
 from blip2cap.tiny.scenes import draw
 

@@ -10,8 +10,8 @@ import pytest
 from blip2cap import Captioner
 from blip2cap.chat import Chat
 from blip2cap.errors import ImageError, UsageError
+from blip2cap.generate_options import GenerateOptions
 from blip2cap.models.blip2.model import Blip2
-from blip2cap.options import GenerateOptions
 from blip2cap.records import Turn
 from blip2cap.tiny.scenes import draw
 from tests.fakes import FakeModel

@@ -12,15 +12,8 @@ import typer.main
 from blip2cap import __version__
 from blip2cap.cli import app
 from blip2cap.flags import PANELS, flags_of
-from blip2cap.options import (
-    ANSWER_NEW_TOKENS,
-    DEFAULT_MODEL,
-    BatchOptions,
-    DecodeOptions,
-    GenerateOptions,
-    ModelOptions,
-    TextOptions,
-)
+from blip2cap.generate_options import ANSWER_NEW_TOKENS, GenerateOptions, TextOptions
+from blip2cap.options import DEFAULT_MODEL, BatchOptions, DecodeOptions, ModelOptions
 from tests.commands import finish, invoke, start
 from tests.make_reference import PAGE, reference
 

@@ -15,15 +15,8 @@ from typer.testing import CliRunner
 
 from blip2cap.cli.options import ReportOptions, option, option_of, with_options
 from blip2cap.flags import PANELS, Flag, flags_of
-from blip2cap.options import (
-    BatchOptions,
-    DecodeOptions,
-    GenerateOptions,
-    ModelOptions,
-    OutputOptions,
-    SourceOptions,
-    TextOptions,
-)
+from blip2cap.generate_options import GenerateOptions, TextOptions
+from blip2cap.options import BatchOptions, DecodeOptions, ModelOptions, OutputOptions, SourceOptions
 
 CLASSES: Mapping[str, Any] = {
     "source": SourceOptions,

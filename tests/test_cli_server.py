@@ -20,10 +20,11 @@ from PIL import Image
 
 from blip2cap.captioner import Captioner
 from blip2cap.errors import ServerError
+from blip2cap.generate_options import GenerateOptions
 from blip2cap.models.checkpoint import find
 from blip2cap.models.server import client, throttle
 from blip2cap.models.server.model import load
-from blip2cap.options import GenerateOptions, ModelOptions
+from blip2cap.options import ModelOptions
 from blip2cap.records import Prompt
 from blip2cap.server_options import ServerOptions
 from tests.commands import draw_scenes, finish, invoke, num_lines, read_rows, start, wait_until

@@ -11,7 +11,7 @@ import pytest
 from PIL import Image
 
 from blip2cap.captioner import Captioner
-from blip2cap.options import GenerateOptions
+from blip2cap.generate_options import GenerateOptions
 from tests.commands import invoke, names_below, read_rows
 
 

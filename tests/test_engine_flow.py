@@ -11,7 +11,7 @@ import pytest
 from PIL import Image
 
 from blip2cap.decode.image import Pixels
-from blip2cap.options import GenerateOptions, TextOptions
+from blip2cap.generate_options import GenerateOptions, TextOptions
 from blip2cap.records import Generated, Prompt
 from tests.commands import draw_scenes, names_below
 from tests.fakes import FakeModel

@@ -13,7 +13,8 @@ from PIL import Image
 from blip2cap.decode.image import Pixels
 from blip2cap.engine.run import Engine, RunStats, run
 from blip2cap.errors import ImageError, OutputError
-from blip2cap.options import BatchOptions, DecodeOptions, GenerateOptions, SourceOptions, TextOptions
+from blip2cap.generate_options import GenerateOptions, TextOptions
+from blip2cap.options import BatchOptions, DecodeOptions, SourceOptions
 from blip2cap.records import ImageRef
 from blip2cap.rows import Row
 from blip2cap.source.inputs import Source

@@ -24,7 +24,8 @@ from blip2cap.errors import (
     WorkerError,
 )
 from blip2cap.flags import flags_of
-from blip2cap.options import BatchOptions, DecodeOptions, GenerateOptions, OutputOptions, TextOptions
+from blip2cap.generate_options import GenerateOptions, TextOptions
+from blip2cap.options import BatchOptions, DecodeOptions, OutputOptions
 from blip2cap.records import FAILURES
 
 EXIT_CODES = {

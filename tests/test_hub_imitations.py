@@ -16,13 +16,14 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoConfig, AutoTokenizer, Blip2ForImageTextRetrieval, T5ForConditionalGeneration
 
 from blip2cap.errors import ModelError
+from blip2cap.generate_options import GenerateOptions
 from blip2cap.models.blip2.load import load
 from blip2cap.models.blip2.model import Blip2
 from blip2cap.models.blip2.sampling import end_ids
 from blip2cap.models.checkpoint import find
 from blip2cap.models.matching import load as matching
 from blip2cap.models.matching.model import Matcher
-from blip2cap.options import GenerateOptions, ModelOptions
+from blip2cap.options import ModelOptions
 from blip2cap.records import Generated, MatchScore, Prompt
 from tests.fake_hub import FakeHub, serve
 from tests.hub_imitations import MATCHING, REPOSITORIES, imitate

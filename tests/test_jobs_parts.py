@@ -22,9 +22,10 @@ from blip2cap.decode.image import Decoded
 from blip2cap.decode.isolate import Isolation
 from blip2cap.engine.run import Engine, RunStats
 from blip2cap.errors import ImageError, OutputError, OutputLockedError, OutputRefusedError, UsageError
+from blip2cap.generate_options import GenerateOptions
 from blip2cap.jobs.part_queue import PartQueue
 from blip2cap.jobs.parts import run_part, run_parts
-from blip2cap.options import BatchOptions, DecodeOptions, GenerateOptions, SourceOptions
+from blip2cap.options import BatchOptions, DecodeOptions, SourceOptions
 from blip2cap.outputs.parts import plan as parts_plan
 from blip2cap.outputs.parts.counts import done_parts, read_counts, total
 from blip2cap.outputs.parts.part import Part, num_rows_in_progress, sweep

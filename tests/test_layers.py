@@ -45,7 +45,7 @@ LAYERS = (
         "outputs.files",
         "tiny.scenes",
     ),
-    ("server_options",),
+    ("server_options", "generate_options"),
     ("flags",),
     ("errors", "records", "rows", "stopwatch", "batch_size", "key_set", "tiny", "escapes"),
     ("column_types",),

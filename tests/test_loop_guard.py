@@ -16,7 +16,7 @@ import pytest
 from blip2cap.captioner import Captioner
 from blip2cap.decode.image import Pixels
 from blip2cap.errors import ImageError
-from blip2cap.options import GenerateOptions, TextOptions
+from blip2cap.generate_options import GenerateOptions, TextOptions
 from blip2cap.records import Generated, Prompt
 from blip2cap.rows import Row
 from blip2cap.tasks.loop_guard import GuardedSession, second_options

@@ -18,7 +18,8 @@ from blip2cap.engine.flow import Flow
 from blip2cap.engine.remembered import Remembered
 from blip2cap.engine.run import Engine, run
 from blip2cap.errors import ImageError
-from blip2cap.options import BatchOptions, DecodeOptions, GenerateOptions, SourceOptions
+from blip2cap.generate_options import GenerateOptions
+from blip2cap.options import BatchOptions, DecodeOptions, SourceOptions
 from blip2cap.outputs.journal import JournalSink
 from blip2cap.records import Generated, ImageRef, Prompt
 from blip2cap.rows import Row

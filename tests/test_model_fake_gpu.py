@@ -10,10 +10,10 @@ import torch
 from torch import nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 
+from blip2cap.generate_options import GenerateOptions
 from blip2cap.models.base import Result
 from blip2cap.models.blip2.gpu_linear import Fp8Linear, GpuInt8Linear
 from blip2cap.models.blip2.model import Blip2
-from blip2cap.options import GenerateOptions
 from blip2cap.records import Prompt
 from tests.fake_gpu import READS, Gpu, fake_gpu, load_fake
 

@@ -14,12 +14,13 @@ import pytest
 import torch
 from torch import nn
 
+from blip2cap.generate_options import GenerateOptions
 from blip2cap.models.base import Result
 from blip2cap.models.blip2.gpu_linear import Fp8Linear, GpuInt8Linear
 from blip2cap.models.blip2.load import load
 from blip2cap.models.blip2.model import Blip2
 from blip2cap.models.checkpoint import find
-from blip2cap.options import GenerateOptions, ModelOptions
+from blip2cap.options import ModelOptions
 from blip2cap.records import Prompt
 from tests.checkpoints import IMAGE_SIZE, KINDS
 

@@ -14,12 +14,13 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from blip2cap.errors import ModelError, UsageError
+from blip2cap.generate_options import GenerateOptions
 from blip2cap.models.blip2.int8_linear import Int8Linear
 from blip2cap.models.blip2.load import load
 from blip2cap.models.blip2.model import Blip2
 from blip2cap.models.checkpoint import TINY, find
 from blip2cap.models.device import choose_dtype
-from blip2cap.options import GenerateOptions, ModelOptions
+from blip2cap.options import ModelOptions
 from blip2cap.records import Prompt
 
 

@@ -24,10 +24,11 @@ from transformers import (
 
 from blip2cap.decode.image import resize
 from blip2cap.errors import ImageError, UsageError
+from blip2cap.generate_options import GenerateOptions
 from blip2cap.models.blip2.load import load
 from blip2cap.models.blip2.model import Blip2
 from blip2cap.models.checkpoint import find
-from blip2cap.options import GenerateOptions, ModelOptions
+from blip2cap.options import ModelOptions
 from blip2cap.records import Generated, Prompt
 from tests.checkpoints import KINDS
 

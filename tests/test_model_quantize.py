@@ -13,6 +13,7 @@ from torch import nn
 
 from blip2cap.decode.image import resize
 from blip2cap.errors import ModelError, UsageError
+from blip2cap.generate_options import GenerateOptions
 from blip2cap.models.blip2 import int8_linear, quantize
 from blip2cap.models.blip2.gpu_linear import Fp8Linear, GpuInt8Linear
 from blip2cap.models.blip2.int8_linear import Int8Linear, cpu_can_int8
@@ -20,7 +21,7 @@ from blip2cap.models.blip2.load import load
 from blip2cap.models.blip2.model import Blip2
 from blip2cap.models.checkpoint import find
 from blip2cap.models.device import adds_int8_without_overflow
-from blip2cap.options import GenerateOptions, ModelOptions
+from blip2cap.options import ModelOptions
 from blip2cap.records import Prompt
 from blip2cap.tiny.scenes import draw
 from tests.checkpoints import KINDS

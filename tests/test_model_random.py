@@ -14,12 +14,13 @@ import torch
 from transformers import Blip2ForConditionalGeneration, InstructBlipForConditionalGeneration
 
 from blip2cap.errors import ModelError, UsageError
+from blip2cap.generate_options import GenerateOptions
 from blip2cap.models.base import Checkpoint
 from blip2cap.models.blip2.instructblip import InstructBlip
 from blip2cap.models.blip2.model import Blip2
 from blip2cap.models.blip2.random_weights import build, stand_in_tokenizer
 from blip2cap.models.checkpoint import KNOWN, TINY, find
-from blip2cap.options import GenerateOptions, ModelOptions
+from blip2cap.options import ModelOptions
 from blip2cap.records import Prompt
 from tests.checkpoints import KINDS
 

@@ -10,11 +10,12 @@ import pytest
 
 from blip2cap.decode.inputs import ResizedInput, SquareInput
 from blip2cap.errors import ModelError, UsageError
+from blip2cap.generate_options import GenerateOptions
 from blip2cap.jobs.job import Job
 from blip2cap.models.base import Checkpoint, Family, Model
 from blip2cap.models.checkpoint import find
 from blip2cap.models.registry import FAMILIES, load, recognise
-from blip2cap.options import GenerateOptions, ModelOptions, OutputOptions, SourceOptions
+from blip2cap.options import ModelOptions, OutputOptions, SourceOptions
 from blip2cap.prompts import Template
 from blip2cap.tasks.caption import Caption
 from tests.fakes import FakeModel

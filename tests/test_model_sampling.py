@@ -11,8 +11,8 @@ from transformers import (
     RepetitionPenaltyLogitsProcessor,
 )
 
+from blip2cap.generate_options import GenerateOptions
 from blip2cap.models.blip2.sampling import Rules, Sampler, SeededSampling, row_seed
-from blip2cap.options import GenerateOptions
 
 
 def draw(options: GenerateOptions, scores: torch.Tensor, seeds: list[int], steps: int = 1) -> torch.Tensor:

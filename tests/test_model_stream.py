@@ -10,12 +10,12 @@ import torch
 
 from blip2cap.batch_size import BatchSize
 from blip2cap.errors import ImageError
+from blip2cap.generate_options import GenerateOptions
 from blip2cap.models.blip2.beams import Beams
 from blip2cap.models.blip2.cache import Cache, CacheAllocator, Slots
 from blip2cap.models.blip2.decoders import Decoder
 from blip2cap.models.blip2.search import Greedy
 from blip2cap.models.blip2.stream import TextRow, TextStream, Tokens
-from blip2cap.options import GenerateOptions
 from blip2cap.records import Generated
 from blip2cap.stopwatch import Stopwatch
 

@@ -14,12 +14,12 @@ import torch
 from transformers import GenerationConfig
 
 from blip2cap.errors import ImageError
+from blip2cap.generate_options import GenerateOptions
 from blip2cap.models.base import Result
 from blip2cap.models.blip2.cache import Cache
 from blip2cap.models.blip2.model import Blip2
 from blip2cap.models.blip2.stream import TextRow, Tokens
 from blip2cap.models.blip2.transformers_generate import TransformersStream
-from blip2cap.options import GenerateOptions
 from blip2cap.records import Generated, Prompt
 from tests.test_model_parity import load_model
 from tests.test_model_stream import END, Surroundings

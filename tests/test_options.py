@@ -5,16 +5,8 @@ import os
 import pytest
 
 from blip2cap.errors import UsageError
-from blip2cap.options import (
-    BatchOptions,
-    DecodeOptions,
-    GenerateOptions,
-    Kind,
-    ModelOptions,
-    OutputOptions,
-    SourceOptions,
-    TextOptions,
-)
+from blip2cap.generate_options import GenerateOptions, TextOptions
+from blip2cap.options import BatchOptions, DecodeOptions, Kind, ModelOptions, OutputOptions, SourceOptions
 
 WRONG_NUMBERS = {
     "--max-new-tokens 0": {"max_new_tokens": 0},

@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 
+from blip2cap.generate_options import GenerateOptions
 from blip2cap.models.server.chat_api import (
     Dialect,
     NoAnswerError,
@@ -18,7 +19,6 @@ from blip2cap.models.server.chat_api import (
     seed_of,
     words_of,
 )
-from blip2cap.options import GenerateOptions
 from tests.fault_server import answer
 
 URL = b"data:image/png;base64,AAAA"

@@ -13,9 +13,10 @@ import torch
 from transformers import Blip2ForConditionalGeneration, InstructBlipForConditionalGeneration
 
 from blip2cap.errors import ModelError
+from blip2cap.generate_options import GenerateOptions
 from blip2cap.models.blip2.load import load
 from blip2cap.models.checkpoint import find
-from blip2cap.options import GenerateOptions, ModelOptions
+from blip2cap.options import ModelOptions
 from blip2cap.records import Prompt
 from blip2cap.train.model.trainee import Trainee
 from blip2cap.train.options.model import OptimOptions, TuneOptions

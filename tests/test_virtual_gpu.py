@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from benchmarks.virtual_h200 import COSTS, RUNS, VirtualModel, lengths_of_texts, one_run
-from blip2cap.options import GenerateOptions
+from blip2cap.generate_options import GenerateOptions
 
 RESULTS = Path(__file__).parent.parent / "benchmarks" / "results" / "virtual_h200.json"
 

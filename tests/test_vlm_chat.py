@@ -12,8 +12,8 @@ from PIL import Image
 
 from blip2cap.chat import Chat
 from blip2cap.errors import UsageError
+from blip2cap.generate_options import GenerateOptions
 from blip2cap.models.vlm.families import VLM_FAMILIES
-from blip2cap.options import GenerateOptions
 from blip2cap.tiny.scenes import draw
 from tests.test_vlm_parity import load_model, load_plain
 from tests.vlm_checkpoints import VLM_KINDS

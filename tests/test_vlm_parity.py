@@ -12,11 +12,12 @@ import pytest
 from transformers import AutoModelForImageTextToText, AutoProcessor
 
 from blip2cap.decode.image import Pixels
+from blip2cap.generate_options import GenerateOptions
 from blip2cap.models.checkpoint import find
 from blip2cap.models.registry import FAMILIES
 from blip2cap.models.vlm.load import load
 from blip2cap.models.vlm.model import Vlm
-from blip2cap.options import GenerateOptions, ModelOptions
+from blip2cap.options import ModelOptions
 from blip2cap.records import Prompt
 from tests.vlm_checkpoints import VLM_KINDS
 from tests.vlm_in_memory import KINDS_IN_MEMORY, make_in_memory

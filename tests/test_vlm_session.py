@@ -13,12 +13,13 @@ import torch
 
 from blip2cap.decode.image import Pixels
 from blip2cap.errors import ImageError, ModelError, UsageError
+from blip2cap.generate_options import GenerateOptions
 from blip2cap.models.checkpoint import find
 from blip2cap.models.vlm.families import VLM_FAMILIES
 from blip2cap.models.vlm.load import load
 from blip2cap.models.vlm.model import Vlm
 from blip2cap.models.vlm.prompts import Prompter
-from blip2cap.options import GenerateOptions, ModelOptions
+from blip2cap.options import ModelOptions
 from blip2cap.records import Prompt
 from tests.vlm_in_memory import KINDS_IN_MEMORY, make_in_memory
 

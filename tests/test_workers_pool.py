@@ -11,7 +11,8 @@ from PIL import Image
 
 from blip2cap.engine.run import Engine, RunStats
 from blip2cap.errors import ImageError, InputError, ModelError, WorkerError
-from blip2cap.options import BatchOptions, DecodeOptions, GenerateOptions
+from blip2cap.generate_options import GenerateOptions
+from blip2cap.options import BatchOptions, DecodeOptions
 from blip2cap.records import Held, ImageRef
 from blip2cap.rows import Row
 from blip2cap.tasks.base import Request

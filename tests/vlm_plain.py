@@ -9,7 +9,7 @@ import torch
 from PIL import Image
 
 from blip2cap.decode.image import Pixels
-from blip2cap.options import GenerateOptions
+from blip2cap.generate_options import GenerateOptions
 
 
 def generate_plainly(

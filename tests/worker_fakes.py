@@ -12,7 +12,8 @@ from typing import Any
 from blip2cap.decode.image import Decoded, Pixels
 from blip2cap.decode.inputs import ImageDecoder, ImageInput, SquareInput
 from blip2cap.errors import ImageError, ModelError
-from blip2cap.options import DecodeOptions, GenerateOptions
+from blip2cap.generate_options import GenerateOptions
+from blip2cap.options import DecodeOptions
 from tests.fakes import FakeModel, FakeSession
 
 BAD = b"ends the process that decodes it"

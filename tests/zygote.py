@@ -37,8 +37,8 @@ from typer.testing import CliRunner
 
 from blip2cap.decode.image import Pixels
 from blip2cap.errors import ImageError
+from blip2cap.generate_options import GenerateOptions
 from blip2cap.models.checkpoint import TINY
-from blip2cap.options import GenerateOptions
 from blip2cap.records import Generated
 from tests.fakes import FakeModel, FakeSession
 from tests.loading import read_packaged_once

@@ -6,7 +6,8 @@ import re
 from dataclasses import dataclass, field
 
 from blip2cap.errors import UsageError
-from blip2cap.options import BatchOptions, DecodeOptions, GenerateOptions, ModelOptions
+from blip2cap.generate_options import GenerateOptions
+from blip2cap.options import BatchOptions, DecodeOptions, ModelOptions
 from blip2cap.records import ImageRef
 from blip2cap.tasks.caption import Caption
 from blip2cap.tasks.vqa import Vqa

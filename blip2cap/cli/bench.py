@@ -19,8 +19,9 @@ from blip2cap.cli.report import print_json
 from blip2cap.cli.signals import stop_on_signal
 from blip2cap.cli.terminal import clean, page, say
 from blip2cap.errors import SOME_FAILED, InputError, OutputError, UsageError
+from blip2cap.generate_options import GenerateOptions
 from blip2cap.jobs.job import no_image
-from blip2cap.options import BatchOptions, DecodeOptions, GenerateOptions, ModelOptions, SourceOptions
+from blip2cap.options import BatchOptions, DecodeOptions, ModelOptions, SourceOptions
 from blip2cap.outputs.files import OS_FILES, replaceable, write_whole
 from blip2cap.records import ImageRef
 

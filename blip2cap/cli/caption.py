@@ -8,16 +8,9 @@ from typing import Annotated
 from blip2cap.cli.options import ReportOptions, option, with_options
 from blip2cap.cli.prompts import own_library
 from blip2cap.cli.run import start
+from blip2cap.generate_options import GenerateOptions, TextOptions
 from blip2cap.jobs.job import Job
-from blip2cap.options import (
-    BatchOptions,
-    DecodeOptions,
-    GenerateOptions,
-    ModelOptions,
-    OutputOptions,
-    SourceOptions,
-    TextOptions,
-)
+from blip2cap.options import BatchOptions, DecodeOptions, ModelOptions, OutputOptions, SourceOptions
 from blip2cap.prompt_library import text_of
 from blip2cap.scale.options import RayOptions
 from blip2cap.server_options import ServerOptions

@@ -13,7 +13,8 @@ from blip2cap.cli.hits import count
 from blip2cap.cli.options import ReportOptions, option, with_options
 from blip2cap.cli.terminal import clean, say, write_out
 from blip2cap.errors import Blip2CapError, ImageError, InputError, OutputError, UsageError
-from blip2cap.options import DecodeOptions, GenerateOptions, ModelOptions
+from blip2cap.generate_options import GenerateOptions
+from blip2cap.options import DecodeOptions, ModelOptions
 from blip2cap.server_options import ServerOptions
 
 if TYPE_CHECKING:

@@ -10,17 +10,9 @@ from blip2cap.cli.config import read_lines
 from blip2cap.cli.options import ReportOptions, option, with_options
 from blip2cap.cli.run import start
 from blip2cap.errors import UsageError
+from blip2cap.generate_options import ANSWER_NEW_TOKENS, GenerateOptions, TextOptions
 from blip2cap.jobs.job import Job
-from blip2cap.options import (
-    ANSWER_NEW_TOKENS,
-    BatchOptions,
-    DecodeOptions,
-    GenerateOptions,
-    ModelOptions,
-    OutputOptions,
-    SourceOptions,
-    TextOptions,
-)
+from blip2cap.options import BatchOptions, DecodeOptions, ModelOptions, OutputOptions, SourceOptions
 from blip2cap.scale.options import RayOptions
 from blip2cap.server_options import ServerOptions
 from blip2cap.tasks.vqa import Vqa

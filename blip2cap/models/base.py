@@ -10,7 +10,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, TypeAlias
 
 from blip2cap.errors import ImageError, ModelError, UsageError
-from blip2cap.options import MAX_PIXELS, GenerateOptions, ModelOptions
+from blip2cap.generate_options import GenerateOptions
+from blip2cap.options import MAX_PIXELS, ModelOptions
 from blip2cap.records import Generated, Prompt
 
 if TYPE_CHECKING:

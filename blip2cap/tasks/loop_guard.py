@@ -7,8 +7,8 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from blip2cap.errors import ImageError
+from blip2cap.generate_options import GenerateOptions
 from blip2cap.models.base import Result, Session
-from blip2cap.options import GenerateOptions
 from blip2cap.records import Generated, Prompt
 from blip2cap.tasks.text_rules import FAULTS, badness, find_fault
 

@@ -9,8 +9,8 @@ from typing import Any, ClassVar, Self
 
 from blip2cap.column_types import INTEGER, STRINGS
 from blip2cap.errors import ImageError, UsageError
+from blip2cap.generate_options import GenerateOptions, TextOptions
 from blip2cap.models.base import Checkpoint, Family, Session, TextModel
-from blip2cap.options import GenerateOptions, TextOptions
 from blip2cap.prompts import Template
 from blip2cap.records import Generated, ImageRef
 from blip2cap.rows import Column, Row, Schema, make_schema

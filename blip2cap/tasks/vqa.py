@@ -8,8 +8,8 @@ from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
 from blip2cap.errors import UsageError
+from blip2cap.generate_options import ANSWER_NEW_TOKENS, GenerateOptions
 from blip2cap.models.base import Family
-from blip2cap.options import ANSWER_NEW_TOKENS, GenerateOptions
 from blip2cap.prompts import Template
 from blip2cap.rows import Schema
 from blip2cap.tasks.text import TextTask, is_text, parsed, schema_from, text_schema

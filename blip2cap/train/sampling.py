@@ -5,8 +5,8 @@ from __future__ import annotations
 from typing import Any, cast
 
 from blip2cap.errors import ImageError
+from blip2cap.generate_options import ANSWER_NEW_TOKENS, GenerateOptions
 from blip2cap.models.base import TextModel
-from blip2cap.options import ANSWER_NEW_TOKENS, GenerateOptions
 from blip2cap.records import Prompt
 from blip2cap.train.data.collate import Prompts
 from blip2cap.train.data.dataset import Sample

@@ -9,9 +9,9 @@ from dataclasses import asdict, dataclass
 from itertools import islice
 from typing import Any
 
+from blip2cap.generate_options import ANSWER_NEW_TOKENS, GenerateOptions
 from blip2cap.models.blip2.model import Blip2
 from blip2cap.models.registry import FAMILIES
-from blip2cap.options import ANSWER_NEW_TOKENS, GenerateOptions
 from blip2cap.prompts import Template
 from blip2cap.records import Generated, Prompt
 from blip2cap.tiny.scenes import VALIDATION_SEEDS, Question

@@ -14,10 +14,10 @@ from dataclasses import dataclass, fields
 
 import torch
 
+from blip2cap.generate_options import GenerateOptions
 from blip2cap.models.blip2.sampling import Rules
 from blip2cap.models.blip2.search import Results, Start, Text
 from blip2cap.models.blip2.transfer import HostCopy, to_device
-from blip2cap.options import GenerateOptions
 
 _NEVER = -1.0e9
 """Score of beams that must not be chosen, as in transformers."""

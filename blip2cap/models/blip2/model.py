@@ -23,6 +23,7 @@ from transformers import (
 from blip2cap.decode.image import Pixels
 from blip2cap.decode.inputs import ImageInput, SquareInput
 from blip2cap.errors import UsageError
+from blip2cap.generate_options import GenerateOptions
 from blip2cap.models.base import MATCHING_MODELS, Checkpoint, OnText, Result, TextModel
 from blip2cap.models.blip2.cuda_graphs import CudaCapture
 from blip2cap.models.blip2.decoders import fallback_reason, make_decoder
@@ -34,7 +35,6 @@ from blip2cap.models.blip2.stream import TextRow, Tokens
 from blip2cap.models.blip2.text_session import TextSession, Workspaces
 from blip2cap.models.blip2.transfer import to_device
 from blip2cap.models.device import memory_errors
-from blip2cap.options import GenerateOptions
 from blip2cap.records import Generated, Prompt
 from blip2cap.stopwatch import Stopwatch
 

@@ -24,8 +24,8 @@ from transformers import (
     TopPLogitsWarper,
 )
 
+from blip2cap.generate_options import GenerateOptions
 from blip2cap.models.blip2.transfer import to_device
-from blip2cap.options import GenerateOptions
 
 _MASK = 0xFFFFFFFF
 _COVERED = frozenset(

@@ -15,9 +15,9 @@ from typing import Protocol
 
 import torch
 
+from blip2cap.generate_options import GenerateOptions
 from blip2cap.models.blip2.sampling import Rules, Sampler
 from blip2cap.models.blip2.transfer import HostCopy, to_device
-from blip2cap.options import GenerateOptions
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -25,12 +25,12 @@ import torch
 
 from blip2cap.batch_size import BatchSize
 from blip2cap.errors import ImageError
+from blip2cap.generate_options import GenerateOptions
 from blip2cap.models.base import Result
 from blip2cap.models.blip2.cache import Slots
 from blip2cap.models.blip2.search import Results, Search, Start
 from blip2cap.models.blip2.transfer import to_device
 from blip2cap.models.device import memory_errors
-from blip2cap.options import GenerateOptions
 from blip2cap.records import Generated
 from blip2cap.stopwatch import Stopwatch
 

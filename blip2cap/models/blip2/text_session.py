@@ -14,6 +14,7 @@ import torch
 from blip2cap.batch_size import BatchSize
 from blip2cap.decode.image import Pixels
 from blip2cap.errors import ImageError
+from blip2cap.generate_options import GenerateOptions
 from blip2cap.models.base import OnText, Result, Session
 from blip2cap.models.blip2.attention import decoding_kernels
 from blip2cap.models.blip2.beams import Beams
@@ -25,7 +26,6 @@ from blip2cap.models.blip2.search import Greedy
 from blip2cap.models.blip2.stream import TextRow, TextStream, Tokens
 from blip2cap.models.blip2.transformers_generate import TransformersStream
 from blip2cap.models.device import free_bytes
-from blip2cap.options import GenerateOptions
 from blip2cap.records import Prompt, Turn
 
 if TYPE_CHECKING:

@@ -16,11 +16,11 @@ import torch
 from transformers import LogitsProcessorList
 
 from blip2cap.errors import ImageError
+from blip2cap.generate_options import GenerateOptions
 from blip2cap.models.base import Result
 from blip2cap.models.blip2.sampling import SeededSampling, end_ids, generation_config
 from blip2cap.models.blip2.stream import StreamModel, TextRow
 from blip2cap.models.device import memory_errors
-from blip2cap.options import GenerateOptions
 from blip2cap.records import Generated
 
 

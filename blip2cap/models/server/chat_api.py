@@ -14,7 +14,7 @@ from typing import Any
 
 import msgspec
 
-from blip2cap.options import GenerateOptions
+from blip2cap.generate_options import GenerateOptions
 from blip2cap.records import Turn
 
 _REPETITION_PENALTY = 1.0

@@ -13,12 +13,13 @@ from PIL import Image
 
 from blip2cap.decode.data_urls import DataUrlInput, data_url
 from blip2cap.errors import ImageError, ServerError, UsageError
+from blip2cap.generate_options import GenerateOptions
 from blip2cap.models.base import Checkpoint, OnText
 from blip2cap.models.server.chat_api import Dialect, request_body
 from blip2cap.models.server.client import Client
 from blip2cap.models.server.connection import Connection
 from blip2cap.models.server.session import ServerSession
-from blip2cap.options import MAX_PIXELS, GenerateOptions, ModelOptions
+from blip2cap.options import MAX_PIXELS, ModelOptions
 from blip2cap.server_options import PREFIX
 
 _KEY = "OPENAI_API_KEY"

@@ -9,9 +9,9 @@ from functools import partial
 from typing import TYPE_CHECKING
 
 from blip2cap.errors import ImageError
+from blip2cap.generate_options import GenerateOptions
 from blip2cap.models.base import OnText, Result
 from blip2cap.models.server.chat_api import Answer, StreamedText, request_body, seed_of
-from blip2cap.options import GenerateOptions
 from blip2cap.records import Generated, Prompt
 
 if TYPE_CHECKING:

@@ -15,11 +15,11 @@ from transformers.generation.streamers import BaseStreamer
 
 from blip2cap.decode.image import Pixels
 from blip2cap.errors import ImageError, UsageError
+from blip2cap.generate_options import GenerateOptions
 from blip2cap.models.base import OnText, Result, Session
 from blip2cap.models.blip2.sampling import SeededSampling, generation_config, row_seed
 from blip2cap.models.device import memory_errors
 from blip2cap.models.vlm.prompts import PROCESSOR_ERRORS, NotTakenError
-from blip2cap.options import GenerateOptions
 from blip2cap.records import Prompt
 
 if TYPE_CHECKING:

@@ -11,12 +11,12 @@ import torch
 from blip2cap.decode.image import Pixels
 from blip2cap.decode.inputs import ImageInput, ResizedInput
 from blip2cap.errors import UsageError
+from blip2cap.generate_options import GenerateOptions
 from blip2cap.models.base import Checkpoint, OnText, Result, TextModel
 from blip2cap.models.blip2.sampling import end_ids
 from blip2cap.models.vlm.chat import VlmChat
 from blip2cap.models.vlm.prompts import Prompter
 from blip2cap.models.vlm.session import VlmSession
-from blip2cap.options import GenerateOptions
 from blip2cap.records import Generated, Prompt
 from blip2cap.stopwatch import Stopwatch
 

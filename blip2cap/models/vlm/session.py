@@ -18,13 +18,13 @@ from transformers import LogitsProcessorList
 
 from blip2cap.decode.image import Pixels
 from blip2cap.errors import ImageError
+from blip2cap.generate_options import GenerateOptions
 from blip2cap.models.base import Result, Session
 from blip2cap.models.blip2.sampling import SeededSampling, generation_config, row_seed
 from blip2cap.models.device import memory_errors
 from blip2cap.models.vlm.parts import generate_in_parts
 from blip2cap.models.vlm.prompts import PROCESSOR_ERRORS, NotTakenError
 from blip2cap.models.vlm.shared import SharedPrompts, compute_prefix, share
-from blip2cap.options import GenerateOptions
 from blip2cap.records import Generated, Prompt
 
 if TYPE_CHECKING:
