@@ -94,7 +94,7 @@ def test_a_folder_without_parts_is_refused(here: Path) -> None:
 
 
 def test_a_reader_that_goes_ends_it_quietly(here: Path) -> None:
-    path = write(here / "captions.jsonl", *captions(1500))  # more than a pipe holds
-    process = start("show", path, "--limit", "1500", cwd=here)
+    path = write(here / "captions.jsonl", *captions(2500))  # more than a pipe and the buffer of its reader hold
+    process = start("show", path, "--limit", "2500", cwd=here)
     assert take_one_line(process)
     assert (finish(process), process.returncode) == ((b"", b""), 141)
