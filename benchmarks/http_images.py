@@ -11,8 +11,6 @@ import argparse
 import asyncio
 import io
 import json
-import os
-import platform
 import shlex
 import statistics
 import subprocess
@@ -21,14 +19,13 @@ import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 import aiohttp
 from aiohttp import web
 
-from blip2cap import __version__
+from benchmarks.measured_on import measured_on
 from blip2cap.decode.http import HttpClient
 from blip2cap.tiny.scenes import draw
 
@@ -47,7 +44,11 @@ def main() -> None:
     if arguments.serve:
         asyncio.run(serve(sys.stdout))
         return
-    result = {"command": shlex.join(["python", *sys.argv]), **machine(), **measure(arguments.images, arguments.threads)}
+    result = {
+        "command": shlex.join(["python", *sys.argv]),
+        **measured_on(aiohttp),
+        **measure(arguments.images, arguments.threads),
+    }
     print(json.dumps(result, indent=2))
     if arguments.out:
         arguments.out.write_text(json.dumps(result, indent=2) + "\n")
@@ -126,21 +127,6 @@ def measure(num_images: int, num_threads: int) -> dict[str, Any]:
         "images_per_s_by_round": {name: [round(value, 1) for value in values] for name, values in rates.items()},
         "client_cpu_ms": {name: round(statistics.median(values), 3) for name, values in cpu_ms.items()},
         "speedup": round(medians["shared_pool"] / medians["connection_for_each_image"], 2),
-    }
-
-
-def machine() -> dict[str, Any]:
-    """Name what was measured on, and with what."""
-    lines = Path("/proc/cpuinfo").read_text().splitlines()
-    cpus = [line.split(":")[1].strip() for line in lines if line.startswith("model name")]
-    return {
-        "date": datetime.now(UTC).date().isoformat(),
-        "machine": {
-            "cpu": cpus[0] if cpus else platform.machine(),
-            "num_cores": os.cpu_count(),
-            "load_average": os.getloadavg()[0],
-        },
-        "versions": {"blip2cap": __version__, "python": platform.python_version(), "aiohttp": aiohttp.__version__},
     }
 
 

@@ -1,4 +1,4 @@
-"""What `caption` with a server costs this machine: `python benchmarks/servers.py --out FILE`.
+"""Cost of `caption` with a server on this machine: `python benchmarks/servers.py --out FILE`.
 
 Covered: CPU time of the client for each image, from two runs of different length, so that imports do not count; and the
 time of a run while the server fails at a fifth of the images, beside undisturbed ones, in turns. The server is a
@@ -13,21 +13,18 @@ import asyncio
 import hashlib
 import io
 import json
-import os
-import platform
 import resource
 import shlex
 import statistics
 import subprocess
 import sys
 import tempfile
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 import httpx2
 
-from blip2cap import __version__
+from benchmarks.measured_on import measured_on
 from blip2cap.tiny.scenes import draw
 
 SIZE = (1024, 768)
@@ -55,7 +52,7 @@ def main() -> None:
         asyncio.run(serve(arguments.delay_s, faults=arguments.faults))
         return
     measured = measure(arguments.images, arguments.rounds, arguments.delay_s)
-    result = {"command": shlex.join(["python", *sys.argv]), **machine(), **measured}
+    result = {"command": shlex.join(["python", *sys.argv]), **measured_on(httpx2), **measured}
     print(json.dumps(result, indent=2))
     if arguments.out:
         arguments.out.write_text(json.dumps(result, indent=2) + "\n")
@@ -183,21 +180,6 @@ def measure(num_images: int, num_rounds: int, delay_s: float) -> dict[str, Any]:
         "seconds_by_round": {kind: [round(value, 2) for value in values] for kind, values in seconds.items()},
         "images_per_s": {kind: round(num_images / value, 1) for kind, value in median_s.items()},
         "time_with_faults": round(median_s["with_faults"] / median_s["undisturbed"], 2),
-    }
-
-
-def machine() -> dict[str, Any]:
-    """Name what was measured on, and with what."""
-    lines = Path("/proc/cpuinfo").read_text().splitlines()
-    cpus = [line.split(":")[1].strip() for line in lines if line.startswith("model name")]
-    return {
-        "date": datetime.now(UTC).date().isoformat(),
-        "machine": {
-            "cpu": cpus[0] if cpus else platform.machine(),
-            "num_cores": os.cpu_count(),
-            "load_average": os.getloadavg()[0],
-        },
-        "versions": {"blip2cap": __version__, "python": platform.python_version(), "httpx2": httpx2.__version__},
     }
 
 

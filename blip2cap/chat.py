@@ -7,7 +7,7 @@ from contextlib import closing
 from typing import Any, cast
 
 from blip2cap.errors import ImageError, UsageError
-from blip2cap.generate_options import GenerateOptions
+from blip2cap.generate_options import CHAT_NEW_TOKENS, GenerateOptions
 from blip2cap.images_in_memory import ImageLike, decode_image
 from blip2cap.models.base import Model, TextModel
 from blip2cap.models.registry import FAMILIES
@@ -15,7 +15,6 @@ from blip2cap.options import DecodeOptions
 from blip2cap.prompts import Template
 from blip2cap.records import Generated, Prompt, Turn
 
-CHAT_NEW_TOKENS = 100
 CHAT_OPTIONS = GenerateOptions(max_new_tokens=CHAT_NEW_TOKENS)
 """Options of answers in a conversation, unless others are given."""
 
@@ -37,7 +36,7 @@ class Chat:
         family.check_system(options, model.checkpoint)
         if options.num_captions > 1:
             raise UsageError(f"num_captions={options.num_captions}: a conversation goes on from one answer. Give 1.")
-        self.model, self.options = cast(TextModel, model), options  # as it can do vqa
+        self.model, self.options = cast(TextModel, model), options  # as it can chat
         self.model.check(options)
         self.turns: list[Turn] = []
         """Questions so far and their answers, oldest first."""
@@ -80,10 +79,10 @@ class Chat:
             question=question,
             turns=tuple(self.turns),
         )
-        session = self.model.start_chat(self.options, on_text=on_text)
-        session.add(self._features, [prompt])
-        while not (results := session.advance()):
-            pass
+        with closing(self.model.start_chat(self.options, on_text=on_text)) as session:  # Ctrl-C ends the request, too
+            session.add(self._features, [prompt])
+            while not (results := session.advance()):
+                pass
         ((_, result),) = results
         if isinstance(result, ImageError) and self.turns and result.code in ("unsupported", "refused"):
             raise UsageError(f"{result.detail}. Forget the earlier turns (/reset), or lower --max-new-tokens.")

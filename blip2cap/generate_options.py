@@ -11,6 +11,7 @@ from blip2cap.flags import check_limits, flag
 CAPTION_NEW_TOKENS = 30
 ANSWER_NEW_TOKENS = 10
 """From LAVIS; answers are short."""
+CHAT_NEW_TOKENS = 100
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

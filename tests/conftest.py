@@ -8,6 +8,7 @@ import shutil
 import subprocess
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 from PIL import Image
@@ -116,3 +117,29 @@ def vlm_checkpoints(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str],
         return make_vlm(tmp_path_factory.mktemp("vlm") / kind, kind)
 
     return saved
+
+
+@pytest.fixture
+def serve(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., Any]]:
+    """Start servers of `tests.fault_server`, which end with the test; pauses of the client are short."""
+    from blip2cap.models.server import client, throttle
+    from tests.fault_server import FaultServer, good
+
+    monkeypatch.setattr(client, "_PAUSES_S", (0.01, 0.02))
+    monkeypatch.setattr(throttle, "_FIRST_PAUSE_S", 0.02)
+    monkeypatch.delenv("OPENAI_API_KEY", raising=False)
+    servers: list[FaultServer] = []
+
+    def start(behaviour: Any = good, **settings: Any) -> FaultServer:
+        servers.append(FaultServer(behaviour, **settings))
+        return servers[-1]
+
+    yield start
+    for each in servers:
+        each.close()
+
+
+@pytest.fixture
+def pictures(here: Path) -> Path:
+    """A folder with 12 images."""
+    return draw_scenes(here / "pictures", 12)

@@ -60,7 +60,7 @@ class Asked:
 
 @dataclass(frozen=True, kw_only=True)
 class Reply:
-    """What the server does: an answer, or a fault."""
+    """Response of the server to one request: an answer, or a fault."""
 
     status: int = 200
     body: Any = None

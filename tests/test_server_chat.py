@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from pathlib import Path
 from typing import Any
 
@@ -10,9 +11,10 @@ import pytest
 from blip2cap import Captioner
 from blip2cap.models.server import client
 from blip2cap.models.server.chat_api import NoAnswerError, StreamedText, parse_answer
+from blip2cap.models.server.session import ServerSession
 from blip2cap.server_options import ServerOptions
 from tests.commands import draw_scenes, invoke
-from tests.fault_server import KEY, Asked, Behaviour, FaultServer, Reply, error, stream
+from tests.fault_server import KEY, MODEL, Asked, Behaviour, FaultServer, Reply, error, stream
 
 
 def streaming(asked: Asked) -> Reply:
@@ -68,9 +70,7 @@ def test_a_streamed_key_is_hidden(image: Path, monkeypatch: pytest.MonkeyPatch) 
     with FaultServer(
         lambda asked: Reply(body=stream("the key is ", KEY[:7], KEY[7:])) if not asked.is_trial else Reply()
     ) as server:
-        captioner = Captioner.load(
-            f"openai:{server.options[1].removeprefix('openai:')}", server=ServerOptions(base_url=server.url)
-        )
+        captioner = Captioner.load(f"openai:{MODEL}", server=ServerOptions(base_url=server.url))
         text = captioner.chat(image).ask("what?", on_text=told.append)
     assert told
     assert all(KEY[:4] not in each for each in (*told, text))
@@ -119,3 +119,30 @@ def test_a_server_without_streams_is_asked_for_a_whole_answer(image: Path) -> No
         result = invoke("chat", image, *server.options, stdin=b"what?\n")
     assert result.exit_code == 0, result.stderr
     assert result.stdout.startswith("picture ")
+
+
+def test_an_answer_that_is_interrupted_ends_its_request(image: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with FaultServer(lambda asked: Reply(silent=not asked.is_trial)) as server:
+        captioner = Captioner.load(f"openai:{MODEL}", server=ServerOptions(base_url=server.url))
+        chat = captioner.chat(image)
+
+        def interrupt(session: ServerSession) -> None:
+            while not server.asked:
+                time.sleep(0.01)
+            raise KeyboardInterrupt
+
+        monkeypatch.setattr(ServerSession, "advance", interrupt)
+        tasks: list[Any] = []
+        begin = ServerSession._begin
+
+        def remember(session: ServerSession, requests: Any) -> None:
+            begin(session, requests)
+            tasks.append(session._running)
+
+        monkeypatch.setattr(ServerSession, "_begin", remember)
+        with pytest.raises(KeyboardInterrupt):
+            chat.ask("what?")
+        until = time.monotonic() + 20
+        while tasks[0]:
+            assert time.monotonic() < until, "the request goes on"
+            time.sleep(0.01)

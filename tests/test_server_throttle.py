@@ -1,4 +1,4 @@
-"""How many requests are in flight: a clock that is turned by hand."""
+"""Number of requests in flight, measured with a clock that the tests set."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ class Clock:
 
 
 def sizes(most: int, per_second: dict[int, float], num_answers: int) -> list[int]:
-    """Return the sizes after each answer of a server that answers so many per second with so many at once."""
+    """Return the size after each answer of a server; `per_second` is its rate of answers, by the largest size."""
     clock = Clock()
     concurrency = Concurrency(most, clock)
     found = []

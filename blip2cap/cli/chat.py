@@ -13,7 +13,7 @@ from blip2cap.cli.hits import count
 from blip2cap.cli.options import ReportOptions, option, with_options
 from blip2cap.cli.terminal import clean, say, write_out
 from blip2cap.errors import Blip2CapError, ImageError, InputError, OutputError, UsageError
-from blip2cap.generate_options import GenerateOptions
+from blip2cap.generate_options import CHAT_NEW_TOKENS, GenerateOptions
 from blip2cap.options import DecodeOptions, ModelOptions
 from blip2cap.server_options import ServerOptions
 
@@ -33,7 +33,7 @@ _COMMANDS = """/image FILE  talk about another image, from the beginning
         *("random_weights", "num_captions", "verbose", "dry_run", "json", "threads"),
         *("concurrency", "price_input", "price_output"),
     ],
-    max_new_tokens=100,
+    max_new_tokens=CHAT_NEW_TOKENS,
 )
 def chat(
     model: ModelOptions,

@@ -53,7 +53,7 @@ class EmbedSession:
         return tickets
 
     def close(self) -> None:
-        """Do nothing: no request is under way anywhere else."""
+        """Do nothing."""
 
     def advance(self) -> list[tuple[int, np.ndarray[Any, np.dtype[np.float32]]]]:
         """Return the vectors of the oldest batch, by ticket."""

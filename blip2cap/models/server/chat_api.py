@@ -80,7 +80,7 @@ class Answer:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Dialect:
-    """What a server accepts where servers differ."""
+    """Names and fields that only some servers accept."""
 
     limit_name: str = "max_tokens"
     """Name of the limit on generated tokens; newer models of OpenAI want `max_completion_tokens`."""

@@ -51,7 +51,7 @@ class Client:
                 raise
             self._failed.add(hash(image))
             if len(self._failed) >= NUM_IN_A_ROW:
-                raise self._error(
+                raise self._give_up(
                     f"{len(self._failed)} different images in a row failed; the last: {error.detail}. The rows so far "
                     "are safe. When the server works, run the same command again; --retry-failed retries these images "
                     "too"
@@ -71,7 +71,9 @@ class Client:
                 answer = self._parse(content)
             except (BusyError, LostError) as error:
                 if isinstance(error, LostError) and not self._has_answered:
-                    raise self._error(f"{error}. Start the server, or give the --base-url of one that runs") from error
+                    raise self._give_up(
+                        f"{error}. Start the server, or give the --base-url of one that runs"
+                    ) from error
                 seconds = error.pause_s if isinstance(error, BusyError) else 0.0
                 num_overtaken += num_busy > 0 and self.throttle.num_answers > num_answers
                 num_busy, num_answers = num_busy + 1, self.throttle.num_answers
@@ -79,7 +81,7 @@ class Client:
                     raise ImageError("no_answer", f"{error}, {num_busy} times while others were answered") from error
                 if self.throttle.pause(began, seconds) > PATIENCE_S:
                     asks = f", and asks to wait {seconds:.0f} s" if seconds else ""
-                    raise self._error(
+                    raise self._give_up(
                         f"{error}{asks}. Given up after {PATIENCE_S:.0f} s without an answer, or before a longer wait. "
                         "The rows so far are safe. When the server works, run the same command again"
                     ) from error
@@ -110,7 +112,8 @@ class Client:
             words = quoted(self.connection.hide(words_of(content)))
             raise BrokenError(f'{error}: "{words}"') from error
 
-    def _error(self, problem: str) -> ServerError:
+    def _give_up(self, problem: str) -> ServerError:
+        """Return the error that ends the run; forget what led to it, as another run may find another server."""
         self._failed.clear()
         self.throttle.reset()
         return ServerError(f"--model {self.name} at {self.connection.url}: {problem}.")

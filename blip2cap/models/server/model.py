@@ -62,7 +62,7 @@ class ServerModel:
         self.connection = Connection(checkpoint.name, options.server, key)
         self.client = Client(checkpoint.name, self.connection, options.server.concurrency)
         self._tried: set[bool] = set()
-        """Whether the trials so far were sampled."""
+        """Kinds of requests that were tried: True for sampled texts, False for greedy ones."""
         weakref.finalize(self, self.connection.close)
 
     def wait(self) -> None:
