@@ -20,6 +20,7 @@ from typing import Any
 
 from blip2cap.bench.programs import peak_rss_mb
 from blip2cap.cli import app
+from blip2cap.models.checkpoint import Checkpoint
 from blip2cap.outputs.journal import JournalSink
 from blip2cap.rows import Row
 
@@ -53,6 +54,9 @@ class NoModel:
     dtype = "torch.float32"
     device = SimpleNamespace(type="cpu")
 
+    def __init__(self, checkpoint: Checkpoint) -> None:
+        self.checkpoint = checkpoint
+
     def wait(self) -> None:
         """Nothing to wait for."""
 
@@ -69,9 +73,9 @@ def main() -> None:
     times: dict[str, float] = {}
     write = JournalSink.write
 
-    def load(checkpoint: object, options: object) -> NoModel:
+    def load(checkpoint: Checkpoint, options: object) -> NoModel:
         times["ready"] = time.monotonic()
-        return NoModel()
+        return NoModel(checkpoint)
 
     def timed_write(sink: JournalSink, rows: Iterable[Row]) -> None:
         write(sink, rows)
