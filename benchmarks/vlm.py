@@ -33,7 +33,7 @@ from blip2cap.records import Prompt
 from tests.vlm_checkpoints import make_tokenizer, template
 
 CAPTION = ("Describe this image.",)
-_LONGEST = 30
+DETAILED = ("Describe this image in detail.",)
 QUESTIONS = (
     *("what is it?", "how many are there in this image?", "what is the colour of it?"),
     "is there a user in this image, and what does the user describe in a few words?",
@@ -123,29 +123,32 @@ def draw_images(num_images: int) -> list[Pixels]:
     return [rng.integers(0, 256, (240, 320, 3), dtype=np.uint8) for _ in range(num_images)]
 
 
-def vary_lengths(model: Vlm, images: Sequence[Pixels]) -> None:
+def vary_lengths(model: Vlm, images: Sequence[Pixels], prompt: str, *, longest: int) -> None:
     """Let texts end after different numbers of tokens, as captions do: random weights repeat themselves for ever.
 
     One token of some of the texts, each further on, becomes an end of all texts.
     """
-    inputs = model.prompter.inputs(images, [model.prompter.write(CAPTION[0], None)] * len(images))
+    inputs = model.prompter.inputs(images, [model.prompter.write(prompt, None)] * len(images))
     with torch.inference_mode():
-        output = model.network.generate(**inputs, max_new_tokens=_LONGEST, do_sample=False)
+        output = model.network.generate(**inputs, max_new_tokens=longest, do_sample=False)
     ends = {2}
     for number, ids in enumerate(output[:, inputs["input_ids"].shape[1] :].tolist()):
         if number % 5:
             continue
-        wanted = 4 + number * 7 % (_LONGEST - 4)
+        wanted = longest // 5 + number * 7 % (longest - longest // 5)
         ends |= {next((token for token in ids[wanted:] if token not in ids[:wanted]), 2)}
     model.network.generation_config.eos_token_id = sorted(ends)
     model.ends = frozenset(ends)
 
 
-def measure(model: Vlm, questions: Sequence[str], *, num_images: int, size: int, num_runs: int) -> dict[str, Any]:
+def measure(
+    model: Vlm, questions: Sequence[str], *, longest: int, num_images: int, size: int, num_runs: int
+) -> dict[str, Any]:
     """Return the times of both in runs that alternate, and their ratio."""
     images = draw_images(num_images)
+    vary_lengths(model, images, questions[0], longest=longest)
     prompts = [Prompt(image=at, text=text, name="") for at in range(num_images) for text in questions]
-    options = GenerateOptions(max_new_tokens=_LONGEST)
+    options = GenerateOptions(max_new_tokens=longest)
     ways: dict[str, Callable[..., list[Any]]] = {"transformers": plain, "blip2cap": ours}
     seconds: dict[str, list[float]] = {name: [] for name in ways}
     texts: dict[str, list[Any]] = {}
@@ -183,13 +186,13 @@ def main() -> None:
         make_llava(Path(name))
         options = ModelOptions(name=name, device="cpu", dtype="float32")
         model = load(find(options), options)
-    vary_lengths(model, draw_images(arguments.images))
     result = {
         "what": "texts of a LLaVA of 6 layers of width 256, 256 tokens for an image, random weights, float32",
         "machine": f"{platform.machine()}, {os.cpu_count()} cores, {torch.get_num_threads()} threads",
         "versions": {"torch": torch.__version__, "transformers": transformers.__version__},
-        "captions": measure(model, CAPTION, **settings),
-        "questions": measure(model, QUESTIONS, **settings),
+        "captions": measure(model, CAPTION, longest=30, **settings),
+        "detailed_captions": measure(model, DETAILED, longest=200, **settings),
+        "questions": measure(model, QUESTIONS, longest=30, **settings),
     }
     print(json.dumps(result, indent=1))
 

@@ -31,7 +31,7 @@ class NoTexts:
     """The decoder of a model that is never called."""
 
     capacity = 128
-    num_pending = 0
+    num_pending = num_ahead = 0
 
     def encode(self, images: Sequence[Any]) -> Any:
         """An image could be read after all."""

@@ -114,6 +114,49 @@ class _Strings:
 
 
 @dataclass(frozen=True, slots=True)
+class _Regions:
+    """A list of parts of an image: `label`, and `box`, left, top, right and bottom in pixels."""
+
+    empty: Sequence[dict[str, Any]] = ()
+
+    def check(self, value: Any) -> None:
+        if not isinstance(value, (list, tuple)):
+            raise TypeError(f"expected a list, got {value!r}")
+        for each in value:
+            STRING.check(each["label"])
+            if set(each) != {"label", "box"} or len(each["box"]) != 4:
+                raise ValueError(f"expected a label and a box of four numbers, got {each!r}")
+            for number in each["box"]:
+                FLOAT.check(number)
+
+    def to_json(self, value: Any) -> Any:
+        return list(value)
+
+    def from_json(self, value: Any) -> Any:
+        if not isinstance(value, (list, tuple)):
+            raise TypeError(f"expected a list, got {value!r}")
+        regions = tuple(each | {"box": [FLOAT.from_json(number) for number in each["box"]]} for each in value)
+        self.check(regions)
+        return regions
+
+    def arrow(self) -> pa.DataType:
+        import pyarrow as pa
+
+        box = pa.list_(pa.field("element", pa.float64(), nullable=False))
+        region = pa.struct([pa.field("label", pa.string(), nullable=False), pa.field("box", box, nullable=False)])
+        return pa.list_(pa.field("element", region, nullable=False))
+
+    @property
+    def num_bytes(self) -> int:
+        return 1000
+
+    def to_arrow(self, values: Sequence[Any]) -> pa.Array:
+        import pyarrow as pa
+
+        return pa.array(values, self.arrow())
+
+
+@dataclass(frozen=True, slots=True)
 class Vector:
     """A numpy array of a fixed shape: base64 of little-endian numbers in C order in JSON, fixed-size lists in Arrow."""
 
@@ -199,3 +242,4 @@ STRING = _Scalar(str, "string", "")
 INTEGER = _Scalar(int, "int64", 0)
 FLOAT = _Scalar(float, "float64", 0.0)
 STRINGS = _Strings()
+REGIONS = _Regions()

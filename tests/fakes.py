@@ -73,6 +73,8 @@ class FakeModel:
 class FakeSession:
     """Generates prompt and features, and the number of a further caption. A text takes one call for each step."""
 
+    num_ahead = 0
+
     def __init__(self, model: FakeModel, options: GenerateOptions, capacity: int) -> None:
         self.model, self.options, self.capacity = model, options, capacity
         self.waiting: list[tuple[int, Prompt, Any]] = []

@@ -92,7 +92,7 @@ def _colour_of(text: str) -> np.ndarray:
 class FakeSession:
     """Results of one call for each image and prompt, the last first."""
 
-    capacity = 16
+    capacity, num_ahead = 16, 0
 
     def __init__(self, model: FakeMatcher, result: Any) -> None:
         self.model, self.result = model, result

@@ -14,7 +14,7 @@ from blip2cap.decode.image import Pixels
 from blip2cap.generate_options import GenerateOptions, TextOptions
 from blip2cap.records import Generated, Prompt
 from tests.commands import draw_scenes, names_below
-from tests.fakes import FakeModel
+from tests.fakes import FakeModel, FakeSession
 from tests.test_engine_run import do
 from tests.test_loop_guard import GUARD, LOOP, Speaker
 
@@ -107,6 +107,25 @@ def test_images_are_encoded_only_as_texts_leave(folder: Path) -> None:
     )
     assert len(sink_rows) == 10
     assert most <= 2 + 2 * 2 + 4
+
+
+def test_a_session_has_as_many_prompts_to_choose_among_as_it_asks_for(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    nums_waiting: list[int] = []
+    advance = FakeSession.advance
+
+    def watch(session: FakeSession) -> Any:
+        nums_waiting.append(session.num_pending)
+        return advance(session)
+
+    monkeypatch.setattr(FakeSession, "advance", watch)
+    slow = FakeModel(num_steps=lambda prompt: 3)
+    do(folder, slow, batch_size=2)
+    assert max(nums_waiting) == 2
+    monkeypatch.setattr(FakeSession, "num_ahead", 4)
+    do(folder, slow, batch_size=2)
+    assert max(nums_waiting) == 6
 
 
 def cut_off(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -91,7 +91,7 @@ class Score(SameLabels):
 class Scores:
     """A session whose results come out of order, three at a time."""
 
-    capacity = 5
+    capacity, num_ahead = 5, 0
 
     def __init__(self, model: Scorer) -> None:
         self.model = model

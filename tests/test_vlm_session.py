@@ -71,41 +71,64 @@ def test_prompts_of_similar_length_are_in_one_batch(llava: Vlm, images: list[Pix
     assert [len(batch) for batch in batches] == [3, 2]
 
 
-def test_after_out_of_memory_halves_are_tried_and_batches_stay_small(
-    llava: Vlm, images: list[Pixels], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    prompts = ask(*["what is it?"] * 6)
-    expected = llava.generate(images, prompts, SHORT, capacity=6)
-    sizes: list[int] = []
-    generate = llava.network.generate
+def watch_network(
+    model: Vlm, monkeypatch: pytest.MonkeyPatch, fits: Callable[[int, int], bool] = lambda rows, new: True
+) -> list[tuple[int, int]]:
+    """Return the list of (rows, new tokens) of all calls from here on; a call that does not fit is out of memory."""
+    calls: list[tuple[int, int]] = []
+    forward = model.network.forward
 
-    def two_fit(**inputs: Any) -> Any:
-        sizes.append(len(inputs["input_ids"]))
-        if sizes[-1] > 2:
+    def watch(**inputs: Any) -> Any:
+        calls.append(tuple(inputs["input_ids"].shape))
+        if not fits(*calls[-1]):
             raise torch.OutOfMemoryError("CUDA out of memory")
-        return generate(**inputs)
+        return forward(**inputs)
 
-    monkeypatch.setattr(llava.network, "generate", two_fit)
-    session = llava.start_texts(SHORT, capacity=4)
+    monkeypatch.setattr(model.network, "forward", watch)
+    return calls
+
+
+@pytest.mark.parametrize("at_prompts", [True, False])
+@pytest.mark.parametrize("temperature", [None, 1.0])
+def test_after_out_of_memory_fewer_texts_are_tried_and_batches_stay_small(
+    llava: Vlm, images: list[Pixels], monkeypatch: pytest.MonkeyPatch, at_prompts: bool, temperature: float | None
+) -> None:
+    prompts, options = ask(*["what is it?"] * 6), GenerateOptions(max_new_tokens=12, temperature=temperature)
+    expected = llava.generate(images, prompts, options, capacity=6)
+    calls = watch_network(llava, monkeypatch, lambda rows, new: rows <= 2 or (new > 1) != at_prompts)
+    session = llava.start_texts(options, capacity=4)
     tickets = session.add(session.encode(images), prompts)
     results: dict[int, Any] = {}
     while session.num_pending:
         results.update(session.advance())
     assert [results[ticket] for ticket in tickets] == expected
-    assert (session.capacity, sizes) == (2, [4, 2, 2, 2])
+    assert session.capacity == 2
+    assert [rows for rows, _ in calls if rows > 2] == ([4] if at_prompts else [4, 4])
+
+
+def test_a_prompt_that_does_not_fit_beside_running_texts_waits_for_them(
+    llava: Vlm, images: list[Pixels], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    options = GenerateOptions(max_new_tokens=20)
+    prompts = ask(*["what is it?"] * 3)
+    expected = llava.generate(images, prompts, options)
+    session = llava.start_texts(options, capacity=4)
+    results: dict[int, Any] = {}
+    tickets = session.add(session.encode(images), prompts[:2])
+    results.update(session.advance())
+    assert session.num_running
+    calls = watch_network(llava, monkeypatch, lambda rows, new: new == 1 or not session.num_running)
+    tickets += session.add(images[2:3], [replace(prompts[2], image=0)])
+    while session.num_pending:
+        results.update(session.advance())
+    assert [results[ticket] for ticket in tickets] == expected
+    assert len([new for _, new in calls if new > 1]) == 2
 
 
 def test_a_text_that_does_not_fit_the_memory_fails_alone(
     llava: Vlm, images: list[Pixels], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    generate = llava.network.generate
-
-    def short_ones_fit(**inputs: Any) -> Any:
-        if int(inputs["attention_mask"].sum(1).max()) > 30:
-            raise torch.OutOfMemoryError("CUDA out of memory")
-        return generate(**inputs)
-
-    monkeypatch.setattr(llava.network, "generate", short_ones_fit)
+    watch_network(llava, monkeypatch, lambda rows, new: new < 30)
     options = GenerateOptions(max_new_tokens=4, temperature=1.0, num_captions=2)
     good, bad = llava.generate(images, ask("it", "it is " * 30), options, capacity=4)
     assert isinstance(good, list)
@@ -216,26 +239,24 @@ def test_an_image_is_computed_once_for_all_its_questions_with_the_same_texts(
 
 
 @pytest.mark.parametrize("temperature", [None, 1.0])
-def test_texts_that_have_ended_leave_the_batch(
+def test_texts_that_have_ended_leave_the_batch_and_others_join(
     llava: Vlm, images: list[Pixels], monkeypatch: pytest.MonkeyPatch, temperature: float | None
 ) -> None:
     options = GenerateOptions(max_new_tokens=30, repetition_penalty=1.5, temperature=temperature)
-    prompts = ask(*["what is it?"] * 6)
+    prompts = ask("what is it?", "how many?", "what are the words of it?", "it?", "how many are there?", "what?")
     alone = [llava.generate([images[each.image]], [replace(each, image=0)], options)[0] for each in prompts]
-    sizes: list[tuple[int, int]] = []
-    generate = llava.network.generate
-
-    def watch(**inputs: Any) -> Any:
-        sizes.append((len(inputs["input_ids"]), inputs["generation_config"].max_new_tokens))
-        return generate(**inputs)
-
-    monkeypatch.setattr(llava.network, "generate", watch)
+    lengths = [result[0].num_tokens for result in alone if isinstance(result, list)]
+    assert min(lengths) < 8 < max(lengths), "texts that end together prove nothing"
+    calls = watch_network(llava, monkeypatch)
+    assert llava.generate(images, prompts, options, capacity=3) == alone
+    assert max(rows for rows, _ in calls) == 3
+    starts = [at for at, (_, new) in enumerate(calls) if new > 1]
+    assert sum(calls[at][0] for at in starts) == 6
+    assert any(calls[at][0] < calls[at + 1][0] for at in starts), "a text joins others"
+    calls.clear()
     assert llava.generate(images, prompts, options, capacity=6) == alone
-    texts = [result[0] for result in alone if isinstance(result, list)]
-    lengths = [text.num_tokens + (text.finish_reason == "stop") for text in texts]
-    expected = [(sum(length > done for length in lengths), new) for done, new in ((0, 8), (8, 8), (16, 8), (24, 6))]
-    assert sizes == [each for each in expected if each[0]]
-    assert sizes[-1][0] < 6
+    assert [rows for rows, _ in calls] == sorted((rows for rows, _ in calls), reverse=True)
+    assert calls[-1][0] < 6
 
 
 def test_an_image_is_not_shared_if_the_tokens_after_it_depend_on_those_before(

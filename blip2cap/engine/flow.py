@@ -87,7 +87,8 @@ class Flow:
         For a GPU, one batch is encoded before there is capacity for its texts: when texts end, others are ready to
         start, and while those start, the host prepares the next batch.
         """
-        capacity, num_ahead = self.session.capacity, 0 if self.model.on_cpu else size.size
+        capacity = self.session.capacity
+        num_ahead = max(self.session.num_ahead, 0 if self.model.on_cpu else size.size)
         return self.session.num_pending < capacity + num_ahead and len(self.images) < _MOST_BEHIND * capacity
 
     @property

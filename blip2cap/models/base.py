@@ -90,6 +90,11 @@ class Session(Protocol):
     def num_pending(self) -> int:
         """Number of prompts that wait or run."""
 
+    @property
+    def num_ahead(self) -> int:
+        """Number of prompts that should wait besides those of the capacity: of more, similar ones can be chosen."""
+        return 0
+
     def encode(self, images: Sequence[Any]) -> Any:
         """Run the vision encoder on images in the model's form; return their features, for `add`.
 
@@ -168,6 +173,8 @@ class Family:
     """Template of a question unless --template is given."""
     has_system_turn: bool = False
     """True if --system can be given."""
+    region_prompts: tuple[str, ...] = ()
+    """Beginnings of prompts whose texts hold regions of the image."""
     tokenizers: tuple[str, ...] = ()
     """Folders below a checkpoint's own that hold a tokenizer each; "" is its own."""
     check_files: Callable[[Checkpoint], None] = lambda checkpoint: None

@@ -110,6 +110,7 @@ _ALL = (
             tokenizers=("",),
             check_files=check_files,
             any_image_size=True,
+            region_prompts=each.region_prompts,
             image_input=_resized,
             load=_load_vlm,
         )

@@ -8,7 +8,7 @@ from typing import Any, ClassVar
 
 from blip2cap.models.base import Family
 from blip2cap.rows import Schema
-from blip2cap.tasks.text import TextTask, schema_from, text_schema
+from blip2cap.tasks.text import TextTask, schema_from, schema_with
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -29,4 +29,4 @@ def schema_of(settings: Mapping[str, Any]) -> Schema:
 
 def recognise(columns: Collection[str]) -> Schema | None:
     """Return the columns of captions if these are their names."""
-    return text_schema(texts="texts" in columns, flag="flag" in columns) if "text" in columns else None
+    return schema_with(columns, question=False) if "text" in columns else None

@@ -65,6 +65,11 @@ class GuardedSession:
         """Number of prompts that wait or run."""
         return self.first.num_pending + len(self.gathered) + len(self.in_second)
 
+    @property
+    def num_ahead(self) -> int:
+        """Number of prompts that should wait besides those of the capacity."""
+        return self.first.num_ahead
+
     def encode(self, images: Sequence[Any]) -> Any:
         """Run the vision encoder; return the features of each image. Raises MemoryError if they do not fit."""
         return self.first.encode(images)

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from functools import lru_cache
 from typing import Any, ClassVar, Self
 
-from blip2cap.column_types import INTEGER, STRINGS
+from blip2cap.column_types import INTEGER, REGIONS, STRINGS
 from blip2cap.errors import ImageError, UsageError
 from blip2cap.generate_options import GenerateOptions, TextOptions
 from blip2cap.models.base import Checkpoint, Family, Session, TextModel
@@ -16,17 +16,19 @@ from blip2cap.records import Generated, ImageRef
 from blip2cap.rows import Column, Row, Schema, make_schema
 from blip2cap.tasks.base import SameLabels
 from blip2cap.tasks.loop_guard import GuardedSession, worst_flag
+from blip2cap.tasks.regions import find_regions
 from blip2cap.tasks.text_rules import strip_prefixes, trim_to_sentence
 
 
 @lru_cache
-def text_schema(*, question: bool = False, texts: bool = False, flag: bool = False) -> Schema:
+def text_schema(*, question: bool = False, texts: bool = False, regions: bool = False, flag: bool = False) -> Schema:
     """Return the columns of texts: with `question` those of answers, with `texts` those of several captions."""
     named = (Column("question"), Column("answer")) if question else (Column("text"),)
     several = (Column("texts", STRINGS),) if texts else ()
+    found = (Column("regions", REGIONS),) if regions else ()
     flagged = (Column("flag"),) if flag else ()
     details = (Column("finish_reason"), *flagged, Column("num_tokens", INTEGER))
-    return make_schema(*named, *several, details=details, key="question" if question else "")
+    return make_schema(*named, *several, *found, details=details, key="question" if question else "")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -41,6 +43,8 @@ class TextTask(SameLabels):
     """Template of the prompt; None: that of the model's family."""
     generate: GenerateOptions = field(default_factory=GenerateOptions)
     text: TextOptions = field(default_factory=TextOptions)
+    regions: bool = False
+    """True if the texts hold regions of the image; the model's family decides."""
 
     def __post_init__(self) -> None:
         if self.template is not None:
@@ -59,7 +63,12 @@ class TextTask(SameLabels):
     def schema(self) -> Schema:
         """Columns of the rows."""
         asks = self.labels != (None,)
-        return text_schema(question=asks, texts=self.generate.num_captions > 1, flag=self.text.loop_guard)
+        return text_schema(
+            question=asks,
+            texts=self.generate.num_captions > 1,
+            regions=self.regions,
+            flag=self.text.loop_guard,
+        )
 
     @property
     def deterministic(self) -> bool:
@@ -76,14 +85,16 @@ class TextTask(SameLabels):
         return generate | asdict(self.text) | {"strip": list(self.text.strip)}
 
     def model_settings(self) -> dict[str, Any]:
-        """Return the template, if it is known."""
-        return {} if self.template is None else {self.template_setting: self.template}
+        """Return the template, if it is known, and whether texts hold regions."""
+        template = {} if self.template is None else {self.template_setting: self.template}
+        return template | ({"regions": True} if self.regions else {})
 
     def for_checkpoint(self, checkpoint: Checkpoint, family: Family) -> Self:
-        """Return the task with the template of a family, unless one was given."""
+        """Return the task with the template of a family, unless one was given, and with the columns that it makes."""
         family.check_task(self.name, checkpoint)
         family.check_system(self.generate, checkpoint)
-        return self if self.template is not None else replace(self, template=self._default_template(family))
+        template = self._default_template(family) if self.template is None else self.template
+        return replace(self, template=template, regions=template.startswith(family.region_prompts))
 
     def check(self, model: Any) -> None:
         """Raise UsageError for options and prompts that do not fit the model, before any image is read.
@@ -126,6 +137,8 @@ class TextTask(SameLabels):
         values: dict[str, Any] = {"text": first.text} if label is None else {"question": label, "answer": first.text}
         if self.generate.num_captions > 1:
             values["texts"] = tuple(generated.text for generated in texts)
+        if self.regions:
+            values["regions"] = find_regions(first.text, self.template or "", width=width, height=height)
         if self.text.loop_guard:
             values["flag"] = worst_flag(texts)
         return self.schema.row(
@@ -164,5 +177,15 @@ def is_text(text: str) -> bool:
 def schema_from(settings: Mapping[str, Any], *, question: bool) -> Schema:
     """Return the columns of an output with these settings."""
     return text_schema(
-        question=question, texts=settings.get("num_captions", 1) > 1, flag=bool(settings.get("loop_guard"))
+        question=question,
+        texts=settings.get("num_captions", 1) > 1,
+        regions=bool(settings.get("regions")),
+        flag=bool(settings.get("loop_guard")),
+    )
+
+
+def schema_with(columns: Collection[str], *, question: bool) -> Schema:
+    """Return the columns of an output with columns of these names."""
+    return text_schema(
+        question=question, texts="texts" in columns, regions="regions" in columns, flag="flag" in columns
     )

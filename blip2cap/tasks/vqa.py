@@ -12,7 +12,7 @@ from blip2cap.generate_options import ANSWER_NEW_TOKENS, GenerateOptions
 from blip2cap.models.base import Family
 from blip2cap.prompts import Template
 from blip2cap.rows import Schema
-from blip2cap.tasks.text import TextTask, is_text, parsed, schema_from, text_schema
+from blip2cap.tasks.text import TextTask, is_text, parsed, schema_from, schema_with
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -57,4 +57,4 @@ def recognise(columns: Collection[str]) -> Schema | None:
     """Return the columns of answers if these are their names."""
     if not {"question", "answer"} <= set(columns):
         return None
-    return text_schema(question=True, texts="texts" in columns, flag="flag" in columns)
+    return schema_with(columns, question=True)

@@ -24,6 +24,8 @@ class EmbedSession:
     one is queued, so that the device never waits for the host.
     """
 
+    num_ahead = 0
+
     def __init__(
         self, embed: Callable[[Sequence[Any]], torch.Tensor], *, capacity: int | None, reads_late: bool
     ) -> None:

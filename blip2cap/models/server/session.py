@@ -26,6 +26,8 @@ _TAKEN = 2
 class ServerSession:
     """Sends a request for each text, and hands over the answers."""
 
+    num_ahead = 0
+
     def __init__(self, model: ServerModel, options: GenerateOptions, on_text: OnText | None = None) -> None:
         """`on_text` is called with the text of a prompt so far; then answers are streamed."""
         self.capacity = _TAKEN * model.options.concurrency

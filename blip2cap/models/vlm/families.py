@@ -43,6 +43,8 @@ class VlmFamily:
     """True if the texts hold places in the image as special tokens, such as <loc_1>, which are no part of others."""
     shares_images: bool = False
     """True if the keys and values of an image do not depend on what comes after it, and are kept in a plain cache."""
+    region_prompts: tuple[str, ...] = ()
+    """Beginnings of prompts whose texts hold regions of the image, as `tasks.regions` reads them."""
     takes_special_tokens: bool = False
     """True if prompts may hold special tokens, such as places."""
 
@@ -80,6 +82,10 @@ VLM_FAMILIES = {
             caption_prompt="<CAPTION>",
             padding="right",
             keeps_places=True,
+            region_prompts=(
+                *("<OD>", "<DENSE_REGION_CAPTION>", "<REGION_PROPOSAL>", "<CAPTION_TO_PHRASE_GROUNDING>"),
+                *("<OPEN_VOCABULARY_DETECTION>", "<OCR_WITH_REGION>"),
+            ),
             takes_special_tokens=True,
         ),
     )

@@ -53,12 +53,17 @@ class Vlm(TextModel):
         return None if positions is None else int(positions)
 
     @property
-    def keeps_cache(self) -> bool:
-        """True if keys and values of an image can be kept: its family allows it, and no layer forgets old tokens."""
+    def has_plain_cache(self) -> bool:
+        """True if the keys and values of all tokens are in plain layers, of which none forgets old tokens."""
         config = self.network.config.get_text_config(decoder=True)
         layers = getattr(config, "layer_types", None) or ()
         window = getattr(config, "sliding_window", None) if getattr(config, "use_sliding_window", True) else None
-        return self.prompter.family.shares_images and window is None and set(layers) <= {"full_attention"}
+        return not self.is_encoder_decoder and window is None and set(layers) <= {"full_attention"}
+
+    @property
+    def keeps_cache(self) -> bool:
+        """True if keys and values of an image can be kept for other texts about it."""
+        return self.has_plain_cache and self.prompter.family.shares_images
 
     def check(self, options: GenerateOptions, prompts: Sequence[str] = ()) -> None:
         """Raise UsageError for options that no prompt can be generated with, and for a prompt with special tokens."""
