@@ -20,6 +20,13 @@ def loaded_tiny() -> Loaded:
     return Loaded(TINY)
 
 
+def tiny_model() -> Blip2:
+    """Return that model itself."""
+    model = loaded_tiny().model
+    assert isinstance(model, Blip2)
+    return model
+
+
 @functools.cache
 def tiny_captioner() -> Captioner:
     """Return the same, as users of Python have it."""

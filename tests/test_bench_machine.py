@@ -10,6 +10,7 @@ import torch
 
 from blip2cap import __version__
 from blip2cap.bench.machine import decoding_rate, describe, matrix_rate, memory_rate, num_cores, synchroniser
+from blip2cap.decode.inputs import SquareInput
 from blip2cap.options import DecodeOptions, SourceOptions
 from blip2cap.records import ImageRef
 from blip2cap.source.inputs import Source
@@ -75,14 +76,14 @@ def test_good_images_are_decoded_and_bad_ones_passed_over(scenes: Path, tmp_path
         ImageRef(path=str(tmp_path / "gone.png"), name="gone.png"),
         *Source(SourceOptions(inputs=(str(scenes),))),
     ]
-    decoding, good = decoding_rate(refs, 16, DecodeOptions())
+    decoding, good = decoding_rate(refs, SquareInput(16), DecodeOptions())
     assert good == refs[2:]
     assert decoding.num_images == 5
     assert decoding.read_s > 0
     assert decoding.decode_s > 0
-    decoding, good = decoding_rate(refs, 16, DecodeOptions(), budget_s=0)
+    decoding, good = decoding_rate(refs, SquareInput(16), DecodeOptions(), budget_s=0)
     assert good == refs[2:3]
-    decoding, good = decoding_rate(refs[:2], 16, DecodeOptions())
+    decoding, good = decoding_rate(refs[:2], SquareInput(16), DecodeOptions())
     assert (decoding.num_images, good) == (0, [])
 
 

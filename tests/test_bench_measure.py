@@ -18,7 +18,7 @@ from blip2cap.bench import benchmark
 from blip2cap.bench.stages import Loaded
 from blip2cap.options import ModelOptions
 from blip2cap.stopwatch import Stopwatch
-from tests.benches import loaded_tiny
+from tests.benches import loaded_tiny, tiny_model
 from tests.checkpoints import make_checkpoint
 
 
@@ -57,7 +57,7 @@ def test_batch_sizes_of_the_vision_encoder_and_the_decoder_can_differ(drawn: str
 
 
 def test_switches_of_a_job_last_as_long_as_the_job(drawn: str) -> None:
-    model = loaded_tiny().model
+    model = tiny_model()
     before, watch = (model.watch, model.reads_late), Stopwatch()
     facts = measured(drawn, num_images=2, switches={"watch": watch, "reads_late": True}, decode="exact", threads=1)
     assert facts["rows"] == 2
@@ -100,7 +100,7 @@ def test_jobs_of_the_command_line_print_one_object_each(drawn: str, capsys: pyte
 
 
 def test_profiles_name_what_takes_longest() -> None:
-    facts = measure_profiles(loaded_tiny().model, num_images=2, num_rows=4)
+    facts = measure_profiles(tiny_model(), num_images=2, num_rows=4)
     for part in ("vision_batch", "step"):
         times = [kernel["ms"] for kernel in facts[part]["top"]]
         assert times == sorted(times, reverse=True)

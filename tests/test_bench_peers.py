@@ -13,6 +13,7 @@ import pytest
 
 from benchmarks import tuned_transformers, vllm_opt
 from blip2cap.bench import plain_transformers
+from blip2cap.captioner import Captioner
 from blip2cap.generate_options import GenerateOptions
 from tests.benches import tiny_captioner
 from tests.checkpoints import KINDS, make_checkpoint
@@ -73,6 +74,20 @@ def test_the_plain_script_takes_prompts_and_beams_as_blip2cap(plain: Peer, scene
     result = plain("--model", "tiny", "--limit", 3, "--prompt", "two", "--num-beams", 3, "--max-new-tokens", 8)
     options = GenerateOptions(max_new_tokens=8, num_beams=3)
     assert result["texts"] == tiny_captioner().caption(first_three(scenes), prompt="two", options=options)
+
+
+@pytest.mark.parametrize("kind", ["llava", "paligemma", "florence2"])
+def test_the_plain_script_takes_vision_language_models(
+    plain: Peer, scenes: Path, kind: str, vlm_checkpoints: Callable[[str], Path]
+) -> None:
+    folder = vlm_checkpoints(kind)
+    result = plain("--model", folder, "--limit", 3, "--max-new-tokens", 6, "--device", "cpu")
+    captioner = Captioner.load(str(folder), device="cpu", dtype="float32")
+    texts = captioner.caption(first_three(scenes), options=GenerateOptions(max_new_tokens=6))
+    # The script also writes the token that ends a text, where that is no special token, as in these checkpoints.
+    assert all(theirs.startswith(ours) for theirs, ours in zip(result["texts"], texts, strict=True))
+    assert len(set(result["texts"])) > 1
+    assert plain("--model", folder, "--random-weights", "--limit", 1, "--max-new-tokens", 2)["rows"] == 1
 
 
 @pytest.mark.parametrize("peer", ["plain", "tuned"])

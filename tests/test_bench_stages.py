@@ -20,6 +20,7 @@ from blip2cap.bench.report import Limit, baseline_facts, figures
 from blip2cap.bench.stages import Loaded, Measured, Pass, choose_count, measure, median, run_once, sweep
 from blip2cap.bench.work import count
 from blip2cap.decode.image import decode
+from blip2cap.decode.inputs import SquareInput
 from blip2cap.decode.read import read
 from blip2cap.errors import UsageError
 from blip2cap.generate_options import GenerateOptions
@@ -76,7 +77,7 @@ def test_every_question_is_a_row(loaded: Loaded, refs: list[ImageRef], tmp_path:
 
 def test_copies_have_the_pixels_that_the_model_sees(refs: list[ImageRef], tmp_path: Path) -> None:
     options = DecodeOptions()
-    copies = copy_small(refs, tmp_path, 32, options)
+    copies = copy_small(refs, tmp_path, SquareInput(32), options)
     for ref, copy in zip(refs, copies, strict=True):
         original, copied = (decode(read(each, options), 32, options).pixels_HWC for each in (ref, copy))
         assert np.array_equal(original, copied)
@@ -103,7 +104,7 @@ def test_a_size_that_is_none_is_refused(text: str) -> None:
 
 
 def test_the_number_of_images_is_whole_batches(loaded: Loaded, refs: list[ImageRef], tmp_path: Path) -> None:
-    copies = copy_small(refs, tmp_path, loaded.model.image_size, OPTIONS.decode)
+    copies = copy_small(refs, tmp_path, loaded.model.image_input, OPTIONS.decode)
     number, seconds = choose_count(loaded, OPTIONS, copies, tmp_path)
     assert seconds > 0
     assert number >= 4
@@ -111,8 +112,8 @@ def test_the_number_of_images_is_whole_batches(loaded: Loaded, refs: list[ImageR
 
 
 def test_passes_are_measured_in_turns(loaded: Loaded, refs: list[ImageRef], tmp_path: Path) -> None:
-    copies = copy_small(refs[:3], tmp_path, loaded.model.image_size, OPTIONS.decode)
-    decoding, _ = decoding_rate(refs, loaded.model.image_size, OPTIONS.decode)
+    copies = copy_small(refs[:3], tmp_path, loaded.model.image_input, OPTIONS.decode)
+    decoding, _ = decoding_rate(refs, loaded.model.image_input, OPTIONS.decode)
     measured = measure(loaded, OPTIONS, refs, copies, decoding, tmp_path)
     assert [done.num_images for done in measured.whole] == [5, 5]
     assert [done.num_images for done in measured.alone] == [3, 3]
@@ -211,7 +212,7 @@ def test_a_sweep_doubles_until_the_images_run_out(loaded: Loaded, refs: list[Ima
 def test_passes_and_a_sweep_end_when_their_time_is_over(
     loaded: Loaded, refs: list[ImageRef], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    copies = copy_small(refs[:2], tmp_path, loaded.model.image_size, OPTIONS.decode)
+    copies = copy_small(refs[:2], tmp_path, loaded.model.image_input, OPTIONS.decode)
     decoding = Decoding(num_images=2, read_s=0.1, decode_s=0.1)
     measured = measure(loaded, OPTIONS, refs[:2], copies, decoding, tmp_path, spare_s=0)
     assert (len(measured.whole), len(measured.alone)) == (1, 1)

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from blip2cap.bench import benchmark
 from blip2cap.captioner import Captioner
 from blip2cap.generate_options import GenerateOptions
 from tests.commands import invoke, names_below, read_rows
@@ -74,11 +75,23 @@ def test_scores_and_vectors_are_refused_with_models_that_make_them(
     assert "tiny-itm" in result.stderr
 
 
-def test_the_benchmark_refuses_to_count_and_says_what_to_do_instead(here: Path, model: tuple[str, ...]) -> None:
-    result = invoke("bench", *model[:2])
+def test_the_benchmark_counts_the_work_by_a_trial(
+    here: Path, model: tuple[str, ...], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(benchmark, "matrix_rate", lambda device, dtype, kind: 1e11)
+    monkeypatch.setattr(benchmark, "memory_rate", lambda device: 1e10)
+    small = ("--image-size", "64x48", "--num-images", "3", "--repeat", "1")
+    result = invoke("bench", *model, *small, "-q", "what is it?", "-q", "how many?", "--json")
+    assert result.exit_code == 0, result.stderr
+    facts = json.loads(result.stdout)
+    assert facts["model"]["family"] == "llava"
+    assert facts["work"]["gflop"] > 0
+    assert {"prepare", "generate"} <= {stage["stage"] for stage in facts["figures"]["stages"]}
+    assert 0 < facts["figures"]["share_of_limit"] < 1
+    assert "at most 10 min" in result.stderr
+    result = invoke("bench", "-m", "openai:x")
     assert result.exit_code == 2
-    assert "family llava, whose work depends on the image" in result.stderr
-    assert "--limit 200" in result.stderr
+    assert "Other commands need a model on this machine" in result.stderr
 
 
 def test_from_python_images_in_memory_have_the_texts_of_their_files(

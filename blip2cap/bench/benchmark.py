@@ -13,13 +13,13 @@ from typing import Any
 from blip2cap.bench import report
 from blip2cap.bench.budget import Budget, duration
 from blip2cap.bench.images import copy_small, draw_images, link
+from blip2cap.bench.limit import count_work, find_limit
 from blip2cap.bench.machine import decoding_rate, describe, matrix_rate, memory_rate, num_cores
 from blip2cap.bench.options import IMAGE_SIZE, BenchOptions
 from blip2cap.bench.page import counted
 from blip2cap.bench.programs import PLAIN, ProgramError, run_peer
 from blip2cap.bench.stages import PASS_S, Loaded, Measured, choose_count, measure, median, run_once, sweep
-from blip2cap.bench.work import Work, count
-from blip2cap.errors import InputError, ModelError, UsageError
+from blip2cap.errors import InputError, ModelError
 from blip2cap.models.blip2 import quantize
 from blip2cap.models.device import choose_device, choose_dtype
 from blip2cap.models.registry import FAMILIES
@@ -29,8 +29,8 @@ BATCH_SIZES = (1, 16, 64)
 """Of the plain script. The one that people copy takes one image at a time; we compare with the best of these."""
 _LEAST_IMAGES, _LEAST_BATCHES = 256, 8
 """The plain script gets at most this many images, or batches: its rate changes no more, and it is slow."""
-_WEIGHT_BYTES = {"int8": 1.0, "int8-dynamic": 1.0, "fp8": 1.0, "nf4": 0.5}
-"""Bytes of one weight, by quantisation."""
+_SMALL = "small"
+"""Folder of the images in the model's form."""
 _SMALL_BYTES = 1e9
 """A model with fewer bytes stays loaded while the plain script runs."""
 FIRST_DRAWN = 256
@@ -44,8 +44,6 @@ _TIMES_SLOWER = 8
 """Assumed ratio of the time of the plain script to that of blip2cap, until the script has run."""
 _LOAD_BYTES_PER_S = 2e8
 """For the estimate at the start: a slow disk, or random weights on few cores."""
-_ANY_NAME = "x.jpg"
-"""Prompts of a benchmark hold no name."""
 
 
 class Benchmark:
@@ -66,11 +64,6 @@ class Benchmark:
         options, checkpoint = self.options, self.loaded.checkpoint
         family = FAMILIES[checkpoint.family]
         options.task.for_checkpoint(checkpoint, family)  # raises for a model that writes no text
-        if family.any_image_size:
-            raise UsageError(
-                f"--model {checkpoint.name}: of the family {family.name}, whose work depends on the image and is not "
-                "counted here. Time a run instead: `blip2cap caption FOLDER --limit 200` prints its images/s."
-            )
         device = choose_device(options.model.device)
         dtype = choose_dtype(options.model.dtype, device, checkpoint)
         quantize.check(options.model, device)
@@ -79,8 +72,12 @@ class Benchmark:
         machine = describe(device)
         kind = options.model.quantize
         flops_per_s, bytes_per_s = matrix_rate(device, dtype, kind), memory_rate(device)
-        expected_s = self._expected_s(flops_per_s, bytes_per_s, dtype.itemsize)
-        if expected_s <= self.budget.left_s:
+        expected_s = None
+        if not family.any_image_size:
+            expected_s = self._expected_s(flops_per_s, bytes_per_s, dtype.itemsize)
+        if expected_s is None:
+            self.say(f"this takes at most {options.max_minutes:g} min (--max-minutes)")
+        elif expected_s <= self.budget.left_s:
             self.say(f"this takes about {duration(expected_s)}, at most {options.max_minutes:g} min (--max-minutes)")
         else:
             self.say(f"in full, this would take about {duration(expected_s)}; it is cut short {self.budget.why}")
@@ -93,7 +90,9 @@ class Benchmark:
             # Once more: what the machine was doing for others may have ended.
             flops_per_s = max(flops_per_s, matrix_rate(device, dtype, kind))
             bytes_per_s = max(bytes_per_s, memory_rate(device))
-            limit = self._limit(measured, flops_per_s, bytes_per_s)
+            limit = find_limit(
+                self.loaded, options, measured, folder / _SMALL, flops_per_s=flops_per_s, bytes_per_s=bytes_per_s
+            )
             facts: dict[str, Any] = {
                 "created": datetime.now(UTC).isoformat(timespec="seconds"),
                 "command": options.command,
@@ -141,25 +140,25 @@ class Benchmark:
 
     def _measure(self, folder: Path) -> tuple[Measured, list[ImageRef], list[ImageRef]]:
         """Prepare the images and measure; return the images of a pass too, and distinct ones that can be decoded."""
-        options, image_size = self.options, self.loaded.model.image_size
+        options, form = self.options, self.loaded.model.image_input
         found, size = list(options.refs or ()), options.image_size or IMAGE_SIZE
         self.say("drawing scenes ..." if options.refs is None else "trying the images ...")
         if options.refs is None:
             budget_s = self.budget.left_s / 4 if options.num_images else _DRAW_S
             found = draw_images(folder, range(options.num_images or FIRST_DRAWN), size, budget_s=budget_s)
-        decoding, good = decoding_rate(found, image_size, options.decode)
+        decoding, good = decoding_rate(found, form, options.decode)
         if not good:
             raise InputError(f"none of {len(found)} images can be decoded; `blip2cap caption` says why.")
-        small = folder / "small"
+        small = folder / _SMALL
         small.mkdir()
-        copies = copy_small(good[:_MOST_COPIES], small, image_size, options.decode)
+        copies = copy_small(good[:_MOST_COPIES], small, form, options.decode)
         chosen, image_s = choose_count(self.loaded, options, copies, folder)
         spare_s = self.budget.left_s * (_SHARED if options.baseline or options.sweep else _ALONE)
         wanted = min(options.num_images or chosen, len(options.refs or ()) or sys.maxsize)
         count = min(wanted, max(1, int(spare_s / image_s / 3)))  # a warm-up and two passes
         if options.refs is None and count > len(found):
             more = draw_images(folder, range(len(found), count), size, budget_s=_DRAW_S)
-            copies += copy_small(more[: _MOST_COPIES - len(copies)], small, image_size, options.decode)
+            copies += copy_small(more[: _MOST_COPIES - len(copies)], small, form, options.decode)
             found, good = found + more, good + more
         found = found[:count]
         if len(found) < wanted:
@@ -180,7 +179,13 @@ class Benchmark:
     def _expected_s(self, flops_per_s: float, bytes_per_s: float, number_bytes: int) -> float:
         """Estimate the time of the benchmark from the size of the model, at half the speed that the machine allows."""
         options = self.options
-        work = self._work([16] * len(options.questions or (None,)), [], options.generate.max_new_tokens, number_bytes)
+        work = count_work(
+            self.loaded,
+            options,
+            prompts=[16] * len(options.questions or (None,)),
+            new_tokens=options.generate.max_new_tokens,
+            number_bytes=number_bytes,
+        )
         image_s = 2 * work.seconds(flops_per_s, bytes_per_s, images=4, texts=4)
         load_s = (work["vision"].weight_bytes + work.step_bytes) / _LOAD_BYTES_PER_S
         pass_s = options.num_images * image_s if options.num_images else max(PASS_S, 4 * image_s)
@@ -188,38 +193,6 @@ class Benchmark:
         if options.baseline:
             expected_s += len(BATCH_SIZES) * (10 + 2 * load_s + _TIMES_SLOWER * pass_s) + load_s + 2 * pass_s
         return expected_s + (60 if options.sweep else 0)
-
-    def _work(
-        self, prompts: Sequence[int], qformer_prompts: Sequence[int], new_tokens: float, number_bytes: float
-    ) -> Work:
-        return count(
-            self.loaded.checkpoint.config,
-            prompts=prompts,
-            new_tokens=new_tokens,
-            num_beams=self.options.generate.num_beams,
-            qformer_prompts=qformer_prompts,
-            number_bytes=number_bytes,
-            weight_bytes=_WEIGHT_BYTES.get(self.options.model.quantize or ""),
-        )
-
-    def _limit(self, measured: Measured, flops_per_s: float, bytes_per_s: float) -> report.Limit:
-        """Count the work of the texts that were generated: their length, at the batch sizes that they had."""
-        options, model, whole = self.options, self.loaded.model, median(measured.whole)
-        checkpoint = self.loaded.checkpoint
-        new_tokens = whole.num_tokens / max(1, whole.num_rows_ok)
-        task = options.task.for_checkpoint(checkpoint, FAMILIES[checkpoint.family])
-        ref = ImageRef(path=_ANY_NAME, name=_ANY_NAME)
-        prompts = [task.prompt(ref, label) for label in task.labels]
-        readers = [tokenizer for tokenizer in (model.tokenizer, model.qformer_tokenizer) if tokenizer]
-        lengths = [[len(reader(prompt).input_ids) for prompt in prompts] for reader in readers]
-        return report.Limit(
-            work=self._work(lengths[0], lengths[1] if lengths[1:] else (), new_tokens, model.dtype.itemsize),
-            flops_per_s=flops_per_s,
-            bytes_per_s=bytes_per_s,
-            images=max(1, min(whole.images_at_once, whole.num_images)),
-            texts=max(1, min(whole.texts_at_once, whole.num_rows_ok)),
-            new_tokens=new_tokens,
-        )
 
     def _compare(
         self, measured: Measured, refs: Sequence[ImageRef], folder: Path, limit: report.Limit

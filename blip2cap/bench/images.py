@@ -5,11 +5,14 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Iterable, Sequence
+from contextlib import closing
 from pathlib import Path
 
+import numpy as np
 from PIL import Image
 
-from blip2cap.decode.image import decode
+from blip2cap.decode.image import Pixels
+from blip2cap.decode.inputs import ImageInput
 from blip2cap.decode.read import read
 from blip2cap.options import DecodeOptions
 from blip2cap.records import ImageRef
@@ -36,14 +39,22 @@ def draw_images(
     return refs
 
 
-def copy_small(refs: Sequence[ImageRef], folder: Path, size: int, options: DecodeOptions) -> list[ImageRef]:
-    """Save images uncompressed at the model's size: decoding them costs next to nothing and changes no pixel."""
+def copy_small(refs: Sequence[ImageRef], folder: Path, form: ImageInput, options: DecodeOptions) -> list[ImageRef]:
+    """Save images uncompressed in the model's form: decoding them costs next to nothing and changes no pixel."""
     copies = []
-    for index, ref in enumerate(refs):
-        path = folder / f"{index:06}.ppm"
-        Image.fromarray(decode(read(ref, options), size, options).pixels_HWC).save(path)
-        copies.append(ImageRef(path=str(path), name=path.name))
+    with closing(form.open(options)) as decoder:
+        for index, ref in enumerate(refs):
+            path = folder / f"{index:06}.ppm"
+            Image.fromarray(decoder.decode(read(ref, options), isolated=False).content).save(path)
+            copies.append(ImageRef(path=str(path), name=path.name))
     return copies
+
+
+def middle_image(folder: Path) -> Pixels:
+    """Return the copy of median size."""
+    paths = sorted(folder.iterdir(), key=lambda path: path.stat().st_size)
+    with Image.open(paths[len(paths) // 2]) as image:
+        return np.asarray(image)
 
 
 def link(refs: Sequence[ImageRef], folder: Path) -> Path:

@@ -10,6 +10,7 @@ import platform
 import subprocess
 import time
 from collections.abc import Callable, Sequence
+from contextlib import closing
 from dataclasses import dataclass
 from functools import partial
 from importlib.metadata import version
@@ -19,12 +20,11 @@ import torch
 from torch import nn
 
 import blip2cap
-from blip2cap.decode.image import decode
+from blip2cap.decode.inputs import ImageInput
 from blip2cap.decode.read import read
 from blip2cap.errors import ImageError
 from blip2cap.models.blip2.linear_layers import pack
 from blip2cap.models.blip2.quantize import quantize
-from blip2cap.models.blip2.resize import choose_resizer
 from blip2cap.options import DecodeOptions
 from blip2cap.records import ImageRef
 
@@ -139,27 +139,28 @@ def memory_rate(device: torch.device, *, num_bytes: int = 0, budget_s: float = 0
 
 
 def decoding_rate(
-    refs: Sequence[ImageRef], size: int, options: DecodeOptions, *, budget_s: float = 3.0
+    refs: Sequence[ImageRef], form: ImageInput, options: DecodeOptions, *, budget_s: float = 3.0
 ) -> tuple[Decoding, list[ImageRef]]:
-    """Read and decode images in this thread until the time is spent; return the times, and the good images.
+    """Read images, and decode them to this form, in this thread until the time is spent; return times and good images.
 
     Each file is read once before it is timed, so that all are measured from the cache of the system.
     """
-    good, read_s, decode_s, resizer = [], 0.0, 0.0, choose_resizer()
-    for ref in refs:
-        try:
-            read(ref, options)
-            started = time.perf_counter()
-            data = read(ref, options)
-            was_read = time.perf_counter()
-            decode(data, size, options, resizer)
-        except (ImageError, MemoryError):
-            continue
-        decode_s += time.perf_counter() - was_read
-        read_s += was_read - started
-        good.append(ref)
-        if read_s + decode_s > budget_s:
-            break
+    good, read_s, decode_s = [], 0.0, 0.0
+    with closing(form.open(options)) as decoder:
+        for ref in refs:
+            try:
+                read(ref, options)
+                started = time.perf_counter()
+                data = read(ref, options)
+                was_read = time.perf_counter()
+                decoder.decode(data, isolated=False)
+            except (ImageError, MemoryError):
+                continue
+            decode_s += time.perf_counter() - was_read
+            read_s += was_read - started
+            good.append(ref)
+            if read_s + decode_s > budget_s:
+                break
     count = max(1, len(good))
     return Decoding(num_images=len(good), read_s=read_s / count, decode_s=decode_s / count), good
 

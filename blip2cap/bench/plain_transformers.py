@@ -28,6 +28,8 @@ from transformers import (
 from blip2cap.bench.peer import Peer, batches, choose_device, make_prompts, parser, run
 from blip2cap.models.blip2.random_weights import build, stand_in_tokenizer
 from blip2cap.models.checkpoint import TINY, find
+from blip2cap.models.vlm import load as vlm
+from blip2cap.models.vlm.families import VLM_FAMILIES
 from blip2cap.options import ModelOptions
 
 
@@ -43,8 +45,7 @@ def start(arguments: argparse.Namespace) -> Peer:
 
     def generate(prompt: str, batch: Sequence[Path]) -> list[str]:
         images = [Image.open(path).convert("RGB") for path in batch]
-        inputs = processor(images=images, text=[prompt] * len(images), padding=True, return_tensors="pt")
-        inputs = inputs.to(device, dtype)
+        inputs = prepare(processor, model.config.model_type, images, prompt).to(device, dtype)
         output = model.generate(
             **inputs,
             max_new_tokens=arguments.max_new_tokens,
@@ -52,7 +53,7 @@ def start(arguments: argparse.Namespace) -> Peer:
             num_beams=arguments.num_beams,
             do_sample=False,
         )
-        if not model.config.text_config.is_encoder_decoder:
+        if not (model.config.is_encoder_decoder or model.config.get_text_config().is_encoder_decoder):
             output = output[:, inputs["input_ids"].shape[1] :]
         return [text.strip() for text in processor.batch_decode(output, skip_special_tokens=True)]
 
@@ -64,8 +65,35 @@ def start(arguments: argparse.Namespace) -> Peer:
     return Peer(generate=generate_all, device=device, dtype=dtype)
 
 
+def prepare(processor: Any, model_type: str, images: Sequence[Image.Image], prompt: str) -> Any:
+    """Return the inputs of the model for images with one prompt, through the chat template if its family has one."""
+    family = VLM_FAMILIES.get(model_type)
+    if family is None:
+        return processor(images=images, text=[prompt] * len(images), padding=True, return_tensors="pt")
+    if not family.has_chat:
+        inputs = processor(
+            images=images, text=[family.prefix + prompt] * len(images), padding=True, return_tensors="pt"
+        )
+        inputs.pop("labels", None)
+        return inputs
+    turns = [
+        [{"role": "user", "content": [{"type": "image", "image": image}, {"type": "text", "text": prompt}]}]
+        for image in images
+    ]
+    return processor.apply_chat_template(
+        turns,
+        tokenize=True,
+        add_generation_prompt=True,
+        return_dict=True,
+        return_tensors="pt",
+        processor_kwargs={"padding": True, "padding_side": "left"},
+    )
+
+
 def family_of(config: Any) -> str:
     """Return the family of models that decides the prompts."""
+    if config.model_type in VLM_FAMILIES:
+        return str(config.model_type)
     return str("instructblip" if config.model_type == "instructblip" else config.text_config.model_type)
 
 
@@ -76,6 +104,10 @@ def load(arguments: argparse.Namespace, device: torch.device, dtype: torch.dtype
         processor = AutoProcessor.from_pretrained(name)
         return processor, AutoModelForImageTextToText.from_pretrained(name, dtype=dtype).to(device).eval()
     checkpoint = find(ModelOptions(name=arguments.model, random_weights=True))
+    if checkpoint.family in VLM_FAMILIES:
+        processor, model = AutoProcessor.from_pretrained(checkpoint.folder), vlm.build(checkpoint, dtype, device)
+        vlm.agree_on_ends(model, processor.tokenizer, random=True)
+        return processor, model
     model = build(checkpoint, dtype, device)
     side = checkpoint.image_size
     image_processor = BlipImageProcessor(size={"height": side, "width": side})

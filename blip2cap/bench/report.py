@@ -20,6 +20,8 @@ _PHASES = {
 """Stage of the model -> the phases of the work in it."""
 _INSTRUCTED = {"vision": ("vision",), "qformer": ("qformer", "projection")}
 """Where the Q-Former reads the prompt, it is a stage of its own."""
+_TOGETHER = {"generate": ("vision", "prefill", "steps")}
+"""Where the image is computed with the prompt."""
 PLAIN_DTYPE = "float32"
 """Of the plain script: the default of `from_pretrained`."""
 
@@ -80,6 +82,7 @@ def stages(measured: Measured, limit: Limit, num_threads: int) -> list[dict[str,
     threads = f"1 thread of {num_threads}" if num_threads > 1 else "1 thread"
     found = [_stage("read", decoding.read_s), _stage("decode", decoding.decode_s, note=threads)]
     phases = _PHASES | (_INSTRUCTED if "qformer" in staged.stages else {})
+    phases = phases | (_TOGETHER if "vision" not in staged.stages else {})
     for name, seconds in staged.stages.items():
         limit_s = limit.seconds(phases[name]) if name in phases else None
         num_steps = staged.counts[name] if name == "step" else 0

@@ -13,6 +13,7 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import cast
 
 import torch
 
@@ -20,10 +21,10 @@ from blip2cap.bench.budget import Budget
 from blip2cap.bench.machine import Decoding, synchroniser
 from blip2cap.bench.options import BenchOptions
 from blip2cap.engine.run import Engine, run
-from blip2cap.models.blip2.load import load
 from blip2cap.models.blip2.model import Blip2
 from blip2cap.models.checkpoint import find
-from blip2cap.models.registry import FAMILIES
+from blip2cap.models.registry import FAMILIES, load
+from blip2cap.models.vlm.model import Vlm
 from blip2cap.options import BatchOptions, ModelOptions
 from blip2cap.outputs.journal import JournalSink
 from blip2cap.records import ImageRef
@@ -53,14 +54,14 @@ class Loaded:
         self.options = options
         self.checkpoint = find(options)
         self.load_s = 0.0
-        self._model: Blip2 | None = None
+        self._model: Blip2 | Vlm | None = None
 
     @property
-    def model(self) -> Blip2:
+    def model(self) -> Blip2 | Vlm:
         """The model; keep no other reference to it."""
         if self._model is None:
             started = time.perf_counter()
-            self._model = load(self.checkpoint, self.options)
+            self._model = cast("Blip2 | Vlm", load(self.checkpoint, self.options))
             self.load_s = time.perf_counter() - started
         return self._model
 

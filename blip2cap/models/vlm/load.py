@@ -48,7 +48,7 @@ def load(checkpoint: Checkpoint, options: ModelOptions) -> Vlm:
         prompter = Prompter(processor, family, checkpoint)
         with library_errors(checkpoint):
             if options.random_weights:
-                network = _build(checkpoint, dtype, device)
+                network = build(checkpoint, dtype, device)
             else:
                 network = read_network(
                     AutoModelForImageTextToText,
@@ -59,7 +59,7 @@ def load(checkpoint: Checkpoint, options: ModelOptions) -> Vlm:
                 )
         if options.device_map is None and quantization is None:
             network.to(device)
-    _agree_on_ends(network, processor.tokenizer, random=options.random_weights)
+    agree_on_ends(network, processor.tokenizer, random=options.random_weights)
     model = Vlm(network, prompter, checkpoint=checkpoint, dtype=dtype, max_pixels=options.max_pixels or MAX_PIXELS)
     model.quantize = options.quantize
     return model
@@ -75,7 +75,7 @@ def _check_quantize(options: ModelOptions, device: torch.device) -> None:
     quantize.check(options, device)
 
 
-def _build(checkpoint: Checkpoint, dtype: torch.dtype, device: torch.device) -> Any:
+def build(checkpoint: Checkpoint, dtype: torch.dtype, device: torch.device) -> Any:
     """Build the network with random weights, always the same; its texts never end by themselves."""
     config = AutoConfig.from_pretrained(checkpoint.folder, local_files_only=True, trust_remote_code=False)
     with torch.random.fork_rng(), torch.device(device):
@@ -84,7 +84,7 @@ def _build(checkpoint: Checkpoint, dtype: torch.dtype, device: torch.device) -> 
     return network.eval()
 
 
-def _agree_on_ends(network: Any, tokenizer: Any, *, random: bool) -> None:
+def agree_on_ends(network: Any, tokenizer: Any, *, random: bool) -> None:
     """End a text at any end that generation_config.json or the tokenizer names; without ends for random weights."""
     config = network.generation_config
     config.cache_implementation = None  # a cache of our own may be passed
