@@ -63,7 +63,7 @@ VLM_FAMILIES = {
         VlmFamily(name="qwen2_5_vl", packages=_VIDEO),
         VlmFamily(name="qwen3_vl", packages=_VIDEO),
         VlmFamily(name="internvl", packages=_VIDEO, shares_images=True),
-        VlmFamily(name="smolvlm", packages=(*_VIDEO, "num2words")),
+        VlmFamily(name="smolvlm", packages=(*_VIDEO, "num2words"), shares_images=True),
         VlmFamily(name="idefics3", shares_images=True),
         VlmFamily(name="gemma3", takes_float16=False),
         VlmFamily(name="ovis2", shares_images=True),
