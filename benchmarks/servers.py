@@ -1,9 +1,11 @@
 """Cost of `caption` with a server on this machine: `python benchmarks/servers.py --out FILE`.
 
-Covered: CPU time of the client for each image, from two runs of different length, so that imports do not count; and the
-time of a run while the server fails at a fifth of the images, beside undisturbed ones, in turns. The server is a
-program of its own on this machine that answers after a given time and computes nothing.
-Not covered: networks, and real models. The shorter an answer takes, the more the pauses weigh that the server asks for.
+Covered: CPU time of the client for each image, from two runs of different length, so that imports do not count; the
+time of a run while the server fails at a fifth of the images, beside undisturbed ones, in turns; and images/s of a
+server that answers at once, with and without a link of a given speed before it. The server is a program of its own on
+this machine that computes nothing; it takes as long to read a request as the link would.
+Not covered: real networks, and real models. The shorter an answer takes, the more the pauses weigh that the server asks
+for.
 """
 
 from __future__ import annotations
@@ -19,6 +21,9 @@ import statistics
 import subprocess
 import sys
 import tempfile
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +36,7 @@ SIZE = (1024, 768)
 NUM_DRAWN = 20
 SHARE = 0.2
 RETRY_AFTER_S = 1
+LINK_BYTES_PER_S = 100e6 / 8
 ANSWER = {
     "choices": [{"message": {"role": "assistant", "content": "a picture"}, "finish_reason": "stop"}],
     "usage": {"prompt_tokens": 1000, "completion_tokens": 20},
@@ -47,9 +53,10 @@ def main() -> None:
     parser.add_argument("--delay-s", type=float, default=0.5, help="time of the server for an answer")
     parser.add_argument("--serve", action="store_true", help="be the server")
     parser.add_argument("--faults", action="store_true", help="be one that fails at a fifth of the images")
+    parser.add_argument("--bytes-per-s", type=float, help="be one behind a link of this speed")
     arguments = parser.parse_args()
     if arguments.serve:
-        asyncio.run(serve(arguments.delay_s, faults=arguments.faults))
+        asyncio.run(serve(arguments.delay_s, faults=arguments.faults, bytes_per_s=arguments.bytes_per_s))
         return
     measured = measure(arguments.images, arguments.rounds, arguments.delay_s)
     result = {"command": shlex.join(["python", *sys.argv]), **measured_on(httpx2), **measured}
@@ -58,15 +65,24 @@ def main() -> None:
         arguments.out.write_text(json.dumps(result, indent=2) + "\n")
 
 
-async def serve(delay_s: float, *, faults: bool) -> None:
+async def serve(delay_s: float, *, faults: bool, bytes_per_s: float | None) -> None:
     """Answer every request after a time, until standard input ends; with `faults`, fail first at a fifth of them."""
     seen: set[bytes] = set()
+    idle_at = 0.0
+
+    async def cross_link(num_bytes: int) -> None:
+        """Wait until the link has let these bytes through, after all before them."""
+        nonlocal idle_at
+        if bytes_per_s is not None:
+            idle_at = max(idle_at, time.monotonic()) + num_bytes / bytes_per_s
+            await asyncio.sleep(idle_at - time.monotonic())
 
     async def connected(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         try:
             while head := await reader.readuntil(b"\r\n\r\n"):
                 length = next(line for line in head.lower().split(b"\r\n") if line.startswith(b"content-length:"))
                 body = await reader.readexactly(int(length.split(b":")[1]))
+                await cross_link(len(head) + len(body))
                 await asyncio.sleep(delay_s)
                 status, answer, cut = fault(body, seen) if faults else ("200 OK", GOOD, False)
                 writer.write(f"HTTP/1.1 {status}\r\nContent-Length: {len(answer)}\r\n\r\n".encode())
@@ -140,33 +156,41 @@ def run(folder: Path, out: Path, url: str, num_images: int) -> tuple[float, floa
     return facts["seconds"], cpu_s
 
 
+@contextmanager
+def served(*options: str) -> Iterator[str]:
+    """Start a server with these options; yield its URL."""
+    command = [sys.executable, __file__, "--serve", *options]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as server:
+        assert server.stdin is not None
+        assert server.stdout is not None
+        yield f"http://127.0.0.1:{int(server.stdout.readline())}/v1"
+        server.stdin.close()
+
+
 def measure(num_images: int, num_rounds: int, delay_s: float) -> dict[str, Any]:
-    """Run in turns against a server that works and one that fails."""
+    """Run in turns against a server that works and one that fails, then against fast ones."""
     seconds: dict[str, list[float]] = {"undisturbed": [], "with_faults": []}
     cpu_ms: dict[str, list[float]] = {"undisturbed": [], "with_faults": []}
+    fast: dict[str, list[float]] = {"at_once": [], "through_link": []}
     few = num_images // 10
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name) / "images"
         file_bytes = make_images(folder, num_images)
         for number in range(num_rounds):
             for kind in seconds:
-                command = [sys.executable, __file__, "--serve", "--delay-s", str(delay_s)]
-                command += ["--faults"] if kind == "with_faults" else []
-                with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as server:
-                    assert server.stdin is not None
-                    assert server.stdout is not None
-                    url = f"http://127.0.0.1:{int(server.stdout.readline())}/v1"
-                    out = Path(name) / f"{kind}-{number}"
+                command = ["--delay-s", str(delay_s), *(["--faults"] if kind == "with_faults" else [])]
+                out = Path(name) / f"{kind}-{number}"
+                with served(*command) as url:
                     _, cpu_few = run(folder, out.with_suffix(".few.jsonl"), url, few)
-                    server.stdin.close()
-                with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as server:
-                    assert server.stdin is not None
-                    assert server.stdout is not None
-                    url = f"http://127.0.0.1:{int(server.stdout.readline())}/v1"
+                with served(*command) as url:
                     run_s, cpu_all = run(folder, out.with_suffix(".jsonl"), url, num_images)
-                    server.stdin.close()
                 seconds[kind].append(run_s)
                 cpu_ms[kind].append(1000 * (cpu_all - cpu_few) / (num_images - few))
+            for kind, seconds_fast in fast.items():
+                link = ["--bytes-per-s", str(LINK_BYTES_PER_S)] if kind == "through_link" else []
+                with served("--delay-s", "0", *link) as url:
+                    seconds_fast.append(run(folder, Path(name) / f"{kind}-{number}.jsonl", url, num_images)[0])
+    rates = {kind: num_images / statistics.median(values) for kind, values in fast.items()}
     median_s = {kind: statistics.median(values) for kind, values in seconds.items()}
     return {
         "num_images": num_images,
@@ -180,6 +204,10 @@ def measure(num_images: int, num_rounds: int, delay_s: float) -> dict[str, Any]:
         "seconds_by_round": {kind: [round(value, 2) for value in values] for kind, values in seconds.items()},
         "images_per_s": {kind: round(num_images / value, 1) for kind, value in median_s.items()},
         "time_with_faults": round(median_s["with_faults"] / median_s["undisturbed"], 2),
+        "link_mbit_per_s": LINK_BYTES_PER_S * 8 / 1e6,
+        "images_per_s_fast": {kind: round(rate, 1) for kind, rate in rates.items()},
+        # Images in base64 alone: headers and prompts come on top.
+        "share_of_link": round(rates["through_link"] * file_bytes * 4 / 3 / LINK_BYTES_PER_S, 3),
     }
 
 
