@@ -166,10 +166,6 @@ class SeededSampling(LogitsProcessor):
     def __init__(self, options: GenerateOptions, seeds_N: torch.Tensor) -> None:
         self.sampler, self.seeds_N, self.step = Sampler(options), seeds_N, 0
 
-    def keep(self, rows_M: torch.Tensor) -> None:
-        """Keep these rows, in this order."""
-        self.seeds_N = self.seeds_N[rows_M]
-
     def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
         """Return scores whose largest is the drawn token."""
         steps_N = torch.full_like(self.seeds_N, self.step)

@@ -111,7 +111,8 @@ class VlmChat(Session):
             streamer=_Growing(self) if options.num_beams == 1 else None,
         )
         sequence = output.sequences[0].tolist()
-        if model.keeps_cache and options.num_beams == 1:
+        # transformers remembers where texts go on in the network: for the last image alone.
+        if model.keeps_cache and not model.prompter.family.has_grid_positions and options.num_beams == 1:
             image.cache = output.past_key_values
             image.ids = sequence[: image.cache.get_seq_length()]
         return [model.read_text(sequence[len(ids) :])]

@@ -43,6 +43,8 @@ class VlmFamily:
     """True if the texts hold places in the image as special tokens, such as <loc_1>, which are no part of others."""
     shares_images: bool = False
     """True if the keys and values of an image do not depend on what comes after it, and are kept in a plain cache."""
+    has_grid_positions: bool = False
+    """True if its tokens have a time, a row and a column; a text goes on at a distance that depends on the image."""
     region_prompts: tuple[str, ...] = ()
     """Beginnings of prompts whose texts hold regions of the image, as `tasks.regions` reads them."""
     takes_special_tokens: bool = False
@@ -59,9 +61,9 @@ VLM_FAMILIES = {
         VlmFamily(name="llava", shares_images=True),
         VlmFamily(name="llava_next", shares_images=True),
         VlmFamily(name="llava_onevision", packages=_VIDEO, shares_images=True),
-        VlmFamily(name="qwen2_vl", packages=_VIDEO),
-        VlmFamily(name="qwen2_5_vl", packages=_VIDEO),
-        VlmFamily(name="qwen3_vl", packages=_VIDEO),
+        VlmFamily(name="qwen2_vl", packages=_VIDEO, shares_images=True, has_grid_positions=True),
+        VlmFamily(name="qwen2_5_vl", packages=_VIDEO, shares_images=True, has_grid_positions=True),
+        VlmFamily(name="qwen3_vl", packages=_VIDEO, shares_images=True, has_grid_positions=True),
         VlmFamily(name="internvl", packages=_VIDEO, shares_images=True),
         VlmFamily(name="smolvlm", packages=(*_VIDEO, "num2words"), shares_images=True),
         VlmFamily(name="idefics3", shares_images=True),

@@ -27,8 +27,7 @@ _STEPS = 8
 class RollingBatch(Generic[Row]):
     """Generates greedily, or draws each text by its own seed; a text does not depend on the others.
 
-    For networks with keys and values in `cache.RoomyLayer`, whose positions count the tokens of a row. After an error
-    of `advance`, only `clear` can be called.
+    For networks with keys and values in `cache.RoomyLayer`. After an error of `advance`, only `clear` can be called.
     """
 
     def __init__(self, network: Any, options: GenerateOptions, *, ends: Collection[int]) -> None:
@@ -89,7 +88,7 @@ class RollingBatch(Generic[Row]):
             self.network(
                 input_ids=state.ids_NT[:, -1:],
                 attention_mask=state.mask_NT,
-                position_ids=state.mask_NT.sum(-1, keepdim=True) - 1,
+                position_ids=state.positions(-1),
                 past_key_values=state.cache,
                 use_cache=True,
                 logits_to_keep=1,

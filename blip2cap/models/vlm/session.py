@@ -218,7 +218,9 @@ class VlmSession(Session):
                 raise NotTakenError(str(error)) from error
             model.check_length(shared.num_tokens, self.options)
         with model.watch.measure("generate"):
-            rolling.join(batch, compute(model.network, shared, model.on_device), [row.seed for row in batch])
+            grid = model.prompter.family.has_grid_positions
+            computed = compute(model.network, shared, model.on_device, has_grid_positions=grid)
+            rolling.join(batch, computed, [row.seed for row in batch])
 
     def _generate(self, batch: list[_Row]) -> None:
         """Generate the texts of a batch by transformers: of each row one, or several beams."""

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeAlias
 
 import torch
 from torch.nn import functional
@@ -20,6 +20,8 @@ from transformers.cache_utils import Cache
 from blip2cap.decode.image import Pixels
 from blip2cap.models.vlm.cache import new_cache
 from blip2cap.models.vlm.prompts import Prompter
+
+OnDevice: TypeAlias = Callable[[torch.Tensor], torch.Tensor]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -48,11 +50,20 @@ class Computed:
     ids_NT: torch.Tensor
     mask_NT: torch.Tensor
     """1 for tokens, 0 for padding."""
+    shifts_N1: torch.Tensor | None
+    """Distance of the position of each text's tokens from their number; None where they are the same."""
 
     def ids(self) -> list[list[int]]:
         """Return the tokens of each text, without padding."""
         pairs = zip(self.ids_NT.tolist(), self.mask_NT.tolist(), strict=True)
         return [[token for token, is_token in zip(ids, mask, strict=True) if is_token] for ids, mask in pairs]
+
+    def positions(self, first: int) -> torch.Tensor:
+        """Return the positions of the tokens from `first` on, for the network."""
+        positions_NS = (self.mask_NT.cumsum(-1) - 1).clamp(min=0)[:, first:]
+        if self.shifts_N1 is None:
+            return positions_NS
+        return (positions_NS + self.shifts_N1).expand(3, -1, -1)  # time, row and column of a text are the same
 
     def add(self, ids_N1: torch.Tensor) -> None:
         """Add the next token of each text."""
@@ -64,6 +75,8 @@ class Computed:
         for layer, new in zip(self.cache.layers, other.cache.layers, strict=True):
             layer.join(new)
         self.ids_NT, self.mask_NT = _below(self.ids_NT, other.ids_NT), _below(self.mask_NT, other.mask_NT)
+        if self.shifts_N1 is not None and other.shifts_N1 is not None:
+            self.shifts_N1 = torch.cat([self.shifts_N1, other.shifts_N1])
 
     def select(self, rows_M: torch.Tensor) -> None:
         """Keep these texts, in this order, without padding that all of them have."""
@@ -72,6 +85,8 @@ class Computed:
         for layer in self.cache.layers:
             layer.select(rows_M, first)
         self.ids_NT, self.mask_NT = self.ids_NT[rows_M, first:], mask_MT[:, first:]
+        if self.shifts_N1 is not None:
+            self.shifts_N1 = self.shifts_N1[rows_M]
 
 
 def _below(one_NT: torch.Tensor, other_MT: torch.Tensor) -> torch.Tensor:
@@ -137,29 +152,32 @@ def _without_rests(inputs: dict[str, torch.Tensor], nums_after: Sequence[int]) -
     return shortened
 
 
-def compute(network: Any, prompts: SharedPrompts, on_device: Callable[[torch.Tensor], torch.Tensor]) -> Computed:
+def compute(network: Any, prompts: SharedPrompts, on_device: OnDevice, *, has_grid_positions: bool) -> Computed:
     """Compute the prefix of each image once, and the rests; `on_device` makes a tensor an input of the network."""
     prefix = {name: on_device(value) for name, value in prompts.prefix.items()}
     ids_NS, mask_NS, image_of_N = map(on_device, (prompts.ids_NS, prompts.mask_NS, prompts.image_of_N))
     mask_IP, cache = prefix["attention_mask"], new_cache()
-    network(**prefix, position_ids=_positions(mask_IP), past_key_values=cache, use_cache=True, logits_to_keep=1)
+    if not has_grid_positions:
+        prefix["position_ids"] = (mask_IP.cumsum(-1) - 1).clamp(min=0)
+    network(**prefix, past_key_values=cache, use_cache=True, logits_to_keep=1)
     if len(image_of_N) > len(mask_IP):
         for layer in cache.layers:
             layer.select(image_of_N, 0)
-    ids_NT = torch.cat([prefix["input_ids"][image_of_N], ids_NS], dim=1)
-    mask_NT = torch.cat([mask_IP[image_of_N], mask_NS], dim=1)
+    computed = Computed(
+        cache=cache,
+        ids_NT=torch.cat([prefix["input_ids"][image_of_N], ids_NS], dim=1),
+        mask_NT=torch.cat([mask_IP[image_of_N], mask_NS], dim=1),
+        # Left there by the call above.
+        shifts_N1=on_device(network.model.rope_deltas)[image_of_N] if has_grid_positions else None,
+    )
     num_left = ids_NS.shape[1] - 1
     if num_left:
         network(
             input_ids=ids_NS[:, :-1],
-            attention_mask=mask_NT[:, :-1],
-            position_ids=_positions(mask_NT)[:, -1 - num_left : -1],
+            attention_mask=computed.mask_NT[:, :-1],
+            position_ids=computed.positions(-1 - num_left)[..., :-1],
             past_key_values=cache,
             use_cache=True,
             logits_to_keep=1,
         )
-    return Computed(cache=cache, ids_NT=ids_NT, mask_NT=mask_NT)
-
-
-def _positions(mask_NT: torch.Tensor) -> torch.Tensor:
-    return (mask_NT.cumsum(-1) - 1).clamp(min=0)
+    return computed
