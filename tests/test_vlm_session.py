@@ -15,6 +15,7 @@ from blip2cap.decode.image import Pixels
 from blip2cap.errors import ImageError, ModelError, UsageError
 from blip2cap.generate_options import GenerateOptions
 from blip2cap.models.checkpoint import find
+from blip2cap.models.vlm.cache import RoomyLayer
 from blip2cap.models.vlm.families import VLM_FAMILIES
 from blip2cap.models.vlm.load import load
 from blip2cap.models.vlm.model import Vlm
@@ -104,6 +105,33 @@ def test_after_out_of_memory_fewer_texts_are_tried_and_batches_stay_small(
     assert [results[ticket] for ticket in tickets] == expected
     assert session.capacity == 2
     assert [rows for rows, _ in calls if rows > 2] == ([4] if at_prompts else [4, 4])
+
+
+def test_texts_start_again_if_there_is_no_memory_to_put_them_together(
+    llava: Vlm, images: list[Pixels], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    options = GenerateOptions(max_new_tokens=20)
+    prompts = ask(*["what is it?"] * 4)
+    expected = llava.generate(images, prompts, options)
+    session = llava.start_texts(options, capacity=4)
+    tickets = session.add(session.encode(images), prompts[:2])
+    results = dict(session.advance())
+    join = RoomyLayer.join
+    num_joined = 0
+
+    def second_layer_is_too_much(layer: RoomyLayer, other: RoomyLayer) -> None:
+        nonlocal num_joined
+        num_joined += 1
+        if num_joined == 2:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        join(layer, other)
+
+    monkeypatch.setattr(RoomyLayer, "join", second_layer_is_too_much)
+    tickets += session.add(images[2:4], [replace(each, image=at) for at, each in enumerate(prompts[2:])])
+    while session.num_pending:
+        results.update(session.advance())
+    assert [results[ticket] for ticket in tickets] == expected
+    assert (session.capacity, num_joined) == (1, 2)
 
 
 def test_a_prompt_that_does_not_fit_beside_running_texts_waits_for_them(

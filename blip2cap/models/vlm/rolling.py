@@ -27,7 +27,7 @@ _STEPS = 8
 class RollingBatch(Generic[Row]):
     """Generates greedily, or draws each text by its own seed; a text does not depend on the others.
 
-    For networks with keys and values in `cache.RoomyLayer`. After an error of `advance`, only `clear` can be called.
+    For networks with keys and values in `cache.RoomyLayer`. After an error, only `clear` can be called.
     """
 
     def __init__(self, network: Any, options: GenerateOptions, *, ends: Collection[int]) -> None:

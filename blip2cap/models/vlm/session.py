@@ -27,7 +27,7 @@ from blip2cap.models.device import memory_errors
 from blip2cap.models.vlm.cache import new_cache
 from blip2cap.models.vlm.prompts import PROCESSOR_ERRORS, NotTakenError
 from blip2cap.models.vlm.rolling import RollingBatch
-from blip2cap.models.vlm.shared import compute, share
+from blip2cap.models.vlm.shared import Computed, compute, share
 from blip2cap.records import Generated, Prompt
 
 if TYPE_CHECKING:
@@ -175,12 +175,15 @@ class VlmSession(Session):
 
         What does not fit the memory waits until a running text has left; where none runs, a single text fails.
         """
+        computed: Computed | None = None
         with _failures() as failed:
             if self._rolling is None:
                 self._generate(batch)
             else:
-                self._join(batch, self._rolling)
+                computed = self._compute(batch)
         if not failed:
+            if self._rolling is not None and computed is not None:
+                self._join(batch, computed, self._rolling)
             return
         if failed[0].code == "out_of_memory" and (self.num_running or len(batch) > 1):
             self._capacity = min(self._capacity, self.num_running + len(batch) // 2)
@@ -198,18 +201,27 @@ class VlmSession(Session):
             complete = rolling.advance()
         for row, ids in complete:
             self._deliver(row, [self.model.read_text(ids)])
-        if not failed:
-            return
-        rows = rolling.rows
+        if failed:
+            self._begin_again(rolling, rolling.rows, failed[0])
+
+    def _join(self, batch: list[_Row], computed: Computed, rolling: RollingBatch[_Row]) -> None:
+        """Let texts join whose prompts are computed; if they do not fit, fewer of all texts start again."""
+        with self.model.watch.measure("generate"), _failures() as failed:
+            rolling.join(batch, computed, [row.seed for row in batch])
+        if failed:
+            self._begin_again(rolling, [*rolling.rows, *batch], failed[0])
+
+    def _begin_again(self, rolling: RollingBatch[_Row], rows: list[_Row], failure: ImageError) -> None:
+        """Empty the rolling batch, and let its texts wait again, of which fewer run from now on; a single one fails."""
         rolling.clear()
         if len(rows) > 1:
             self._capacity = min(self._capacity, len(rows) // 2)
             self._waiting = rows + self._waiting
         else:
-            self._fail(rows[0], failed[0])
+            self._fail(rows[0], failure)
 
-    def _join(self, batch: list[_Row], rolling: RollingBatch[_Row]) -> None:
-        """Compute the prompts of a batch, and let them join."""
+    def _compute(self, batch: list[_Row]) -> Computed:
+        """Compute the prompts of a batch."""
         model = self.model
         with model.watch.measure("prepare"):
             try:
@@ -219,8 +231,7 @@ class VlmSession(Session):
             model.check_length(shared.num_tokens, self.options)
         with model.watch.measure("generate"):
             grid = model.prompter.family.has_grid_positions
-            computed = compute(model.network, shared, model.on_device, has_grid_positions=grid)
-            rolling.join(batch, computed, [row.seed for row in batch])
+            return compute(model.network, shared, model.on_device, has_grid_positions=grid)
 
     def _generate(self, batch: list[_Row]) -> None:
         """Generate the texts of a batch by transformers: of each row one, or several beams."""
