@@ -170,8 +170,8 @@ def served(*options: str) -> Iterator[str]:
 def measure(num_images: int, num_rounds: int, delay_s: float) -> dict[str, Any]:
     """Run in turns against a server that works and one that fails, then against fast ones."""
     seconds: dict[str, list[float]] = {"undisturbed": [], "with_faults": []}
-    cpu_ms: dict[str, list[float]] = {"undisturbed": [], "with_faults": []}
     fast: dict[str, list[float]] = {"at_once": [], "through_link": []}
+    cpu_ms: dict[str, list[float]] = {kind: [] for kind in (*seconds, *fast)}
     few = num_images // 10
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name) / "images"
@@ -188,8 +188,12 @@ def measure(num_images: int, num_rounds: int, delay_s: float) -> dict[str, Any]:
                 cpu_ms[kind].append(1000 * (cpu_all - cpu_few) / (num_images - few))
             for kind, seconds_fast in fast.items():
                 link = ["--bytes-per-s", str(LINK_BYTES_PER_S)] if kind == "through_link" else []
+                out = Path(name) / f"{kind}-{number}"
                 with served("--delay-s", "0", *link) as url:
-                    seconds_fast.append(run(folder, Path(name) / f"{kind}-{number}.jsonl", url, num_images)[0])
+                    _, cpu_few = run(folder, out.with_suffix(".few.jsonl"), url, few)
+                    run_s, cpu_all = run(folder, out.with_suffix(".jsonl"), url, num_images)
+                seconds_fast.append(run_s)
+                cpu_ms[kind].append(1000 * (cpu_all - cpu_few) / (num_images - few))
     rates = {kind: num_images / statistics.median(values) for kind, values in fast.items()}
     median_s = {kind: statistics.median(values) for kind, values in seconds.items()}
     return {
