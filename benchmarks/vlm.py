@@ -126,9 +126,9 @@ def draw_images(num_images: int) -> list[Pixels]:
 def vary_lengths(model: Vlm, images: Sequence[Pixels], prompt: str, *, longest: int) -> None:
     """Let texts end after different numbers of tokens, as captions do: random weights repeat themselves for ever.
 
-    One token of some of the texts, each further on, becomes an end of all texts. Where a text only repeats itself from
-    there on, there is none: long texts then have nearly all the same length.
+    One token of some of the texts, each further on, becomes an end of all texts.
     """
+    model.network.generation_config.eos_token_id = [2]
     inputs = model.prompter.inputs(images, [model.prompter.write(prompt, None)] * len(images))
     with torch.inference_mode():
         output = model.network.generate(**inputs, max_new_tokens=longest, do_sample=False)

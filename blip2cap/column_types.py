@@ -123,9 +123,11 @@ class _Regions:
         if not isinstance(value, (list, tuple)):
             raise TypeError(f"expected a list, got {value!r}")
         for each in value:
+            if not isinstance(each, dict) or set(each) != {"label", "box"}:
+                raise ValueError(f"expected a label and a box, got {each!r}")
             STRING.check(each["label"])
-            if set(each) != {"label", "box"} or len(each["box"]) != 4:
-                raise ValueError(f"expected a label and a box of four numbers, got {each!r}")
+            if not isinstance(each["box"], (list, tuple)) or len(each["box"]) != 4:
+                raise ValueError(f"expected a box of four numbers, got {each['box']!r}")
             for number in each["box"]:
                 FLOAT.check(number)
 
@@ -133,11 +135,8 @@ class _Regions:
         return list(value)
 
     def from_json(self, value: Any) -> Any:
-        if not isinstance(value, (list, tuple)):
-            raise TypeError(f"expected a list, got {value!r}")
-        regions = tuple(each | {"box": [FLOAT.from_json(number) for number in each["box"]]} for each in value)
-        self.check(regions)
-        return regions
+        self.check(value)
+        return tuple(value)
 
     def arrow(self) -> pa.DataType:
         import pyarrow as pa

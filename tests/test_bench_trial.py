@@ -10,6 +10,7 @@ import pytest
 from torch import nn
 
 from blip2cap.bench.trial import try_once
+from blip2cap.errors import ModelError
 from blip2cap.models.checkpoint import find
 from blip2cap.models.vlm.load import load
 from blip2cap.models.vlm.model import Vlm
@@ -30,6 +31,7 @@ def num_weights(module: nn.Module) -> int:
 
 @pytest.mark.parametrize("model", ["llava"], indirect=True)
 def test_each_phase_has_the_products_of_its_layers(model: Vlm) -> None:
+    model.network.generation_config.num_beams = 3  # that of the command counts
     trial = try_once(model, PIXELS, "what is it?")
     parts, head = model.network.model, model.network.lm_head.weight.numel()
     layers = num_weights(parts.language_model)
@@ -68,3 +70,10 @@ def test_work_grows_with_texts_tokens_and_beams_but_the_image_is_computed_once(m
     assert many["steps"].num_reads == 12
     assert (many["vision"], many["prefill"]) == (one["vision"], one["prefill"])
     assert trial.work(num_texts=1, new_tokens=1, num_beams=1)["steps"].flops == 0
+    assert many.kv_bytes == one["prefill"].state_bytes + 2 * 3 * trial.token_bytes
+
+
+@pytest.mark.parametrize("model", ["llava"], indirect=True)
+def test_an_image_that_the_model_does_not_take_is_said(model: Vlm) -> None:
+    with pytest.raises(ModelError, match=r'does not take an image of 56 x 56 pixels with the prompt "it it'):
+        try_once(model, PIXELS, "it " * 3000)

@@ -153,12 +153,19 @@ def test_a_prompt_that_does_not_fit_beside_running_texts_waits_for_them(
     assert len([new for _, new in calls if new > 1]) == 2
 
 
-def test_a_text_that_does_not_fit_the_memory_fails_alone(
+def test_a_text_that_does_not_fit_the_memory_fails_alone_and_as_many_as_before_run_on(
     llava: Vlm, images: list[Pixels], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     watch_network(llava, monkeypatch, lambda rows, new: new < 30)
     options = GenerateOptions(max_new_tokens=4, temperature=1.0, num_captions=2)
-    good, bad = llava.generate(images, ask("it", "it is " * 30), options, capacity=4)
+    session = llava.start_texts(options, capacity=4)
+    tickets = session.add(images, ask("it", "it is " * 30))
+    results: dict[int, Any] = {}
+    while session.num_pending:
+        results.update(session.advance())
+    results.update(session.advance())
+    good, bad = (results[ticket] for ticket in tickets)
+    assert session.capacity == 4
     assert isinstance(good, list)
     assert len(good) == 2
     assert isinstance(bad, ImageError)
@@ -259,7 +266,8 @@ def test_an_image_is_computed_once_for_all_its_questions_with_the_same_texts(
     monkeypatch.setattr(model.prompter, "inputs", watch)
     assert model.generate(images[:2], prompts, SHORT, capacity=9) == alone
     assert num_made == [2]
-    assert model.generate(images[:2], prompts, GenerateOptions(max_new_tokens=4, num_beams=2), capacity=9)
+    beams = model.generate(images[:2], prompts, GenerateOptions(max_new_tokens=4, num_beams=2), capacity=9)
+    assert all(isinstance(result, list) for result in beams)
     assert num_made == [2, 9]  # not for beams
     sampled = GenerateOptions(max_new_tokens=4, temperature=1.0, num_captions=3)
     assert len({str(each) for each in model.generate(images[:1], prompts[:1], sampled)[0]}) == 3  # type: ignore[union-attr]

@@ -13,16 +13,18 @@ from typing import Any
 from blip2cap.bench import report
 from blip2cap.bench.budget import Budget, duration
 from blip2cap.bench.images import copy_small, draw_images, link
-from blip2cap.bench.limit import count_work, find_limit
+from blip2cap.bench.limit import count_work, find_limit, try_model
 from blip2cap.bench.machine import decoding_rate, describe, matrix_rate, memory_rate, num_cores
 from blip2cap.bench.options import IMAGE_SIZE, BenchOptions
 from blip2cap.bench.page import counted
 from blip2cap.bench.programs import PLAIN, ProgramError, run_peer
 from blip2cap.bench.stages import PASS_S, Loaded, Measured, choose_count, measure, median, run_once, sweep
-from blip2cap.errors import InputError, ModelError
+from blip2cap.bench.trial import Trial
+from blip2cap.errors import InputError, ModelError, UsageError
 from blip2cap.models.blip2 import quantize
 from blip2cap.models.device import choose_device, choose_dtype
 from blip2cap.models.registry import FAMILIES
+from blip2cap.models.vlm.model import Vlm
 from blip2cap.records import ImageRef
 
 BATCH_SIZES = (1, 16, 64)
@@ -58,6 +60,8 @@ class Benchmark:
         self.options = options
         self.say = say
         self.loaded = loaded or Loaded(options.model)
+        self.trial: Trial | None = None
+        """Of a model whose work depends on the image."""
 
     def run(self) -> dict[str, Any]:
         """Measure everything; return the results, ready for JSON."""
@@ -83,6 +87,11 @@ class Benchmark:
             self.say(f"in full, this would take about {duration(expected_s)}; it is cut short {self.budget.why}")
         self.say(f"loading {checkpoint.name} ...")
         self.loaded.model.check(options.generate)
+        if options.baseline and isinstance(self.loaded.model, Vlm) and self.loaded.model.prompter.form == "text":
+            raise UsageError(
+                f"--baseline: the chat template of {checkpoint.name} takes plain texts and places the image itself, "
+                "which the plain script does not do. Leave it out."
+            )
         load_s = self.loaded.load_s
         with TemporaryDirectory(prefix="blip2cap-bench-") as name:
             folder = Path(name)
@@ -91,7 +100,7 @@ class Benchmark:
             flops_per_s = max(flops_per_s, matrix_rate(device, dtype, kind))
             bytes_per_s = max(bytes_per_s, memory_rate(device))
             limit = find_limit(
-                self.loaded, options, measured, folder / _SMALL, flops_per_s=flops_per_s, bytes_per_s=bytes_per_s
+                self.loaded, options, measured, self.trial, flops_per_s=flops_per_s, bytes_per_s=bytes_per_s
             )
             facts: dict[str, Any] = {
                 "created": datetime.now(UTC).isoformat(timespec="seconds"),
@@ -152,6 +161,7 @@ class Benchmark:
         small = folder / _SMALL
         small.mkdir()
         copies = copy_small(good[:_MOST_COPIES], small, form, options.decode)
+        self.trial = try_model(self.loaded, options, small)
         chosen, image_s = choose_count(self.loaded, options, copies, folder)
         spare_s = self.budget.left_s * (_SHARED if options.baseline or options.sweep else _ALONE)
         wanted = min(options.num_images or chosen, len(options.refs or ()) or sys.maxsize)
@@ -236,6 +246,7 @@ class Benchmark:
     def _plain_options(self, folder: Path, batch_size: int, num_images: int) -> dict[str, Any]:
         options, checkpoint = self.options, self.loaded.checkpoint
         random_weights = options.model.random_weights
+        max_pixels = FAMILIES[checkpoint.family].max_pixels(options.model)
         return {
             "images": folder,
             "model": checkpoint.name if random_weights else checkpoint.folder,
@@ -249,4 +260,4 @@ class Benchmark:
             "min_new_tokens": options.generate.min_new_tokens,
             "num_beams": options.generate.num_beams,
             "question": options.questions or (),
-        }
+        } | ({} if max_pixels is None else {"max_pixels": max_pixels})

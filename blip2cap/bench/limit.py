@@ -9,7 +9,7 @@ from blip2cap.bench.images import middle_image
 from blip2cap.bench.options import BenchOptions
 from blip2cap.bench.report import Limit
 from blip2cap.bench.stages import Loaded, Measured, median
-from blip2cap.bench.trial import try_once
+from blip2cap.bench.trial import Trial, try_once
 from blip2cap.bench.work import Work, count
 from blip2cap.models.registry import FAMILIES
 from blip2cap.models.vlm.model import Vlm
@@ -42,29 +42,39 @@ def count_work(
     )
 
 
+def try_model(loaded: Loaded, options: BenchOptions, copies: Path) -> Trial | None:
+    """Try a model whose work depends on the image with the middle one by size, of a folder of images in its form.
+
+    Returns None for other models. Raises ModelError if it does not take that image.
+    """
+    model = loaded.model
+    return try_once(model, middle_image(copies), _prompts(loaded, options)[0]) if isinstance(model, Vlm) else None
+
+
+def _prompts(loaded: Loaded, options: BenchOptions) -> list[str]:
+    """Return the prompts about an image."""
+    task = options.task.for_checkpoint(loaded.checkpoint, FAMILIES[loaded.checkpoint.family])
+    ref = ImageRef(path=_ANY_NAME, name=_ANY_NAME)
+    return [task.prompt(ref, label) for label in task.labels]
+
+
 def find_limit(
     loaded: Loaded,
     options: BenchOptions,
     measured: Measured,
-    copies: Path,
+    trial: Trial | None,
     *,
     flops_per_s: float,
     bytes_per_s: float,
 ) -> Limit:
-    """Count the work of texts as long as those that were generated, at the batch sizes that they had.
-
-    The folder `copies` has the images in the model's form: of a model whose work depends on them, that of the middle
-    one by size is counted, by a trial.
-    """
-    model, whole, checkpoint = loaded.model, median(measured.whole), loaded.checkpoint
+    """Count the work of texts as long as those that were generated, at the batch sizes that they had."""
+    model, whole = loaded.model, median(measured.whole)
     new_tokens = whole.num_tokens / max(1, whole.num_rows_ok)
-    task = options.task.for_checkpoint(checkpoint, FAMILIES[checkpoint.family])
-    ref = ImageRef(path=_ANY_NAME, name=_ANY_NAME)
-    prompts = [task.prompt(ref, label) for label in task.labels]
+    prompts = _prompts(loaded, options)
     num_texts = max(1, min(whole.texts_at_once, whole.num_rows_ok))
     if isinstance(model, Vlm):
+        assert trial is not None
         num_images = min(num_texts, whole.num_images)  # it makes batches of its own, of similar images
-        trial = try_once(model, middle_image(copies), prompts[0])
         work = trial.work(num_texts=len(prompts), new_tokens=new_tokens, num_beams=options.generate.num_beams)
     else:
         num_images = max(1, min(whole.images_at_once, whole.num_images))

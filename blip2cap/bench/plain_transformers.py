@@ -26,6 +26,7 @@ from transformers import (
 )
 
 from blip2cap.bench.peer import Peer, batches, choose_device, make_prompts, parser, run
+from blip2cap.decode.resized import convert_within
 from blip2cap.models.blip2.random_weights import build, stand_in_tokenizer
 from blip2cap.models.checkpoint import TINY, find
 from blip2cap.models.vlm import load as vlm
@@ -35,7 +36,9 @@ from blip2cap.options import ModelOptions
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Caption a folder, or ask about it; print the times as a JSON object."""
-    return run("plain_transformers", parser(__doc__).parse_args(argv), start)
+    options = parser(__doc__)
+    options.add_argument("--max-pixels", type=int, metavar="N", help="make larger images smaller first")
+    return run("plain_transformers", options.parse_args(argv), start)
 
 
 def start(arguments: argparse.Namespace) -> Peer:
@@ -44,7 +47,7 @@ def start(arguments: argparse.Namespace) -> Peer:
     processor, model = load(arguments, device, dtype)
 
     def generate(prompt: str, batch: Sequence[Path]) -> list[str]:
-        images = [Image.open(path).convert("RGB") for path in batch]
+        images = [open_image(path, arguments.max_pixels) for path in batch]
         inputs = prepare(processor, model.config.model_type, images, prompt).to(device, dtype)
         output = model.generate(
             **inputs,
@@ -63,6 +66,12 @@ def start(arguments: argparse.Namespace) -> Peer:
         return [text for prompt in prompts for batch in batches(paths, size) for text in generate(prompt, batch)]
 
     return Peer(generate=generate_all, device=device, dtype=dtype)
+
+
+def open_image(path: Path, max_pixels: int | None) -> Image.Image:
+    """Open an image, for a processor that makes more tokens of a larger one within `max_pixels`."""
+    image = Image.open(path)
+    return image.convert("RGB") if max_pixels is None else Image.fromarray(convert_within(image, max_pixels).content)
 
 
 def prepare(processor: Any, model_type: str, images: Sequence[Image.Image], prompt: str) -> Any:

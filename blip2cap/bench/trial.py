@@ -2,7 +2,7 @@
 
 Counted are the layers that are called: two operations for each weight of a matrix product and each of its inputs, and
 the bytes of the weights. Attention is not counted, and the tokens of an image are computed once for all its texts, as
-far as a program may do that; so no program can pass the limit.
+far as a program may do that. So only a program whose images are smaller than the one that is tried can pass the limit.
 """
 
 from __future__ import annotations
@@ -17,7 +17,12 @@ from torch import nn
 
 from blip2cap.bench.work import Phase, Work
 from blip2cap.decode.image import Pixels
+from blip2cap.errors import ModelError
+from blip2cap.generate_options import GenerateOptions
+from blip2cap.models.blip2.sampling import generation_config
+from blip2cap.models.device import memory_errors
 from blip2cap.models.vlm.model import Vlm
+from blip2cap.models.vlm.prompts import PROCESSOR_ERRORS
 
 _LANGUAGE = ("language_model", "text_model")
 """Names that the classes of transformers have for the language model."""
@@ -41,6 +46,8 @@ class Trial:
     step: Phase
     """One decode step of one text."""
     head_flops: float
+    token_bytes: float
+    """Bytes of the keys and values of one more token."""
 
     def work(self, *, num_texts: int, new_tokens: float, num_beams: int) -> Work:
         """Return the work on an image with `num_texts` texts of `new_tokens` tokens, end token included."""
@@ -54,21 +61,31 @@ class Trial:
         return Work(
             phases=(self.vision, self.prefill, steps),
             head_flops=self.head_flops * (1 + num_beams * num_steps),
-            kv_bytes=self.prefill.state_bytes,
+            kv_bytes=self.prefill.state_bytes + num_beams * max(0.0, new_tokens - 2) * self.token_bytes,
         )
 
 
 @torch.inference_mode()
 def try_once(model: Vlm, pixels_HWC: Pixels, prompt: str) -> Trial:
-    """Count the work of a text of two tokens about an image. Raises ValueError if the model does not take them."""
-    inputs = model.prompter.inputs([pixels_HWC], [model.prompter.write(prompt, None)])
-    inputs = {name: model.on_device(value) for name, value in inputs.items()}
+    """Count the work of a text of two tokens about an image. Raises ModelError if the model does not take them."""
     network = model.network
     head = network.get_output_embeddings()
-    with _counting(network, head) as counts:
-        output = network.generate(
-            **inputs, max_new_tokens=2, min_new_tokens=2, do_sample=False, return_dict_in_generate=True
-        )
+    options = GenerateOptions(max_new_tokens=2, min_new_tokens=2)
+    config = generation_config(network.generation_config, options)
+    config.return_dict_in_generate = True
+    try:
+        with model.current(), memory_errors(), _counting(network, head) as counts:
+            inputs = model.prompter.inputs([pixels_HWC], [model.prompter.write(prompt, None)])
+            model.check_length(inputs["input_ids"].shape[1], options)
+            inputs = {name: model.on_device(value) for name, value in inputs.items()}
+            output = network.generate(**inputs, generation_config=config)
+    except (*PROCESSOR_ERRORS, MemoryError) as error:
+        raise ModelError(
+            f"--model {model.checkpoint.name}: does not take an image of {pixels_HWC.shape[1]} x {pixels_HWC.shape[0]} "
+            f'pixels with the prompt "{prompt}": {error}'
+        ) from error
+    cache = getattr(output.past_key_values, "self_attention_cache", output.past_key_values)
+    token_bytes = _cache_bytes(cache) / cache.get_seq_length()
     state_bytes = _cache_bytes(output.past_key_values)
     head_flops = 2.0 * head.weight.numel()
     return Trial(
@@ -76,6 +93,7 @@ def try_once(model: Vlm, pixels_HWC: Pixels, prompt: str) -> Trial:
         prefill=_phase("prefill", counts["prefill"], state_bytes),
         step=_phase("steps", counts["step"], state_bytes),
         head_flops=head_flops,
+        token_bytes=token_bytes,
     )
 
 

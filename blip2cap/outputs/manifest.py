@@ -32,6 +32,7 @@ _FLAGS = {
     "captions": "the content of --captions",
     "texts": "the texts",
     "shape": "the shape of the vectors",
+    "regions": "the column of regions",
 }
 USE_ANOTHER = "Use another --out."
 UNFINISHED, FINISHED = "unfinished", "finished"

@@ -34,7 +34,7 @@ class GuardedSession:
     Every text of an image is judged. Samples are independent: a faulty one is replaced by the second try of the same
     number. Beams come from one search: the better of the two lists is kept whole.
 
-    Prompts that wait for a second try count as pending, so their number never exceeds the capacity.
+    Prompts that wait for a second try count as pending, so their number never exceeds what the first session takes.
     """
 
     def __init__(self, open_session: Callable[[GenerateOptions], Session], options: GenerateOptions) -> None:

@@ -5,7 +5,9 @@ from __future__ import annotations
 import re
 from typing import Any
 
-_LABEL_AND_PLACES = re.compile(r"([^<]*)((?:<loc_\d+>)+)")
+_LABEL_AND_PLACES = re.compile(r"(.*?)((?:<loc_\d+>)+)", re.DOTALL)
+_POLYGONS = re.compile(r"[^<>]*(<poly>.*?(</poly>|$))+", re.DOTALL)
+"""A label with its polygons; the last may be cut off."""
 _PLACE = re.compile(r"<loc_(\d+)>")
 _NUM_PLACES = 1000
 """Number of places along each side of the image."""
@@ -16,12 +18,12 @@ _WITH_CORNERS = "<OCR_WITH_REGION>"
 def find_regions(text: str, prompt: str, *, width: int, height: int) -> tuple[dict[str, Any], ...]:
     """Return the regions of a text: `label`, and `box`, left, top, right and bottom in pixels.
 
-    A label with several boxes makes several regions; one whose places were cut off makes none. Of four corners, the box
-    encloses all.
+    A label with several boxes makes several regions; one whose places were cut off makes none, nor do polygons. Of four
+    corners, the box encloses all.
     """
     size = 8 if prompt.startswith(_WITH_CORNERS) else 4
     regions = []
-    for label, places in _LABEL_AND_PLACES.findall(text):
+    for label, places in _LABEL_AND_PLACES.findall(_POLYGONS.sub("", text)):
         numbers = [int(place) for place in _PLACE.findall(places)]
         for at in range(0, len(numbers) - size + 1, size):
             # The middle of a place, as the model's own processor has it.

@@ -37,9 +37,10 @@ class Prompter:
         self.image_tokens = {str(name) for name in names if name}
         """Names of the token that stands for an image."""
         self.special_tokens = set() if family.takes_special_tokens else {*self.tokenizer.all_special_tokens}
-        self._form: Literal["parts", "text"] = "parts"
+        self.form: Literal["parts", "text"] = "parts"
+        """Form of the turns that the chat template takes."""
         if family.has_chat:
-            self._form = self._choose_form(checkpoint)
+            self.form = self._choose_form(checkpoint)
 
     def _choose_form(self, checkpoint: Checkpoint) -> Literal["parts", "text"]:
         """Return the form of turns that the chat template takes: a list of parts, or, in some, a plain text.
@@ -48,13 +49,13 @@ class Prompter:
         form a prompt has its text and one image.
         """
         forms: tuple[Literal["parts", "text"], ...] = ("parts", "text")
-        for self._form in forms:
+        for self.form in forms:
             try:
                 written = self.write(_PROBE, None)
             except PROCESSOR_ERRORS:
                 continue
             if _PROBE in written and "'type'" not in written and self._num_images(written) == 1:
-                return self._form
+                return self.form
         raise ModelError(
             f"--model {checkpoint.name}: its chat template writes no prompt with one image. Expected the template of "
             f"this model. {HINT}"
@@ -91,7 +92,7 @@ class Prompter:
         return whole
 
     def _content(self, text: str, *, with_image: bool = False) -> str | list[dict[str, str]]:
-        if self._form == "text":
+        if self.form == "text":
             return text
         return [*([{"type": "image"}] if with_image else []), {"type": "text", "text": text}]
 

@@ -62,7 +62,8 @@ class VlmSession(Session):
 
     def __init__(self, model: Vlm, options: GenerateOptions, *, capacity: int | None) -> None:
         self.model, self.options = model, options
-        self._capacity = capacity or (_ON_CPU if model.on_cpu else _ON_GPU)
+        self._capacity = self._asked = capacity or (_ON_CPU if model.on_cpu else _ON_GPU)
+        """Largest number of texts at once, and that before memory was too small."""
         self._rolling: RollingBatch[_Row] | None = None
         """None: transformers generates the texts."""
         if model.keeps_cache and options.num_beams == 1 and not unusual_settings(model.network.generation_config):
@@ -260,6 +261,8 @@ class VlmSession(Session):
             self._deliver(row, texts[number * num_each : (number + 1) * num_each])
 
     def _fail(self, row: _Row, failure: ImageError) -> None:
+        """Give a text up. One that does not fit alone says nothing about others: as many as at first may run again."""
+        self._capacity = self._asked
         if row.ticket not in self._failed:  # one result, even if several samples fail
             self._failed.add(row.ticket)
             self._samples.pop(row.ticket, None)
