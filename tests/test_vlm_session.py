@@ -252,6 +252,7 @@ def test_an_image_is_computed_once_for_all_its_questions_with_the_same_texts(
     vlm_checkpoints: Callable[[str], Path], images: list[Pixels], kind: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     model = make_in_memory(kind) if kind in KINDS_IN_MEMORY else load_kind(vlm_checkpoints, kind)
+    images = [images[0], images[1][:16]]  # of different sizes, as some families count positions by these
     questions = ("what is it?", "how many words are there in this image?", "what colour?", "what colour is it in here?")
     prompts = [Prompt(image=at, text=text, name="") for text in questions for at in range(2)]
     prompts.append(Prompt(image=0, text="it?", name=""))  # the first prompts of the two have different lengths
