@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import resource
 import shutil
 import signal
 import subprocess
@@ -25,6 +24,7 @@ from tests import crashing
 from tests.archives import make_tar
 from tests.buckets import s3_server
 from tests.commands import TINY, draw_scenes, finish, invoke, names_below, read_rows, start, wait_until
+from tests.full_disk import files_of_at_most
 from tests.test_layers import HEAVY, imported_by
 
 SMALL = (*TINY, "--part-size", "2")
@@ -338,12 +338,8 @@ def test_a_full_disk_ends_with_6_and_the_run_goes_on(scenes: Path, finished: Pat
     command = ("caption", scenes, *SMALL, "-o", "captions/")
     shutil.copytree(finished / ".blip2cap", here / "captions" / ".blip2cap")  # there is room for the plan
     largest = max(map(len, contents(finished).values()))
-    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (largest - 1, limits[1]))
-    try:
+    with files_of_at_most(largest - 1):
         result = invoke(*command)
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
     assert result.exit_code == 6
     assert "cannot be used: File too large. Existing parts are safe." in result.stderr
     assert len(contents(here / "captions")) < 3

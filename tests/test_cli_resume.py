@@ -3,7 +3,6 @@ from __future__ import annotations
 import fcntl
 import json
 import os
-import resource
 import shutil
 import signal
 from pathlib import Path
@@ -11,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from tests.commands import TINY, draw_scenes, finish, invoke, names_below, num_lines, read_rows, start, wait_until
+from tests.full_disk import files_of_at_most
 
 OUT = "captions.jsonl"
 
@@ -243,12 +243,8 @@ def test_rows_without_a_manifest_are_refused(scenes: Path, half: Path, flags: li
 def test_a_full_disk_ends_with_6_keeps_whole_rows_and_the_run_goes_on(scenes: Path, finished: Path, here: Path) -> None:
     command = ("caption", scenes, *TINY, "--batch-size", "2")
     size = os.path.getsize(finished / OUT)
-    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (size - 1, limits[1]))
-    try:
+    with files_of_at_most(size - 1):
         result = invoke(*command)
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
     assert result.exit_code == 6
     assert f"{OUT} cannot be written: File too large. Its rows so far are safe" in result.stderr
     safe = names(here / OUT)

@@ -12,8 +12,8 @@ from safetensors.torch import load_file
 
 from blip2cap.tiny.scenes import draw
 from tests.commands import invoke, start
+from tests.full_disk import files_of_at_most
 from tests.test_layers import imported_by
-from tests.test_outputs_disk import files_no_longer_than
 
 QUICK = ("--epochs", "2", "--batch-size", "3", "--num-workers", "0", "--log-every", "1", "--device", "cpu")
 QUICK_VAL = (*QUICK, "--val", "val.json", "--num-samples", "1")
@@ -230,7 +230,7 @@ def test_a_full_disk_is_an_error_and_the_same_command_goes_on_to_the_same_model(
     options = ("--train", "lora", *QUICK)
     assert train("caption", "-o", "unbroken", *options).exit_code == 0
     for num_bytes, name in ((50_000, "RUN/checkpoints/step-000002"), (2_000_000, "RUN")):
-        with files_no_longer_than(num_bytes):
+        with files_of_at_most(num_bytes):
             done = train("caption", "-o", "RUN", *options)
         assert done.exit_code == 6
         assert done.stderr.splitlines()[-1].startswith(f"blip2cap: {name} cannot be written: ")

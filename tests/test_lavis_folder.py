@@ -5,7 +5,6 @@ from __future__ import annotations
 import fcntl
 import json
 import os
-import resource
 from collections.abc import Callable
 from pathlib import Path
 
@@ -15,6 +14,7 @@ import torch
 from blip2cap.errors import OutputError, OutputGoneError, OutputLockedError, OutputRefusedError
 from blip2cap.lavis.folder import write_folder
 from tests.files import Killed, Killing
+from tests.full_disk import files_of_at_most
 from tests.lavis import read_network
 
 TENSORS = {name: torch.full((100,), float(number)) for number, name in enumerate("abcde")}
@@ -108,11 +108,6 @@ def test_existing_files_are_never_replaced(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("largest", [1, 1000])
 def test_a_full_disk_is_an_output_error_and_leaves_nothing(largest: int, tmp_path: Path) -> None:
-    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (largest, limits[1]))
-    try:
-        with pytest.raises(OutputError, match=r"out: cannot be written: .*File too large"):
-            write_folder(tmp_path / "out", TENSORS, SETTINGS)
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    with files_of_at_most(largest), pytest.raises(OutputError, match=r"out: cannot be written: .*File too large"):
+        write_folder(tmp_path / "out", TENSORS, SETTINGS)
     assert [*tmp_path.iterdir()] == []

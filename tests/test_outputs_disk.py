@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import resource
 import shutil
 import subprocess
 from collections import Counter
@@ -17,21 +16,11 @@ from blip2cap.errors import OutputError
 from blip2cap.outputs.files import OS_FILES
 from blip2cap.records import ImageRef
 from tests.commands import TINY, invoke, names_below
+from tests.full_disk import files_of_at_most
 from tests.outputs import KINDS, REFS, names_in, rows_of, run
 
 MANY = [ImageRef(path=f"/{number}.jpg", name=f"{number}.jpg") for number in range(400)]
 NOBODY = 65534
-
-
-@contextmanager
-def files_no_longer_than(length: int) -> Iterator[None]:
-    """Limit the length of the files that this process can write."""
-    before = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (length, before[1]))
-    try:
-        yield
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, before)
 
 
 def check_once(path: Path, refs: list[ImageRef], safe: list[str]) -> None:
@@ -59,7 +48,7 @@ def test_a_disk_that_is_full_ends_the_run_and_the_next_goes_on(small_disk: Path,
 
 def test_a_disk_that_is_full_when_rows_become_a_parquet_file_keeps_the_journal(scenes: Path, here: Path) -> None:
     command = ("caption", scenes, *TINY, "-o", "captions.parquet")
-    with files_no_longer_than(4000):
+    with files_of_at_most(4000):
         result = invoke(*command)
     assert result.exit_code == 6
     assert "captions.parquet cannot be written: File too large. Its rows are safe in captions.parquet.jsonl" in (

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import errno
 import os
-import resource
 import signal
 import subprocess
 import sys
@@ -19,6 +18,7 @@ from blip2cap.errors import OutputError, UsageError
 from blip2cap.outputs.parts.bucket import RemoteStore
 from blip2cap.outputs.parts.store import LocalStore, Store, open_store, temporary
 from tests.buckets import s3_server
+from tests.full_disk import files_of_at_most
 
 NAME = "part-00000.parquet"
 
@@ -175,13 +175,9 @@ def test_new_files_have_the_rights_that_the_user_wants(tmp_path: Path) -> None:
 def test_a_full_disk_is_an_output_error_and_leaves_nothing(tmp_path: Path) -> None:
     store = LocalStore(str(tmp_path / "c"))
     store.prepare()
-    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (1000, limits[1]))
-    try:
-        with pytest.raises(OutputError, match=r"cannot be used: File too large\. Existing parts are safe"):
-            store.create(NAME, bytes(5000))
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    refused = pytest.raises(OutputError, match=r"cannot be used: File too large\. Existing parts are safe")
+    with files_of_at_most(1000), refused:
+        store.create(NAME, bytes(5000))
     assert store.names() == {".blip2cap"}
     assert list(store.scratch.iterdir()) == []
 

@@ -20,7 +20,7 @@ from blip2cap.train.plot import plot_losses
 from blip2cap.train.run_folder import RunFolder
 from blip2cap.train.write_errors import write_errors
 from tests.files import ERRORS, Counting, Failing
-from tests.test_outputs_disk import files_no_longer_than
+from tests.full_disk import files_of_at_most
 from tests.test_train_trainer import difference, fit, rows
 from tests.trainee_fakes import FakeData, FakeTrainee
 
@@ -43,7 +43,7 @@ def fit_on_a_disk_that_fills(folder: Path, num_bytes: int, *, from_step: int) ->
             nonlocal step
             step += 1
             if step == from_step:
-                stack.enter_context(files_no_longer_than(num_bytes))
+                stack.enter_context(files_of_at_most(num_bytes))
 
         fit(folder, val=FakeData(7), at_step=fill)
 
@@ -118,7 +118,7 @@ def test_a_file_of_torch_may_be_cut_at_any_byte(tmp_path: Path) -> None:
     state = {"a": TENSOR, "b": TENSOR[:9]}
     torch.save(state, tmp_path / "file")
     for num_bytes in range(0, (tmp_path / "file").stat().st_size, 50):
-        with files_no_longer_than(num_bytes), pytest.raises(OutputError, match=REMEDY), write_errors(tmp_path / "file"):
+        with files_of_at_most(num_bytes), pytest.raises(OutputError, match=REMEDY), write_errors(tmp_path / "file"):
             torch.save(state, tmp_path / "file")
 
 
@@ -133,7 +133,7 @@ def test_a_file_of_torch_may_be_cut_at_any_byte(tmp_path: Path) -> None:
     ],
 )
 def test_errors_of_every_writer_are_one(tmp_path: Path, write: Callable[[Path], None], reason: str) -> None:
-    with files_no_longer_than(100), pytest.raises(OutputError) as caught, write_errors(tmp_path / "file"):
+    with files_of_at_most(100), pytest.raises(OutputError) as caught, write_errors(tmp_path / "file"):
         write(tmp_path / "file")
     assert str(caught.value).startswith(f"{tmp_path / 'file'} cannot be written: {reason}. {REMEDY}")
 
@@ -157,7 +157,7 @@ def test_every_other_file_of_a_training_may_not_fit(tmp_path: Path, write: Calla
     if name == "metrics.jsonl":
         RowFile(tmp_path / "run" / name).add({"step": 1, "text": "x" * 100})
     before = {path.name: path.read_bytes() for path in (tmp_path / "run").iterdir()}
-    with files_no_longer_than(100), pytest.raises(OutputError) as caught:
+    with files_of_at_most(100), pytest.raises(OutputError) as caught:
         write(tmp_path / "run")
     assert str(caught.value).startswith(f"{tmp_path / 'run' / name} cannot be written: File too large. {REMEDY}")
     assert {path.name: path.read_bytes() for path in (tmp_path / "run").iterdir()} == before
