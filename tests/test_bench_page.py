@@ -45,7 +45,7 @@ def facts_of(bound_by: str, *, device: str = "cpu", quantize: str | None = None,
             "stages": [{"stage": "vision", "ms": 1.0}, {"stage": "step", "ms": settings.pop("step_ms", 0.5)}],
         },
         "settings": defaults | settings,
-        "model": {"device": device, "quantize": quantize},
+        "model": {"device": device, "quantize": quantize, "family": "opt"},
         "machine": {"num_cores": 4, "num_gpus": 0},
     }
 

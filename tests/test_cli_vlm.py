@@ -11,6 +11,7 @@ import pytest
 from PIL import Image
 
 from blip2cap.bench import benchmark
+from blip2cap.bench.page import advice
 from blip2cap.captioner import Captioner
 from blip2cap.generate_options import GenerateOptions
 from tests.commands import invoke, names_below, read_rows
@@ -88,6 +89,8 @@ def test_the_benchmark_counts_the_work_by_a_trial(
     assert facts["work"]["gflop"] > 0
     assert {"prepare", "generate"} <= {stage["stage"] for stage in facts["figures"]["stages"]}
     assert 0 < facts["figures"]["share_of_limit"] < 1
+    facts["figures"]["bound_by"] = "model"
+    assert "int8-dynamic" not in advice(facts)
     assert "at most 10 min" in result.stderr
     result = invoke("bench", "-m", "openai:x")
     assert result.exit_code == 2

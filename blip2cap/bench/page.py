@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from blip2cap.bench.budget import duration
+from blip2cap.models.vlm.families import VLM_FAMILIES
 
 Facts = Mapping[str, Any]
 
@@ -86,7 +87,8 @@ def advice(facts: Facts) -> str:
             if model["device"] != "cpu":
                 tips.append("a smaller model, or several GPUs (--workers)")
             else:
-                tips += [] if model["quantize"] else ["--quantize int8-dynamic"]
+                if not model["quantize"] and model["family"] not in VLM_FAMILIES:
+                    tips.append("--quantize int8-dynamic")
                 tips.append("a GPU")
     return "; ".join(tips)
 
