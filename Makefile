@@ -34,10 +34,10 @@ test-fast: $(VENV)/.ready  ## Without those that take seconds.
 test-long: $(VENV)/.ready  ## Those that take longer: kill loops, races, training, more models and searches.
 	$(BIN)/python -m pytest $(PARALLEL) -m long
 
-test-oldest: .venv-oldest/.ready  ## All tests with the lowest versions that pyproject.toml allows, but for torch (see TORCH).
+test-oldest: .venv-oldest/.ready  ## The tests of `make test` with the lowest versions that pyproject.toml allows, but for torch (see TORCH).
 	.venv-oldest/bin/python -m pytest $(PARALLEL)
 
-test-newest: .venv-newest/.ready  ## All tests with the newest versions that there are, but for torch (see TORCH).
+test-newest: .venv-newest/.ready  ## The tests of `make test` with the newest versions that there are, but for torch (see TORCH).
 	.venv-newest/bin/python -m pytest $(PARALLEL)
 
 mutate: $(VENV)/.ready  ## Break engine, outputs and decoding line by line; list what no test notices (ONLY="blip2cap.engine.flow*"; hours for all).

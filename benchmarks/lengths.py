@@ -34,11 +34,6 @@ class GivenLengths(Greedy):
         self.read()
         return [slot for slot, text in enumerate(self.texts) if len(text.ids) >= text.start.seed]
 
-    def results(self, slot: int) -> list[list[int]]:
-        """Return the ids of a slot's text."""
-        text = self.texts[slot]
-        return [text.ids[: text.start.seed]]
-
 
 def spread() -> list[int]:
     """Return lengths evenly between the shortest and the longest, mixed; their mean is that of the two."""

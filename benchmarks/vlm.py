@@ -23,6 +23,7 @@ import transformers
 from PIL import Image
 from transformers import AutoConfig, AutoModelForImageTextToText, CLIPImageProcessorPil, LlavaProcessor
 
+from blip2cap.bench.plain_transformers import prepare
 from blip2cap.decode.image import Pixels
 from blip2cap.generate_options import GenerateOptions
 from blip2cap.models.checkpoint import find
@@ -80,29 +81,11 @@ def plain(
     model: Vlm, images: Sequence[Pixels], prompts: Sequence[Prompt], options: GenerateOptions, size: int
 ) -> list[Any]:
     """Generate with the classes of transformers as documented, in batches in the order of the prompts."""
-    processor, texts = model.prompter.processor, []
-    settings = {"padding": True, "padding_side": "left"}
+    texts = []
     for at in range(0, len(prompts), size):
-        turns = [
-            [
-                {
-                    "role": "user",
-                    "content": [
-                        {"type": "image", "image": Image.fromarray(images[prompt.image])},
-                        {"type": "text", "text": prompt.text},
-                    ],
-                }
-            ]
-            for prompt in prompts[at : at + size]
-        ]
-        inputs = processor.apply_chat_template(
-            turns,
-            tokenize=True,
-            add_generation_prompt=True,
-            return_dict=True,
-            return_tensors="pt",
-            processor_kwargs=settings,
-        )
+        batch = prompts[at : at + size]
+        pictures = [Image.fromarray(images[prompt.image]) for prompt in batch]
+        inputs = prepare(model.prompter.processor, "llava", pictures, [prompt.text for prompt in batch])
         with torch.inference_mode():
             output = model.network.generate(**inputs, max_new_tokens=options.max_new_tokens, do_sample=False)
         texts += [model.read_text(ids).text for ids in output[:, inputs["input_ids"].shape[1] :].tolist()]

@@ -20,11 +20,10 @@ from typing import Any
 
 from blip2cap.bench.programs import peak_rss_mb
 from blip2cap.cli import app
+from blip2cap.errors import SOME_FAILED
 from blip2cap.models.checkpoint import Checkpoint
 from blip2cap.outputs.journal import JournalSink
 from blip2cap.rows import Row
-
-_SOME_FAILED = 3
 
 
 class NoTexts:
@@ -91,7 +90,7 @@ def main() -> None:
         try:
             app()
         except SystemExit as ended:
-            if ended.code not in (0, _SOME_FAILED):  # nothing to do, or all failed, as they should
+            if ended.code not in (0, SOME_FAILED):  # nothing to do, or all failed, as they should
                 raise
     facts = {"cpu_s": round(time.process_time(), 2), "peak_mb": peak_rss_mb()}
     if "first_row" in times:

@@ -35,7 +35,7 @@ class Chat:
         family.check_task("chat", model.checkpoint)
         family.check_system(options, model.checkpoint)
         if options.num_captions > 1:
-            raise UsageError(f"num_captions={options.num_captions}: a conversation goes on from one answer. Give 1.")
+            raise UsageError(f"num_captions={options.num_captions}: a conversation continues from one answer. Give 1.")
         self.model, self.options = cast(TextModel, model), options  # as it can chat
         self.model.check(options)
         self.turns: list[Turn] = []

@@ -80,79 +80,73 @@ class _Scalar:
 
 
 @dataclass(frozen=True, slots=True)
-class _Strings:
+class _List:
+    """A list, in JSON and in Arrow; its elements are those of a subclass."""
+
+    num_bytes: int
+    empty: Sequence[Any] = ()
+
+    def check(self, value: Any) -> None:
+        if not isinstance(value, (list, tuple)):
+            raise TypeError(f"expected a list, got {value!r}")
+        for each in value:
+            self._check_element(each)
+
+    def to_json(self, value: Any) -> Any:
+        return list(value)
+
+    def from_json(self, value: Any) -> Any:
+        self.check(value)
+        return tuple(value)
+
+    def arrow(self) -> pa.DataType:
+        import pyarrow as pa
+
+        return pa.list_(pa.field("element", self._arrow_element(), nullable=False))
+
+    def to_arrow(self, values: Sequence[Any]) -> pa.Array:
+        import pyarrow as pa
+
+        return pa.array(values, self.arrow())
+
+    def _check_element(self, value: Any) -> None:
+        raise NotImplementedError
+
+    def _arrow_element(self) -> pa.DataType:
+        raise NotImplementedError
+
+
+class _Strings(_List):
     """A list of strings."""
 
-    empty: Sequence[str] = ()
+    __slots__ = ()
 
-    def check(self, value: Any) -> None:
-        if not isinstance(value, (list, tuple)):
-            raise TypeError(f"expected a list, got {value!r}")
-        for each in value:
-            STRING.check(each)
+    def _check_element(self, value: Any) -> None:
+        STRING.check(value)
 
-    def to_json(self, value: Any) -> Any:
-        return list(value)
-
-    def from_json(self, value: Any) -> Any:
-        self.check(value)
-        return tuple(value)
-
-    def arrow(self) -> pa.DataType:
-        import pyarrow as pa
-
-        return pa.list_(pa.field("element", pa.string(), nullable=False))
-
-    @property
-    def num_bytes(self) -> int:
-        return 200
-
-    def to_arrow(self, values: Sequence[Any]) -> pa.Array:
-        import pyarrow as pa
-
-        return pa.array(values, self.arrow())
+    def _arrow_element(self) -> pa.DataType:
+        return STRING.arrow()
 
 
-@dataclass(frozen=True, slots=True)
-class _Regions:
+class _Regions(_List):
     """A list of parts of an image: `label`, and `box`, left, top, right and bottom in pixels."""
 
-    empty: Sequence[dict[str, Any]] = ()
+    __slots__ = ()
 
-    def check(self, value: Any) -> None:
-        if not isinstance(value, (list, tuple)):
-            raise TypeError(f"expected a list, got {value!r}")
-        for each in value:
-            if not isinstance(each, dict) or set(each) != {"label", "box"}:
-                raise ValueError(f"expected a label and a box, got {each!r}")
-            STRING.check(each["label"])
-            if not isinstance(each["box"], (list, tuple)) or len(each["box"]) != 4:
-                raise ValueError(f"expected a box of four numbers, got {each['box']!r}")
-            for number in each["box"]:
-                FLOAT.check(number)
+    def _check_element(self, value: Any) -> None:
+        if not isinstance(value, dict) or set(value) != {"label", "box"}:
+            raise ValueError(f"expected a label and a box, got {value!r}")
+        STRING.check(value["label"])
+        if not isinstance(value["box"], (list, tuple)) or len(value["box"]) != 4:
+            raise ValueError(f"expected a box of four numbers, got {value['box']!r}")
+        for number in value["box"]:
+            FLOAT.check(number)
 
-    def to_json(self, value: Any) -> Any:
-        return list(value)
-
-    def from_json(self, value: Any) -> Any:
-        self.check(value)
-        return tuple(value)
-
-    def arrow(self) -> pa.DataType:
+    def _arrow_element(self) -> pa.DataType:
         import pyarrow as pa
 
-        box = pa.list_(pa.field("element", pa.float64(), nullable=False))
-        region = pa.struct([pa.field("label", pa.string(), nullable=False), pa.field("box", box, nullable=False)])
-        return pa.list_(pa.field("element", region, nullable=False))
-
-    @property
-    def num_bytes(self) -> int:
-        return 1000
-
-    def to_arrow(self, values: Sequence[Any]) -> pa.Array:
-        import pyarrow as pa
-
-        return pa.array(values, self.arrow())
+        box = pa.list_(pa.field("element", FLOAT.arrow(), nullable=False))
+        return pa.struct([pa.field("label", STRING.arrow(), nullable=False), pa.field("box", box, nullable=False)])
 
 
 @dataclass(frozen=True, slots=True)
@@ -240,5 +234,5 @@ def python_values(array: pa.Array) -> Sequence[Any]:
 STRING = _Scalar(str, "string", "")
 INTEGER = _Scalar(int, "int64", 0)
 FLOAT = _Scalar(float, "float64", 0.0)
-STRINGS = _Strings()
-REGIONS = _Regions()
+STRINGS = _Strings(num_bytes=200)
+REGIONS = _Regions(num_bytes=1000)

@@ -34,7 +34,7 @@ MAX_PIXELS = 1024 * 1024
 """Number of pixels of an image for models that take any size, unless --max-pixels is given. Of a 1920 x 1080 picture
 1365 x 768 are left, about 1,000 tokens of Qwen3-VL instead of 2,000."""
 _QUICK_S = 0.25
-"""Longest time, in seconds, that a row waits for its batch to fill."""
+"""Batches that take less time, in seconds, are doubled without a measurement."""
 
 
 class Kind(Enum):

@@ -9,11 +9,12 @@ import pytest
 import torch
 
 from blip2cap import __version__
-from blip2cap.bench.machine import decoding_rate, describe, matrix_rate, memory_rate, num_cores, synchroniser
+from blip2cap.bench.machine import decoding_rate, describe, matrix_rate, memory_rate, synchroniser
 from blip2cap.decode.inputs import SquareInput
 from blip2cap.options import DecodeOptions, SourceOptions
 from blip2cap.records import ImageRef
 from blip2cap.source.inputs import Source
+from blip2cap.workers.devices import num_cores
 
 CPU = torch.device("cpu")
 

@@ -115,7 +115,7 @@ def test_a_model_that_answers_no_questions_is_refused(image: Path) -> None:
 
 
 def test_several_answers_are_refused(captioner: Captioner, image: Path) -> None:
-    with pytest.raises(UsageError, match="goes on from one answer"):
+    with pytest.raises(UsageError, match="continues from one answer"):
         captioner.chat(image, options=GenerateOptions(num_beams=2, num_captions=2))
 
 

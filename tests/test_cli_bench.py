@@ -110,6 +110,7 @@ def test_a_model_without_memory_for_any_image_is_an_error(bench: Bench, monkeypa
     assert "none of 3 images went through the model" in result.stderr
 
 
+@pytest.mark.long
 def test_inputs_are_taken_and_bad_ones_counted(bench: Bench, scenes: Path, here: Path) -> None:
     (here / "bad.jpg").write_bytes(b"no image")
     result = bench(scenes, "bad.jpg", *TINY, *BATCH, "--limit", "6", "--repeat", "1", "--json")
@@ -145,6 +146,7 @@ def test_a_quantised_model_reads_less(bench: Bench) -> None:
     assert bytes_only["work"]["gflop"] == pytest.approx(whole["work"]["gflop"], rel=0.2)
 
 
+@pytest.mark.long
 def test_an_estimate_is_made_from_the_rate_of_this_run(bench: Bench) -> None:
     facts = json.loads(bench(*SMALL, *BATCH, "--estimate", "2_000_000", "--json").stdout)
     estimate = facts["estimate"]

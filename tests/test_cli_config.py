@@ -2,9 +2,12 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
+import typer.main
 
+from blip2cap.cli import app
 from tests.commands import invoke, names_below, read_rows
 
 
@@ -101,6 +104,13 @@ def test_a_wrong_file_is_refused_with_the_reason(scenes: Path, here: Path, conte
     assert (result.exit_code, result.stdout) == (2, "")
     assert message in result.stderr
     assert "\x1b" not in result.stderr
+
+
+def test_a_file_may_have_a_table_for_every_command(scenes: Path, here: Path) -> None:
+    group: Any = typer.main.get_command(app)
+    tables = "".join(f"[{name}]\nnothing = 1\n" for name in group.commands if name != "caption")
+    assert "[check-data]" in tables
+    assert plan(scenes, *config(here, tables + "[caption]\nlimit = 2"))["images"] == 2
 
 
 def test_a_file_that_is_missing_or_not_text_is_refused(scenes: Path, here: Path) -> None:

@@ -182,6 +182,25 @@ def test_captions_are_scored_without_references_by_a_matching_model(
     assert json.loads(result.stdout)["captions"] == 2
 
 
+def test_rows_without_a_caption_are_left_out_and_counted(captions: str, here: Path, model: tuple[str, str]) -> None:
+    lines = (here / captions).read_text().splitlines(keepends=True)
+    failed = json.dumps(json.loads(lines[1]) | {"status": "failed", "error": "corrupt", "text": ""}) + "\n"
+    (here / captions).write_text(lines[0] + failed + lines[2])
+    facts = json.loads(invoke("evaluate", captions, "--itm", *model, "--json").stdout)
+    assert facts["captions"] == 2
+    assert facts["notes"] == ["left out: captions.jsonl: 1 of 3 rows, which have failed"]
+    (here / captions).write_text(failed)
+    refused = invoke("evaluate", captions, "--itm", *model)
+    assert (refused.exit_code, "all of its rows have failed, there is no caption" in refused.stderr) == (2, True)
+
+
+def test_rows_from_standard_input_have_a_sheet(captions: str, here: Path) -> None:
+    given = (here / captions).read_bytes()
+    made = invoke("evaluate", "-", "--references", "lavis.json", "--images", "images", "--html", "x.html", stdin=given)
+    assert made.exit_code == 0, made.stderr
+    assert "b.png" in (here / "x.html").read_text()
+
+
 def test_images_are_found_where_images_says_and_their_absence_is_an_error(
     captions: str, here: Path, model: tuple[str, str]
 ) -> None:

@@ -223,10 +223,10 @@ def test_the_advice_for_a_damaged_part_is_about_parts(here: Path) -> None:
     result = invoke("export", "captions", "--to", "jsonl", "-o", "o.jsonl")
     assert result.exit_code == 5
     assert "captions/part-00000.parquet:2: not a row of blip2cap" in result.stderr
-    assert "if it was one, restore it from a copy. A part can be made again: move it" in result.stderr
+    assert "if it was one, restore it from a copy. A part can be rebuilt: move it" in result.stderr
     part.write_bytes(part.read_bytes()[:-20])
     result = invoke("export", "captions", "--to", "jsonl", "-o", "o.jsonl")
-    assert (result.exit_code, "A part can be made again: move it" in result.stderr) == (5, True)
+    assert (result.exit_code, "A part can be rebuilt: move it" in result.stderr) == (5, True)
     assert not (here / "o.jsonl").exists()
 
 

@@ -62,6 +62,7 @@ def test_queries_come_from_arguments_and_from_standard_input(find: Callable[...,
     assert find("-", "-k", "1", stdin=b"a boat on the sea\na yellow tree\n") == asked
 
 
+@pytest.mark.long
 def test_hostile_queries_reach_no_terminal_and_no_page_raw(made: Path, here: Path) -> None:
     texts = [name.decode("utf-8", "replace").replace("\n", " ") for name in hostile_names() if len(name) < 40][::8]
     lines = "\n".join([*texts, *MARKUP]).encode()

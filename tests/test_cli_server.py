@@ -166,6 +166,7 @@ def test_options_that_a_server_does_not_take_are_refused(options, words, serve, 
     assert not (here / "captions.jsonl.run.json").exists()
 
 
+@pytest.mark.long
 def test_a_run_imports_no_torch(serve, pictures, here):
     server = serve()
     command = ("-m", "blip2cap", "caption", str(pictures), *server.options)

@@ -346,7 +346,7 @@ def test_a_captioner_works_again_after_a_server_that_asked_to_wait_a_day(serve, 
     assert captioner.caption([pictures / "000.png"]) == [text_of((pictures / "000.png").read_bytes())]
 
 
-@pytest.mark.parametrize("is_away", [True, False])
+@pytest.mark.parametrize("is_away", [True, pytest.param(False, marks=pytest.mark.long)])
 def test_a_signal_ends_a_run_whose_server_is_away_or_slow(is_away, serve, here, monkeypatch):
     noise(here / "noise", 60)
     server = serve(lambda asked: Reply(silent=True) if not asked.is_trial and asked.number >= 8 else Reply())

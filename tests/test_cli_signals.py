@@ -181,7 +181,9 @@ def test_a_signal_while_the_model_loads_ends_the_run_at_once_and_leaves_nothing(
 
 
 def test_a_second_signal_kills_at_once_and_the_file_stays_valid(zygote: Zygote, pictures: Path, here: Path) -> None:
-    process = zygote.start(*RUN, cwd=here, stub=Stub(slow_after=3, encode_s=100))
+    process = zygote.start(*RUN, cwd=here, stub=Stub(slow_after=3, encode_s=100, log=str(here / "encoded")))
+    slow_begins = 8  # the fourth batch: a signal before it would end the run at once
+    wait_for(lambda: num_lines(here / "encoded") >= slow_begins, zygote, process)
     wait_for(lambda: num_lines(here / "captions.jsonl") >= 6, zygote, process)
     os.kill(process, signal.SIGTERM)
     wait_for(lambda: "Stopping" in said(), zygote, process)

@@ -4,12 +4,14 @@ import json
 import os
 import shlex
 import signal
+import socket
 import sys
 from pathlib import Path
 
 import pytest
 from safetensors.torch import load_file
 
+from blip2cap.cli.train import TerminalListener
 from blip2cap.tiny.scenes import draw
 from tests.commands import invoke, start
 from tests.full_disk import files_of_at_most
@@ -93,6 +95,23 @@ def test_other_tasks_make_models_too(data, task, model, use):
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize(
+    ("task", "metric", "name"), [("caption", "cider", "cider"), ("vqa", "exact-match", "exact_match")]
+)
+def test_texts_may_choose_the_best_checkpoint(data, task, metric, name):
+    end = "-vqa.json" if task == "vqa" else ".json"
+    options = (*QUICK, "--val", f"val{end}", "--best-by", metric)
+    done = train(task, "-o", "RUN", *options, "--json", data=f"train{end}")
+    assert done.exit_code == 0, done.stderr
+    rows = [json.loads(line) for line in (data / "RUN/metrics.jsonl").read_text().splitlines()]
+    values = {row["step"]: row[f"val_{name}"] for row in rows if "val_loss" in row}
+    assert len(values) == 2
+    facts = json.loads(done.stdout)
+    assert facts[f"best_val_{name}"] == pytest.approx(max(values.values()), abs=1e-5)
+    assert values[facts["chosen_step"]] == max(values.values())
+
+
+@pytest.mark.slow
 def test_a_finished_run_of_adapters_alone_is_finished_too(data):
     arguments = ("-o", "RUN", *QUICK, "--train", "lora", "--no-merge")
     assert train("caption", *arguments).exit_code == 0
@@ -102,6 +121,26 @@ def test_a_finished_run_of_adapters_alone_is_finished_too(data):
 
 
 @pytest.mark.slow
+def test_an_image_that_is_gone_ends_the_training_with_one_line_that_names_it(data, monkeypatch):
+    begin = TerminalListener.begin
+
+    def lose_images(self, num_steps, done):
+        for path in (data / "imgs").iterdir():
+            path.unlink()
+        begin(self, num_steps, done)
+
+    monkeypatch.setattr(TerminalListener, "begin", lose_images)
+    lost = train("caption", "-o", "RUN", *QUICK, "--num-workers", "1")
+    assert (lost.exit_code, "Traceback" in lost.stderr) == (2, False)
+    last = lost.stderr.splitlines()[-1]
+    assert last.startswith("blip2cap: train.json[")
+    assert last.endswith(
+        ".png: vanished: no such file. All images could be read before the first step. Restore it, then "
+        "start the same command again: it continues."
+    )
+
+
+@pytest.mark.long
 def test_mixed_precision_makes_samples_and_a_model(data):
     done = train("caption", "-o", "RUN", *QUICK_VAL, "--dtype", "bfloat16", "--train", "lora")
     assert done.exit_code == 0, done.stderr
@@ -120,7 +159,7 @@ def test_a_dry_run_measures_a_batch_and_writes_nothing(data):
     assert files(data) == before
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_flags_override_a_recipe_which_overrides_defaults(data):
     (data / "my.toml").write_text('[model]\ntrain = ["vision"]\n[optim]\nlearning-rate = 2e-3\n[loop]\nepochs = 7\n')
     assert train("caption", "-o", "RUN", "--recipe", "my.toml", *QUICK).exit_code == 0
@@ -139,6 +178,11 @@ def test_flags_override_a_recipe_which_overrides_defaults(data):
         (("caption", "--data", "train.json"), "--out is missing: name the folder of the training, e.g. --out RUN."),
         (("caption", "-o", "RUN"), "--data is missing: name a file of images with their texts"),
         (("stage2", "--data", "d.json", "-o", "RUN", "--train", "llm"), "--train llm: not in stage2: "),
+        (("caption", "--data", "d.json", "-o", "RUN", "--best-by", "exact-match"), "is for vqa, not for caption."),
+        (
+            ("caption", "--data", "d.json", "-o", "RUN", "--best-by", "cider"),
+            "--best-by cider has no effect without --val",
+        ),
         (("caption", "--recipe", "nope"), "--recipe nope: no such file. Expected a TOML file, or one of coco-caption"),
     ],
 )
@@ -223,6 +267,28 @@ def test_a_signal_ends_a_training_with_a_checkpoint_and_the_command_that_continu
     assert lines[-1] == f"Stopped after step {steps} of 300. To continue: {command}"
     assert files(data / "RUN/checkpoints") == {f"step-{steps:06}"}
     assert "config.json" not in files(data / "RUN")
+
+
+@pytest.mark.long
+@pytest.mark.timeout(300)
+def test_a_signal_to_one_of_two_processes_ends_both_with_a_checkpoint(data):
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        launcher = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free.getsockname()[1])}
+    command = ("train", "caption", "--data", "train.json", "--images", "imgs", "-m", "tiny", "-o", "RUN")
+    options = ("--max-steps", "300", "--batch-size", "4", "--num-workers", "0", "--log-every", "1", "--device", "cpu")
+    main, other = (
+        start(*command, *options, cwd=data, env={**os.environ, **launcher, "RANK": rank, "LOCAL_RANK": rank})
+        for rank in ("0", "1")
+    )
+    assert main.stderr is not None
+    assert any(line.startswith(b"Train:") for line in main.stderr)
+    os.kill(other.pid, signal.SIGTERM)
+    stderr = main.communicate()[1].decode()
+    other.communicate()
+    assert (main.returncode, other.returncode) == (143, 143), stderr
+    steps = int(stderr.splitlines()[-1].removeprefix("Stopped after step ").split()[0])
+    assert files(data / "RUN/checkpoints") == {f"step-{steps:06}"}
 
 
 @pytest.mark.long

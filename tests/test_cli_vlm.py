@@ -117,7 +117,7 @@ def test_the_loop_guard_regenerates_texts_of_these_models_too(scenes: Path, here
     assert [row["status"] for row in read_rows(here / "captions.jsonl")] == ["ok"] * 5
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_workers_make_the_same_rows(scenes: Path, here: Path, model: tuple[str, ...]) -> None:
     assert invoke("caption", scenes, *model, "-o", "one.jsonl").exit_code == 0
     assert invoke("caption", scenes, *model, "-o", "two.jsonl", "--workers", "2").exit_code == 0

@@ -196,6 +196,7 @@ def test_a_worker_is_believed_only_the_shape_that_follows_from_the_size(
         isolate._sizes_within(ANSWER | answer, MAX_PIXELS, 1_000_000)
 
 
+@pytest.mark.long
 def test_a_worker_that_was_taken_over_is_not_believed(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(isolate, "PROGRAM", crashing.PROGRAM)
     monkeypatch.setattr(isolate, "_LEAST_S", 0.2)

@@ -248,10 +248,8 @@ def browse(*arguments: str, profile: Path) -> subprocess.CompletedProcess[str]:
     )
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize(
-    ("width", "dark"), [(500, True), pytest.param(1200, False, marks=pytest.mark.long)]
-)  # Chromium has no narrower window than 500
+@pytest.mark.long
+@pytest.mark.parametrize(("width", "dark"), [(500, True), (1200, False)])  # Chromium has no narrower window than 500
 def test_a_browser_shows_the_grid_in_light_and_dark_and_runs_nothing(
     pictures: Path, tmp_path_factory: pytest.TempPathFactory, width: int, dark: bool
 ) -> None:

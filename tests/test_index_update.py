@@ -314,7 +314,7 @@ def test_vectors_and_codes_that_are_missing_or_truncated_are_made_again_without_
             (inner / name).unlink()
         else:
             (inner / name).write_bytes({"cut": content[:-1], "other": b"PK\3\4", "empty": b""}[damage])
-        with pytest.raises(OutputRefusedError, match=rf"{name} is damaged: .*made again"):
+        with pytest.raises(OutputRefusedError, match=rf"{name} is damaged: .*rebuilt"):
             Index.open(tmp_path / "index")
         embedder = FakeEmbedder()
         update(tmp_path / "index", images, embedder=embedder)

@@ -573,7 +573,7 @@ def test_a_store_that_overwrites_although_told_not_to_is_found_out(store: LocalS
         planned(Careless(store.url), images)
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_memory_for_a_plan_does_not_grow_with_the_inputs(store: LocalStore) -> None:
     def refs(count: int) -> Iterator[ImageRef]:
         return (ImageRef(path=f"/data/{number:09}.jpg", name=f"{number:09}.jpg") for number in range(count))

@@ -19,7 +19,8 @@ PACKAGE = Path(blip2cap.__file__).parent
 
 LAYERS = (
     ("cli",),
-    ("train", "evaluate", "lavis"),
+    ("train",),
+    ("evaluate", "lavis"),
     ("captioner", "matcher", "image_index", "bench"),
     ("index", "scale"),
     ("chat",),

@@ -11,11 +11,14 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from blip2cap.errors import ModelError, UsageError
+from blip2cap.errors import Blip2CapError, ModelError, UsageError
+from blip2cap.lavis.base import find_base
 from blip2cap.models.blip2.model import NETWORK_CLASSES
 from blip2cap.models.checkpoint import find
 from blip2cap.models.loading import read_network
 from blip2cap.options import ModelOptions
+from blip2cap.train.options.model import TuneOptions
+from tests.training import read_base
 
 QUERY = "language_model.model.decoder.layers.0.self_attn.q_proj.weight"
 STEM = f"base_model.model.{QUERY.removesuffix('.weight')}"
@@ -40,6 +43,26 @@ def adapter(checkpoints: Callable[[str], Path], tmp_path: Path) -> Path:
     }
     save_file(tensors, tmp_path / "adapter_model.safetensors")
     return tmp_path
+
+
+@pytest.mark.parametrize(
+    ("use", "message"),
+    [
+        (
+            lambda name: find_base(ModelOptions(name=name), say=print, quiet=True),
+            "an adapter. Give the model that LAVIS",
+        ),
+        (
+            lambda name: read_base(name, tune=TuneOptions(train=("lora",), no_merge=True)),
+            "is an adapter itself, and the new one would be for the model with it. Leave no_merge out",
+        ),
+    ],
+)
+def test_an_adapter_is_refused_where_its_model_would_be_used_without_it(
+    adapter: Path, use: Callable[[str], object], message: str
+) -> None:
+    with pytest.raises(Blip2CapError, match=message):
+        use(str(adapter))
 
 
 def change(folder: Path, **settings: Any) -> None:

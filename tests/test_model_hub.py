@@ -101,7 +101,10 @@ def test_a_download_that_was_killed_continues_where_it_was(hub: FakeHub, cache: 
     leave_half(cache)
     blob(cache).with_suffix(".0a1b2c3d.incomplete").touch()  # of another program, which would not use it again
     (said,) = fetch()
-    assert f"{(SIZE - SIZE // 2) / 1e6:.1f} MB ({SIZE // 2 / 1e6:.1f} MB of {SIZE / 1e6:.1f} MB are there)" in said
+    assert (
+        f"{(SIZE - SIZE // 2) / 1e6:.1f} MB ({SIZE // 2 / 1e6:.1f} MB of {SIZE / 1e6:.1f} MB already downloaded)"
+        in said
+    )
     assert hub.downloads() == [f"model.safetensors bytes={SIZE // 2}-"]
     assert blob(cache).read_bytes() == WEIGHTS
     assert incomplete(cache) == []

@@ -381,7 +381,7 @@ def test_a_node_that_cannot_work_beside_others_is_tried_three_times_and_named() 
     actors.starts = starts
     schedule(actors, 30, heard=heard)
     assert actors.num_started == 4
-    assert heard.lines.count("n has none. The run goes on without it.") == 3
+    assert heard.lines.count("n has none. The run continues without it.") == 3
     assert "3 actors in a row could not start: from now on, one is tried every 60 s" in heard.lines
 
 

@@ -310,6 +310,7 @@ def test_a_sparse_member_is_not_made_whole(name):
     assert peak < 12
 
 
+@pytest.mark.long
 def test_memory_does_not_grow_with_the_number_of_members():
     write("x.tar", b"".join(member(f"{number}.txt") for number in range(4_000)) + 2 * ZEROS)
     images = source("x.tar").stream()

@@ -92,6 +92,14 @@ def test_images_that_cannot_be_read_are_errors_of_every_example_with_them(here, 
     assert left.shares[0].num_examples == 1
 
 
+def test_an_image_in_an_archive_is_an_error_that_says_how_to_extract_it(here, pictures):
+    report = examine(here, captions("a.png", "shard.tar#b.png"))[1]
+    assert report.train[0].reason == "missing image"
+    assert report.train[0].detail.endswith(
+        "`blip2cap export ROWS --to imagefolder --out DIR` copies images out of archives"
+    )
+
+
 def test_no_example_left_is_an_error(here, pictures):
     data, report = examine(here, captions("none.png"))
     with pytest.raises(InputError, match="no example is left"):
@@ -201,6 +209,16 @@ def test_ids_that_disagree_with_names_are_errors_if_most_agree(here, pictures):
     for number, row in enumerate(rows):
         row["image_id"] = 1000 + number  # ids of something else
     assert examine(here, rows)[1].num_errors == 0
+
+
+def test_ids_of_a_mixed_set_are_its_own(here, pictures):
+    names = [f"{letter}.png" for letter in "abcdefghijkl"]
+    draw(pictures, *names[3:])
+    rows = [each | {"image_id": number} for number, each in enumerate(captions(*names[:10]))]
+    other = save(
+        here / "other.json", [each | {"image_id": number} for number, each in enumerate(captions(*names[10:]))]
+    )
+    assert examine(here, rows, mix=(f"{other}:0.5",))[1].num_errors == 0
 
 
 def test_an_id_of_two_images_is_an_error_if_most_have_one(here, pictures):

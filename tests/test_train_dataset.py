@@ -1,5 +1,6 @@
 """Samples of an epoch: mixed by weight, drawn by share, decoded as a run does; the same in any process."""
 
+import contextlib
 from collections import Counter
 
 import numpy as np
@@ -9,7 +10,8 @@ from PIL import Image
 from torch.utils.data import DataLoader
 
 from blip2cap.decode.image import decode
-from blip2cap.errors import InputError
+from blip2cap.decode.read import read
+from blip2cap.errors import ImageError, InputError
 from blip2cap.models.blip2.resize import choose_resizer
 from blip2cap.options import DecodeOptions
 from blip2cap.train.data.dataset import TrainDataset
@@ -131,6 +133,22 @@ def test_processes_that_outlive_an_epoch_see_the_next_one(photo):
 def test_an_image_that_cannot_be_read_is_an_error_that_names_it_and_the_next_step(tmp_path):
     broken = tmp_path / "broken.png"
     broken.write_bytes(b"\x89PNG\r\n")
-    loader = DataLoader(dataset(example(broken, "x")), num_workers=1, collate_fn=list)
-    with pytest.raises(InputError, match=r"train\.json:1: .*broken\.png: .*check-data"):
-        list(loader)
+    with pytest.raises(InputError, match=r"^train\.json:1: .*broken\.png: .*Restore it, then start the same command"):
+        dataset(example(broken, "x"))[0]
+
+
+@pytest.mark.parametrize(("num_failures", "is_read"), [(3, True), (4, False)])
+def test_an_error_of_the_disk_that_passes_costs_nothing(photo, monkeypatch, num_failures, is_read):
+    failures = iter([ImageError("unreadable", "Input/output error")] * num_failures)
+
+    def read_at_last(ref, options):
+        for failure in failures:
+            raise failure
+        return read(ref, options)
+
+    waits: list[float] = []
+    monkeypatch.setattr("blip2cap.train.data.dataset.read", read_at_last)
+    monkeypatch.setattr("blip2cap.train.data.dataset.time.sleep", waits.append)
+    with contextlib.nullcontext() if is_read else pytest.raises(InputError, match="unreadable: Input/output error"):
+        dataset(example(photo, "a flag"))[0]
+    assert waits == [1.0, 5.0, 20.0]

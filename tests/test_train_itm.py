@@ -101,6 +101,7 @@ def test_every_word_of_a_caption_is_one_token_after_cls() -> None:
     assert tokenizer.unk_token_id not in strange
 
 
+@pytest.mark.long
 def test_a_batch_is_a_function_of_its_epoch_also_from_stored_features(tmp_path: Path) -> None:
     first, other, stored = (batches(tmp_path / name) for name in ("one", "two", "one"))
     for a, b, c in zip(first, other, stored, strict=True):
@@ -109,6 +110,7 @@ def test_a_batch_is_a_function_of_its_epoch_also_from_stored_features(tmp_path: 
     assert not torch.equal(first[0]["image_BPD"], batches(tmp_path / "one", epoch=1)[0]["image_BPD"])
 
 
+@pytest.mark.long
 def test_steps_lower_every_loss_of_a_fixed_batch(tmp_path: Path) -> None:
     trainee, batch = TinyItmTrainee(new_base(1), seed=1), batches(tmp_path / "features")[0]
     optimiser = torch.optim.AdamW(trainee.trainable().values(), lr=1e-3)

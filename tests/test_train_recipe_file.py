@@ -45,6 +45,10 @@ def test_options_are_named_by_their_flags_without_the_empty_ones():
     assert "lora-targets" not in table
 
 
+TASKS = {"stage1": "stage1", "stage2": "stage2", "coco-caption": "caption", "vqa": "vqa"}
+"""Tasks of the recipes that are for one only."""
+
+
 @pytest.mark.parametrize("name", shipped_names())
 def test_a_shipped_recipe_has_options_of_the_command_in_their_sections(name):
     classes = {
@@ -53,7 +57,9 @@ def test_a_shipped_recipe_has_options_of_the_command_in_their_sections(name):
         "optim": (OptimOptions,),
         "loop": (LoopOptions,),
     }
-    for section, table in read_recipe(SHIPPED / f"{name}.toml").items():
+    recipe = read_recipe(SHIPPED / f"{name}.toml")
+    assert recipe.pop("task", None) == TASKS.get(name)
+    for section, table in recipe.items():
         known = {its_flag.long_name: field.name for each in classes[section] for field, its_flag in flags_of(each)}
         given = {key: value for key, value in table.items() if (section, key) != ("model", "model")}
         assert not given.keys() - known.keys()

@@ -132,6 +132,7 @@ def test_negatives_are_drawn_by_similarity_and_never_of_the_same_image() -> None
     assert torch.bincount(drawn, minlength=4).tolist() == pytest.approx([0, 2000, 1000, 0], abs=3)
 
 
+@pytest.mark.long
 def test_stage_1_learns(checkpoints: Callable[[str], Path]) -> None:
     trainee = make_trainee(checkpoints("matching"))
     batch = pair_batch(trainee.base)

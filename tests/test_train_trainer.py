@@ -9,6 +9,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -57,6 +58,7 @@ def fit(
     at_step: Callable[[], object] = lambda: None,
     asked_to_stop: Callable[[], bool] = lambda: False,
     heard: Heard | None = None,
+    score: Callable[[], dict[str, float]] | None = None,
 ) -> FakeTrainee:
     """Train the fake in a folder, or resume; `at_step` is called after each step."""
     folder.mkdir(exist_ok=True)
@@ -80,7 +82,7 @@ def fit(
         samples=RowFile(folder / "samples.jsonl"),
         sample=list,
         steps_per_epoch=plan.steps_per_epoch,
-        early_stop=loop.early_stop,
+        loop=loop,
         stopped=stopped,
     )
     trainer = BlipTrainer(
@@ -93,6 +95,7 @@ def fit(
         checkpoints=checkpoints,
         callbacks=[reporter],
         contrasts=False,
+        score=score,
     )
     done = checkpoints.steps()
     if done and arguments.process_index == 0:
@@ -149,7 +152,7 @@ def test_a_stopped_training_resumes_bit_for_bit(tmp_path, unbroken, stop_after):
     assert difference(resumed, unbroken[0]) == 0.0
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_a_killed_training_resumes_bit_for_bit_with_the_same_rows(tmp_path, unbroken):
     for kill_after in (1, 6, 4):  # counted from the last checkpoint: in an epoch, between two, in the next
         num_steps = iter(range(1, 100))
@@ -197,10 +200,15 @@ def test_two_processes_equal_one(tmp_path, monkeypatch):
     def train(rank, stop_after):
         monkeypatch.setenv("RANK", str(rank))
         monkeypatch.setenv("LOCAL_RANK", str(rank))
-        torch.save(
-            fit(tmp_path / "two", dropout=0.0, val=FakeData(7), stop_after=stop_after).state_dict(),
-            tmp_path / f"{rank}.pt",
-        )
+        heard = Heard()
+        settings: dict[str, Any] = {"stop_after": stop_after, "heard": heard}
+        if rank == 0:  # the other process is told
+            settings["score"] = lambda: {"cider": 0.5}
+        else:
+            settings["score"] = pytest.fail
+        trainee = fit(tmp_path / "two", dropout=0.0, val=FakeData(7), **settings)
+        assert heard.lines[0].startswith("begin 20 ")  # each process notes signals from here on
+        torch.save(trainee.state_dict(), tmp_path / f"{rank}.pt")
 
     for stop_after in (7, None):  # stopped within the second epoch, then resumed
         with socket.socket() as free:
@@ -235,6 +243,15 @@ def test_the_last_checkpoint_and_the_best_are_kept(tmp_path):
     assert difference(again, trainee) == 0.0
 
 
+def test_a_score_of_texts_may_choose_the_best_checkpoint_and_the_end(tmp_path):
+    scores = iter([0.1, 0.9, 0.2, 0.3, 0.4])
+    heard, loop = Heard(), replace(LOOP, epochs=9, best_by="cider", early_stop=2)
+    fit(tmp_path, loop, val=FakeData(7), heard=heard, score=lambda: {"cider": next(scores)})
+    assert [row["val_cider"] for row in rows(tmp_path) if "val_cider" in row] == [0.1, 0.9, 0.2, 0.3]
+    assert Checkpoints(tmp_path / "checkpoints").steps() == [10, 20]
+    assert heard.lines[-1] == "Early stop: 2 evaluations without a higher cider."
+
+
 def test_a_checkpoint_holds_only_what_trains(tmp_path):
     fit(tmp_path)
     assert sorted(load_file(tmp_path / "checkpoints/step-000020" / WEIGHTS)) == ["head.bias", "head.weight"]
@@ -261,9 +278,11 @@ def test_evaluations_without_gain_are_counted_from_the_first_of_the_lowest():
     def history(*losses: float) -> list[dict[str, float]]:
         return [{"loss": 1.0}, *({"eval_loss": loss} for loss in losses)]
 
-    assert num_without_gain(history()) == 0
-    assert num_without_gain(history(2.0, 1.0)) == 0
-    assert num_without_gain(history(1.0, 2.0, 1.0)) == 2
+    assert num_without_gain(history(), LOOP) == 0
+    assert num_without_gain(history(2.0, 1.0), LOOP) == 0
+    assert num_without_gain(history(1.0, 2.0, 1.0), LOOP) == 2
+    scores = [{"eval_loss": 0.0, "eval_exact_match": score} for score in (0.5, 0.9, 0.9, 0.1)]
+    assert num_without_gain(scores, replace(LOOP, best_by="exact-match")) == 2
 
 
 def test_a_loss_that_is_no_number_ends_the_training_before_a_checkpoint(tmp_path):

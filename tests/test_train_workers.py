@@ -64,7 +64,7 @@ def test_a_signal_to_a_process_that_decodes_is_nothing_to_it_and_the_loader_ends
     wait_for_the_end(workers)
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_all_loaders_of_a_training_have_such_processes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """For training and validation, and for the rest of an epoch that is resumed."""
     read = FakeData.__getitem__

@@ -58,6 +58,15 @@ def test_another_chat_template_is_another_checkpoint(folder: Path) -> None:
     assert find(options_of(folder)).commit != before
 
 
+def test_a_generation_config_that_only_transformers_knows_is_said(folder: Path) -> None:
+    options = options_of(folder)
+    assert load(find(options), options).fallback_reason == ""
+    path = folder / "generation_config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"suppress_tokens": [7]}))
+    reason = load(find(options), options).fallback_reason
+    assert reason == "the checkpoint's generation config sets suppress_tokens"
+
+
 @pytest.mark.parametrize("family", [name for name, each in VLM_FAMILIES.items() if each.packages])
 def test_a_package_that_the_processor_needs_is_named_with_its_extra(
     folder: Path, family: str, monkeypatch: pytest.MonkeyPatch

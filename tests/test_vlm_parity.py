@@ -81,6 +81,7 @@ def test_texts_equal_those_of_transformers_token_for_token(folder: Path, images:
     assert len({text for row in ours for text in row}) > len(PROMPTS), "texts that are all alike prove nothing"
 
 
+@pytest.mark.long
 def test_a_text_depends_neither_on_batch_size_nor_order_nor_neighbours(folder: Path, images: list[Pixels]) -> None:
     model, prompts = load_model(folder), all_prompts(images)
     for options in (OPTIONS["greedy"], GenerateOptions(temperature=1.5, top_k=50, num_captions=2, max_new_tokens=12)):

@@ -96,11 +96,12 @@ def test_a_worker_that_dies_is_replaced_and_no_row_is_missing(requests: list[Req
     assert "worker 1 (first) was ended by SIGABRT (Fatal Python error: Aborted); its images are given" in said
 
 
+@pytest.mark.long
 def test_one_that_dies_again_and_again_is_given_up(requests: list[Request], tmp_path: Path) -> None:
     run = Run(tmp_path, "good", "bad", good="slow", bad="raise")
     assert run.rows(requests) == expected(requests, tmp_path)
     assert any("failed: RuntimeError: an error of a driver" in line for line in run.said)
-    assert run.said[-1].endswith("after 2 that died too; the run goes on with 1")
+    assert run.said[-1].endswith("after 2 that died too; the run continues with 1")
 
 
 def test_without_a_worker_the_run_ends_with_what_was_seen(requests: list[Request], tmp_path: Path) -> None:
@@ -125,10 +126,11 @@ def test_a_model_that_cannot_be_loaded_ends_the_run(requests: list[Request], tmp
         Run(tmp_path, "bad", "good", bad="load").rows(requests)
 
 
+@pytest.mark.long
 def test_a_second_model_that_cannot_be_loaded_does_not(requests: list[Request], tmp_path: Path) -> None:
     run = Run(tmp_path, "good", "bad", good="slow", bad="load")
     assert run.rows(requests) == expected(requests, tmp_path)
-    assert run.said == ["worker 2 (bad) cannot load the model: no model on bad; the run goes on with 1"]
+    assert run.said == ["worker 2 (bad) cannot load the model: no model on bad; the run continues with 1"]
 
 
 def test_a_first_worker_that_only_dies_leaves_the_run_to_the_next(requests: list[Request], tmp_path: Path) -> None:
@@ -137,6 +139,7 @@ def test_a_first_worker_that_only_dies_leaves_the_run_to_the_next(requests: list
     assert run.used == {"good"}
 
 
+@pytest.mark.long
 def test_it_also_does_before_there_are_images(requests: list[Request], tmp_path: Path) -> None:
     run = Run(tmp_path, "bad", "good", bad="load crash")
     with closing(run.pool):

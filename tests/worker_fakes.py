@@ -12,9 +12,8 @@ from typing import Any
 from blip2cap.decode.image import Decoded, Pixels
 from blip2cap.decode.inputs import ImageDecoder, ImageInput, SquareInput
 from blip2cap.errors import ImageError, ModelError
-from blip2cap.generate_options import GenerateOptions
 from blip2cap.options import DecodeOptions
-from tests.fakes import FakeModel, FakeSession
+from tests.fakes import FakeModel
 
 BAD = b"ends the process that decodes it"
 """Bytes of such a file."""
@@ -71,10 +70,6 @@ class LoadedFake(FakeModel):
         except FileExistsError:
             return False
         return True
-
-    def start_texts(self, options: GenerateOptions, *, capacity: int | None) -> FakeSession:
-        """Open a session."""
-        return FakeSession(self, options, capacity or 16)
 
 
 @dataclass(frozen=True)

@@ -14,25 +14,25 @@ from blip2cap.bench import report
 from blip2cap.bench.budget import Budget, duration
 from blip2cap.bench.images import copy_small, draw_images, link
 from blip2cap.bench.limit import count_work, find_limit, try_model
-from blip2cap.bench.machine import decoding_rate, describe, matrix_rate, memory_rate, num_cores
+from blip2cap.bench.machine import decoding_rate, describe, matrix_rate, memory_rate
 from blip2cap.bench.options import IMAGE_SIZE, BenchOptions
 from blip2cap.bench.page import counted
 from blip2cap.bench.programs import PLAIN, ProgramError, run_peer
 from blip2cap.bench.stages import PASS_S, Loaded, Measured, choose_count, measure, median, run_once, sweep
 from blip2cap.bench.trial import Trial
 from blip2cap.errors import InputError, ModelError, UsageError
+from blip2cap.models.base import dtype_name
 from blip2cap.models.blip2 import quantize
 from blip2cap.models.device import choose_device, choose_dtype
 from blip2cap.models.registry import FAMILIES
 from blip2cap.models.vlm.model import Vlm
 from blip2cap.records import ImageRef
+from blip2cap.workers.devices import num_cores
 
 BATCH_SIZES = (1, 16, 64)
 """Of the plain script. The one that people copy takes one image at a time; we compare with the best of these."""
 _LEAST_IMAGES, _LEAST_BATCHES = 256, 8
 """The plain script gets at most this many images, or batches: its rate changes no more, and it is slow."""
-_SMALL = "small"
-"""Folder of the images in the model's form."""
 _SMALL_BYTES = 1e9
 """A model with fewer bytes stays loaded while the plain script runs."""
 FIRST_DRAWN = 256
@@ -76,12 +76,9 @@ class Benchmark:
         machine = describe(device)
         kind = options.model.quantize
         flops_per_s, bytes_per_s = matrix_rate(device, dtype, kind), memory_rate(device)
-        expected_s = None
-        if not family.any_image_size:
-            expected_s = self._expected_s(flops_per_s, bytes_per_s, dtype.itemsize)
-        if expected_s is None:
+        if family.any_image_size:
             self.say(f"this takes at most {options.max_minutes:g} min (--max-minutes)")
-        elif expected_s <= self.budget.left_s:
+        elif (expected_s := self._expected_s(flops_per_s, bytes_per_s, dtype.itemsize)) <= self.budget.left_s:
             self.say(f"this takes about {duration(expected_s)}, at most {options.max_minutes:g} min (--max-minutes)")
         else:
             self.say(f"in full, this would take about {duration(expected_s)}; it is cut short {self.budget.why}")
@@ -110,7 +107,7 @@ class Benchmark:
                     "name": checkpoint.name,
                     "commit": checkpoint.commit,
                     "family": checkpoint.family,
-                    "dtype": str(dtype).removeprefix("torch."),
+                    "dtype": dtype_name(dtype),
                     "quantize": kind,
                     "device": str(device),
                     "random_weights": options.model.random_weights,
@@ -158,7 +155,7 @@ class Benchmark:
         decoding, good = decoding_rate(found, form, options.decode)
         if not good:
             raise InputError(f"none of {len(found)} images can be decoded; `blip2cap caption` says why.")
-        small = folder / _SMALL
+        small = folder / "small"
         small.mkdir()
         copies = copy_small(good[:_MOST_COPIES], small, form, options.decode)
         self.trial = try_model(self.loaded, options, small)

@@ -1,4 +1,4 @@
-"""What the machine allows a model at best: the work of the texts that were generated, at the rates of the machine."""
+"""The speed limit of a model on this machine: the work of the texts that it generated, at the rates of the machine."""
 
 from __future__ import annotations
 

@@ -27,6 +27,7 @@ from blip2cap.models.blip2.linear_layers import pack
 from blip2cap.models.blip2.quantize import quantize
 from blip2cap.options import DecodeOptions
 from blip2cap.records import ImageRef
+from blip2cap.workers.devices import num_cores
 
 _PACKAGE = Path(blip2cap.__file__).resolve().parent
 SHAPES = ((1408, 6144), (6144, 1408), (4096, 4096))
@@ -91,14 +92,6 @@ def describe(device: torch.device, package: Path = _PACKAGE) -> Machine:
         versions=versions,
         commit=_commit(package),
     )
-
-
-def num_cores() -> int:
-    """Count the cores that this process may use."""
-    try:
-        return len(os.sched_getaffinity(0))
-    except AttributeError:  # macOS
-        return os.cpu_count() or 1
 
 
 @torch.inference_mode()

@@ -48,7 +48,7 @@ def start(arguments: argparse.Namespace) -> Peer:
 
     def generate(prompt: str, batch: Sequence[Path]) -> list[str]:
         images = [open_image(path, arguments.max_pixels) for path in batch]
-        inputs = prepare(processor, model.config.model_type, images, prompt).to(device, dtype)
+        inputs = prepare(processor, model.config.model_type, images, [prompt] * len(images)).to(device, dtype)
         output = model.generate(
             **inputs,
             max_new_tokens=arguments.max_new_tokens,
@@ -74,20 +74,19 @@ def open_image(path: Path, max_pixels: int | None) -> Image.Image:
     return image.convert("RGB") if max_pixels is None else Image.fromarray(convert_within(image, max_pixels).content)
 
 
-def prepare(processor: Any, model_type: str, images: Sequence[Image.Image], prompt: str) -> Any:
-    """Return the inputs of the model for images with one prompt, through the chat template if its family has one."""
+def prepare(processor: Any, model_type: str, images: Sequence[Image.Image], prompts: Sequence[str]) -> Any:
+    """Return the inputs of the model for images with a prompt each, through the chat template of its family if any."""
     family = VLM_FAMILIES.get(model_type)
     if family is None:
-        return processor(images=images, text=[prompt] * len(images), padding=True, return_tensors="pt")
+        return processor(images=images, text=list(prompts), padding=True, return_tensors="pt")
     if not family.has_chat:
-        inputs = processor(
-            images=images, text=[family.prefix + prompt] * len(images), padding=True, return_tensors="pt"
-        )
+        texts = [family.prefix + prompt for prompt in prompts]
+        inputs = processor(images=images, text=texts, padding=True, return_tensors="pt")
         inputs.pop("labels", None)
         return inputs
     turns = [
         [{"role": "user", "content": [{"type": "image", "image": image}, {"type": "text", "text": prompt}]}]
-        for image in images
+        for image, prompt in zip(images, prompts, strict=True)
     ]
     return processor.apply_chat_template(
         turns,

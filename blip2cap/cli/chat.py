@@ -9,9 +9,8 @@ from collections.abc import Callable, Iterator
 from dataclasses import replace
 from typing import TYPE_CHECKING, Annotated
 
-from blip2cap.cli.hits import count
 from blip2cap.cli.options import ReportOptions, option, with_options
-from blip2cap.cli.terminal import clean, say, write_out
+from blip2cap.cli.terminal import clean, count, say, write_out
 from blip2cap.errors import Blip2CapError, ImageError, InputError, OutputError, UsageError
 from blip2cap.generate_options import CHAT_NEW_TOKENS, GenerateOptions
 from blip2cap.options import DecodeOptions, ModelOptions

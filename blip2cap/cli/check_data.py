@@ -9,12 +9,11 @@ from typing import TYPE_CHECKING, Annotated, Any, cast
 
 import typer
 
-from blip2cap.cli.hits import count
 from blip2cap.cli.options import ReportOptions, option, with_options
 from blip2cap.cli.progress import choose_progress
 from blip2cap.cli.report import print_json
 from blip2cap.cli.signals import stop_on_signal
-from blip2cap.cli.terminal import clean, encodable, page
+from blip2cap.cli.terminal import cell, count, page
 from blip2cap.errors import InputError, UsageError
 from blip2cap.options import DecodeOptions, ModelOptions
 from blip2cap.train.options.data import DataOptions
@@ -34,6 +33,7 @@ _DETAIL = 60
         "data",
         "skip_bad",
         *("dtype", "quantize", "device", "device_map", "random_weights", "max_pixels"),
+        *("decode", "allow_http", "timeout"),  # `train` reads images without them
         "dry_run",
         "verbose",
     ],
@@ -127,20 +127,20 @@ def _print(data: Data, found: Report) -> None:
     problems = (*found.train, *found.val)
     with page() as console:
         for line in (*data.train.columns, *(data.val.columns if data.val else ())):
-            console.print(_cell(line), soft_wrap=True)
+            console.print(cell(line), soft_wrap=True)
         table = Table(show_lines=True)
         for name in ("reason", "count", "where", "for example"):
             table.add_column(name, justify="right" if name == "count" else "left", overflow="fold")
         for reason, number in found.by_reason.items():
             same = [each for each in problems if each.reason == reason]
-            places = [_cell(each.where) for each in same[:_NUM_PLACES] if each.where]
+            places = [cell(each.where) for each in same[:_NUM_PLACES] if each.where]
             places += ["..."] if number > _NUM_PLACES else []
             kind = "error" if reason in ERRORS else "warning"
             table.add_row(f"{kind}: {reason}", str(number), "\n".join(places), _short(same[0].detail))
         if problems:
             console.print(table)
         for reason in found.by_reason:
-            console.print(_cell(f"{reason}: {ERRORS.get(reason) or WARNINGS[reason]}"), soft_wrap=True)
+            console.print(cell(f"{reason}: {ERRORS.get(reason) or WARNINGS[reason]}"), soft_wrap=True)
         val = f", {count(len(data.val.examples), 'example')} for validation" if data.val else ""
         console.print(
             f"{count(len(data.train.examples), 'example')}{val}, {count(found.num_images, 'image')}: "
@@ -149,8 +149,4 @@ def _print(data: Data, found: Report) -> None:
 
 
 def _short(text: str) -> str:
-    return _cell(text if len(text) <= _DETAIL else f"{text[:_DETAIL]}...")
-
-
-def _cell(text: str) -> str:
-    return encodable(clean(text))
+    return cell(text if len(text) <= _DETAIL else f"{text[:_DETAIL]}...")

@@ -1,6 +1,6 @@
 """Options from the TOML file of --config; flags and variables override them, they override the defaults.
 
-model = "tiny"            # for every command
+model = "tiny"            # for every command, all of which must have the option
 
 [caption]                 # for one command
 prompt = "a photo of"
@@ -18,8 +18,6 @@ import typer
 
 from blip2cap.errors import UsageError
 
-_COMMANDS = ("caption", "vqa", "match", "embed", "index", "search", "duplicates", "bench", "train")
-
 
 def load_config(context: typer.Context, path: Path | None) -> Path | None:
     """Make the options in the file the defaults of the command that is being parsed.
@@ -34,7 +32,8 @@ def load_config(context: typer.Context, path: Path | None) -> Path | None:
         raise typer.BadParameter(f"{path} cannot be read: {error.strerror}.") from error
     except ValueError as error:
         raise typer.BadParameter(f"{path} is not TOML: {error}.") from error
-    options = {key: value for key, value in content.items() if key not in _COMMANDS}
+    commands = getattr(context.find_root().command, "commands", {str(context.info_name): None})
+    options = {key: value for key, value in content.items() if key not in commands}
     table = content.get(str(context.info_name), {})
     if not isinstance(table, dict):
         raise typer.BadParameter(f"{path}: expected [{context.info_name}] to be a table.")

@@ -9,10 +9,10 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from blip2cap.cli.hits import check_targets, count, hit_facts, json_lines, make_section, write_html
+from blip2cap.cli.hits import check_targets, hit_facts, json_lines, make_section, write_html
 from blip2cap.cli.options import ReportOptions, option, with_options
 from blip2cap.cli.signals import stop_on_signal
-from blip2cap.cli.terminal import clean, say
+from blip2cap.cli.terminal import clean, count, say
 from blip2cap.errors import SOME_FAILED, UsageError
 from blip2cap.options import DecodeOptions
 

@@ -13,7 +13,7 @@ from blip2cap.cli.progress import Progress, Silent, choose_progress
 from blip2cap.cli.report import Failures, print_json
 from blip2cap.cli.signals import stop_on_signal
 from blip2cap.cli.terminal import clean
-from blip2cap.errors import ImageError, UsageError
+from blip2cap.errors import SOME_FAILED, ImageError, UsageError
 from blip2cap.jobs.job import Listener
 from blip2cap.options import DecodeOptions, ModelOptions
 from blip2cap.records import ImageRef
@@ -22,7 +22,6 @@ if TYPE_CHECKING:
     from blip2cap.engine.run import RunStats
     from blip2cap.evaluate.run import Evaluated, Evaluator
 
-_SOME_FAILED = 3
 _ON_A_SHEET = 20
 """Number of items on a sheet, unless --worst is given."""
 
@@ -167,7 +166,7 @@ def evaluate(
         if html is not None:
             num_missing = _write_html(html, found, evaluator, worst or _ON_A_SHEET, quiet=report.quiet)
     if listener.failures.count or num_missing:
-        raise typer.Exit(_SOME_FAILED)
+        raise typer.Exit(SOME_FAILED)
 
 
 class _TerminalListener(Listener):

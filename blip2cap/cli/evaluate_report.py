@@ -6,8 +6,7 @@ from collections.abc import Sequence
 from itertools import groupby
 from typing import TYPE_CHECKING, Any
 
-from blip2cap.cli.hits import count
-from blip2cap.cli.terminal import clean, encodable, page
+from blip2cap.cli.terminal import cell, count, page
 from blip2cap.records import ImageRef
 
 if TYPE_CHECKING:
@@ -31,18 +30,18 @@ def print_result(found: Evaluated) -> None:
 
     own, other = found.own, found.other
     with page() as console:
-        console.print(_cell(_heading(found)))
+        console.print(cell(_heading(found)))
         if other is None:
             console.print(_scores_table(scores(own.metrics)))
         else:
-            console.print(_cell(f"compared with {other.given}"))
+            console.print(cell(f"compared with {other.given}"))
             console.print(_differences_table(differences(own.metrics, other.metrics)))
         for kind, groups in groupby(own.groups, key=lambda group: group.kind):
             console.print(_groups_table(kind, own, [*groups]))
         for closed in own.closed:
             _print_closed(console, closed)
         for note in _notes(found):
-            console.print(_cell(note))
+            console.print(cell(note))
 
 
 def facts_of(found: Evaluated, worst: int | None) -> dict[str, Any]:
@@ -101,9 +100,9 @@ def print_worst(found: Evaluation, number: int) -> None:
     for name in names:
         table.add_column(name, overflow="fold")
     for item, score, _ in chosen:
-        question = [_cell(item.question)] if has_questions else []
-        references = [_cell(_references(item))] if has_references else []
-        table.add_row(_times_100(score), _cell(item.image), *question, _cell(_text(item)), *references)
+        question = [cell(item.question)] if has_questions else []
+        references = [cell(_references(item))] if has_references else []
+        table.add_row(_times_100(score), cell(item.image), *question, cell(_text(item)), *references)
     with page() as console:
         every = count(len(found.items), found.noun)
         console.print(f"the lowest {found.score_name} of {every}" if chosen else f"all {every} are right")
@@ -161,7 +160,7 @@ def _notes(found: Evaluated) -> list[str]:
 def _scores_table(scores: Sequence[Score]) -> Table:
     table = _table("metric", "score x 100", "95 % interval")
     for each in scores:
-        table.add_row(_cell(each.name), _times_100(each.value), _interval(each.low, each.high))
+        table.add_row(cell(each.name), _times_100(each.value), _interval(each.low, each.high))
     return table
 
 
@@ -170,7 +169,7 @@ def _differences_table(differences: Sequence[Difference]) -> Table:
     for each in differences:
         change = f"{100 * each.difference:+.1f}"
         row = (_times_100(each.value), _times_100(each.other), change, _interval(each.low, each.high, sign="+"))
-        table.add_row(_cell(each.name), *row, f"{each.p:.3f}")
+        table.add_row(cell(each.name), *row, f"{each.p:.3f}")
     return table
 
 
@@ -181,22 +180,22 @@ def _groups_table(kind: str, found: Evaluation, groups: Sequence[Any]) -> Table:
     for group in groups:
         (score,) = scores([group.metric])
         number = f"{len(group.metric.statistics):,}"
-        table.add_row(_cell(group.name), number, _times_100(score.value), _interval(score.low, score.high))
+        table.add_row(cell(group.name), number, _times_100(score.value), _interval(score.low, score.high))
     return table
 
 
 def _print_closed(console: Console, closed: Closed) -> None:
-    console.print(f"{_cell(_about(closed))}: which answer was given for which")
-    columns = [f'"{_cell(answer)}"' for answer in closed.answers]
+    console.print(f"{cell(_about(closed))}: which answer was given for which")
+    columns = [f'"{cell(answer)}"' for answer in closed.answers]
     table = _table("reference", *columns, *(["other"] if closed.others else []), "right")
     for at, (answer, row) in enumerate(zip(closed.answers, closed.table.tolist(), strict=True)):
         total = sum(row)
         cells = [f"{number:,}" for number in (row if closed.others else row[:-1])]
-        table.add_row(f'"{_cell(answer)}"', *cells, f"{row[at] / total:.1%} of {total:,}")
+        table.add_row(f'"{cell(answer)}"', *cells, f"{row[at] / total:.1%} of {total:,}")
     console.print(table)
-    others = ", ".join(f'"{_cell(answer)}"' for answer in closed.others[:_MOST_REFERENCES])
+    others = ", ".join(f'"{cell(answer)}"' for answer in closed.others[:_MOST_REFERENCES])
     console.print(
-        f'always "{_cell(closed.answers[0])}" would be right for {closed.always:.1%}'
+        f'always "{cell(closed.answers[0])}" would be right for {closed.always:.1%}'
         + (f"; other: {others}" if others else "")
     )
 
@@ -254,7 +253,3 @@ def _closed_facts(closed: Closed) -> dict[str, Any]:
         "always_most_frequent": round(closed.always, _DIGITS),
         "warning": closed.warning,
     }
-
-
-def _cell(text: str) -> str:
-    return encodable(clean(text))

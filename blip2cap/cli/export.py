@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import json
 import os
 import sys
 from collections.abc import Mapping
@@ -12,7 +11,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from blip2cap.cli.terminal import clean, discard, say, write_out
+from blip2cap.cli.report import print_json
+from blip2cap.cli.terminal import clean, discard, say
 from blip2cap.errors import SOME_FAILED, OutputError, UsageError
 from blip2cap.outputs.export.options import APPLY, EXISTING, ExportOptions, parse_affixes
 from blip2cap.outputs.export.reasons import MEANINGS
@@ -158,7 +158,7 @@ def run_export(
     if counts.num_several and "which" in APPLY[to]:
         facts |= {"which": ":".join(filter(None, options.choice)), "captions": counts.num_captions}
     if as_json:
-        write_out(json.dumps(facts) + "\n")
+        print_json(facts)
     elif not quiet:
         _say_summary(facts, rows)
     if any(reason in MEANINGS for reason in counts.left_out) or _are_missing(parts) or "unfinished" in facts:

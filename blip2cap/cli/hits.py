@@ -1,4 +1,4 @@
-"""The results of `search` and `duplicates`: a table, JSON lines, paths for xargs, a contact sheet."""
+"""The results of `search`, `duplicates` and `evaluate`: a table, JSON lines, paths for xargs, a contact sheet."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, BinaryIO
 
-from blip2cap.cli.terminal import clean, encodable, page, say, write_bytes
+from blip2cap.cli.terminal import cell, clean, count, page, say, write_bytes
 from blip2cap.errors import UsageError
 from blip2cap.escapes import json_line
 from blip2cap.options import DecodeOptions
@@ -89,15 +89,11 @@ def print_table(hits: Sequence[Hit], *, heading: str = "") -> None:
     table.add_column("file_name", overflow="fold")
     for hit in hits:
         itm = ["" if hit.itm is None else f"{hit.itm:.3f}"] if with_itm else []
-        table.add_row(f"{hit.score:.3f}", *itm, _cell(hit.file_name))
+        table.add_row(f"{hit.score:.3f}", *itm, cell(hit.file_name))
     with page() as console:
         if heading:
-            console.print(_cell(heading))
+            console.print(cell(heading))
         console.print(table if hits else "no image found")
-
-
-def _cell(text: str) -> str:
-    return encodable(clean(text))
 
 
 def print_paths(hits: Iterable[Hit]) -> int:
@@ -139,8 +135,3 @@ def write_html(
         missing = f", {counts.num_missing} of them could not be read" if counts.num_missing else ""
         say(f"{clean(html)}: {count(counts.num_images, 'image')}{missing}")
     return counts.num_missing
-
-
-def count(number: int, noun: str) -> str:
-    """Return a number with its noun."""
-    return f"{number:,} {noun}{'' if number == 1 else 's'}"

@@ -6,13 +6,12 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from blip2cap.cli.hits import count
 from blip2cap.cli.options import ReportOptions, option, option_of, with_options
 from blip2cap.cli.report import print_json
 from blip2cap.cli.resume import this_command
 from blip2cap.cli.run import TerminalListener
 from blip2cap.cli.signals import Stopped, stop_on_signal
-from blip2cap.cli.terminal import clean, say
+from blip2cap.cli.terminal import clean, count, say
 from blip2cap.errors import SOME_FAILED, UsageError
 from blip2cap.jobs.job import skipped_phrases
 from blip2cap.options import (
@@ -55,7 +54,7 @@ def index(
         bool,
         option(
             "--check",
-            "Read all files of the index, compare them with their checksums, and make damaged ones again.",
+            "Read all files of the index, compare them with their checksums, and rebuild damaged ones.",
             panel="Output",
         ),
     ] = False,
@@ -63,7 +62,7 @@ def index(
     """Make an index of images, or bring it up to date.
 
     Only new and changed images are encoded. Images of the index that the inputs do not hold are removed from it: give
-    all inputs every time. If it was stopped, the same command goes on.
+    all inputs every time. If it was stopped, the same command continues.
     """
     if out is None:
         raise UsageError("--out is missing: name the folder of the index, e.g. --out my.index.")

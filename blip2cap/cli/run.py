@@ -1,4 +1,4 @@
-"""One run of `caption` or `vqa`: runs a job, prints its progress and summary, and chooses the exit code."""
+"""A run of `caption`, `vqa`, `match` or `embed`: runs a job, prints progress and summary, chooses the exit code."""
 
 from __future__ import annotations
 

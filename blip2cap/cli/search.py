@@ -10,7 +10,6 @@ import typer
 
 from blip2cap.cli.hits import (
     check_targets,
-    count,
     hit_facts,
     json_lines,
     make_section,
@@ -21,7 +20,7 @@ from blip2cap.cli.hits import (
 from blip2cap.cli.options import ReportOptions, option, option_of, with_options
 from blip2cap.cli.report import Failures
 from blip2cap.cli.signals import stop_on_signal
-from blip2cap.cli.terminal import clean, say
+from blip2cap.cli.terminal import clean, count, say
 from blip2cap.errors import SOME_FAILED, InputError, UsageError
 from blip2cap.options import DecodeOptions, ModelOptions, SourceOptions
 from blip2cap.records import ImageRef

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from blip2cap.cli import histogram
-from blip2cap.cli.terminal import clean, encodable, page, write_out
+from blip2cap.cli.terminal import cell, clean, encodable, page, write_out
 from blip2cap.column_types import FLOAT, INTEGER, STRING, Vector
 from blip2cap.errors import UsageError
 from blip2cap.rows import Row
@@ -134,7 +134,7 @@ def _shown(row: Row) -> list[str]:
 
 def _cell(value: object) -> str:
     if isinstance(value, str):
-        return encodable(clean(value))
+        return cell(value)
     if isinstance(value, float):
         return f"{value:.4g}"
     shape = getattr(value, "shape", None)

@@ -72,7 +72,7 @@ def _page(facts: Mapping[str, Any]) -> str:
     kinds = ", ".join(f"{count} {clean(error)}" for error, count in facts["failed_by_error"].items())
     counts = [f"{facts['rows_ok']} ok", f"{facts['rows_failed']} failed" + (f" ({kinds})" if kinds else "")]
     if facts["torn_bytes"]:
-        again = ", whose row the next run makes again" if facts["settings"] else ""
+        again = ", whose row the next run replaces" if facts["settings"] else ""
         counts.append(f"a torn last line{again}")
     if facts["unfinished"]:
         counts.append("unfinished: its run was stopped or is still writing; the same command continues it")

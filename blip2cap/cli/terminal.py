@@ -49,6 +49,16 @@ def encodable(text: str) -> str:
     return text.encode(encoding, "backslashreplace").decode(encoding)
 
 
+def cell(text: str) -> str:
+    """Return a text, which may be data, as a cell of a table on stdout."""
+    return encodable(clean(text))
+
+
+def count(number: int, noun: str) -> str:
+    """Return a number with its noun."""
+    return f"{number:,} {noun}{'' if number == 1 else 's'}"
+
+
 @contextmanager
 def page() -> Iterator[Console]:
     """Return a console of rich; what it prints is written to stdout at the end of the block.

@@ -64,6 +64,8 @@ class TerminalListener:
             self._bar = None
 
 
+_STOPPED_ELSEWHERE = 143
+"""Exit code of a process that ends because another one of its training got a signal: that of SIGTERM."""
 _TASK = "blip2cap.train.task"
 """Key of the file of the recipe, and of the task it was written for, in the context of the command."""
 
@@ -126,8 +128,8 @@ def train(
     """Train a model on captions, or on questions and answers.
 
     caption and vqa fine-tune; stage1 and stage2 are the two stages of BLIP-2's pretraining. If it was stopped or
-    killed, the same command goes on, with the same result. RUN is then a model: blip2cap caption IMAGES -m RUN. Several
-    GPUs: torchrun --nproc-per-node 8 -m blip2cap train ...
+    killed, the same command continues, with the same result. RUN is then a model: blip2cap caption IMAGES -m RUN.
+    Several GPUs: torchrun --nproc-per-node 8 -m blip2cap train ...
     """
     if task not in STAGES:
         raise UsageError(f"{task}: no such task. Expected one of {', '.join(STAGES)}.")
@@ -171,7 +173,7 @@ def train(
             listener.say(
                 f"Stopped after step {outcome.num_steps} of {outcome.total_steps}. To continue: {this_command()}"
             )
-            raise typer.Exit(stop.exit_code)
+            raise typer.Exit(stop.exit_code if stop.signal else _STOPPED_ELSEWHERE)
         if report.as_json:
             print_json(_facts(out, outcome))
         listener.say(_sentence(task, out, outcome))
@@ -198,7 +200,7 @@ def _facts(out: Path, outcome: TrainOutcome | None) -> dict[str, Any]:
         "already_finished": False,
         "steps": outcome.num_steps,
         "chosen_step": outcome.chosen_step,
-        "best_val_loss": outcome.best_loss,
+        f"best_val_{outcome.best_by.replace('-', '_')}": outcome.best_value,
         "seconds": round(outcome.seconds, 1),
     }
 
@@ -208,7 +210,7 @@ def _sentence(task: str, out: Path, outcome: TrainOutcome | None) -> str:
     use = quote(["blip2cap", verb, "IMAGES", "--model", str(out)])
     if outcome is None:
         return f"{out} is finished, nothing to do. To use it: {use}"
-    best = "" if outcome.best_loss is None else f", the best: validation loss {outcome.best_loss:.4f}"
+    best = "" if outcome.best_value is None else f", the best: validation {outcome.best_by} {outcome.best_value:.4f}"
     return (
         f"Finished after {outcome.num_steps} steps in {outcome.seconds:.0f} s. The model is that of step "
         f"{outcome.chosen_step}{best}. To use it: {use}"

@@ -27,9 +27,10 @@ from blip2cap.outputs.open import exists, kind_of_existing, open_rows, read_mani
 
 _QUESTIONS = ("question", "text_input")
 _QUESTION_IDS = ("question_id", "instance_id")
-_ANSWERS = ("answers", "answer", "direct_answers")
-_CAPTIONS = ("texts", "text", "captions", "caption")
-"""Keys of entries, in order of preference; the second of each is LAVIS's."""
+_ANSWERS = ("answers", "answer", "direct_answers", "text_output")
+_CAPTIONS = ("texts", "text", "captions", "caption", "sentences", "sentence")
+_IMAGE_IDS = ("image_id", "img_id")
+"""Keys of entries, in order of preference: those that `train` knows."""
 EXPECTED = (
     "Expected COCO captions, VQA annotations, LAVIS annotations (a list of objects with image and caption, or image, "
     "question and answer), the same columns in .jsonl, .csv or .parquet, kohya's metadata, a folder of .txt files "
@@ -189,7 +190,7 @@ def _of_objects(rows: Iterable[tuple[str, Mapping[str, Any]]]) -> Iterator[Entry
             raise InputError(f"{where}: its question is {_shown(question)}. Expected a text.")
         entry = Entry(
             image=_image(where, _first(each, NAMES)),
-            image_id=id_text(each.get("image_id")),
+            image_id=id_text(_first(each, _IMAGE_IDS)),
             question=question,
             question_id=id_text(_first(each, _QUESTION_IDS)) if answers is not None else "",
             texts=() if each.get("status") == "failed" else _texts(where, texts),

@@ -15,6 +15,7 @@ from blip2cap.errors import ImageError, InputError
 from blip2cap.evaluate.evaluation import Evaluation, Item
 from blip2cap.evaluate.metric import make_mean
 from blip2cap.jobs.job import Listener
+from blip2cap.models.base import dtype_name
 from blip2cap.models.checkpoint import find
 from blip2cap.models.registry import FAMILIES, load
 from blip2cap.options import BatchOptions, DecodeOptions, ModelOptions
@@ -52,7 +53,7 @@ def load_model(options: ModelOptions, listener: Listener) -> Any:
     FAMILIES[checkpoint.family].check_task("match", checkpoint)
     listener.say(f"loading {checkpoint.name} ...")
     model = load(checkpoint, options)
-    listener.say(f"{checkpoint.name}: {str(model.dtype).removeprefix('torch.')} on {model.device}")
+    listener.say(f"{checkpoint.name}: {dtype_name(model.dtype)} on {model.device}")
     return model
 
 

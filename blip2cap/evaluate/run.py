@@ -89,6 +89,8 @@ class Evaluator:
 
     def __init__(self, job: EvaluationJob, *, listener: Listener | None = None) -> None:
         self.job, self.listener = job, listener or Listener()
+        self._outputs: dict[str, Entries] = {}
+        """Outputs so far, by their names: standard input can be read only once."""
 
     def run(self) -> Evaluated:
         """Evaluate. Raises Blip2CapError: InputError where entries have no partner."""
@@ -100,11 +102,11 @@ class Evaluator:
         """Return the images of an evaluation, for a sheet. Raises InputError if they have no names."""
         if evaluation.refs:
             return [*evaluation.refs]
-        return self._refs(read_output(evaluation.given), [item.image for item in evaluation.items])
+        return self._refs(self._output(evaluation.given), [item.image for item in evaluation.items])
 
     def _texts(self) -> Evaluated:
         references = read_references(self.job.references)
-        outputs = [read_output(each) for each in self._given]
+        outputs = [self._output(each) for each in self._given]
         found = self._paired(outputs, references)
         results = []
         for output, pairs in zip(outputs, found, strict=True):
@@ -135,10 +137,12 @@ class Evaluator:
         return _evaluated(results, found)
 
     def _itm(self) -> Evaluated:
-        outputs = [read_output(each) for each in self._given]
+        outputs = [self._output(each) for each in self._given]
         for output in outputs:
             if output.are_answers:
                 raise InputError(f"{output.given} has answers. Expected captions: --itm reads a caption and the image.")
+            if not any(entry.texts for entry in output.entries):
+                raise InputError(f"{output.given}: all of its rows have failed, there is no caption in it.")
         chosen = [[entry for entry in output.entries if entry.texts] for output in outputs]
         pairs = None
         if len(outputs) > 1:
@@ -168,8 +172,13 @@ class Evaluator:
             own=results[0],
             other=results[1] if pairs else None,
             by="",
-            left_out=pairs.left_out if pairs else "",
+            left_out=pairs.left_out if pairs else _failed(outputs[0]),
         )
+
+    def _output(self, given: str) -> Entries:
+        if given not in self._outputs:
+            self._outputs[given] = read_output(given)
+        return self._outputs[given]
 
     @property
     def _given(self) -> tuple[str, ...]:
@@ -215,6 +224,12 @@ def evaluate_captions(given: str, pairs: Sequence[Pair], more: Sequence[str] = (
         score_name=_MAIN,
         item_scores=scores,
     )
+
+
+def _failed(output: Entries) -> str:
+    """Return how many rows of an output have no caption; "" if all have one."""
+    num_failed = sum(not entry.texts for entry in output.entries)
+    return f"{output.given}: {num_failed:,} of {len(output.entries):,} rows, which have failed" if num_failed else ""
 
 
 def _images_of(index: Index) -> Entries:

@@ -122,7 +122,7 @@ def _plain_name(name: Any) -> str:
 def damaged(path: Path, reason: str) -> OutputRefusedError:
     """Return the error for a file of an index that cannot be used."""
     if path.suffix == ".npy":
-        remedy = f"{UPDATE}, with --check: it is made again from embeddings.parquet, without the model."
+        remedy = f"{UPDATE}, with --check: it is rebuilt from embeddings.parquet, without the model."
     elif not re.fullmatch(r"segment-\d{6,}", path.parent.name):
         remedy = "Restore it from a copy, or build another index with another --out."
     else:

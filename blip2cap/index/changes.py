@@ -16,9 +16,9 @@ from blip2cap.options import DecodeOptions
 from blip2cap.records import ImageRef
 from blip2cap.rows import row_key
 from blip2cap.source.inputs import Source
+from blip2cap.source.walk import UNREAD_PARTS
+from blip2cap.tasks.text import is_text
 
-_UNREAD_PARTS = ("unreadable_folder", "unreadable_archive")
-"""Reasons after which an image that was not found may still exist."""
 UNREAD = ("vanished", "permission", "timeout", "unreachable", "unreadable")
 """Errors of an image that could not be read: they say nothing about its content, which may still be as it was."""
 
@@ -91,7 +91,7 @@ def find_changes(source: Source, known: Known, decode: DecodeOptions, *, retry_f
     if (
         source.options.limit is not None
         or changes.damaged
-        or any(changes.skipped.get(reason) for reason in _UNREAD_PARTS)
+        or any(changes.skipped.get(reason) for reason in UNREAD_PARTS)
     ):
         changes.num_kept = len(gone)
     else:
@@ -104,19 +104,10 @@ def stored_path(ref: ImageRef, source: Source) -> str:
     root = source.root
     if urls.scheme(ref.path) or urls.scheme(root):
         return ref.path
-    if source.one_folder and _is_text(root) and ref.path == f"{source.inputs[0].rstrip('/')}/{ref.name}":
+    if source.one_folder and is_text(root) and ref.path == f"{source.inputs[0].rstrip('/')}/{ref.name}":
         return ref.name
     path = os.path.abspath(ref.path)
-    return path.removeprefix(f"{root}/") if root and _is_text(root) else path
-
-
-def _is_text(path: str) -> bool:
-    """Return True if a path is valid UTF-8: other ones are not in settings as they are."""
-    try:
-        path.encode()
-    except UnicodeEncodeError:
-        return False
-    return True
+    return path.removeprefix(f"{root}/") if root and is_text(root) else path
 
 
 class _Signatures:

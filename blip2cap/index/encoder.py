@@ -15,6 +15,7 @@ from blip2cap.decode.image import Decoded
 from blip2cap.decode.read import read
 from blip2cap.engine.read_ahead import DecodeAhead, in_batches
 from blip2cap.errors import ImageError, ModelError, UsageError
+from blip2cap.models.base import dtype_name
 from blip2cap.models.checkpoint import find
 from blip2cap.models.registry import load
 from blip2cap.options import DecodeOptions, ModelOptions
@@ -88,7 +89,7 @@ class Encoder:
         self.say(f"loading {checkpoint.name} ...")
         started = time.monotonic()
         model = load(checkpoint, replace(options, name=checkpoint.name))
-        dtype = str(model.dtype).removeprefix("torch.")
+        dtype = dtype_name(model.dtype)
         self.say(f"{checkpoint.name}: {dtype} on {model.device}, loaded in {time.monotonic() - started:.1f} s")
         return model
 

@@ -107,11 +107,6 @@ def read_list(path: Path) -> pa.Table:
         raise damaged(path, "it is missing") from error
 
 
-def images_of(table: pa.Table) -> list[Image]:
-    """Return the images of a list."""
-    return [Image(**columns) for columns in table.to_pylist()]
-
-
 def positions(table: pa.Table, num_vectors: int, path: Path) -> tuple[Any, Any]:
     """Return the place in the list of each vector (int64), and which vectors belong to no image any more (bool).
 

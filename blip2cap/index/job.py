@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 from blip2cap.errors import UsageError
 from blip2cap.options import BatchOptions, DecodeOptions, ModelOptions, SourceOptions
+from blip2cap.source.walk import UNREAD_PARTS
 from blip2cap.workers.options import WorkerOptions
 
 if TYPE_CHECKING:
@@ -74,5 +75,5 @@ class IndexSummary:
     @property
     def complete(self) -> bool:
         """True if the index has every input of this update, and every archive and folder could be read."""
-        unread = sum(self.skipped.get(reason, 0) for reason in ("unreadable_folder", "unreadable_archive"))
+        unread = sum(self.skipped.get(reason, 0) for reason in UNREAD_PARTS)
         return not (self.stopped or self.num_failed or self.num_unread or unread or self.damaged)

@@ -204,7 +204,7 @@ class Store:
             bad = True
         if bad:
             sums[VECTORS] = build.write_vectors(inner, entry.num_vectors, shape, self.files)
-            self.listener.say(f"{inner / VECTORS}: made again from {EMBEDDINGS}")
+            self.listener.say(f"{inner / VECTORS}: rebuilt from {EMBEDDINGS}")
         try:
             map_array(inner / catalog.codes, "<u8", codes_shape(entry.num_vectors, *shape))
             bad = bad or (check and self._differs(entry, catalog.codes))
@@ -213,7 +213,7 @@ class Store:
         if bad:
             vectors = self._vectors(catalog, entry)
             sums[catalog.codes] = build.write_codes(inner / catalog.codes, vectors, catalog.centre, self.files)
-            self.listener.say(f"{inner / catalog.codes}: made again from {VECTORS}")
+            self.listener.say(f"{inner / catalog.codes}: rebuilt from {VECTORS}")
         return replace(entry, checksums=sums)
 
     def _differs(self, entry: SegmentEntry, name: str) -> bool:

@@ -11,7 +11,7 @@ from typing import Any
 from blip2cap.decode.inputs import ImageInput
 from blip2cap.errors import InputError, UsageError
 from blip2cap.jobs.job import Count, Job, Listener, no_image
-from blip2cap.models.base import Checkpoint, Model
+from blip2cap.models.base import Checkpoint, Model, dtype_name
 from blip2cap.models.checkpoint import find
 from blip2cap.models.registry import FAMILIES, load
 from blip2cap.options import Kind
@@ -40,7 +40,7 @@ class Context:
     @property
     def dtype(self) -> str:
         """Dtype of the loaded model, or else the requested one, which may be auto."""
-        return self.job.model.dtype if self.model is None else dtype_name(self.model)
+        return self.job.model.dtype if self.model is None else dtype_name(self.model.dtype)
 
     @property
     def settings(self) -> dict[str, Any]:
@@ -65,7 +65,7 @@ class Context:
         if model is None:
             model = load(self.checkpoint, replace(self.job.model, dtype=dtype))
             if not self.checkpoint.server:
-                self.say_model(dtype_name(model), str(model.device), model.fallback_reason, model.remark)
+                self.say_model(dtype_name(model.dtype), str(model.device), model.fallback_reason, model.remark)
         self.job.task.check(model)
         if self.checkpoint.server and self.model is None:
             self._say_server(model)
@@ -130,8 +130,3 @@ def open_source(job: Job) -> Source:
             if os.path.isfile(given) and out.exists() and os.path.samefile(out, given):
                 raise UsageError(f"--out {job.output.out}: would replace the input {given}. Use another --out.")
     return source
-
-
-def dtype_name(model: Model) -> str:
-    """Return the dtype of a model as settings name it."""
-    return str(model.dtype).removeprefix("torch.")

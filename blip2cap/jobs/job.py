@@ -13,6 +13,7 @@ from blip2cap.errors import Blip2CapError, ImageError, InputError, UsageError
 from blip2cap.models.registry import FAMILIES
 from blip2cap.options import MAX_PIXELS, BatchOptions, DecodeOptions, Kind, ModelOptions, OutputOptions, SourceOptions
 from blip2cap.records import ImageRef
+from blip2cap.source.walk import UNREAD_PARTS
 from blip2cap.tasks.base import WITHOUT_CAPTION, Request, Task, Worklist
 from blip2cap.urls import is_http, shown
 from blip2cap.workers.options import WorkerOptions
@@ -167,7 +168,7 @@ class Outcome:
     @property
     def complete(self) -> bool:
         """True if every input of this run has an ok row, and every archive and folder could be read."""
-        unread = sum(self.skipped.get(reason, 0) for reason in ("unreadable_folder", "unreadable_archive"))
+        unread = sum(self.skipped.get(reason, 0) for reason in UNREAD_PARTS)
         num_failed = self.parts.num_failed if self.parts else self.num_failed + self.num_failed_before
         return not (self.stopped or self.error or num_failed or unread)
 

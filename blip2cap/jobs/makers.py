@@ -9,7 +9,8 @@ from typing import Any, Protocol
 from blip2cap.engine.read_ahead import ReadAhead, SharedTrace
 from blip2cap.engine.run import Engine, RowMaker, RunStats
 from blip2cap.errors import UsageError
-from blip2cap.jobs.context import Context, dtype_name
+from blip2cap.jobs.context import Context
+from blip2cap.models.base import dtype_name
 from blip2cap.rows import Row
 from blip2cap.tasks.base import Request
 from blip2cap.workers.devices import choose_devices, environment_of, num_cores
@@ -63,7 +64,7 @@ class LocalMaker:
             on_failure=context.listener.failure,
             say=context.listener.say,
         )
-        return dtype_name(model)
+        return dtype_name(model.dtype)
 
     def read_ahead(self, requests: Iterable[Request], trace: SharedTrace | None = None) -> ReadAhead:
         """Start to read and decode images in threads."""

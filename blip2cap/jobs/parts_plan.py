@@ -16,7 +16,7 @@ from blip2cap import urls
 from blip2cap.errors import InputError
 from blip2cap.jobs.context import Context, make_context
 from blip2cap.jobs.job import Job, Listener, no_image
-from blip2cap.models.base import Checkpoint, Model
+from blip2cap.models.base import Checkpoint, Model, dtype_name
 from blip2cap.outputs.parts.counts import Counts, done_parts, read_counts, stray_files
 from blip2cap.outputs.parts.part import sweep
 from blip2cap.outputs.parts.plan import PART_SIZE, PartsPlan, labels_setting, make_plan, read_plan
@@ -151,7 +151,7 @@ def choose_dtype(job: Job, checkpoint: Checkpoint) -> str:
     from blip2cap.models import device
 
     chosen = device.choose_dtype("auto", device.choose_device(job.model.device), checkpoint)
-    return str(chosen).removeprefix("torch.")
+    return dtype_name(chosen)
 
 
 def _make_plan(

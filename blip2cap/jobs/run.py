@@ -189,7 +189,7 @@ def _make_rows(
                 output.begin({**context.settings, "dtype": dtype})
                 if output.torn_bytes:
                     torn = f"a torn last line of {output.torn_bytes} bytes"
-                    listener.say(f"{context.out}: removed {torn}; its row will be made again")
+                    listener.say(f"{context.out}: removed {torn}; its image will be processed again")
                 stats = run(maker, images_ahead, output, on_batch=listener.progress, stopped=stopped)
     if trace and not stopped() and job.source.limit is None:
         trace.forget()

@@ -26,10 +26,13 @@ _COPIED = (
 def find_base(options: ModelOptions, *, say: Callable[[str], None], quiet: bool) -> Checkpoint:
     """Find the checkpoint that --base names. Raises ModelError, as `models.checkpoint.find` does."""
     try:
-        return find(options, say=say, quiet=quiet)
+        found = find(options, say=say, quiet=quiet)
     except ModelError as error:
         message = error.message.replace("--model ", "--base ").removesuffix(HINT).rstrip()
         raise ModelError(message) from error
+    if found.adapter is not None:
+        raise ModelError(f"--base {options.name}: an adapter. Give the model that LAVIS started from.")
+    return found
 
 
 class BaseWeights:

@@ -32,6 +32,11 @@ TOKENIZER_FILES = (
 """Files that make a tokenizer: the first of these that is there."""
 
 
+def dtype_name(dtype: object) -> str:
+    """Return the name of a dtype of torch in options and settings: "bfloat16"."""
+    return str(dtype).removeprefix("torch.")
+
+
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Adapter:
     """An adapter that is safe to load."""

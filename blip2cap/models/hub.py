@@ -104,12 +104,12 @@ def _announce(options: ModelOptions, missing: Sequence[_Blob], cache: Path, say:
     num_bytes, num_there = sum(blob.num_bytes for blob in missing), sum(blob.num_there for blob in missing)
     disk = next(folder for folder in (cache, *cache.parents) if folder.exists())
     free = shutil.disk_usage(disk).free
-    continued = f" ({_shown(num_there)} of {_shown(num_bytes)} are there)" if num_there else ""
+    continued = f" ({_shown(num_there)} of {_shown(num_bytes)} already downloaded)" if num_there else ""
     size = f"{_shown(num_bytes - num_there)}{continued}"
     if num_bytes - num_there > free:
         raise ModelError(
-            f"--model {options.name}: {size} to download do not fit {cache}, where {_shown(free)} are free. Make room, "
-            f"or set HF_HOME to a folder on a larger disk. {HINT}"
+            f"--model {options.name}: {size} to download do not fit {cache}, where {_shown(free)} are free. Free disk "
+            f"space, or set HF_HOME to a folder on a larger disk. {HINT}"
         )
     say(f"downloading {options.name}: {size} to {cache}, where {_shown(free)} are free")
 

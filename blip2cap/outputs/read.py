@@ -28,8 +28,7 @@ _BATCH, _BATCH_BYTES = 4096, 64_000_000
 """Largest number of rows in memory at once; fewer if they hold large vectors."""
 _BLOCK = 1 << 20
 _RESTORE = (
-    "restore it from a copy. A part can be made again: move it to another folder, and run the command that made it "
-    "again."
+    "restore it from a copy. A part can be rebuilt: move it to another folder, and run the command that made it again."
 )
 
 

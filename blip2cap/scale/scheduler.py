@@ -175,7 +175,7 @@ class Scheduler:
                 self._finish(event, actor)
             case Refused():
                 self._lose(event.actor)
-                self._fail_start(event.error, f"{event.error.message} The run goes on without it.", certain=True)
+                self._fail_start(event.error, f"{event.error.message} The run continues without it.", certain=True)
             case Failed():
                 self._fail(event, actor)
             case Died():

@@ -14,6 +14,8 @@ from dataclasses import dataclass
 from blip2cap.records import ImageRef
 from blip2cap.source.patterns import Patterns
 
+UNREAD_PARTS = ("unreadable_folder", "unreadable_archive")
+"""Reasons that count what was not read to its end: images that were not found may still exist."""
 IMAGE_SUFFIXES = frozenset(
     {
         *(".jpg", ".jpeg", ".jpe", ".jfif", ".mpo", ".jp2", ".png", ".apng", ".webp", ".gif", ".bmp", ".dib"),

@@ -63,7 +63,7 @@ class Task(Protocol):
         """Return the settings that change a result and are known without a model, as JSON values."""
 
     def model_settings(self) -> dict[str, Any]:
-        """Return the settings that the model's family decides; before `for_family`, only those that were given."""
+        """Return the settings that the model's family decides; before `for_checkpoint`, only those that were given."""
 
     def for_checkpoint(self, checkpoint: Checkpoint, family: Family) -> Self:
         """Return the task with what a model decides. Raises UsageError if its family cannot do it."""

@@ -154,7 +154,7 @@ class TextTask(SameLabels):
         )
 
     def _parsed(self) -> Template:
-        assert self.template is not None, "for_family comes first"
+        assert self.template is not None, "for_checkpoint comes first"
         return parsed(self.template)
 
     def _default_template(self, family: Family) -> str:

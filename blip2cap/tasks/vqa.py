@@ -41,7 +41,7 @@ class Vqa(TextTask):
         return self.questions
 
     def _parsed(self) -> Template:
-        assert self.template is not None, "for_family comes first"
+        assert self.template is not None, "for_checkpoint comes first"
         return parsed(self.template, option="--template", question=True)
 
     def _default_template(self, family: Family) -> str:

@@ -49,8 +49,8 @@ def log_line(row: Mapping[str, Any], *, epoch: int, step: int, steps: int, eta_s
 
 def evaluation_line(row: Mapping[str, Any], *, best: bool) -> str:
     """Return the row of an evaluation as a log line."""
-    losses = "  ".join(f"{name}: {value:.4f}" for name, value in row.items() if name.startswith("val_loss"))
-    return f"Evaluation: step {row['step']}  {losses}  {'best so far' if best else ''}".rstrip()
+    metrics = "  ".join(f"{name}: {value:.4f}" for name, value in row.items() if name != "step")
+    return f"Evaluation: step {row['step']}  {metrics}  {'best so far' if best else ''}".rstrip()
 
 
 def duration(seconds: float) -> str:

@@ -16,6 +16,8 @@ from blip2cap.errors import UsageError
 
 _BYTES_PER_STATE = 8
 """AdamW keeps two float32 values for each parameter that trains."""
+_BYTES_PER_BUCKET = 4
+"""Several processes exchange gradients in buckets of their own."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -25,7 +27,7 @@ class Memory:
     measured: int
     """Peak in one batch: on a GPU of its memory, else of this process."""
     optimiser: int
-    """State of the optimiser, which exists from the first step on."""
+    """State of the optimiser, which exists from the first step on, and of several processes a copy of the gradients."""
 
     @property
     def estimate(self) -> int:
@@ -54,7 +56,9 @@ def peak_bytes(device: torch.device) -> int:
     return peak if sys.platform == "darwin" else peak * 1024
 
 
-def measure_batch(trainee: Any, batch: dict[str, torch.Tensor], *, dtype: torch.dtype, part: str) -> Memory:
+def measure_batch(
+    trainee: Any, batch: dict[str, torch.Tensor], *, dtype: torch.dtype, part: str, num_processes: int = 1
+) -> Memory:
     """Run one batch forward and backward and measure its peak; weights and random numbers stay as they are.
 
     `part` describes the batch in the message of the UsageError that is raised if it does not fit.
@@ -77,7 +81,8 @@ def measure_batch(trainee: Any, batch: dict[str, torch.Tensor], *, dtype: torch.
     finally:
         trainee.zero_grad(set_to_none=True)
     num_values = sum(each.numel() for each in parameters)
-    return Memory(measured=peak_bytes(device), optimiser=num_values * _BYTES_PER_STATE)
+    per_value = _BYTES_PER_STATE + (_BYTES_PER_BUCKET if num_processes > 1 else 0)
+    return Memory(measured=peak_bytes(device), optimiser=num_values * per_value)
 
 
 def gigabytes(num_bytes: float) -> str:

@@ -11,6 +11,11 @@ from transformers import TrainingArguments
 from blip2cap.errors import UsageError
 from blip2cap.train.options.loop import LoopOptions
 
+_CHECKPOINT_EVERY = 1_000
+"""Most steps that a crash costs, unless --checkpoint-every is given."""
+_CHECK_S = 24 * 3600
+"""Longest time that the other processes wait while the first one reads all images, in seconds."""
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Plan:
@@ -41,7 +46,7 @@ def make_plan(loop: LoopOptions, *, num_examples: int, num_processes: int) -> Pl
         num_steps=loop.max_steps or loop.epochs * steps_per_epoch,
         steps_per_epoch=steps_per_epoch,
         evaluate_every=loop.evaluate_every or steps_per_epoch,
-        checkpoint_every=loop.checkpoint_every or steps_per_epoch,
+        checkpoint_every=loop.checkpoint_every or min(steps_per_epoch, _CHECKPOINT_EVERY),
         device_batch=loop.batch_size // parts,
     )
 
@@ -70,6 +75,7 @@ def start_processes(loop: LoopOptions, out: Path, *, dtype: torch.dtype, clip_no
     arguments = TrainingArguments(
         output_dir=str(out),
         use_cpu=use_cpu,
+        ddp_timeout=_CHECK_S,
         ddp_find_unused_parameters=False,
         bf16=dtype == torch.bfloat16,
         fp16=dtype == torch.float16,
@@ -96,4 +102,4 @@ def complete(arguments: TrainingArguments, plan: Plan, loop: LoopOptions, *, eva
     arguments.set_save(strategy="steps", steps=plan.checkpoint_every)
     if evaluates:
         arguments.set_evaluate(strategy="steps", steps=plan.evaluate_every, batch_size=plan.device_batch, delay=0)
-        arguments.metric_for_best_model, arguments.greater_is_better = "eval_loss", False
+        arguments.metric_for_best_model, arguments.greater_is_better = loop.best_key, loop.best_by != "loss"

@@ -11,6 +11,7 @@ from typing import Any, cast
 import torch
 from transformers import TrainingArguments, set_seed
 
+from blip2cap.models.base import dtype_name
 from blip2cap.options import DecodeOptions, ModelOptions
 from blip2cap.train.data.check import check
 from blip2cap.train.data.collate import Collator, Stage1Collator, make_collator
@@ -19,7 +20,7 @@ from blip2cap.train.data.example import Data
 from blip2cap.train.data.read import read_data
 from blip2cap.train.data.reasons import WARNINGS
 from blip2cap.train.data.render import render
-from blip2cap.train.data.report import usable
+from blip2cap.train.data.report import Report, usable
 from blip2cap.train.memory import Memory, gigabytes, measure_batch
 from blip2cap.train.model.base import Base, load_base
 from blip2cap.train.model.trainee import Trainee
@@ -27,10 +28,11 @@ from blip2cap.train.options.data import DataOptions
 from blip2cap.train.options.loop import LoopOptions
 from blip2cap.train.options.model import OptimOptions, TuneOptions
 from blip2cap.train.plan import Plan, make_plan
-from blip2cap.train.recipe_file import FOUND, table_of
+from blip2cap.train.recipe_file import FOUND, RECIPE, read_recipe, table_of
 
 _NOT_OF_TRAINING = ("dtype", "device", "quantize", "device-map")
 """Options of models that `train` does not have, or has in the loop."""
+_DIGEST = "examples_sha256"
 _NUM_SHOWN = 3
 """Number of examples that are shown as the model sees them."""
 
@@ -106,9 +108,9 @@ def prepare(job: TrainJob, arguments: TrainingArguments, *, dtype: torch.dtype, 
     val = TrainDataset(data.val, base.image_size, shuffle=False) if data.val else None
     found = {
         "examples": len(data.train.examples),
-        "examples_sha256": _digest(data),
+        _DIGEST: _digest(data),
         "model_commit": base.checkpoint.commit,
-        "precision": str(dtype).removeprefix("torch."),
+        "precision": dtype_name(dtype),
         "processes": arguments.world_size,
     }
     prepared = assemble(
@@ -157,7 +159,7 @@ def assemble(
         train=train,
         val=val,
         plan=plan,
-        memory=measure_batch(trainee, batch, dtype=dtype, part=part),
+        memory=measure_batch(trainee, batch, dtype=dtype, part=part, num_processes=arguments.world_size),
         recipe={**job.recipe(), FOUND: found},
     )
     say(
@@ -177,19 +179,31 @@ def _checked(
     collate: Collator | Stage1Collator,
     say: Callable[[str], None],
 ) -> Data:
-    """Read all images and texts once, in one of the processes. Raises InputError for bad examples."""
-    reports = [check(data, DecodeOptions(), collate=collate) if arguments.process_index == 0 else None]
+    """Read all images and texts once, in one of the processes; not again when the training is resumed.
+
+    Raises InputError for bad examples.
+    """
+    reports: list[Report | None] = [None]
+    if arguments.process_index == 0 and _checked_before(job.out) != _digest(data):
+        reports = [check(data, DecodeOptions(), collate=collate)]
     if arguments.world_size > 1:
         torch.distributed.broadcast_object_list(reports, src=0)
     report = reports[0]
-    assert report is not None
+    if report is None:
+        return data
     kept = usable(data, report, skip_bad=job.data.skip_bad)
     if report.num_errors:
-        say(f"{report.num_errors} bad examples are left out: {report.errors()}.")
+        say(f"{report.num_bad} bad examples are left out: {report.errors()}.")
     if report.num_warnings:
         counts = ", ".join(f"{count} {reason}" for reason, count in report.by_reason.items() if reason in WARNINGS)
         say(f"{report.num_warnings} warnings: {counts}. To see them: blip2cap check-data.")
     return kept
+
+
+def _checked_before(folder: Path) -> str | None:
+    """Return the hash of the examples that the training in a folder began with, if there is one."""
+    path = folder / RECIPE
+    return read_recipe(path).get(FOUND, {}).get(_DIGEST) if path.is_file() else None
 
 
 def _largest(data: TrainDataset, number: int) -> list[Sample]:

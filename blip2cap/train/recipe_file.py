@@ -1,5 +1,7 @@
 """Recipes: options of a training as TOML, by section; those shipped with the package, and the one in a folder of a run.
 
+task = "caption"          # if it is for one task only
+
 [model]
 model = "Salesforce/blip2-opt-2.7b"
 train = ["lora"]
@@ -48,7 +50,7 @@ def find_recipe(name: str) -> Path:
 
 
 def read_recipe(path: Path) -> Table:
-    """Return the tables of a recipe, without what a run has found. Raises UsageError for a file that is none."""
+    """Return the tables of a recipe, of a run also what it has found. Raises UsageError for a file that is none."""
     try:
         content = tomllib.loads(path.read_text(encoding="utf-8-sig"))
     except OSError as error:

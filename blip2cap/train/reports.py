@@ -10,9 +10,8 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, Training
 
 from blip2cap.train.logs import RowFile, evaluation_line, log_line
 from blip2cap.train.memory import peak_bytes
+from blip2cap.train.options.loop import LoopOptions
 from blip2cap.train.trainer import Clock
-
-_LOSS = "eval_loss"
 
 
 class Listener(Protocol):
@@ -31,14 +30,15 @@ class Listener(Protocol):
         """Called after the last step, if `begin` was called."""
 
 
-def num_without_gain(history: Sequence[Mapping[str, Any]]) -> int:
-    """Return the number of evaluations since the one with the lowest loss, given the log of a training."""
-    losses = [row[_LOSS] for row in history if _LOSS in row]
-    return len(losses) - 1 - losses.index(min(losses)) if losses else 0
+def num_without_gain(history: Sequence[Mapping[str, Any]], loop: LoopOptions) -> int:
+    """Return the number of evaluations since the best one, by `loop.best_by`, given the log of a training."""
+    sign = 1 if loop.best_by == "loss" else -1
+    values = [sign * row[loop.best_key] for row in history if loop.best_key in row]
+    return len(values) - 1 - values.index(min(values)) if values else 0
 
 
 class Reporter(TrainerCallback):
-    """The callback of a training; only the main process says and writes."""
+    """The callback of a training; only the main process says and writes, but any process can be told to stop."""
 
     def __init__(
         self,
@@ -48,20 +48,19 @@ class Reporter(TrainerCallback):
         samples: RowFile,
         sample: Callable[[], list[dict[str, str]]],
         steps_per_epoch: int,
-        early_stop: int | None,
+        loop: LoopOptions,
         stopped: Callable[[], bool],
     ) -> None:
         """`sample` returns what the model says about some images; `stopped` returns True once the user has stopped."""
         self.listener, self.metrics, self.samples, self.sample = listener, metrics, samples, sample
-        self.steps_per_epoch, self.early_stop, self.stopped = steps_per_epoch, early_stop, stopped
+        self.steps_per_epoch, self.loop, self.stopped = steps_per_epoch, loop, stopped
         self._clock, self._whole = Clock(), Clock()
 
     def on_train_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
         """Start the display."""
         self._clock.start(state.global_step)
         self._whole.start(state.global_step)
-        if state.is_world_process_zero:
-            self.listener.begin(state.max_steps, state.global_step)
+        self.listener.begin(state.max_steps, state.global_step)
 
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
         """Save at evaluations, to keep the best; log at checkpoints, so that a resumed log has the same rows."""
@@ -69,8 +68,7 @@ class Reporter(TrainerCallback):
             control.should_save = control.should_training_stop = True
         control.should_save |= control.should_evaluate
         control.should_log |= control.should_save
-        if state.is_world_process_zero:
-            self.listener.step(state.global_step)
+        self.listener.step(state.global_step)
 
     def _anyone_stopped(self, args: TrainingArguments) -> bool:
         """Return True in all processes at the same step, once a user has stopped one of them."""
@@ -114,23 +112,27 @@ class Reporter(TrainerCallback):
         metrics: dict[str, float] | None = None,
         **_: Any,
     ) -> None:
-        """Write a row of losses and samples, and say them."""
-        waits = num_without_gain(state.log_history)
-        if self.early_stop is not None and waits >= self.early_stop:
-            control.should_training_stop = True
+        """Write a row of metrics and samples, and say them."""
+        waits = num_without_gain(state.log_history, self.loop)
+        is_over = self.loop.early_stop is not None and waits >= self.loop.early_stop
+        control.should_training_stop |= is_over
         if metrics and state.is_world_process_zero:
-            losses = {name.replace("eval_", "val_", 1): round(value, 6) for name, value in metrics.items()}
-            row = {"step": state.global_step, **{k: v for k, v in losses.items() if k.startswith("val_loss")}}
+            values = {
+                name.replace("eval_", "val_", 1): round(value, 6)
+                for name, value in metrics.items()
+                if name.startswith("eval_")
+            }
+            row = {"step": state.global_step, **values}
             self.metrics.add(row)
             self.listener.say(evaluation_line(row, best=waits == 0))
             for found in self.sample():
                 self.samples.add({"step": state.global_step, **found})
                 self.listener.say("  " + ", ".join(f"{name}: {value}" for name, value in found.items()))
-            if control.should_training_stop and self.early_stop is not None and waits >= self.early_stop:
-                self.listener.say(f"Early stop: {waits} evaluations without a lower loss.")
+            if is_over:
+                better = "lower loss" if self.loop.best_by == "loss" else f"higher {self.loop.best_by}"
+                self.listener.say(f"Early stop: {waits} evaluations without a {better}.")
         self._clock.start(state.global_step)
 
     def on_train_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
         """End the display."""
-        if state.is_world_process_zero:
-            self.listener.end()
+        self.listener.end()

@@ -15,14 +15,14 @@ from pathlib import Path
 import torch
 from transformers import TrainerState, TrainingArguments
 
-from blip2cap.errors import UsageError
+from blip2cap.errors import InputError, UsageError
 from blip2cap.train.model.schedule import make_schedule
 from blip2cap.train.plan import choose_dtype, complete, start_processes
 from blip2cap.train.plot import check_matplotlib, plot_losses
 from blip2cap.train.prepare import Prepared, TrainJob, prepare
 from blip2cap.train.reports import Listener, Reporter, num_without_gain
 from blip2cap.train.run_folder import RunFolder
-from blip2cap.train.sampling import Sampler
+from blip2cap.train.sampling import TASKS, Sampler
 from blip2cap.train.trainer import STATE, WEIGHTS, BlipTrainer, load_trainable
 
 _REPORTERS = {"tensorboard": "tensorboard", "wandb": "wandb", "trackio": "trackio"}
@@ -43,8 +43,10 @@ class TrainOutcome:
     """False: stopped; the same command continues."""
     chosen_step: int
     """Step whose weights the finished model has: the best on the validation set, else the last."""
-    best_loss: float | None
-    """Lowest loss on the validation set; None without one."""
+    best_by: str
+    """Metric that chose it."""
+    best_value: float | None
+    """Its value on the validation set; None without one."""
 
 
 def dry_run(job: TrainJob, *, listener: Listener) -> Prepared:
@@ -84,7 +86,10 @@ def train(
             for rows in (folder.metrics, folder.samples):
                 rows.truncate(state.global_step)
         if not _is_complete(state, job, prepared):
-            trainer.train(resume_from_checkpoint=str(folder.checkpoints.path(done[-1])) if done else None)
+            try:
+                trainer.train(resume_from_checkpoint=str(folder.checkpoints.path(done[-1])) if done else None)
+            except InputError as error:  # torch puts the traceback of a data loader's process before the message
+                raise InputError(error.message.rpartition(f"{InputError.__name__}: ")[2].strip()) from error
             state = trainer.state
 
         # 3. the finished model
@@ -103,7 +108,8 @@ def train(
         seconds=time.monotonic() - started,
         finished=finished,
         chosen_step=chosen,
-        best_loss=state.best_metric,
+        best_by=job.loop.best_by,
+        best_value=state.best_metric,
     )
 
 
@@ -118,12 +124,24 @@ def _prepare(
         )
     if job.loop.early_stop is not None and not job.data.val:
         raise UsageError("--early-stop has no effect without --val. Add it, or leave --early-stop out.")
+    _check_metric(job)
     folder.check(job.recipe())
     dtype = choose_dtype(job.loop)
     arguments = start_processes(job.loop, job.out, dtype=dtype, clip_norm=job.optim.clip_norm)
     prepared = make(job, arguments, dtype=dtype, say=listener.say)
     complete(arguments, prepared.plan, job.loop, evaluates=prepared.val is not None)
     return prepared, arguments
+
+
+def _check_metric(job: TrainJob) -> None:
+    """Raise UsageError for a metric that the training cannot have."""
+    best_by = job.loop.best_by
+    if best_by == "loss":
+        return
+    if job.task not in TASKS[best_by]:
+        raise UsageError(f"--best-by {best_by}: is for {' and '.join(TASKS[best_by])}, not for {job.task}.")
+    if not job.data.val:
+        raise UsageError(f"--best-by {best_by} has no effect without --val. Add it, or leave --best-by out.")
 
 
 def _trainer(
@@ -144,7 +162,7 @@ def _trainer(
         samples=folder.samples,
         sample=sampler.sample,
         steps_per_epoch=plan.steps_per_epoch,
-        early_stop=job.loop.early_stop,
+        loop=job.loop,
         stopped=stopped,
     )
     return BlipTrainer(
@@ -157,6 +175,7 @@ def _trainer(
         checkpoints=folder.checkpoints,
         callbacks=[reporter],
         contrasts=job.task == "stage1",
+        score=None if job.loop.best_by == "loss" else sampler.scores,
     )
 
 
@@ -167,5 +186,5 @@ def _state(folder: RunFolder, step: int) -> TrainerState:
 def _is_complete(state: TrainerState, job: TrainJob, prepared: Prepared) -> bool:
     """Return True after the last step, or an early stop."""
     patience = job.loop.early_stop
-    waited = patience is not None and num_without_gain(state.log_history) >= patience
+    waited = patience is not None and num_without_gain(state.log_history, job.loop) >= patience
     return state.global_step >= prepared.plan.num_steps or waited

@@ -26,7 +26,7 @@ from blip2cap.train.recipe_file import FOUND, RECIPE, differences, read_recipe, 
 from blip2cap.train.write_errors import write_errors
 
 _LOCK = ".lock"
-_FREE = frozenset({"device", "num-workers", "log-every", "num-samples", "report-to"})
+_FREE = frozenset({"device", "num-workers", "log-every", "checkpoint-every", "num-samples", "report-to"})
 """Options that may change when a training is resumed: its result does not depend on them."""
 
 

@@ -6,10 +6,8 @@ import torch
 from transformers import (
     Blip2Config,
     Blip2ForConditionalGeneration,
-    Blip2Processor,
     Blip2QFormerConfig,
     Blip2VisionConfig,
-    BlipImageProcessor,
     OPTConfig,
     PreTrainedTokenizerFast,
 )
@@ -75,9 +73,3 @@ def new_model(config: Blip2Config, seed: int) -> Blip2ForConditionalGeneration:
     with torch.no_grad():
         model.query_tokens.normal_(0.0, _INIT_STD)
     return model
-
-
-def new_processor(tokenizer: PreTrainedTokenizerFast, config: Blip2Config) -> Blip2Processor:
-    """Return the processor of the model, so that plain transformers code can use it too."""
-    size = {"height": IMAGE_SIZE, "width": IMAGE_SIZE}
-    return Blip2Processor(BlipImageProcessor(size=size), tokenizer, num_query_tokens=config.num_query_tokens)

@@ -13,11 +13,13 @@ from blip2cap.generate_options import ANSWER_NEW_TOKENS, GenerateOptions
 from blip2cap.models.blip2.model import Blip2
 from blip2cap.models.registry import FAMILIES
 from blip2cap.prompts import Template
-from blip2cap.records import Generated, Prompt
-from blip2cap.tiny.scenes import VALIDATION_SEEDS, Question
+from blip2cap.records import Generated, Prompt, Turn
+from blip2cap.tiny.scenes import VALIDATION_SEEDS, Question, Scene
 from blip2cap.train.drawn_files import drawn_files
 
 _BATCH = 50
+_NUM_TURNS = 3
+"""Number of questions in a conversation."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -42,6 +44,8 @@ class Accuracy:
     """Share of yes among the generated answers to "is there" questions."""
     true_yes_share: float
     """Share of yes among the true answers to them."""
+    answers_in_conversations: float
+    """Share of exact answers to the later questions of conversations, which follow the model's own earlier answers."""
 
     def as_dict(self) -> dict[str, Any]:
         """Return the fields for JSON."""
@@ -49,12 +53,15 @@ class Accuracy:
 
 
 def measure(model: Blip2, *, num_scenes: int, num_questions: int, first_seed: int = VALIDATION_SEEDS.start) -> Accuracy:
-    """Caption `num_scenes` unseen scenes, read from JPEG files, and answer `num_questions` questions, greedily."""
+    """Caption `num_scenes` unseen scenes, read from JPEG files, and answer `num_questions` questions, greedily.
+
+    There is a conversation about each of them too.
+    """
     captions: list[tuple[str, str]] = []
     prompted: list[tuple[str, str]] = []
     answers: list[tuple[Question, str]] = []
+    later: list[tuple[Question, str]] = []
     scenes = drawn_files(range(first_seed, first_seed + num_scenes), model.image_size)
-    template = Template(FAMILIES[model.checkpoint.family].vqa_template, question=True)
     per_scene = -(-num_questions // num_scenes)
     while batch := list(islice(scenes, _BATCH)):
         features = model.encode([pixels for _, _, pixels in batch])
@@ -63,17 +70,45 @@ def measure(model: Blip2, *, num_scenes: int, num_questions: int, first_seed: in
             texts = _texts(model.generate(features, prompts, GenerateOptions(), capacity=_BATCH))
             pairs += [(scene.caption, text) for (_, scene, _), text in zip(batch, texts, strict=True)]
         questions = [
-            (index, question)
+            (index, question, ())
             for index, (seed, scene, _) in enumerate(batch)
             for question in random.Random(f"questions {seed}").sample(
                 scene.questions, min(per_scene, len(scene.questions))
             )
         ]
-        prompts = [Prompt(image=index, text=template.fill("", q.text), name="") for index, q in questions]
-        options = GenerateOptions(max_new_tokens=ANSWER_NEW_TOKENS)
-        texts = _texts(model.generate(features, prompts, options, capacity=_BATCH))
-        answers += [(question, text) for (_, question), text in zip(questions, texts, strict=True)]
-    return score(captions, prompted, answers[:num_questions])
+        answers += _ask(model, features, questions)
+        later += _converse(model, features, [(seed, scene) for seed, scene, _ in batch])
+    return score(captions, prompted, answers[:num_questions], later)
+
+
+def _ask(
+    model: Blip2, features: Any, questions: Sequence[tuple[int, Question, tuple[Turn, ...]]]
+) -> list[tuple[Question, str]]:
+    """Return questions about images, by their indices, with answers; each is asked after earlier turns."""
+    template = Template(FAMILIES[model.checkpoint.family].vqa_template, question=True)
+    prompts = [
+        Prompt(image=index, text=template.fill("", question.text), name="", question=question.text, turns=turns)
+        for index, question, turns in questions
+    ]
+    options = GenerateOptions(max_new_tokens=ANSWER_NEW_TOKENS)
+    texts = _texts(model.generate(features, prompts, options, capacity=_BATCH))
+    return [(question, text) for (_, question, _), text in zip(questions, texts, strict=True)]
+
+
+def _converse(model: Blip2, features: Any, scenes: Sequence[tuple[int, Scene]]) -> list[tuple[Question, str]]:
+    """Return the questions of a conversation about each scene, with answers, without the first."""
+    chosen = [random.Random(f"conversation {seed}").sample(scene.questions, _NUM_TURNS) for seed, scene in scenes]
+    turns: list[tuple[Turn, ...]] = [()] * len(chosen)
+    later: list[tuple[Question, str]] = []
+    for number in range(_NUM_TURNS):
+        questions = [(index, each[number], turns[index]) for index, each in enumerate(chosen)]
+        answers = _ask(model, features, questions)
+        turns = [
+            (*before, Turn(question=question.text, answer=text))
+            for before, (question, text) in zip(turns, answers, strict=True)
+        ]
+        later += answers if number else []
+    return later
 
 
 def _texts(results: Sequence[list[Generated] | Exception]) -> list[str]:
@@ -81,7 +116,10 @@ def _texts(results: Sequence[list[Generated] | Exception]) -> list[str]:
 
 
 def score(
-    captions: Sequence[tuple[str, str]], prompted: Sequence[tuple[str, str]], answers: Sequence[tuple[Question, str]]
+    captions: Sequence[tuple[str, str]],
+    prompted: Sequence[tuple[str, str]],
+    answers: Sequence[tuple[Question, str]],
+    later: Sequence[tuple[Question, str]],
 ) -> Accuracy:
     """Compare pairs of a true text, or a question, and the generated text."""
     wrong = Counter(differing_words(true, text) for true, text in captions if true != text)
@@ -100,6 +138,7 @@ def score(
         asked=dict(Counter(question.answer for question, _ in answers).most_common()),
         yes_share=_share([text == "yes" for _, text in is_there]),
         true_yes_share=_share([true == "yes" for true, _ in is_there]),
+        answers_in_conversations=_share([question.answer == text for question, text in later]),
     )
 
 

@@ -83,8 +83,12 @@ class BlipTrainer(Trainer):
         checkpoints: Checkpoints,
         callbacks: list[TrainerCallback],
         contrasts: bool,
+        score: Callable[[], dict[str, float]] | None = None,
     ) -> None:
-        """`contrasts`: a loss compares the examples of all processes, which need equal batches."""
+        """`contrasts`: a loss compares the examples of all processes, which need equal batches.
+
+        `score` returns more metrics of an evaluation; the main process calls it.
+        """
         super().__init__(
             model=trainee,
             args=arguments,
@@ -97,7 +101,7 @@ class BlipTrainer(Trainer):
         self.remove_callback(PrinterCallback)
         # Losses of texts are means over all tokens of a step, whatever process or part of the batch they are in.
         self.model_accepts_loss_kwargs = True
-        self.checkpoints, self.contrasts = checkpoints, contrasts
+        self.checkpoints, self.contrasts, self.score = checkpoints, contrasts, score
         self._averages = Averages()
 
     # 1. data
@@ -144,7 +148,7 @@ class BlipTrainer(Trainer):
     def evaluate(
         self, eval_dataset: Any = None, ignore_keys: list[str] | None = None, metric_key_prefix: str = "eval"
     ) -> dict[str, float]:
-        """Return the mean losses on the validation set: over tokens of texts, in stage 1 over pairs."""
+        """Return the mean losses on the validation set, over tokens of texts, in stage 1 over pairs, and the scores."""
         averages, model = Averages(), self.model
         devices = [self.args.device] if self.args.device.type == "cuda" else []
         model.eval()
@@ -154,10 +158,20 @@ class BlipTrainer(Trainer):
                 inputs = self._prepare_inputs(batch)
                 weight = (inputs["labels"] != -100).sum() if "labels" in inputs else len(inputs["input_ids"])
                 averages.add(model(**inputs), weight)
-        metrics = {f"{metric_key_prefix}_{name}": value for name, value in averages.take(self._sum).items()}
+            values = averages.take(self._sum) | self._scores()
+        metrics = {f"{metric_key_prefix}_{name}": value for name, value in values.items()}
         self.log(metrics)
         self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
         return metrics
+
+    def _scores(self) -> dict[str, float]:
+        if self.score is None:
+            return {}
+        found: list[Any] = [self.score() if self.args.process_index == 0 else None]
+        if self.args.world_size > 1:
+            torch.distributed.broadcast_object_list(found, src=0)
+        scores: dict[str, float] = found[0]
+        return scores
 
     def _val_batches(self) -> Iterable[Batch]:
         """Return batches that have each example once; for a contrast some may come twice, to fill the last batch."""

@@ -171,7 +171,7 @@ class Crew:
                 f"{place} {why}. No worker is left. The rows so far are safe; run the same command again, with "
                 "one process (--workers 1, or one GPU in --devices) to see the error itself."
             )
-        self._say(f"{place} {why}; the run goes on with {self.num_workers}")
+        self._say(f"{place} {why}; the run continues with {self.num_workers}")
         if self.first is None:  # no other has been started
             self._start(next(each for each in self._places if not each.given_up), load=True)
 

@@ -25,7 +25,7 @@ from blip2cap.decode.trace import Slots
 from blip2cap.engine.read_ahead import ReadAhead
 from blip2cap.engine.run import Engine, RunStats
 from blip2cap.errors import Blip2CapError, ImageError
-from blip2cap.models.base import Model
+from blip2cap.models.base import Model, dtype_name
 from blip2cap.records import ImageRef
 from blip2cap.rows import Row
 from blip2cap.tasks.base import Request
@@ -125,7 +125,7 @@ class Worker:
             torch.cuda.set_device(setup.device)  # nothing may end up on the first GPU
         model = setup.loader.load(setup.device, setup.dtype)
         setup.task.check(model)
-        dtype = str(model.dtype).removeprefix("torch.")
+        dtype = dtype_name(model.dtype)
         self._send(Ready(dtype=dtype, fallback_reason=model.fallback_reason, remark=model.remark))
         return model
 

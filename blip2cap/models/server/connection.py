@@ -134,7 +134,7 @@ class Connection:
         if 300 <= status < 400:
             target = self.hide(host(urljoin(self.url, headers.get("location", ""))))
             raise self._error(f"{words}, a redirect to {target}, which is not followed. Give --base-url of that server")
-        if status == 402:
+        if status == 402 or (status == 429 and error_code(answer) == _NO_CREDIT):
             raise self._error(f"{words}. Add credit to the account of the key in OPENAI_API_KEY")
         if status in (401, 403):
             raise self._error(f"{words}. The variable OPENAI_API_KEY must hold a key of this server")
@@ -143,8 +143,6 @@ class Connection:
                 f"{words}. Expected a model that the server knows and a --base-url of its API, which often ends in /v1"
                 f"{await self.other_models()}"
             )
-        if status == 429 and error_code(answer) == _NO_CREDIT:
-            raise self._error(f"{words}. Add credit to the account of the key in OPENAI_API_KEY")
         if status in (429, 503):
             raise BusyError(words, seconds_until(headers.get("retry-after", "")))
         if status == 408 or status >= 500 or status < 400:

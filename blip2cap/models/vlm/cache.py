@@ -1,4 +1,4 @@
-"""Keys and values in tensors with room for the tokens to come; transformers' own layers copy them all for each token.
+"""Keys and values in tensors with spare capacity; the layers of transformers copy all of them for every new token.
 
 Shapes: N, M = rows, H = heads, T = tokens, D = size of a head.
 """

@@ -13,7 +13,7 @@ from blip2cap.decode.inputs import ImageInput, ResizedInput
 from blip2cap.errors import UsageError
 from blip2cap.generate_options import GenerateOptions
 from blip2cap.models.base import Checkpoint, OnText, Result, TextModel
-from blip2cap.models.blip2.sampling import end_ids
+from blip2cap.models.blip2.sampling import end_ids, unusual_settings
 from blip2cap.models.vlm.chat import VlmChat
 from blip2cap.models.vlm.prompts import Prompter
 from blip2cap.models.vlm.session import VlmSession
@@ -26,7 +26,6 @@ class Vlm(TextModel):
 
     quantize: str | None = None
     remark = ""
-    fallback_reason = ""
 
     def __init__(
         self, network: Any, prompter: Prompter, *, checkpoint: Checkpoint, dtype: torch.dtype, max_pixels: int
@@ -39,6 +38,10 @@ class Vlm(TextModel):
         self.is_encoder_decoder = bool(network.config.is_encoder_decoder)
         self.ends = frozenset(end_ids(network.generation_config))
         self._max_pixels = max_pixels
+        self.fallback_reason = ""
+        unusual = unusual_settings(network.generation_config)
+        if self.keeps_cache and unusual:
+            self.fallback_reason = f"the checkpoint's generation config sets {', '.join(unusual)}"
 
     @property
     def image_input(self) -> ImageInput:

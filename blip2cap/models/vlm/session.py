@@ -22,7 +22,7 @@ from blip2cap.decode.image import Pixels
 from blip2cap.errors import ImageError
 from blip2cap.generate_options import GenerateOptions
 from blip2cap.models.base import Result, Session
-from blip2cap.models.blip2.sampling import SeededSampling, generation_config, row_seed, unusual_settings
+from blip2cap.models.blip2.sampling import SeededSampling, generation_config, row_seed
 from blip2cap.models.device import memory_errors
 from blip2cap.models.vlm.cache import new_cache
 from blip2cap.models.vlm.prompts import PROCESSOR_ERRORS, NotTakenError
@@ -66,7 +66,7 @@ class VlmSession(Session):
         """Largest number of texts at once, and that before memory was too small."""
         self._rolling: RollingBatch[_Row] | None = None
         """None: transformers generates the texts."""
-        if model.keeps_cache and options.num_beams == 1 and not unusual_settings(model.network.generation_config):
+        if model.keeps_cache and options.num_beams == 1 and not model.fallback_reason:
             self._rolling = RollingBatch(model.network, options, ends=model.ends)
         self._tickets = itertools.count()
         self._num_images = 0

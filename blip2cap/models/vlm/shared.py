@@ -60,7 +60,7 @@ class Computed:
 
     def positions(self, first: int) -> torch.Tensor:
         """Return the positions of the tokens from `first` on, for the network."""
-        positions_NS = (self.mask_NT.cumsum(-1) - 1).clamp(min=0)[:, first:]
+        positions_NS = _positions(self.mask_NT)[:, first:]
         if self.shifts_N1 is None:
             return positions_NS
         return (positions_NS + self.shifts_N1).expand(3, -1, -1)  # time, row and column of a text are the same
@@ -87,6 +87,11 @@ class Computed:
         self.ids_NT, self.mask_NT = self.ids_NT[rows_M, first:], mask_MT[:, first:]
         if self.shifts_N1 is not None:
             self.shifts_N1 = self.shifts_N1[rows_M]
+
+
+def _positions(mask_NT: torch.Tensor) -> torch.Tensor:
+    """Return the number of each token in its row, from 0 on."""
+    return (mask_NT.cumsum(-1) - 1).clamp(min=0)
 
 
 def _below(one_NT: torch.Tensor, other_MT: torch.Tensor) -> torch.Tensor:
@@ -158,7 +163,7 @@ def compute(network: Any, prompts: SharedPrompts, on_device: OnDevice, *, has_gr
     ids_NS, mask_NS, image_of_N = map(on_device, (prompts.ids_NS, prompts.mask_NS, prompts.image_of_N))
     mask_IP, cache = prefix["attention_mask"], new_cache()
     if not has_grid_positions:
-        prefix["position_ids"] = (mask_IP.cumsum(-1) - 1).clamp(min=0)
+        prefix["position_ids"] = _positions(mask_IP)
     network(**prefix, past_key_values=cache, use_cache=True, logits_to_keep=1)
     if len(image_of_N) > len(mask_IP):
         for layer in cache.layers:

@@ -16,12 +16,13 @@ from blip2cap.models.blip2.resize import choose_resizer
 from blip2cap.options import DecodeOptions, SourceOptions
 from blip2cap.records import ImageRef
 from blip2cap.source.patterns import Patterns
-from blip2cap.source.walk import Walk
+from blip2cap.source.walk import ARCHIVE_SUFFIXES, Walk
 from blip2cap.train.data.example import DataSet, Example, Problem
 from blip2cap.train.plot import PLOT
 from blip2cap.train.recipe_file import RECIPE
 
 _MISSING = "vanished"
+_EXTRACT = "; a training reads files: `blip2cap export ROWS --to imagefolder --out DIR` copies images out of archives"
 _AHEAD = 4
 """Images that wait for each thread."""
 
@@ -70,7 +71,8 @@ def read_images(
                     digests[ref.path] = image.digest
                 else:
                     reason = "missing image" if image.code == _MISSING else "unreadable image"
-                    errors[ref.path] = reason, f"{ref.path}: {image.code}: {image.detail}"
+                    hint = _EXTRACT if any(f"{suffix}#" in ref.path.lower() for suffix in ARCHIVE_SUFFIXES) else ""
+                    errors[ref.path] = reason, f"{ref.path}: {image.code}: {image.detail}{hint}"
                 progress(len(digests) + len(errors), len(errors))
     return Images(digests=digests, errors=errors)
 

@@ -42,12 +42,20 @@ def image_tokens(data: DataSet) -> Iterator[Problem]:
 
 
 def mismatched_ids(data: DataSet) -> Iterator[Problem]:
-    """Yield examples whose image id disagrees with their image, where those of most others agree.
+    """Yield examples whose image id disagrees with their image, where those of most others in the same set agree.
 
-    An id agrees with the number at the end of a name, and belongs to one image. Ids of Visual Genome and COCO differ
-    for the same picture, and so do those of releases: texts are then those of other pictures.
+    Sets count images each in its own way, so ids are compared within --data and within each --mix. An id agrees with
+    the number at the end of a name, and belongs to one image. Ids of Visual Genome and COCO differ for the same
+    picture, and so do those of releases: texts are then those of other pictures.
     """
-    given = [(index, each) for index, each in enumerate(data.examples) if each.image_id]
+    start = 0
+    for share in data.shares:
+        yield from _mismatched(data, range(start, start + share.num_examples))
+        start += share.num_examples
+
+
+def _mismatched(data: DataSet, indices: range) -> Iterator[Problem]:
+    given = [(index, each) for index in indices if (each := data.examples[index]).image_id]
     numbered = [(index, each, number) for index, each in given if (number := _number(each)) is not None]
     agree = [number == int(each.image_id or 0) for _, each, number in numbered]
     bad: dict[int, str] = {}

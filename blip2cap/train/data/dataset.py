@@ -6,6 +6,7 @@ S = side of the square input of the model, in pixels.
 from __future__ import annotations
 
 import random
+import time
 from dataclasses import dataclass
 
 import numpy as np
@@ -20,6 +21,11 @@ from blip2cap.options import DecodeOptions
 from blip2cap.records import ImageRef
 from blip2cap.train.data.example import DataSet, Example
 from blip2cap.train.data.mix import Indices, epoch_length, epoch_order
+
+_OF_STORAGE = ("unreadable", "unreachable", "timeout")
+"""Reasons that may pass: an image that could be read once is tried again."""
+_RETRY_S = (1.0, 5.0, 20.0)
+"""Waits before it is, in seconds."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -94,12 +100,17 @@ class TrainDataset(Dataset[Sample]):
 
     def _pixels(self, example: Example) -> torch.Tensor:
         ref = ImageRef(path=example.path, name=example.name)
-        try:
-            data = read(ref, self.decode_options)
-            image = decode(data, self.image_size, self.decode_options, choose_resizer())
-        except ImageError as error:  # its class could not travel from a worker process of torch
-            raise InputError(
-                f"{example.where}: {example.path}: {error.code}: {error.detail}. `blip2cap check-data` finds all such "
-                "images; --skip-bad leaves them out."
-            ) from None
+        for wait_s in (*_RETRY_S, None):
+            try:
+                data = read(ref, self.decode_options)
+                image = decode(data, self.image_size, self.decode_options, choose_resizer())
+            except ImageError as error:  # its class could not travel from a worker process of torch
+                if error.code not in _OF_STORAGE or wait_s is None:
+                    raise InputError(
+                        f"{example.where}: {example.path}: {error.code}: {error.detail}. All images could be read "
+                        "before the first step. Restore it, then start the same command again: it continues."
+                    ) from None
+                time.sleep(wait_s)
+            else:
+                break
         return torch.from_numpy(np.ascontiguousarray(image.pixels_HWC.transpose(2, 0, 1)))

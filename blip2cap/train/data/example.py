@@ -21,7 +21,6 @@ class Example:
     weights: tuple[float, ...] = (1.0,)
     """Share of each of the texts; their sum is 1."""
     image_id: str | None = None
-    question_id: str | None = None
     where: str
     """Place in its file: train.json:12 is line 12, train.json[11] the entry with index 11 of a list."""
 

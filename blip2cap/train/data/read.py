@@ -25,9 +25,8 @@ _KNOWN: Mapping[str, tuple[str, ...]] = {
     "image": NAMES,
     "text": ("text", "caption", "captions", "texts", "sentence", "sentences"),
     "question": ("question", "text_input"),
-    "answer": ("answer", "answers", "text_output"),
+    "answer": ("answer", "answers", "direct_answers", "text_output"),
     "image_id": ("image_id", "img_id"),
-    "question_id": ("question_id", "instance_id", "id"),
 }
 """Names of the columns of each role, in order of preference."""
 
@@ -149,9 +148,8 @@ class _Reader:
                     f"{self._listed()}. Name it with --{role}-column."
                 )
             found[role] = column
-        for role in ("image_id", "question_id"):
-            if (column := self._known(role)) is not None and column not in found.values():
-                found[role] = column
+        if (column := self._known("image_id")) is not None and column not in found.values():
+            found["image_id"] = column
         return found
 
     def _known(self, role: str) -> str | None:
@@ -176,7 +174,6 @@ class _Reader:
             question, groups = self._text(row, "question"), [Counter(self._answers(row))]
         else:
             question, groups = None, [Counter([text]) for text in self._captions(row)]
-        image_id, question_id = self._id(row, "image_id"), self._id(row, "question_id")
         return [
             Example(
                 path=path,
@@ -184,8 +181,7 @@ class _Reader:
                 question=question,
                 texts=tuple(counts),
                 weights=tuple(count / counts.total() for count in counts.values()),
-                image_id=image_id,
-                question_id=question_id,
+                image_id=self._id(row, "image_id"),
                 where=where,
             )
             for counts in groups

@@ -35,6 +35,11 @@ class Report:
         return sum(count for reason, count in self.by_reason.items() if reason in ERRORS)
 
     @property
+    def num_bad(self) -> int:
+        """Number of places with an error, or with several."""
+        return len({problem.where for problem in (*self.train, *self.val) if problem.reason in ERRORS})
+
+    @property
     def num_warnings(self) -> int:
         """Number of warnings."""
         return self.by_reason.total() - self.num_errors
@@ -57,7 +62,7 @@ def usable(data: Data, report: Report, *, skip_bad: bool) -> Data:
     """
     if report.num_errors and not skip_bad:
         raise InputError(
-            f"{report.num_errors} bad examples: {report.errors()}. `blip2cap check-data` shows all; repair them, or "
+            f"{report.num_bad} bad examples: {report.errors()}. `blip2cap check-data` shows all; repair them, or "
             "leave them out with --skip-bad."
         )
     train = _without(data.train, report.train)

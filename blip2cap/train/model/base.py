@@ -78,6 +78,11 @@ def load_base(
     tune.check_stage(stage)
     checkpoint = find(options, say=say)
     _check_kind(checkpoint, stage)
+    if checkpoint.adapter is not None and tune.no_merge:
+        raise UsageError(
+            f"--no-merge: {checkpoint.name} is an adapter itself, and the new one would be for the model with it. "
+            "Leave --no-merge out: both are merged then."
+        )
     normalisation = read_normalisation(checkpoint)
     matching = checkpoint.family == "matching"
     with library_errors(checkpoint):

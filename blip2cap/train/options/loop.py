@@ -52,16 +52,24 @@ class LoopOptions:
     checkpoint_every: int | None = flag(
         None,
         "--checkpoint-every N",
-        "Number of steps from one checkpoint to the next, besides those at evaluations. One epoch if left out.",
+        "Number of steps from one checkpoint to the next, besides those at evaluations. One epoch, at most 1000 steps, "
+        "if left out.",
         least=1,
-        hint="Leave it out for one after every epoch.",
+        hint="Leave it out for one after every epoch, or 1000 steps.",
     )
     early_stop: int | None = flag(
         None,
         "--early-stop N",
-        "Stop after N evaluations in a row without a lower loss on --val.",
+        "Stop after N evaluations in a row without a better value of --best-by.",
         least=1,
         hint="Leave it out to train to the end.",
+    )
+    best_by: str = flag(
+        "loss",
+        "--best-by NAME",
+        "What chooses the best checkpoint on --val: the lowest loss, or the highest cider (CIDEr-D of captions) or "
+        "exact-match (of answers), for which texts about all of --val are generated at every evaluation.",
+        choices=("loss", "cider", "exact-match"),
     )
     num_samples: int = flag(
         4, "--num-samples N", "Number of images of --val that are captioned at every evaluation.", least=0
@@ -74,6 +82,11 @@ class LoopOptions:
         "Also report to tensorboard, wandb or trackio.",
         choices=("tensorboard", "wandb", "trackio"),
     )
+
+    @property
+    def best_key(self) -> str:
+        """Key of --best-by among the metrics of an evaluation."""
+        return f"eval_{self.best_by.replace('-', '_')}"
 
     def __post_init__(self) -> None:
         check_limits(self)
