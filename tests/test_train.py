@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import replace
+from itertools import product
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -49,11 +50,11 @@ def test_a_scene_is_a_function_of_its_epoch_and_position(tokenizer) -> None:
 
 @pytest.mark.long
 def test_prompts_do_not_depend_on_what_is_in_the_picture(tokenizer) -> None:
-    batch = batch_of(tokenizer, DrawnOptions(num_scenes=400, questions_per_image=0))
+    batch = batch_of(tokenizer, DrawnOptions(num_scenes=400, questions_per_image=0))  # captions alone
     photo = tokenizer("a photo of").input_ids
     places = Counter(
         draw(seed, (16, 16)).place
-        for seed, ids in zip(TRAINING_SEEDS[:400], batch["input_ids"][:, 0].tolist(), strict=True)
+        for seed, ids in zip(TRAINING_SEEDS[:400], batch["input_ids"].tolist(), strict=True)
         if ids[: len(photo)] == photo
     )
     assert set(places) == set(PLACES)
@@ -62,13 +63,14 @@ def test_prompts_do_not_depend_on_what_is_in_the_picture(tokenizer) -> None:
 
 def test_more_questions_are_asked_later_on(tokenizer) -> None:
     options = DrawnOptions(num_scenes=2, questions_per_image=1, more_questions_from=3, more_questions=4)
-    assert [batch_of(tokenizer, options, epoch)["input_ids"].shape[1] for epoch in (2, 3)] == [1 + 1, 1 + 4]
+    assert [batch_of(tokenizer, options, epoch)["texts"].amax(1).tolist() for epoch in (2, 3)] == [[2, 2], [5, 5]]
 
 
 def test_labels_are_the_text_after_the_prompt_and_the_end(tokenizer) -> None:
     batch = batch_of(tokenizer, DrawnOptions(num_scenes=8, strange_share=0.0))
-    for ids_KT, labels_KT in zip(batch["input_ids"], batch["targets"], strict=True):
-        for ids, labels in zip(ids_KT.tolist(), labels_KT.tolist(), strict=True):
+    for ids_T, labels_T, texts_T in zip(batch["input_ids"], batch["targets"], batch["texts"], strict=True):
+        for text in (1, 2):
+            ids, labels = ids_T[texts_T == text].tolist(), labels_T[texts_T == text].tolist()
             said = [label for label in labels if label != IGNORED]
             start = labels.index(said[0])
             assert said[-1] == tokenizer.eos_token_id
@@ -116,7 +118,23 @@ def run(made: TrainJob, stopped: Callable[[], bool] = lambda: False) -> Path:
     return made.out
 
 
-@pytest.mark.slow
+def test_texts_of_an_image_do_not_see_each_other(tokenizer) -> None:
+    """All in one sequence, they give the loss of texts that are computed one by one."""
+    trainee = TinyTrainee(new_base(1), seed=1)
+    batch = batch_of(tokenizer, DrawnOptions(num_scenes=3, more_questions_from=0, more_questions=2))
+    sums = torch.zeros(2)
+    for row, number in product(range(3), (1, 2, 3)):
+        image = {name: batch[name][row : row + 1] for name in ("pixels", "kinds", "colours", "centres")}
+        of_text = batch["texts"][row] == number
+        alone = {name: batch[name][row, of_text][None] for name in ("input_ids", "targets")}
+        loss = trainee(**image, **alone, texts=torch.ones_like(alone["targets"]))["loss_text"].detach()
+        count = (alone["targets"] != IGNORED).sum()
+        sums += torch.stack([loss * count, count])
+    assert (batch["texts"] == 0).any(), "one of the rows is padded"
+    assert trainee(**batch)["loss_text"].item() == pytest.approx((sums[0] / sums[1]).item(), rel=1e-5)
+
+
+@pytest.mark.long
 def test_a_training_on_drawn_scenes_is_prepared_as_one_on_files_is(tmp_path: Path) -> None:
     made, said = small(tmp_path / "run"), list[str]()
     arguments = start_processes(made.loop, made.out, dtype=torch.float32, clip_norm=made.optim.clip_norm)
@@ -146,7 +164,7 @@ def test_a_stopped_training_ends_with_the_same_weights_and_moves_every_part(tmp_
     AutoTokenizer.from_pretrained(whole)
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_steps_lower_the_losses_of_texts_and_of_hints(tokenizer) -> None:
     trainee = TinyTrainee(new_base(1), seed=1)
     batch = batch_of(tokenizer, DrawnOptions(num_scenes=4))
@@ -169,18 +187,25 @@ class Oracle:
 
     def __init__(self, caption: str, answer: str) -> None:
         self.caption, self.answer = caption, answer
+        self.num_turns = Counter[int]()
+        """Number of prompts, by the number of turns before them."""
 
     def encode(self, images: list[np.ndarray]) -> int:
         assert all(image.shape == (32, 32, 3) for image in images)
         return len(images)
 
     def generate(self, features: int, prompts: list[Prompt], options: object, *, capacity: int) -> object:
+        self.num_turns.update(len(prompt.turns) for prompt in prompts)
+        assert {turn.answer for prompt in prompts for turn in prompt.turns} <= {self.answer}
         texts = [self.answer if prompt.text else self.caption for prompt in prompts]
         return [[Generated(text=text, finish_reason="stop", num_tokens=1)] for text in texts]
 
 
 def test_always_yes_scores_half_of_the_is_there_questions_and_is_found_out() -> None:
-    accuracy = measure(Oracle("a red car on the beach", "yes"), num_scenes=60, num_questions=180)  # type: ignore[arg-type]
+    oracle = Oracle("a red car on the beach", "yes")
+    accuracy = measure(oracle, num_scenes=60, num_questions=180)  # type: ignore[arg-type]
+    assert (oracle.num_turns[1], oracle.num_turns[2]) == (60, 60)
+    assert 0 < accuracy.answers_in_conversations < 0.5
     assert accuracy.num_captions == 60
     assert accuracy.num_questions == 180
     assert accuracy.captions_exact < 0.1
@@ -196,11 +221,12 @@ def test_scores_count_exact_texts_and_how_far_the_others_are_off() -> None:
         (Question(type="count", text="", answer="two"), "one"),
     ]
     captions = [("a red car", "a red car"), ("a red car", "a blue car"), ("a red car", "two red cars at night")]
-    accuracy = score(captions, captions[:1], questions)
+    accuracy = score(captions, captions[:1], questions, questions[:1])
     assert accuracy.captions_exact == pytest.approx(1 / 3, abs=1e-4)
     assert accuracy.prompted_captions_exact == 1.0
     assert accuracy.wrong_captions_by_words == {1: 1, 4: 1}
     assert accuracy.answers_exact == accuracy.by_answer["two"] == 0.5
+    assert accuracy.answers_in_conversations == 1.0
     assert differing_words("a b c", "a c") == 1
 
 

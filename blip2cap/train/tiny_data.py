@@ -8,10 +8,12 @@ from __future__ import annotations
 import random
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import chain
 from typing import NamedTuple
 
 import numpy as np
 import torch
+from torch.nn.utils.rnn import pad_sequence
 from torch.utils.data import Dataset
 from transformers import PreTrainedTokenizerFast
 
@@ -112,29 +114,34 @@ class DrawnScenes(Dataset[DrawnExample]):
 
 
 class DrawnCollator:
-    """Makes the batches of `TinyTrainee`. B = scenes, K = texts of each, T = tokens."""
+    """Makes the batches of `TinyTrainee`. B = scenes, T = tokens of all texts of a scene, one text after the other."""
 
     def __init__(self, pad_id: int) -> None:
         self.pad_id = pad_id
 
     def __call__(self, examples: Sequence[DrawnExample]) -> dict[str, torch.Tensor]:
-        """Return pixels uint8 [B, 3, H, W], input_ids and targets [B, K, T], kinds, colours and centres [B, P]."""
-        length = max(len(ids) for example in examples for ids, _ in example.texts)
+        """Return pixels uint8 [B, 3, H, W], kinds, colours and centres [B, P]; input_ids, targets and texts [B, T].
+
+        `texts` is the number of the text that a token belongs to, from 1; 0 is padding.
+        """
         hints = torch.from_numpy(np.stack([example.hints_3P for example in examples]))
         pixels = torch.from_numpy(np.stack([example.pixels_HWC for example in examples]))
-
-        def padded(column: int, value: int) -> torch.Tensor:
-            rows = [[text[column] for text in example.texts] for example in examples]
-            return torch.tensor([[row + [value] * (length - len(row)) for row in texts] for texts in rows])
-
+        numbers = [[[text] * len(ids) for text, (ids, _) in enumerate(each.texts, 1)] for each in examples]
         return {
             "pixels": pixels.permute(0, 3, 1, 2).contiguous(),
-            "input_ids": padded(0, self.pad_id),
-            "targets": padded(1, IGNORED),
+            "input_ids": _rows([[ids for ids, _ in each.texts] for each in examples], self.pad_id),
+            "targets": _rows([[labels for _, labels in each.texts] for each in examples], IGNORED),
+            "texts": _rows(numbers, 0),
             "kinds": hints[:, 0],
             "colours": hints[:, 1],
             "centres": hints[:, 2].float(),
         }
+
+
+def _rows(texts: Sequence[Sequence[Sequence[int]]], padding: int) -> torch.Tensor:
+    """Return the values of all texts of each scene in a row, one row for each scene, padded on the right."""
+    rows = [torch.tensor(list(chain.from_iterable(each))) for each in texts]
+    return pad_sequence(rows, batch_first=True, padding_value=padding)
 
 
 def patch_hints(scene: Scene) -> np.ndarray:

@@ -32,7 +32,7 @@ from blip2cap.train.tokenizer import train_tokenizer
 
 OPTIM = OptimOptions(learning_rate=1e-3, warmup_steps=500, beta2=0.98, vision_layer_decay=1.0)
 LOOP = LoopOptions(
-    max_steps=9_000,
+    max_steps=11_000,
     batch_size=64,
     dtype="bfloat16",
     log_every=100,
@@ -77,25 +77,45 @@ class TinyTrainee(DrawnTrainee):
         self.heads = PatchHeads(base.model.config.vision_config.hidden_size)
 
     def forward(self, **batch: torch.Tensor) -> dict[str, torch.Tensor]:
-        """Return `loss`, `loss_text` and `loss_hints`; each image is encoded once for all its texts.
+        """Return `loss`, `loss_text` and `loss_hints`; all texts of an image follow its queries in one sequence.
 
-        `batch` is one of `DrawnCollator`. B = images, K = texts of each, N = B x K, T = tokens, Q = query tokens.
+        `batch` is one of `DrawnCollator`. B = images, T = tokens of all texts, Q = query tokens.
         """
-        model, ids_BKT = self.model, batch["input_ids"]
+        model, texts_BT = self.model, batch["texts"]
         image_BPD = model.vision_model(normalise(batch["pixels"])).last_hidden_state
         queries_BQD = model.qformer(
             query_embeds=model.query_tokens.expand(len(image_BPD), -1, -1), encoder_hidden_states=image_BPD
         ).last_hidden_state
-        prefix_NQD = model.language_projection(queries_BQD).repeat_interleave(ids_BKT.shape[1], dim=0)
-        text_NTD = model.get_input_embeddings()(ids_BKT.flatten(0, 1))
-        embeds_NTD = torch.cat([prefix_NQD.to(text_NTD.dtype), text_NTD], dim=1)
-        hidden_NTD = model.language_model.model(inputs_embeds=embeds_NTD, use_cache=False).last_hidden_state
-        targets_M = batch["targets"].flatten()
-        learned_M = targets_M != IGNORED
-        hidden_MD = hidden_NTD[:, prefix_NQD.shape[1] :].flatten(0, 1)[learned_M]
-        text = functional.cross_entropy(model.language_model.lm_head(hidden_MD).float(), targets_M[learned_M])
+        text_BTD = model.get_input_embeddings()(batch["input_ids"])
+        prefix_BQD = model.language_projection(queries_BQD).to(text_BTD.dtype)
+        mask, positions = _separate(texts_BT, prefix_BQD.shape[1], text_BTD.dtype)
+        hidden_BTD = model.language_model.model(
+            inputs_embeds=torch.cat([prefix_BQD, text_BTD], dim=1),
+            attention_mask=mask,
+            position_ids=positions,
+            use_cache=False,
+        ).last_hidden_state[:, prefix_BQD.shape[1] :]
+        learned_BT = batch["targets"] != IGNORED
+        logits_MV = model.language_model.lm_head(hidden_BTD[learned_BT]).float()
+        text = functional.cross_entropy(logits_MV, batch["targets"][learned_BT])
         hints = self.heads(image_BPD, batch["kinds"], batch["colours"], batch["centres"])
         return {"loss": text + _HINT_WEIGHT * hints, "loss_text": text, "loss_hints": hints}
+
+
+def _separate(texts_BT: torch.Tensor, num_queries: int, dtype: torch.dtype) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return the additive attention mask [B, 1, S, S] and positions [B, S] of texts that do not see each other.
+
+    Each token sees the queries and the tokens before it in its own text, whose positions begin after the queries.
+    S = queries and tokens.
+    """
+    texts_BS = functional.pad(texts_BT, (num_queries, 0))
+    steps_S = torch.arange(texts_BS.shape[1], device=texts_BS.device)
+    queries_S = steps_S < num_queries
+    same_BSS = texts_BS[:, :, None] == texts_BS[:, None, :]
+    seen_BSS = (same_BSS | queries_S) & (steps_S[:, None] >= steps_S)
+    first_BS = torch.where(queries_S, 0, same_BSS.int().argmax(dim=2) - num_queries)
+    mask = torch.zeros_like(seen_BSS, dtype=dtype).masked_fill(~seen_BSS, torch.finfo(dtype).min)
+    return mask[:, None], steps_S - first_BS
 
 
 def job(folder: Path, *, num_steps: int | None = None) -> TrainJob:
