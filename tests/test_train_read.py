@@ -3,6 +3,7 @@
 import csv
 import json
 import os
+from pathlib import Path
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -13,6 +14,7 @@ from blip2cap.train.data.example import Share
 from blip2cap.train.data.read import read_data
 from blip2cap.train.options.data import DataOptions
 from tests.commands import TINY, invoke
+from tests.doc_blocks import ROOT, python_blocks, run_python
 
 COCO = {
     "images": [{"id": 7, "file_name": "a.png", "width": 2}, {"id": 8, "file_name": "sub/b.png"}],
@@ -363,11 +365,18 @@ def test_files_of_other_kinds_and_missing_files_are_errors(here):
         read("caption")
 
 
-def test_images_inside_parquet_are_refused(here):
-    table = pa.Table.from_pylist([{"image": {"bytes": b"x", "path": "a.png"}, "text": "a cat"}])
-    pq.write_table(table, here / "train.parquet")
+def test_images_inside_parquet_are_refused_and_the_script_of_the_page_writes_them_to_files(here):
+    for shard in ("train-0", "train-1"):
+        rows = [{"image": {"bytes": f"{shard} {n}".encode(), "path": "a.png"}, "text": f"cat {n}"} for n in range(2)]
+        pq.write_table(pa.Table.from_pylist(rows), here / f"{shard}.parquet")
     with pytest.raises(InputError, match="its column image holds the images themselves"):
-        read("caption", here / "train.parquet")
+        read("caption", here / "train-0.parquet")
+    ((script, _),) = python_blocks(ROOT / "docs" / "fine-tuning.md")
+    run_python(script, {})
+    data = read("caption", "train")
+    assert texts(data) == [(f"train-{shard}-{n}.jpg", (f"cat {n}",)) for shard in (0, 1) for n in (0, 1)]
+    written = [Path(each.path).read_text() for each in data.train.examples]
+    assert written == [f"train-{shard} {n}" for shard in (0, 1) for n in (0, 1)]
 
 
 @pytest.mark.parametrize("given", ["other.json", "other.json:", "other.json:0", ":1", "other.json:inf", "a:b"])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from dataclasses import replace
 
 from blip2cap.errors import InputError
 from blip2cap.index.hits import Hit
@@ -29,16 +30,7 @@ class Places:
         if found is None:
             detail = "not in its archive any more"
             return ImageRef(path=hit.path, name=hit.file_name, error="vanished", detail=detail)
-        return ImageRef(
-            path=found.path,
-            name=hit.file_name,
-            offset=found.offset,
-            num_bytes=found.num_bytes,
-            load=found.load,
-            num_held=found.num_held,
-            error=found.error,
-            detail=found.detail,
-        )
+        return replace(found, name=hit.file_name)
 
 
 def member_of(hit: Hit) -> tuple[str, str]:

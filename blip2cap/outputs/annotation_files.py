@@ -224,7 +224,7 @@ def _parquet_rows(path: Path) -> Iterator[tuple[int, Any]]:
             if pictures and not {*NAMES} & {*others}:
                 raise InputError(
                     f"{path}: its column {pictures[0]} holds the images themselves. Expected a column with names of "
-                    "files: write the images to files first."
+                    "files. Write the images to files first: docs/fine-tuning.md has a script that does."
                 )
             number = 0
             for batch in file.iter_batches(columns=others if pictures else None):

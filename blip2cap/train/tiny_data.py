@@ -129,16 +129,16 @@ class DrawnCollator:
         numbers = [[[text] * len(ids) for text, (ids, _) in enumerate(each.texts, 1)] for each in examples]
         return {
             "pixels": pixels.permute(0, 3, 1, 2).contiguous(),
-            "input_ids": _rows([[ids for ids, _ in each.texts] for each in examples], self.pad_id),
-            "targets": _rows([[labels for _, labels in each.texts] for each in examples], IGNORED),
-            "texts": _rows(numbers, 0),
+            "input_ids": _packed([[ids for ids, _ in each.texts] for each in examples], self.pad_id),
+            "targets": _packed([[labels for _, labels in each.texts] for each in examples], IGNORED),
+            "texts": _packed(numbers, 0),
             "kinds": hints[:, 0],
             "colours": hints[:, 1],
             "centres": hints[:, 2].float(),
         }
 
 
-def _rows(texts: Sequence[Sequence[Sequence[int]]], padding: int) -> torch.Tensor:
+def _packed(texts: Sequence[Sequence[Sequence[int]]], padding: int) -> torch.Tensor:
     """Return the values of all texts of each scene in a row, one row for each scene, padded on the right."""
     rows = [torch.tensor(list(chain.from_iterable(each))) for each in texts]
     return pad_sequence(rows, batch_first=True, padding_value=padding)

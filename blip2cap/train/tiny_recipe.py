@@ -77,9 +77,9 @@ class TinyTrainee(DrawnTrainee):
         self.heads = PatchHeads(base.model.config.vision_config.hidden_size)
 
     def forward(self, **batch: torch.Tensor) -> dict[str, torch.Tensor]:
-        """Return `loss`, `loss_text` and `loss_hints`; all texts of an image follow its queries in one sequence.
+        """Return `loss`, `loss_text` and `loss_hints`; all texts of a scene follow its queries in one sequence.
 
-        `batch` is one of `DrawnCollator`. B = images, T = tokens of all texts, Q = query tokens.
+        `batch` is one of `DrawnCollator`. B = scenes, T = tokens of all texts, Q = query tokens.
         """
         model, texts_BT = self.model, batch["texts"]
         image_BPD = model.vision_model(normalise(batch["pixels"])).last_hidden_state
@@ -88,11 +88,11 @@ class TinyTrainee(DrawnTrainee):
         ).last_hidden_state
         text_BTD = model.get_input_embeddings()(batch["input_ids"])
         prefix_BQD = model.language_projection(queries_BQD).to(text_BTD.dtype)
-        mask, positions = _separate(texts_BT, prefix_BQD.shape[1], text_BTD.dtype)
+        mask_B1SS, positions_BS = _mask_and_positions(texts_BT, prefix_BQD.shape[1], text_BTD.dtype)
         hidden_BTD = model.language_model.model(
             inputs_embeds=torch.cat([prefix_BQD, text_BTD], dim=1),
-            attention_mask=mask,
-            position_ids=positions,
+            attention_mask=mask_B1SS,
+            position_ids=positions_BS,
             use_cache=False,
         ).last_hidden_state[:, prefix_BQD.shape[1] :]
         learned_BT = batch["targets"] != IGNORED
@@ -102,7 +102,9 @@ class TinyTrainee(DrawnTrainee):
         return {"loss": text + _HINT_WEIGHT * hints, "loss_text": text, "loss_hints": hints}
 
 
-def _separate(texts_BT: torch.Tensor, num_queries: int, dtype: torch.dtype) -> tuple[torch.Tensor, torch.Tensor]:
+def _mask_and_positions(
+    texts_BT: torch.Tensor, num_queries: int, dtype: torch.dtype
+) -> tuple[torch.Tensor, torch.Tensor]:
     """Return the additive attention mask [B, 1, S, S] and positions [B, S] of texts that do not see each other.
 
     Each token sees the queries and the tokens before it in its own text, whose positions begin after the queries.
@@ -114,8 +116,9 @@ def _separate(texts_BT: torch.Tensor, num_queries: int, dtype: torch.dtype) -> t
     same_BSS = texts_BS[:, :, None] == texts_BS[:, None, :]
     seen_BSS = (same_BSS | queries_S) & (steps_S[:, None] >= steps_S)
     first_BS = torch.where(queries_S, 0, same_BSS.int().argmax(dim=2) - num_queries)
-    mask = torch.zeros_like(seen_BSS, dtype=dtype).masked_fill(~seen_BSS, torch.finfo(dtype).min)
-    return mask[:, None], steps_S - first_BS
+    positions_BS = torch.where(queries_S | (texts_BS > 0), steps_S - first_BS, 0)
+    mask_BSS = torch.zeros_like(seen_BSS, dtype=dtype).masked_fill(~seen_BSS, torch.finfo(dtype).min)
+    return mask_BSS[:, None], positions_BS
 
 
 def job(folder: Path, *, num_steps: int | None = None) -> TrainJob:
