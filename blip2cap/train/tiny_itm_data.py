@@ -26,7 +26,7 @@ from blip2cap.train.tiny import IMAGE_SIZE, PATCH_SIZE
 class PairOptions:
     """Number of scenes, and their texts."""
 
-    num_scenes: int = 16_000
+    num_scenes: int = 32_000
     """Scenes of an epoch, the same in all; each epoch has its own order and texts."""
     shorter_share: float = 0.3
     """Share of texts that leave out some of the caption, as people search: "a boat on the sea"."""

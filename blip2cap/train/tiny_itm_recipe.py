@@ -26,7 +26,7 @@ from blip2cap.train.wordpiece import new_tokenizer
 
 OPTIM = OptimOptions(learning_rate=1e-3, warmup_steps=100, beta2=0.98)
 LOOP = LoopOptions(
-    max_steps=1_700,
+    max_steps=3_500,
     batch_size=32,
     dtype="float32",
     log_every=50,
@@ -35,7 +35,7 @@ LOOP = LoopOptions(
     seed=1,
     num_workers=1,
 )
-_ITM_WEIGHT = 3.0
+_ITM_WEIGHT = 2.0
 """Weight of the match, relative to the other two losses."""
 
 
