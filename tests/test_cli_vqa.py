@@ -79,8 +79,8 @@ def test_the_template_is_recorded_and_another_one_is_refused(scenes: Path, here:
 
 
 def test_an_empty_answer_is_asked_for_again_and_flagged(here: Path) -> None:
-    """`tiny` answers this question with nothing about most scenes."""
-    images, question = draw_scenes(here / "images", 4, size=(160, 120)), ("-q", "what is in the picture?")
+    """`tiny` answers this question with nothing about some scenes."""
+    images, question = draw_scenes(here / "images", 4, size=(160, 120)), ("-q", "Answer:")
     invoke("vqa", images, *TINY, *question, "-o", "plain.jsonl")
     result = invoke("vqa", images, *TINY, *question, "--loop-guard")
     plain, rows = read_rows(here / "plain.jsonl"), read_rows(here / "answers.jsonl")
