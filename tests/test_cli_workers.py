@@ -14,7 +14,7 @@ import pytest
 from tests.commands import draw_scenes, environment, num_lines
 
 pytestmark = pytest.mark.timeout(600)
-CAPTION = ("caption", "images", "--model", "tiny", "--batch-size", "4", "--threads", "1")
+CAPTION = ("caption", "images", "--model", "tiny", "--dtype", "float32", "--batch-size", "4", "--threads", "1")
 
 
 @pytest.fixture(scope="module")
